@@ -1,0 +1,93 @@
+"""EventBatch: a ragged minibatch of raw events, as flat tensors with offsets.
+
+Shape letters of the whole project: B events, D DOMs, N pulses, C width, H heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EventBatch:
+    """A minibatch of events in raw physical units; nothing is padded.
+
+    event_id:           (B,)   int64
+    event_dom_offsets:  (B+1,) int64, DOMs of event b are rows [offsets[b], offsets[b+1])
+    sensor_idx:         (D,)   int64, row of the DOM in the detector's table
+    xyz_m:              (D, 3) float32, position in metres
+    efficiency:         (D,)   float32, relative quantum efficiency (1 = standard DOM)
+    dom_pulse_offsets:  (D+1,) int64, pulses of DOM d are rows [offsets[d], offsets[d+1])
+    time_ns:            (N,)   float32, non-decreasing within a DOM
+    charge_pe:          (N,)   float32, photo-electrons
+    auxiliary:          (N,)   bool, True = not part of the trigger decision
+    direction:          (B, 3) float32 unit vector to the origin, or None for unlabelled events
+    n_doms_dropped, n_pulses_dropped: what the configured caps left out of this batch
+    """
+
+    event_id: Tensor
+    event_dom_offsets: Tensor
+    sensor_idx: Tensor
+    xyz_m: Tensor
+    efficiency: Tensor
+    dom_pulse_offsets: Tensor
+    time_ns: Tensor
+    charge_pe: Tensor
+    auxiliary: Tensor
+    direction: Tensor | None = None
+    n_doms_dropped: int = 0
+    n_pulses_dropped: int = 0
+
+    @property
+    def n_events(self) -> int:
+        """Count the events (B)."""
+        return self.event_id.shape[0]
+
+    @property
+    def n_doms(self) -> int:
+        """Count the DOMs of all events (D)."""
+        return self.sensor_idx.shape[0]
+
+    @property
+    def n_pulses(self) -> int:
+        """Count the pulses of all events (N)."""
+        return self.time_ns.shape[0]
+
+    def dom_event_idx(self) -> Tensor:
+        """Map each DOM to its event: (D,) int64."""
+        return segment_idx(self.event_dom_offsets, self.n_doms)
+
+    def pulse_dom_idx(self) -> Tensor:
+        """Map each pulse to its DOM: (N,) int64."""
+        return segment_idx(self.dom_pulse_offsets, self.n_pulses)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> EventBatch:
+        """Copy every tensor to a device."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> EventBatch:
+        """Copy every tensor to page-locked memory, so that transfers to a GPU can overlap."""
+        pinned = {
+            f.name: getattr(self, f.name).pin_memory()
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **pinned)
+
+
+def segment_idx(offsets: Tensor, n_rows: int) -> Tensor:
+    """Expand offsets to one segment index per row.
+
+    offsets: (S+1,) int64, non-decreasing. Returns (n_rows,) int64 in [0, S).
+    """
+    n_segments = offsets.shape[0] - 1
+    segments = torch.arange(n_segments, device=offsets.device)
+    return torch.repeat_interleave(segments, offsets.diff(), output_size=n_rows)

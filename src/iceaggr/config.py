@@ -1,0 +1,212 @@
+"""Configuration: one frozen model per component, one sentence per field, unknown keys refused.
+
+A configuration file is YAML with the sections of `ExperimentConfig`; what it leaves out keeps the
+default below. `configs/` holds the presets. Nothing else in the project reads settings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from iceaggr.errors import ConfigError
+
+PRESETS = ("laptop", "baseline_1m", "best")
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which events are used, and how they are split and stored."""
+
+    n_events: int = Field(0, ge=0)
+    """Use at most this many events of all splits together, in file order; 0 = all."""
+    validation_share: float = Field(0.1, gt=0, lt=0.5)
+    """Share of events held out for choosing checkpoints and watching training."""
+    test_share: float = Field(0.1, gt=0, lt=0.5)
+    """Share of events that only evaluation and promotion may read."""
+    split_salt: str = "iceaggr-1"
+    """Salt of the hash that assigns an event to its split: change it and every split changes."""
+    n_events_per_shard: int = Field(2048, ge=1)
+    """Events in one shard file; the last shard of a raw file may hold fewer."""
+    work_unit_mib: int = Field(256, ge=1)
+    """Raw bytes that one sharding task takes, in MiB."""
+    max_work_units: int = Field(256, ge=1)
+    """Upper bound on sharding tasks, whatever the size of the data."""
+
+
+class NormalizationConfig(Section):
+    """How raw inputs become numbers near one."""
+
+    preset: Literal["fitted", "seed", "raw"] = "fitted"
+    """fitted = from the train split; seed = fixed constants; raw = none, to see it fail."""
+    max_abs: float = Field(10.0, gt=0)
+    """A normalised value beyond this counts as an outlier."""
+    max_outlier_share: float = Field(0.01, ge=0, le=1)
+    """A batch with a larger share of outliers is refused."""
+
+
+class BatchConfig(Section):
+    """How events are grouped into minibatches."""
+
+    n_events: int = Field(256, ge=1)
+    """Events in one minibatch."""
+    max_doms_per_event: int = Field(512, ge=1)
+    """DOMs kept per event: triggering first, then by charge, spread over time."""
+    max_pulses_per_dom: int = Field(64, ge=1)
+    """Pulses kept per DOM: triggering first, then by charge, always with the first one."""
+    n_mixed_shards: int = Field(16, ge=1)
+    """Shards whose events are mixed in one batch."""
+    n_workers: int = Field(1, ge=0)
+    """Background threads that read and assemble batches; 0 = in the caller."""
+    seed: int = 0
+    """Seed of the shuffle."""
+
+
+class ModelConfig(Section):
+    """The network: pulses -> DOM transformer -> event transformer -> direction."""
+
+    d_model: int = Field(128, ge=8)
+    """Width of both transformers."""
+    n_heads: int = Field(4, ge=1)
+    """Attention heads of both transformers."""
+    n_dom_layers: int = Field(4, ge=0)
+    """Layers over the pulses of one DOM."""
+    n_event_layers: int = Field(4, ge=1)
+    """Layers over the DOMs of one event."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout share in both transformers."""
+
+
+class LossConfig(Section):
+    """What training minimises."""
+
+    kind: Literal["angle", "von_mises_fisher"] = "angle"
+    """angle = opening angle in radians; von_mises_fisher = negative log-likelihood."""
+
+
+class TrainingConfig(Section):
+    """The optimisation."""
+
+    n_epochs: int = Field(20, ge=1)
+    """Passes over the train split."""
+    max_minutes: float = Field(0.0, ge=0)
+    """Wall-clock limit in minutes, on which the schedule is laid out; 0 = none."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(1e-5, ge=0)
+    """AdamW weight decay."""
+    max_gradient_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    schedule: Literal["constant", "one_cycle"] = "constant"
+    """constant = the seed's; one_cycle = warm-up then cosine decay."""
+    warmup_share: float = Field(0.05, ge=0, lt=1)
+    """Share of all steps used to warm up, with one_cycle."""
+    checkpoint_every_n_epochs: int = Field(1, ge=1)
+    """Epochs between checkpoints."""
+    log_every_n_steps: int = Field(50, ge=1)
+    """Optimiser steps between points of the training curves."""
+    seed: int = 0
+    """Seed of weights and dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = a GPU if there is one; cuda = fail without one."""
+
+
+class LearningCheckConfig(Section):
+    """A short run that must learn before an expensive one may start."""
+
+    n_steps: int = Field(50, ge=10)
+    """Optimiser steps per row of the table."""
+    learning_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+    """Learning rates tried by the full table."""
+    min_loss_drop: float = Field(0.01, ge=0)
+    """Fall of the loss that counts as learning, last tenth against first tenth of the steps."""
+
+
+class EvaluationConfig(Section):
+    """How held-out events are scored."""
+
+    n_bootstrap: int = Field(1000, ge=100)
+    """Bootstrap samples behind each interval."""
+    max_events: int = Field(0, ge=0)
+    """Score at most this many test events; 0 = all."""
+
+
+class PromotionConfig(Section):
+    """When a challenger replaces the champion."""
+
+    model_name: str = "iceaggr-direction"
+    """Name in the model registry."""
+    min_sigma: float = Field(1.0, ge=0)
+    """The paired gain in mean opening angle must exceed this many of its standard errors."""
+
+
+class ExperimentConfig(Section):
+    """Everything that a run depends on besides its data."""
+
+    name: str = "experiment"
+    """Shown in MLflow and in reports."""
+    data: DataConfig = DataConfig()
+    normalization: NormalizationConfig = NormalizationConfig()
+    batches: BatchConfig = BatchConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    learning_check: LearningCheckConfig = LearningCheckConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionConfig = PromotionConfig()
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ExperimentConfig:
+        if self.model.d_model % self.model.n_heads:
+            raise ValueError(
+                f"model.d_model {self.model.d_model} is not a multiple of "
+                f"model.n_heads {self.model.n_heads}"
+            )
+        return self
+
+
+def parse_config(settings: dict[str, Any], where: str = "configuration") -> ExperimentConfig:
+    """Validate settings. Raises: ConfigError naming the field, the value and what is allowed."""
+    try:
+        return ExperimentConfig.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+        unknown = first["type"] == "extra_forbidden"
+        raise ConfigError(
+            f"unknown key {field}" if unknown else f"bad value for {field}",
+            where=where,
+            found=None if unknown else repr(first.get("input")),
+            expected="a field of the section" if unknown else first["msg"],
+            remedy="See src/iceaggr/config.py for every field and its meaning",
+        ) from None
+
+
+def load_config(path: str | Path) -> ExperimentConfig:
+    """Read a YAML configuration. Raises: ConfigError if it is missing, not YAML or not valid."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(
+            "configuration file not found", where=str(path), remedy="Presets are in configs/"
+        )
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise ConfigError("configuration is not YAML", where=str(path), found=line) from None
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            "configuration has no sections",
+            where=str(path),
+            found=type(settings).__name__,
+            expected="a mapping",
+        )
+    return parse_config(settings, where=str(path))

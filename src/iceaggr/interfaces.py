@@ -1,0 +1,97 @@
+"""The two seams of the library: object storage and experiment tracking, handed in from outside.
+
+Data, model and training code know these protocols only, so they import neither boto3 nor mlflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object in storage: its URI, size in bytes and the store's content tag."""
+
+    uri: str
+    n_bytes: int
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """Reads and writes whole objects by URI (`file:///...` or `s3://bucket/key`).
+
+    URIs are plain strings: pathlib would fold the two slashes of a scheme into one.
+    Every method raises StorageError, naming the URI and the remedy.
+    """
+
+    def list(self, prefix_uri: str) -> list[StoredObject]:
+        """List all objects below a prefix, sorted by URI; an absent prefix gives []."""
+
+    def stat(self, uri: str) -> StoredObject | None:
+        """Describe one object, or None when it does not exist."""
+
+    def read_bytes(self, uri: str) -> bytes:
+        """Read a whole object. Raises: StorageError if it does not exist."""
+
+    def write_bytes(self, uri: str, data: bytes) -> None:
+        """Write a whole object atomically: readers see the old one or the new one."""
+
+    def write_bytes_if_absent(self, uri: str, data: bytes) -> bool:
+        """Write only if nothing is there; False when another writer was first."""
+
+    def open_input(self, uri: str) -> BinaryIO:
+        """Open an object for reading with seek; only the ranges read are transferred."""
+
+    def upload(self, path: Path, uri: str) -> None:
+        """Copy a local file into storage atomically, in bounded memory."""
+
+    def download(self, uri: str, path: Path) -> None:
+        """Copy an object to a local file: temporary name first, then rename."""
+
+    def delete(self, uri: str) -> None:
+        """Delete one object; deleting an absent one is no error."""
+
+
+class Tracker(Protocol):
+    """Receives what a run wants to show: parameters, curves, tables, files."""
+
+    run_id: str
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Record the settings of the run, nested keys joined by '/'."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Record one point of each curve."""
+
+    def log_text(self, text: str, artifact_path: str) -> None:
+        """Store a text or HTML page with the run."""
+
+    def log_file(self, path: Path, artifact_folder: str) -> None:
+        """Store a local file with the run."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Mark the run, for searching and comparing."""
+
+
+class NullTracker:
+    """Tracks nothing: library calls on a laptop need no server."""
+
+    run_id = ""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Ignore the parameters."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Ignore the metrics."""
+
+    def log_text(self, text: str, artifact_path: str) -> None:
+        """Ignore the text."""
+
+    def log_file(self, path: Path, artifact_folder: str) -> None:
+        """Ignore the file."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Ignore the tags."""

@@ -1,0 +1,46 @@
+"""The shard format: events already grouped by DOM and sorted by time, as nested Arrow lists.
+
+A shard is one Arrow IPC file with one row per event:
+
+    event_id  int64
+    azimuth   double, radians, null when the event has no label
+    zenith    double, radians, null when the event has no label
+    doms      list<struct<sensor_id: int32, pulses: list<struct<
+                  time_ns: int64, charge_pe: double | float, auxiliary: bool>>>>
+
+DOMs are sorted by sensor_id within an event, pulses by time within a DOM (stable: equal times keep
+the order of the raw file). Nothing is rounded: charge keeps the float type of its raw file.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation", "test")
+
+
+def shard_schema(charge_type: pa.DataType) -> pa.Schema:
+    """Build the schema of a shard whose raw file holds charges of the given float type."""
+    pulse = pa.struct(
+        [
+            pa.field("time_ns", pa.int64(), nullable=False),
+            pa.field("charge_pe", charge_type, nullable=False),
+            pa.field("auxiliary", pa.bool_(), nullable=False),
+        ]
+    )
+    dom = pa.struct(
+        [
+            pa.field("sensor_id", pa.int32(), nullable=False),
+            pa.field("pulses", pa.list_(pa.field("item", pulse, nullable=False)), nullable=False),
+        ]
+    )
+    return pa.schema(
+        [
+            pa.field("event_id", pa.int64(), nullable=False),
+            pa.field("azimuth", pa.float64()),
+            pa.field("zenith", pa.float64()),
+            pa.field("doms", pa.list_(pa.field("item", dom, nullable=False)), nullable=False),
+        ],
+        metadata={b"iceaggr_shard_version": str(FORMAT_VERSION).encode()},
+    )
