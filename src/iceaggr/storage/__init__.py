@@ -1,0 +1,9 @@
+"""Object storage by URI: `file:///folder/name` on a laptop, `s3://bucket/key` on a cluster.
+
+`open_store()` reads its settings from the environment, the same names as every AWS tool:
+AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION.
+"""
+
+from iceaggr.storage.uri_store import UriStore, open_store
+
+__all__ = ["UriStore", "open_store"]

@@ -1,0 +1,189 @@
+"""Object storage on a file system: atomic writes, no half files, even after a crash."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from iceaggr.errors import StorageError
+from iceaggr.interfaces import StoredObject
+from iceaggr.storage.uris import below, file_path
+
+PARTIAL_PREFIX = ".iceaggr-partial-"
+_COPY_BYTES = 8 << 20
+
+
+class FileStore:
+    """ObjectStore over `file:///...`.
+
+    The etag is size and modification time in nanoseconds: it names the content as long as nobody
+    rewrites a file in place with the same length and sets its time back. Reading all bytes to
+    hash them would cost a pass over the data; shards carry their own sha256 besides.
+    """
+
+    def list(self, prefix_uri: str) -> list[StoredObject]:
+        """List all files inside a folder, at any depth; unfinished writes are not listed."""
+        root = file_path(prefix_uri)
+        with as_storage_error(prefix_uri, "cannot list"):
+            found = [
+                described
+                for path in _walk(root, seen=set())
+                if (described := _describe(_uri_below(prefix_uri, root, path), path))
+            ]
+        return sorted(found, key=lambda entry: entry.uri)
+
+    def stat(self, uri: str) -> StoredObject | None:
+        """Describe one file, or None when there is none."""
+        with as_storage_error(uri, "cannot look up"):
+            return _describe(uri, file_path(uri))
+
+    def read_bytes(self, uri: str) -> bytes:
+        """Read a whole file. Raises: StorageError if it is missing or shrinks while being read."""
+        with as_storage_error(uri, "cannot read"), file_path(uri).open("rb") as file:
+            n_bytes = os.fstat(file.fileno()).st_size
+            data = file.read()
+        if len(data) != n_bytes:
+            raise StorageError(
+                "file changed while it was read",
+                where=uri,
+                found=f"{len(data)} bytes",
+                expected=f"{n_bytes} bytes",
+                remedy="Wait until its writer has finished, then try again",
+            )
+        return data
+
+    def write_bytes(self, uri: str, data: bytes) -> None:
+        """Write a whole file under a temporary name, then rename it."""
+        path = file_path(uri)
+        with as_storage_error(uri, "cannot write"), partial_file(path) as partial:
+            partial.write_bytes(data)
+            replace_durably(partial, path)
+
+    def write_bytes_if_absent(self, uri: str, data: bytes) -> bool:
+        """Write only if nothing is there: a hard link fails when the name is taken."""
+        path = file_path(uri)
+        with as_storage_error(uri, "cannot write"), partial_file(path) as partial:
+            if path.exists():
+                return False
+            partial.write_bytes(data)
+            _flush(partial)
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                return False
+            _flush(path.parent)
+            return True
+
+    def open_input(self, uri: str) -> BinaryIO:
+        """Open a file for reading with seek."""
+        with as_storage_error(uri, "cannot read"):
+            return file_path(uri).open("rb")
+
+    def upload(self, path: Path, uri: str) -> None:
+        """Copy a local file into place atomically."""
+        _copy(path, file_path(uri), where=uri)
+
+    def download(self, uri: str, path: Path) -> None:
+        """Copy a stored file to a local one atomically."""
+        _copy(file_path(uri), path, where=uri)
+
+    def delete(self, uri: str) -> None:
+        """Delete one file; folders stay."""
+        with as_storage_error(uri, "cannot delete"):
+            file_path(uri).unlink(missing_ok=True)
+
+    def ensure_bucket(self, uri: str) -> None:
+        """Create the folder, and those above it."""
+        with as_storage_error(uri, "cannot create folder"):
+            file_path(uri).mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """Offer a temporary name beside `path`, removed again unless it was renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f"{PARTIAL_PREFIX}{uuid.uuid4().hex}"
+    try:
+        yield partial
+    finally:
+        with suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def replace_durably(partial: Path, path: Path) -> None:
+    """Give a finished temporary file its name: contents first on disk, then the name."""
+    _flush(partial)
+    os.replace(partial, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy(source: Path, target: Path, where: str) -> None:
+    with (
+        as_storage_error(where, f"cannot copy {source} to {target}"),
+        source.open("rb") as reader,
+        partial_file(target) as partial,
+    ):
+        with partial.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, _COPY_BYTES)
+        replace_durably(partial, target)
+
+
+def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in seen or not os.path.isdir(real):  # a link back up would never end
+        return
+    seen.add(real)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(folder / entry.name, seen)
+            elif not entry.name.startswith(PARTIAL_PREFIX):
+                yield folder / entry.name
+
+
+def _uri_below(prefix_uri: str, root: Path, path: Path) -> str:
+    return below(prefix_uri, str(path.relative_to(root)).replace("%", "%25"))
+
+
+def _describe(uri: str, path: Path) -> StoredObject | None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not path.is_file():
+        return None
+    return StoredObject(uri, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+
+
+@contextmanager
+def as_storage_error(uri: str, failed: str) -> Iterator[None]:
+    """Tell the operating system's errors as StorageError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(
+            "file not found",
+            where=uri,
+            found=f"nothing at {error.filename}",
+            remedy="Check the path, and that the step that writes it has run",
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            failed,
+            where=uri,
+            found=error.strerror or str(error),
+            remedy="Check permissions, free space and what else has this name",
+        ) from error

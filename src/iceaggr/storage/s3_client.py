@@ -1,0 +1,111 @@
+"""The connection to S3: settings from the environment, one client per process, patient retries."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from iceaggr.errors import StorageError
+from iceaggr.storage.s3_errors import explain, is_transient
+
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_PATIENT_ATTEMPTS = 8
+_LONGEST_WAIT_S = 20.0
+
+Answer = TypeVar("Answer")
+
+
+def endpoint_url() -> str | None:
+    """Read the endpoint: AWS_ENDPOINT_URL_S3 before AWS_ENDPOINT_URL; None means AWS itself."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+class S3Client:
+    """Makes requests and tells failures as StorageError.
+
+    botocore repeats a failed request twice by itself. Beyond that we wait, up to about a minute
+    and a half, but only for a store that has answered this process before: a store that was never
+    there is a wrong address, and says so at once. Shared by threads; a forked process reconnects.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._pid = 0
+        self._has_answered = False
+
+    @property
+    def endpoint(self) -> str:
+        """Name the endpoint, for messages."""
+        return endpoint_url() or "AWS S3"
+
+    def call(self, uri: str, request: Callable[[Any], Answer]) -> Answer:
+        """Run `request(boto3_client)`. Raises: StorageError naming the URI and the endpoint."""
+        try:
+            return self.attempt(request)
+        except (ClientError, BotoCoreError, OSError) as error:
+            raise explain(error, uri, self.endpoint) from error
+
+    def attempt(self, request: Callable[[Any], Answer]) -> Answer:
+        """Run a request like `call`, but let boto3's own error out."""
+        for n_failed in range(1, _PATIENT_ATTEMPTS + 1):
+            try:
+                answer = request(self._connected())
+                self._has_answered = True
+                return answer
+            except (ClientError, BotoCoreError, OSError) as error:
+                known = isinstance(error, ClientError) or self._has_answered
+                last = n_failed == _PATIENT_ATTEMPTS
+                if last or not known or not is_transient(error):
+                    raise
+            wait_s = min(0.5 * 2 ** (n_failed - 1), _LONGEST_WAIT_S)
+            time.sleep(wait_s * random.uniform(0.7, 1.3))  # workers must not come back together
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def note_answer(self) -> None:
+        """Remember that the store is there although the request has not ended yet."""
+        self._has_answered = True
+
+    def _connected(self) -> Any:
+        with self._lock:
+            if self._client is None or self._pid != os.getpid():
+                self._client, self._pid = _new_client(), os.getpid()
+            return self._client
+
+
+def _new_client() -> Any:
+    endpoint = endpoint_url()
+    host = urlsplit(endpoint).hostname if endpoint else None
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 3},
+        connect_timeout=5,
+        read_timeout=60,
+        max_pool_connections=32,
+        tcp_keepalive=True,
+        s3={"addressing_style": "path" if endpoint else "auto"},
+        # Not every S3 service knows the newer checksum headers; uploads carry Content-MD5 instead.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        proxies={} if host in _LOOPBACK else None,
+    )
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    session = boto3.session.Session(region_name=region)
+    try:
+        return session.client("s3", endpoint_url=endpoint, config=config)
+    except ValueError:
+        raise StorageError(
+            "not an endpoint address",
+            where="AWS_ENDPOINT_URL",
+            found=repr(endpoint),
+            expected="http://host:port or https://host:port",
+            remedy="Correct the environment variable",
+        ) from None

@@ -1,0 +1,128 @@
+"""What went wrong with S3, in words: endpoint, bucket, credentials or object."""
+
+from __future__ import annotations
+
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+
+from iceaggr.errors import StorageError
+from iceaggr.storage.uris import bucket_and_key
+
+UNREACHABLE = (EndpointConnectionError, ConnectTimeoutError)
+BROKEN = (
+    ConnectionClosedError,
+    ReadTimeoutError,
+    IncompleteReadError,
+    ResponseStreamingError,
+    HTTPClientError,
+    ConnectionError,
+    TimeoutError,
+)
+_BAD_CREDENTIALS = {
+    "403",
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+}
+_MISSING = {"404", "NoSuchKey", "NotFound"}
+
+
+def error_code(error: Exception) -> str:
+    """Name the S3 error code, or '' for an error that is not S3's."""
+    return str(error.response["Error"].get("Code", "")) if isinstance(error, ClientError) else ""
+
+
+def is_missing(error: Exception) -> bool:
+    """Tell whether S3 said that there is no such object."""
+    return error_code(error) in _MISSING
+
+
+def is_transient(error: Exception) -> bool:
+    """Tell whether the same request may succeed a little later."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or status == 429 or error_code(error) == "ConditionalRequestConflict"
+    return isinstance(error, UNREACHABLE + BROKEN)
+
+
+def explain(error: Exception, uri: str, endpoint: str) -> StorageError:
+    """Turn a boto3 error into one line; secrets are never part of it."""
+    bucket, _ = bucket_and_key(uri)
+    code = error_code(error)
+    if code in _MISSING:
+        return StorageError(
+            "object not found",
+            where=uri,
+            found=f"no such key at {endpoint}",
+            remedy="Check the URI, and that the step that writes it has run",
+        )
+    if code == "NoSuchBucket":
+        return missing_bucket(uri, endpoint)
+    if code in {"PreconditionFailed", "412"}:
+        return StorageError(
+            "object was replaced while it was read",
+            where=uri,
+            expected="the same content from the first byte to the last",
+            remedy="Let its writer finish, then run the step again",
+        )
+    if code in _BAD_CREDENTIALS:
+        return StorageError(
+            "object store refused the credentials",
+            where=uri,
+            found=f"{code} from {endpoint}",
+            expected=f"a key that may use bucket {bucket}",
+            remedy="Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return StorageError(
+            "no credentials for the object store",
+            where=uri,
+            expected="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
+            remedy="Set them, or start the local services with `make up`",
+        )
+    if isinstance(error, UNREACHABLE):
+        return StorageError(
+            "object store not reachable",
+            where=uri,
+            found=f"no answer from {endpoint}",
+            expected="a running S3 service",
+            remedy="Check AWS_ENDPOINT_URL, or start the local services with `make up`",
+        )
+    return _unexpected(error, uri, endpoint)
+
+
+def missing_bucket(uri: str, endpoint: str) -> StorageError:
+    """Explain that the bucket, not the object, is what is missing."""
+    bucket, _ = bucket_and_key(uri)
+    return StorageError(
+        "bucket not found",
+        where=uri,
+        found=f"no bucket {bucket!r} at {endpoint}",
+        remedy="Create the bucket, or check AWS_ENDPOINT_URL and the URI",
+    )
+
+
+def _unexpected(error: Exception, uri: str, endpoint: str) -> StorageError:
+    if isinstance(error, ClientError):
+        reply = error.response["Error"]
+        found = f"{reply.get('Code')}: {reply.get('Message', '')}".strip()
+    else:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return StorageError(
+        "object store request failed",
+        where=uri,
+        found=f"{found} from {endpoint}",
+        remedy="Check the object store's log, then run the step again: it resumes",
+    )

@@ -1,0 +1,236 @@
+"""Object storage on S3 and what speaks its protocol (SeaweedFS, MinIO, Ceph)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
+
+from iceaggr.errors import StorageError
+from iceaggr.interfaces import StoredObject
+from iceaggr.storage.file_store import as_storage_error, partial_file, replace_durably
+from iceaggr.storage.ranged_reader import RangedReader
+from iceaggr.storage.s3_client import S3Client
+from iceaggr.storage.s3_errors import error_code, explain, is_missing, missing_bucket
+from iceaggr.storage.uris import bad_uri, bucket_and_key
+
+PART_BYTES = 16 << 20
+_MAX_PARTS = 9_000
+_TAKEN = {"PreconditionFailed", "412"}
+_EXISTS = {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}
+
+
+class S3Store:
+    """ObjectStore over `s3://bucket/key`."""
+
+    def __init__(self) -> None:
+        self._s3 = S3Client()
+        self._known_buckets: set[str] = set()
+
+    def list(self, prefix_uri: str) -> list[StoredObject]:
+        """List all objects inside a folder, however many pages that takes, sorted by URI."""
+        bucket, prefix = bucket_and_key(prefix_uri)
+        prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+        query: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
+        found: list[StoredObject] = []
+        while True:
+            page = self._s3.call(prefix_uri, lambda s3: s3.list_objects_v2(**query))
+            found += [
+                StoredObject(f"s3://{bucket}/{entry['Key']}", entry["Size"], _etag(entry))
+                for entry in page.get("Contents", [])
+                if not entry["Key"].endswith("/")  # a folder mark, not an object
+            ]
+            if not page.get("IsTruncated"):
+                return sorted(found, key=lambda entry: entry.uri)
+            query["ContinuationToken"] = page["NextContinuationToken"]
+
+    def stat(self, uri: str) -> StoredObject | None:
+        """Describe one object, or None. Raises: StorageError if its very bucket is missing."""
+        where = _location(uri)
+        try:
+            head = self._s3.attempt(lambda s3: s3.head_object(**where))
+        except (ClientError, BotoCoreError, OSError) as error:
+            if not is_missing(error):
+                raise explain(error, uri, self._s3.endpoint) from error
+            self._check_bucket(uri)
+            return None
+        return StoredObject(uri, head["ContentLength"], _etag(head))
+
+    def read_bytes(self, uri: str) -> bytes:
+        """Read a whole object; a body that breaks off is asked for again."""
+        where = _location(uri)
+        return self._s3.call(uri, lambda s3: self._body(s3.get_object(**where)))
+
+    def write_bytes(self, uri: str, data: bytes) -> None:
+        """Write a whole object; the store verifies its MD5 before it becomes visible."""
+        where = _location(uri)
+        md5 = _md5(data)
+        self._s3.call(uri, lambda s3: s3.put_object(Body=data, ContentMD5=md5, **where))
+
+    def write_bytes_if_absent(self, uri: str, data: bytes) -> bool:
+        """Write only if nothing is there; False when another writer was first.
+
+        When an answer was lost and the repeated request finds the key taken, the content decides
+        whether the first try had succeeded: writers that compete should write distinct bytes.
+        """
+        where = _location(uri)
+        n_sent = 0
+
+        def put(s3: Any) -> Any:
+            nonlocal n_sent
+            n_sent += 1
+            return s3.put_object(Body=data, ContentMD5=_md5(data), IfNoneMatch="*", **where)
+
+        try:
+            self._s3.attempt(put)
+        except (ClientError, BotoCoreError, OSError) as error:
+            if error_code(error) not in _TAKEN:
+                raise explain(error, uri, self._s3.endpoint) from error
+            reply = cast(ClientError, error).response.get("ResponseMetadata", {})
+            repeated = n_sent > 1 or reply.get("RetryAttempts", 0) > 0
+            return repeated and self.read_bytes(uri) == data
+        return True
+
+    def open_input(self, uri: str) -> BinaryIO:
+        """Open an object for ranged reads; replaced meanwhile, it fails instead of mixing both."""
+        described = self._described(uri)
+        where = _location(uri)
+
+        def fetch(first: int, n_bytes: int) -> bytes:
+            span = {"Range": f"bytes={first}-{first + n_bytes - 1}", "IfMatch": described.etag}
+            data = self._s3.call(uri, lambda s3: self._body(s3.get_object(**where, **span)))
+            if len(data) != n_bytes:
+                raise StorageError(
+                    "object store sent the wrong range",
+                    where=uri,
+                    found=f"{len(data)} bytes",
+                    expected=f"{n_bytes} bytes from byte {first}",
+                    remedy="Check that the store supports ranged reads",
+                )
+            return data
+
+        return cast(BinaryIO, RangedReader(fetch, described.n_bytes, uri))
+
+    def upload(self, path: Path, uri: str) -> None:
+        """Copy a local file; above 16 MiB in parts, which appear as one object at the end."""
+        with as_storage_error(str(path), "cannot read the file to upload"):
+            n_bytes = path.stat().st_size
+            if n_bytes <= PART_BYTES:
+                self.write_bytes(uri, path.read_bytes())
+            else:
+                self._upload_parts(path, uri, max(PART_BYTES, -(-n_bytes // _MAX_PARTS)))
+        stored = self._described(uri).n_bytes
+        if stored != n_bytes:
+            raise StorageError(
+                "upload is incomplete",
+                where=uri,
+                found=f"{stored} bytes",
+                expected=f"{n_bytes} bytes",
+                remedy="Check that nobody else writes this URI, then run the step again",
+            )
+
+    def _upload_parts(self, path: Path, uri: str, part_bytes: int) -> None:
+        where = _location(uri)
+        upload = self._s3.call(uri, lambda s3: s3.create_multipart_upload(**where))
+        where["UploadId"] = upload["UploadId"]
+        parts: list[dict[str, Any]] = []
+        try:
+            for number, part in enumerate(_parts(path, part_bytes), start=1):
+                request = {**where, "PartNumber": number, "Body": part, "ContentMD5": _md5(part)}
+                answer = self._s3.call(uri, partial(_upload_part, request))
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+            finish = {**where, "MultipartUpload": {"Parts": parts}}
+            self._s3.call(uri, lambda s3: s3.complete_multipart_upload(**finish))
+        except BaseException:
+            with suppress(StorageError):  # the first error is the one to tell
+                self._s3.call(uri, lambda s3: s3.abort_multipart_upload(**where))
+            raise
+
+    def download(self, uri: str, path: Path) -> None:
+        """Copy an object to a local file in bounded memory."""
+        with (
+            self.open_input(uri) as reader,
+            as_storage_error(str(path), f"cannot write the download of {uri}"),
+            partial_file(path) as unfinished,
+        ):
+            with unfinished.open("wb") as writer:
+                while chunk := reader.read(PART_BYTES):
+                    writer.write(chunk)
+            replace_durably(unfinished, path)
+
+    def delete(self, uri: str) -> None:
+        """Delete one object; deleting an absent one is no error."""
+        where = _location(uri)
+        self._s3.call(uri, lambda s3: s3.delete_object(**where))
+
+    def ensure_bucket(self, uri: str) -> None:
+        """Create the bucket of a URI unless it is there."""
+        bucket, _ = bucket_and_key(uri)
+        try:
+            self._check_bucket(uri)
+        except StorageError:
+            try:
+                self._s3.attempt(lambda s3: s3.create_bucket(Bucket=bucket))
+            except (ClientError, BotoCoreError, OSError) as error:
+                if error_code(error) not in _EXISTS:
+                    raise explain(error, uri, self._s3.endpoint) from error
+
+    def _described(self, uri: str) -> StoredObject:
+        described = self.stat(uri)
+        if described is None:
+            missing = ClientError({"Error": {"Code": "NoSuchKey"}}, "HeadObject")
+            raise explain(missing, uri, self._s3.endpoint)
+        return described
+
+    def _check_bucket(self, uri: str) -> None:
+        bucket, _ = bucket_and_key(uri)
+        if bucket in self._known_buckets:
+            return
+        try:
+            self._s3.attempt(lambda s3: s3.head_bucket(Bucket=bucket))
+        except (ClientError, BotoCoreError, OSError) as error:
+            if is_missing(error):
+                raise missing_bucket(uri, self._s3.endpoint) from None
+            raise explain(error, uri, self._s3.endpoint) from error
+        self._known_buckets.add(bucket)
+
+    def _body(self, answer: dict[str, Any]) -> bytes:
+        self._s3.note_answer()
+        with answer["Body"] as body:
+            data = cast(bytes, body.read())
+        if len(data) != answer["ContentLength"]:
+            raise IncompleteReadError(
+                actual_bytes=len(data), expected_bytes=answer["ContentLength"]
+            )
+        return data
+
+
+def _location(uri: str) -> dict[str, Any]:
+    bucket, key = bucket_and_key(uri)
+    if not key:
+        raise bad_uri(uri)
+    return {"Bucket": bucket, "Key": key}
+
+
+def _upload_part(request: dict[str, Any], s3: Any) -> Any:
+    return s3.upload_part(**request)
+
+
+def _parts(path: Path, part_bytes: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while part := file.read(part_bytes):
+            yield part
+
+
+def _md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def _etag(entry: dict[str, Any]) -> str:
+    return str(entry["ETag"]).strip('"')

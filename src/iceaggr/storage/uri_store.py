@@ -1,0 +1,83 @@
+"""The store that everybody uses: it hands each URI to the backend of its scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from iceaggr.interfaces import StoredObject
+from iceaggr.storage.file_store import FileStore
+from iceaggr.storage.s3_store import S3Store
+from iceaggr.storage.uris import FILE_SCHEME, S3_SCHEME, bad_uri
+
+
+class UriStore:
+    """ObjectStore over `file://` and `s3://`; safe to share between threads.
+
+    Pickled, it carries no settings and no secrets: the process that unpickles it opens its own
+    from its own environment. After a fork it connects anew.
+    """
+
+    def __init__(self) -> None:
+        self._files = FileStore()
+        self._s3 = S3Store()
+
+    def __reduce__(self) -> tuple[Callable[[], UriStore], tuple[()]]:
+        return (open_store, ())
+
+    def _backend(self, uri: str) -> FileStore | S3Store:
+        if uri.startswith(FILE_SCHEME):
+            return self._files
+        if uri.startswith(S3_SCHEME):
+            return self._s3
+        raise bad_uri(uri)
+
+    def list(self, prefix_uri: str) -> list[StoredObject]:
+        """List all objects inside a folder, at any depth, sorted by URI; [] when absent.
+
+        The prefix is a folder, with or without its slash: `.../train` never lists
+        `.../train_meta.parquet`.
+        """
+        return self._backend(prefix_uri).list(prefix_uri)
+
+    def stat(self, uri: str) -> StoredObject | None:
+        """Describe one object, or None when it does not exist."""
+        return self._backend(uri).stat(uri)
+
+    def read_bytes(self, uri: str) -> bytes:
+        """Read a whole object, its length checked."""
+        return self._backend(uri).read_bytes(uri)
+
+    def write_bytes(self, uri: str, data: bytes) -> None:
+        """Write a whole object atomically: readers see the old one or the new one."""
+        self._backend(uri).write_bytes(uri, data)
+
+    def write_bytes_if_absent(self, uri: str, data: bytes) -> bool:
+        """Write only if nothing is there; False when another writer was first."""
+        return self._backend(uri).write_bytes_if_absent(uri, data)
+
+    def open_input(self, uri: str) -> BinaryIO:
+        """Open an object for reading with seek; one handle belongs to one thread at a time."""
+        return self._backend(uri).open_input(uri)
+
+    def upload(self, path: Path, uri: str) -> None:
+        """Copy a local file into storage atomically, in bounded memory."""
+        self._backend(uri).upload(Path(path), uri)
+
+    def download(self, uri: str, path: Path) -> None:
+        """Copy an object to a local file: temporary name first, then rename."""
+        self._backend(uri).download(uri, Path(path))
+
+    def delete(self, uri: str) -> None:
+        """Delete one object; deleting an absent one is no error."""
+        self._backend(uri).delete(uri)
+
+    def ensure_bucket(self, uri: str) -> None:
+        """Create the bucket of an `s3://` URI, or the folder of a `file://` URI, if absent."""
+        self._backend(uri).ensure_bucket(uri)
+
+
+def open_store() -> UriStore:
+    """Open storage with the settings of the environment; nothing connects before the first use."""
+    return UriStore()
