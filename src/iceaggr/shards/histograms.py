@@ -1,0 +1,217 @@
+"""Mergeable statistics of one feature: moments in float64, extremes and a fixed histogram."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from iceaggr.errors import ShardError
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Binning:
+    """Fixed histogram bins, plus one bin below and one above.
+
+    spacing: linear; log10 = equal steps of log10 of the value; counts = whole numbers, wider later.
+    low, high: outer edges in the feature's unit (counts: first and last whole number).
+    """
+
+    spacing: Literal["linear", "log10", "counts"]
+    low: float
+    high: float
+    n_bins: int
+
+    def edges(self) -> Floats:
+        """Give the bin edges in the feature's unit: increasing float64."""
+        if self.spacing == "linear":
+            return np.linspace(self.low, self.high, self.n_bins + 1)
+        steps = np.geomspace(self.low, self.high, self.n_bins + 1)
+        return steps if self.spacing == "log10" else np.unique(np.round(steps)) - 0.5
+
+    def bin_idx(self, values: Floats) -> npt.NDArray[np.int64]:
+        """Find the bin of each value: 0 = below all bins, the last = above all bins.
+
+        values: (n,) float64, finite. Returns (n,) int64 in [0, number of bins + 1].
+        """
+        if self.spacing == "counts":
+            return np.searchsorted(self.edges(), values, side="right")
+        low, high = self.low, self.high
+        if self.spacing == "log10":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = np.where(values > 0, np.log10(values), -np.inf)
+            low, high = math.log10(low), math.log10(high)
+        position = values - low
+        position *= self.n_bins / (high - low)
+        position += 1  # truncation is floor only for what is not negative
+        np.clip(position, 0, self.n_bins + 1, out=position)
+        bins = position.astype(np.int64)
+        # the last bin includes its upper edge, as in numpy.histogram
+        np.minimum(bins, self.n_bins, out=bins, where=values <= high)
+        return bins
+
+    def n_slots(self) -> int:
+        """Count the bins with the two outer ones."""
+        return len(self.edges()) + 1
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSketch:
+    """Weighted moments, extremes and histogram of one feature.
+
+    n_values, n_not_finite: rows counted, and rows left out as NaN or infinite
+    weight, mean, m2: sum of weights, weighted mean, weighted sum of squared deviations (float64)
+    low, high: smallest and largest value; inf and -inf when there is none
+    histogram: (K,) float64 weight per bin, with the bins below and above at its ends
+    """
+
+    binning: Binning
+    n_values: int
+    n_not_finite: int
+    weight: float
+    mean: float
+    m2: float
+    low: float
+    high: float
+    histogram: Floats
+
+    @property
+    def std(self) -> float:
+        """Weighted standard deviation; 0 when there is nothing."""
+        return math.sqrt(self.m2 / self.weight) if self.weight > 0 else 0.0
+
+    @property
+    def is_constant(self) -> bool:
+        """Tell whether fewer than two different values were seen."""
+        return self.low >= self.high
+
+    def merge(self, other: FeatureSketch) -> FeatureSketch:
+        """Join the statistics of two disjoint sets of rows; order and grouping do not matter.
+
+        Raises: ShardError if the bins differ.
+        Source: Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance".
+        """
+        if self.binning != other.binning:
+            raise ShardError(
+                "sketches have different bins",
+                found=other.binning,
+                expected=self.binning,
+                remedy="Shard all files with one version of iceaggr and one geometry",
+            )
+        weight = self.weight + other.weight
+        difference = other.mean - self.mean
+        share = other.weight / weight if weight > 0 else 0.0
+        return FeatureSketch(
+            self.binning,
+            self.n_values + other.n_values,
+            self.n_not_finite + other.n_not_finite,
+            weight,
+            self.mean + difference * share,
+            self.m2 + other.m2 + difference**2 * self.weight * share,
+            min(self.low, other.low),
+            max(self.high, other.high),
+            self.histogram + other.histogram,
+        )
+
+    def quantile(self, share: float) -> float:
+        """Estimate the value below which a share of the weight lies, to within one bin."""
+        cumulative = np.concatenate([[0.0], np.cumsum(self.histogram)])
+        return float(np.interp(share * cumulative[-1], cumulative, self._slot_edges()))
+
+    def share_beyond(self, low: float, high: float) -> float:
+        """Estimate the share of the weight outside [low, high]; exactly 0 if no value is."""
+        if self.weight <= 0 or (low <= self.low and self.high <= high):
+            return 0.0
+        cumulative = np.concatenate([[0.0], np.cumsum(self.histogram)]) / self.histogram.sum()
+        below, up_to = np.interp([low, high], self._slot_edges(), cumulative)
+        return float(np.clip(below + 1 - up_to, 0, 1))
+
+    def _slot_edges(self) -> Floats:
+        """Edges of all slots: the outer ones reach to the smallest and largest value."""
+        edges = np.clip(self.binning.edges(), self.low, self.high)
+        return np.concatenate([[self.low], edges, [self.high]])
+
+    def to_document(self) -> dict[str, Any]:
+        """Convert to JSON types without rounding; empty bins at both ends are left out."""
+        filled = np.flatnonzero(self.histogram)
+        first, last = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, 0)
+        document = {key: value for key, value in vars(self).items() if key != "histogram"}
+        return document | {
+            "binning": asdict(self.binning),
+            "low": self.low if math.isfinite(self.low) else None,
+            "high": self.high if math.isfinite(self.high) else None,
+            "first_bin": first,
+            "bins": self.histogram[first:last].tolist(),
+        }
+
+
+def feature_from_document(document: dict[str, Any]) -> FeatureSketch:
+    """Read `FeatureSketch.to_document`. Raises: KeyError, TypeError, ValueError if damaged."""
+    fields = dict(document)
+    binning = Binning(**fields.pop("binning"))
+    histogram = np.zeros(binning.n_slots())
+    first, bins = fields.pop("first_bin"), fields.pop("bins")
+    histogram[first : first + len(bins)] = bins
+    low, high = fields.pop("low"), fields.pop("high")
+    return FeatureSketch(
+        binning=binning,
+        low=math.inf if low is None else float(low),
+        high=-math.inf if high is None else float(high),
+        histogram=histogram,
+        **fields,
+    )
+
+
+def empty_feature(binning: Binning) -> FeatureSketch:
+    """Make the statistics of no rows at all."""
+    empty = np.zeros(binning.n_slots())
+    return FeatureSketch(binning, 0, 0, 0.0, 0.0, 0.0, math.inf, -math.inf, empty)
+
+
+def summarise(
+    values: npt.NDArray[np.number] | npt.NDArray[np.bool_],
+    weights: Floats,
+    binning: Binning,
+    bin_idx: npt.NDArray[np.int64] | None = None,
+) -> FeatureSketch:
+    """Compute the statistics of one feature in two passes; NaN and infinities are only counted.
+
+    values: (n,) any number type or bool.  weights: (n,) float64, positive.  bin_idx: (n,) int64, when the
+    caller knows the bins already. Returns the statistics, computed in float64.
+    """
+    values = values.astype(np.float64)
+    n_not_finite = 0
+    if len(values) and not (math.isfinite(values.min()) and math.isfinite(values.max())):
+        finite = np.isfinite(values)
+        n_not_finite = int(len(values) - finite.sum())
+        values, weights = values[finite], weights[finite]
+        bin_idx = None if bin_idx is None else bin_idx[finite]
+    if not len(values):
+        nothing = vars(empty_feature(binning)) | {"n_not_finite": n_not_finite}
+        return FeatureSketch(**nothing)
+    bins = binning.bin_idx(values) if bin_idx is None else bin_idx
+    histogram = np.bincount(bins, weights=weights, minlength=binning.n_slots())
+    # numpy adds pairwise, so that a million terms cost one or two digits, not six
+    weight = float(weights.sum())
+    product = weights * values
+    mean = float(product.sum()) / weight
+    low, high = float(values.min()), float(values.max())
+    np.subtract(values, mean, out=values)
+    np.multiply(values, values, out=values)
+    np.multiply(weights, values, out=product)
+    return FeatureSketch(
+        binning,
+        len(values),
+        n_not_finite,
+        weight,
+        mean,
+        float(product.sum()),
+        low,
+        high,
+        histogram,
+    )

@@ -1,0 +1,296 @@
+"""Sketches: statistics of events that merge in any order, written with the shards.
+
+Every event counts equally. Inside an event each pulse weighs 1/n_pulses and each DOM 1/n_doms, so
+that the few events of 100,000 pulses do not rule the statistics of the many of 50. Positions and
+sensor rows are those of the DOMs that were hit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from iceaggr.detector import Detector
+from iceaggr.errors import DetectorError, ShardError
+from iceaggr.events.dom_events import DomEvents
+from iceaggr.shards.histograms import (
+    Binning,
+    FeatureSketch,
+    Floats,
+    empty_feature,
+    feature_from_document,
+    summarise,
+)
+
+SKETCH_VERSION = 1
+PULSE_FEATURES = ("time_ns", "charge_pe", "log10_charge", "auxiliary")
+DOM_FEATURES = ("x_m", "y_m", "z_m", "sensor_idx", "n_pulses_per_dom")
+EVENT_FEATURES = ("n_pulses", "n_doms", "first_pulse_time_ns", "zenith", "azimuth")
+FEATURES = PULSE_FEATURES + DOM_FEATURES + EVENT_FEATURES
+N_PULSES_PER_BLOCK = 1 << 16  # half a MiB per float64 array: a block stays in the processor's cache
+
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """Statistics of a set of events.
+
+    features: one FeatureSketch for each name in FEATURES
+    dom_hits: (S,) int64, events in which each row of the detector's table was hit
+    """
+
+    n_events: int
+    n_doms: int
+    n_pulses: int
+    features: dict[str, FeatureSketch]
+    dom_hits: npt.NDArray[np.int64]
+
+    def merge(self, other: Sketch) -> Sketch:
+        """Join the sketches of two disjoint sets of events; order and grouping do not matter.
+
+        Raises: ShardError if they belong to different detectors or bins.
+        """
+        if len(self.dom_hits) != len(other.dom_hits):
+            raise ShardError(
+                "sketches belong to different detectors",
+                found=f"{len(other.dom_hits)} sensors",
+                expected=f"{len(self.dom_hits)} sensors",
+                remedy="Merge only what was sharded with one geometry",
+            )
+        return Sketch(
+            self.n_events + other.n_events,
+            self.n_doms + other.n_doms,
+            self.n_pulses + other.n_pulses,
+            {name: self.features[name].merge(other.features[name]) for name in FEATURES},
+            self.dom_hits + other.dom_hits,
+        )
+
+    def to_json(self) -> str:
+        """Serialise without rounding: floats come back bit by bit."""
+        document = {
+            "sketch_version": SKETCH_VERSION,
+            "n_events": self.n_events,
+            "n_doms": self.n_doms,
+            "n_pulses": self.n_pulses,
+            "features": {name: self.features[name].to_document() for name in FEATURES},
+            "dom_hits": self.dom_hits.tolist(),
+        }
+        return json.dumps(document, allow_nan=False, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str | bytes, where: str = "sketch") -> Sketch:
+        """Read a sketch. Raises: ShardError if it is damaged or of another version."""
+        try:
+            return _sketch_from_document(json.loads(text), where)
+        except ValueError as error:
+            raise _damaged(error, where) from None
+
+
+def _sketch_from_document(document: dict[str, Any], where: str) -> Sketch:
+    try:
+        version = document["sketch_version"]
+        if version != SKETCH_VERSION:
+            raise ShardError(
+                "sketch of another version",
+                where=where,
+                found=f"version {version}",
+                expected=f"version {SKETCH_VERSION}",
+                remedy="Shard the raw events again with this version of iceaggr",
+            )
+        features = document["features"]
+        return Sketch(
+            int(document["n_events"]),
+            int(document["n_doms"]),
+            int(document["n_pulses"]),
+            {name: feature_from_document(features[name]) for name in FEATURES},
+            np.array(document["dom_hits"], dtype=np.int64),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(error, where) from None
+
+
+def _damaged(error: Exception, where: str) -> ShardError:
+    return ShardError(
+        "damaged sketch",
+        where=where,
+        found=f"{type(error).__name__}: {error}",
+        remedy="Shard the raw events again; sketches are never edited by hand",
+    )
+
+
+def merge_sketches(sketches: Iterable[Sketch]) -> Sketch:
+    """Join any number of sketches. Raises: ShardError if there is none."""
+    parts = iter(sketches)
+    merged = next(parts, None)
+    if merged is None:
+        raise ShardError("no sketches to merge", expected="at least one")
+    for part in parts:
+        merged = merged.merge(part)
+    return merged
+
+
+def split_sketches_to_json(sketches: Mapping[str, Sketch]) -> str:
+    """Serialise one sketch per split into one JSON object {split: sketch}."""
+    return "{" + ",".join(f'"{split}":{s.to_json()}' for split, s in sketches.items()) + "}"
+
+
+def split_sketches_from_json(text: str | bytes, where: str) -> dict[str, Sketch]:
+    """Read `split_sketches_to_json`. Raises: ShardError if it is damaged."""
+    try:
+        parts = json.loads(text).items()
+    except (ValueError, AttributeError) as error:
+        raise _damaged(error, where) from None
+    return {split: _sketch_from_document(part, f"{where} {split}") for split, part in parts}
+
+
+def feature_binnings(detector: Detector) -> dict[str, Binning]:
+    """Choose the bins of every feature: fixed, except that positions span the detector.
+
+    Bins of whole-number times are powers of two wide, so that no value is rounded across an edge.
+    """
+    low = np.floor(detector.xyz_m.min(axis=0)) - 10
+    high = np.ceil(detector.xyz_m.max(axis=0)) + 10
+    n_sensors = detector.n_sensors
+    positions = {
+        f"{axis}_m": Binning("linear", float(low[k]), float(high[k]), 44)
+        for k, axis in enumerate("xyz")
+    }
+    return {
+        "time_ns": Binning("linear", 0.0, 102_400.0, 400),
+        "charge_pe": Binning("log10", 0.01, 10_000.0, 96),
+        "log10_charge": Binning("linear", -2.0, 4.0, 96),
+        "auxiliary": Binning("linear", -0.5, 1.5, 2),
+        **positions,
+        "sensor_idx": Binning("linear", -0.5, n_sensors - 0.5, min(n_sensors, 86)),
+        "n_pulses_per_dom": Binning("counts", 1.0, 1e5, 60),
+        "n_pulses": Binning("counts", 1.0, 1e6, 90),
+        "n_doms": Binning("counts", 1.0, 1e5, 75),
+        "first_pulse_time_ns": Binning("linear", 0.0, 20_480.0, 320),
+        "zenith": Binning("linear", 0.0, math.pi, 60),
+        "azimuth": Binning("linear", 0.0, 2 * math.pi, 60),
+    }
+
+
+def empty_sketch(detector: Detector) -> Sketch:
+    """Make the sketch of no events, the neutral element of merging."""
+    features = {name: empty_feature(bins) for name, bins in feature_binnings(detector).items()}
+    return Sketch(0, 0, 0, features, np.zeros(detector.n_sensors, np.int64))
+
+
+def sketch_events(events: DomEvents, detector: Detector) -> Sketch:
+    """Summarise events, block by block, in memory that does not grow with their number.
+
+    Raises: DetectorError if a sensor is not in the detector's table.
+    """
+    binnings = feature_binnings(detector)
+    features = empty_sketch(detector).features
+    row_weight = np.zeros(detector.n_sensors)
+    dom_hits = np.zeros(detector.n_sensors, np.int64)
+    for block in _blocks(events):
+        for name, part in _block_features(block, binnings).items():
+            features[name] = features[name].merge(part)
+        rows = _known_rows(block, detector)
+        row_weight += np.bincount(rows, weights=_dom_weights(block), minlength=detector.n_sensors)
+        dom_hits += np.bincount(rows, minlength=detector.n_sensors)
+    features |= _geometry_features(row_weight, dom_hits, detector, binnings)
+    return Sketch(events.n_events, events.n_doms, events.n_pulses, features, dom_hits)
+
+
+def _blocks(events: DomEvents) -> Iterator[DomEvents]:
+    """Cut events into views of about N_PULSES_PER_BLOCK pulses, never inside an event."""
+    pulse_offsets = events.event_pulse_offsets()
+    first = 0
+    while first < events.n_events:
+        target = pulse_offsets[first] + N_PULSES_PER_BLOCK
+        last = max(first + 1, int(np.searchsorted(pulse_offsets, target, side="right")) - 1)
+        doms = slice(events.event_dom_offsets[first], events.event_dom_offsets[last])
+        pulses = slice(pulse_offsets[first], pulse_offsets[last])
+        yield DomEvents(
+            event_id=events.event_id[first:last],
+            azimuth=events.azimuth[first:last],
+            zenith=events.zenith[first:last],
+            event_dom_offsets=events.event_dom_offsets[first : last + 1] - doms.start,
+            sensor_id=events.sensor_id[doms],
+            dom_pulse_offsets=events.dom_pulse_offsets[doms.start : doms.stop + 1] - pulses.start,
+            time_ns=events.time_ns[pulses],
+            charge_pe=events.charge_pe[pulses],
+            auxiliary=events.auxiliary[pulses],
+        )
+        first = last
+
+
+def _block_features(block: DomEvents, binnings: dict[str, Binning]) -> dict[str, FeatureSketch]:
+    """Summarise everything but the geometry."""
+    n_pulses, n_doms = np.diff(block.event_pulse_offsets()), np.diff(block.event_dom_offsets)
+    one = np.ones(block.n_events)
+    event_values: dict[str, npt.NDArray[np.number]] = {
+        "n_pulses": n_pulses,
+        "n_doms": n_doms,
+        "first_pulse_time_ns": _first_pulse_times(block, n_pulses),
+        "zenith": block.zenith,
+        "azimuth": block.azimuth,
+    }
+    found = {name: summarise(v, one, binnings[name]) for name, v in event_values.items()}
+    per_dom = np.diff(block.dom_pulse_offsets)
+    name = "n_pulses_per_dom"
+    found[name] = summarise(per_dom, _dom_weights(block), binnings[name])
+    weights = np.repeat(1.0 / np.maximum(n_pulses, 1), n_pulses)
+    found["time_ns"] = summarise(block.time_ns, weights, binnings["time_ns"])
+    found["auxiliary"] = summarise(block.auxiliary, weights, binnings["auxiliary"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log10_charge = np.log10(block.charge_pe, dtype=np.float64)
+    bins = binnings["log10_charge"].bin_idx(np.nan_to_num(log10_charge))
+    found["log10_charge"] = summarise(log10_charge, weights, binnings["log10_charge"], bins)
+    # both histograms of charge have the same bins; only charges of no logarithm differ
+    shared = bins if not found["log10_charge"].n_not_finite else None
+    found["charge_pe"] = summarise(block.charge_pe, weights, binnings["charge_pe"], shared)
+    return found
+
+
+def _first_pulse_times(block: DomEvents, n_pulses: npt.NDArray[np.int64]) -> Floats:
+    times = np.full(block.n_events, np.nan)
+    filled = n_pulses > 0
+    if filled.any():
+        starts = block.event_pulse_offsets()[:-1][filled]
+        times[filled] = np.minimum.reduceat(block.time_ns, starts)
+    return times
+
+
+def _dom_weights(block: DomEvents) -> Floats:
+    n_doms = np.diff(block.event_dom_offsets)
+    return np.repeat(1.0 / np.maximum(n_doms, 1), n_doms)
+
+
+def _known_rows(block: DomEvents, detector: Detector) -> npt.NDArray[np.int64]:
+    rows = detector.sensor_idx(block.sensor_id)
+    if (rows < 0).any():
+        raise DetectorError(
+            "sensor is not in the detector's table",
+            where=f"sensor_id {block.sensor_id[rows < 0][0]}",
+            found=f"{np.count_nonzero(rows < 0)} DOMs of unknown sensors",
+            expected=f"one of {detector.n_sensors} sensors",
+            remedy="Give the geometry of the detector that recorded these events",
+        )
+    return rows
+
+
+def _geometry_features(
+    row_weight: Floats,
+    dom_hits: npt.NDArray[np.int64],
+    detector: Detector,
+    binnings: dict[str, Binning],
+) -> dict[str, FeatureSketch]:
+    """Summarise what depends on the sensor only, from the weight of each sensor."""
+    hit = np.flatnonzero(row_weight)
+    values = {f"{axis}_m": detector.xyz_m[hit, k] for k, axis in enumerate("xyz")}
+    values["sensor_idx"] = hit.astype(np.float64)
+    found = {}
+    for name, value in values.items():
+        sketch = summarise(value, row_weight[hit], binnings[name])
+        found[name] = FeatureSketch(**(vars(sketch) | {"n_values": int(dom_hits.sum())}))
+    return found
