@@ -1,0 +1,1 @@
+"""Container steps: typed KFP signatures around one library call each."""

@@ -1,0 +1,51 @@
+"""Container step: score the model and the classical baselines on events nobody trained on."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate_model(
+    manifest: Input[Dataset],
+    model: Input[Model],
+    raw_uri: str,
+    work_uri: str,
+    experiment_name: str,
+    run_id: str,
+    config: dict,
+    evaluation: Output[Dataset],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+) -> None:
+    """Score the model on the test split, with baselines on the same events, and write the report.
+
+    Args:
+        manifest: All shards of this run.
+        model: Where the trained model lies.
+        raw_uri: Folder of the raw events; its truth/ side file is read if there is one.
+        work_uri: Folder in object storage for everything the pipeline makes.
+        experiment_name: MLflow experiment.
+        run_id: Identity of the pipeline run.
+        config: Settings, see configs/.
+        evaluation: Figures, and where the table of every test event lies.
+        report: The page with all tables and plots.
+        metrics: Opening angles in degrees.
+    """
+    from pathlib import Path
+
+    from iceaggr.steps.context import make_context
+    from iceaggr.steps.evaluate_model import run_evaluate_model
+
+    context = make_context(run_id, experiment_name, work_uri, config)
+    figures = run_evaluate_model(
+        context,
+        Path(manifest.path),
+        Path(model.path),
+        raw_uri,
+        evaluation_path=Path(evaluation.path),
+        report_path=Path(report.path),
+    )
+    for name, value in figures.items():
+        metrics.log_metric(name, value)

@@ -1,0 +1,35 @@
+"""Container step: turn one work unit of raw files into shards and their sketches."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def shard_events(
+    work_unit: str,
+    work_uri: str,
+    experiment_name: str,
+    run_id: str,
+    config: dict,
+    unit_manifest: Output[Dataset],
+) -> None:
+    """Write the shards of one work unit to object storage; what is already there is reused.
+
+    Args:
+        work_unit: One string of plan_shards.
+        work_uri: Folder in object storage for everything the pipeline makes.
+        experiment_name: MLflow experiment.
+        run_id: Identity of the pipeline run.
+        config: Settings, see configs/.
+        unit_manifest: What was written, and what was rejected and why.
+    """
+    from pathlib import Path
+
+    from iceaggr.steps.context import make_context
+    from iceaggr.steps.shard_events import run_shard_events
+
+    context = make_context(run_id, experiment_name, work_uri, config)
+    facts = run_shard_events(context, work_unit, Path(unit_manifest.path))
+    unit_manifest.metadata.update(facts)

@@ -1,0 +1,1 @@
+"""How the graph is compiled, run on this machine, submitted and scheduled."""

@@ -1,0 +1,137 @@
+"""The command line of pipeline.py: compile and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from iceaggr.config import ExperimentConfig, load_config
+from iceaggr.errors import ConfigError, IceaggrError
+from launch.compilation import compile_pipeline
+from launch.display import RunDisplay
+from launch.local_run import run_here
+from launch.result_screen import print_results
+from launch.services import service_environment
+from launch.simulated_data import ensure_simulated_events
+
+STATE_FOLDER = Path(os.environ.get("ICEAGGR_STATE_FOLDER", ".iceaggr"))
+DEFAULT_CONFIG_PATH = Path(__file__).parent.parent / "configs" / "laptop.yaml"
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What the user asked of a local run."""
+
+    raw_uri: str
+    config: ExperimentConfig
+    max_train_minutes: float
+    experiment_name: str
+    work_uri: str
+    simulate_events: int
+    summary_path: Path | None
+
+
+def main(pipeline: Any) -> None:
+    """Serve the verbs; every expected error ends in one line on stderr and exit code 1."""
+    try:
+        _app(pipeline)()
+    except IceaggrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _app(pipeline: Any) -> typer.Typer:
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+    @app.command("compile")
+    def compile_(
+        output: Annotated[Path, typer.Option(help="File to write, ends in .yaml")],
+    ) -> None:
+        """Compile the graph to KFP IR YAML."""
+        print(f"wrote {compile_pipeline(pipeline, output)}")
+
+    @app.command()
+    def run(
+        raw_uri: Annotated[
+            str, typer.Option(help="Folder of raw events, file:// or s3://; empty = simulate")
+        ] = "",
+        config: Annotated[Path, typer.Option(help="Settings, YAML")] = DEFAULT_CONFIG_PATH,
+        max_train_minutes: Annotated[
+            float, typer.Option(min=0.0, help="Limit of training; 0 = as configured")
+        ] = 0.0,
+        summary: Annotated[Path | None, typer.Option(help="Write the figures as JSON")] = None,
+        experiment_name: Annotated[str, typer.Option(help="MLflow experiment")] = "iceaggr",
+        work_uri: Annotated[
+            str, typer.Option(help="Folder for shards, checkpoints and models")
+        ] = "s3://iceaggr/work",
+        simulate_events: Annotated[
+            int, typer.Option(min=100, help="Events to simulate when no --raw-uri is given")
+        ] = 40_000,
+    ) -> None:
+        """Run the whole pipeline on this machine."""
+        request = RunRequest(
+            raw_uri=raw_uri.rstrip("/"),
+            config=load_config(config),
+            max_train_minutes=max_train_minutes,
+            experiment_name=experiment_name,
+            work_uri=work_uri.rstrip("/"),
+            simulate_events=simulate_events,
+            summary_path=summary,
+        )
+        _check_request(request)
+        _run(pipeline, request)
+
+    return app
+
+
+def _check_request(request: RunRequest) -> None:
+    for name, uri in (("--raw-uri", request.raw_uri), ("--work-uri", request.work_uri)):
+        if uri and not uri.startswith(("file:///", "s3://")):
+            raise ConfigError(
+                "not a storage URI",
+                where=name,
+                found=repr(uri),
+                expected="file:///absolute/folder or s3://bucket/folder",
+            )
+    if request.summary_path and not request.summary_path.absolute().parent.is_dir():
+        raise ConfigError("folder does not exist", where=f"--summary {request.summary_path}")
+
+
+def _run(pipeline: Any, request: RunRequest) -> None:
+    console = Console()
+    with service_environment(STATE_FOLDER, console) as addresses:
+        folder = STATE_FOLDER.absolute() / "runs" / uuid.uuid4().hex[:12]
+        raw_uri, prepare = _raw_events(request)
+        arguments = {
+            "config": request.config.model_dump(mode="json"),
+            "experiment_name": request.experiment_name,
+            "max_train_minutes": request.max_train_minutes,
+            "raw_uri": raw_uri,
+            "work_uri": request.work_uri,
+        }
+        console.print(f"raw events  {raw_uri}\nKFP log     {folder / 'kfp.log'}\n", highlight=False)
+        finished = run_here(pipeline, arguments, folder, RunDisplay(console), prepare)
+        summary = json.loads(finished.output("promote_model", "summary").read_text())
+        report = STATE_FOLDER.absolute() / f"report-{finished.run_id[:8]}.html"
+        shutil.copyfile(finished.output("evaluate_model", "report"), report)
+        print_results(console, summary, report, finished.folder / "kfp.log", addresses)
+    if request.summary_path:
+        request.summary_path.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
+
+
+def _raw_events(request: RunRequest) -> tuple[str, Callable[[], None] | None]:
+    if request.raw_uri:
+        return request.raw_uri, None
+    n_events = request.simulate_events
+    raw_uri = f"s3://iceaggr/raw/simulated-{n_events}"
+    return raw_uri, lambda: ensure_simulated_events(raw_uri, n_events)

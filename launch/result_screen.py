@@ -1,0 +1,70 @@
+"""The last screen of a local run: figures beside the baselines, verdict, where to look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.services import Addresses
+
+
+def print_results(
+    console: Console,
+    summary: dict[str, Any],
+    report: Path,
+    log: Path,
+    addresses: Addresses,
+) -> None:
+    """Print the screen from the summary that promote_model wrote."""
+    console.print()
+    console.print(_angle_table(summary))
+    console.print()
+    grid = Table.grid(padding=(0, 2))
+    for label, text in _facts(summary, addresses):
+        grid.add_row(label, text)
+    grid.add_row("report", str(report))
+    grid.add_row("log", str(log))
+    console.print(grid, highlight=False, soft_wrap=True)
+
+
+def _angle_table(summary: dict[str, Any]) -> Table:
+    table = Table(
+        title=f"Opening angle in degrees, {summary['n_events_test']:,} held-out events",
+        title_justify="left",
+    )
+    table.add_column("")
+    for name in ("mean", "median", "68 %"):
+        table.add_column(name, justify="right")
+    for row in summary["table"]:
+        table.add_row(
+            row["name"],
+            f"{row['mean_deg']:.2f} ± {row['mean_error_deg']:.2f}",
+            f"{row['median_deg']:.2f} ± {row['median_error_deg']:.2f}",
+            f"{row['p68_deg']:.2f} ± {row['p68_error_deg']:.2f}",
+        )
+    return table
+
+
+def _facts(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str]]:
+    pulses = (
+        f"{summary['pulses_in']:,} in = {summary['pulses_kept']:,} kept"
+        f" + {summary['pulses_rejected']:,} rejected"
+    )
+    events = (
+        f"{summary['n_events_train']:,} train, {summary['n_events_validation']:,} validation,"
+        f" {summary['n_events_test']:,} test"
+    )
+    verdict = "[green]promoted[/]" if summary["promoted"] else "[yellow]not promoted[/]"
+    where = f"{addresses.tracking_uri}  run {summary['mlflow_run_id']}"
+    if not addresses.stay_up:
+        where += "  (stopped now; `make up` brings it back)"
+    return [
+        ("events", events),
+        ("pulses", pulses),
+        ("verdict", f"{verdict}: {summary['reason']}"),
+        ("model", summary["model_uri"]),
+        ("MLflow", where),
+    ]

@@ -1,0 +1,61 @@
+"""The object store and tracking server of a local run: those of the environment, or our own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from iceaggr.local_services import LocalServices
+from rich.console import Console
+
+from iceaggr.errors import ConfigError
+
+_STORE_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID")
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the services of a run are, and whether they outlive it."""
+
+    tracking_uri: str
+    stay_up: bool
+
+
+@contextmanager
+def service_environment(state_folder: Path, console: Console) -> Iterator[Addresses]:
+    """Give the block an object store and a tracking server in its environment.
+
+    With MLFLOW_TRACKING_URI set, the user's own services are taken as they are. Otherwise the ones
+    of `make up` are used if they run; else they are started, and stopped after the block.
+    Raises: ConfigError if only one of the two services is configured.
+    """
+    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if tracking_uri:
+        yield Addresses(tracking_uri, stay_up=True)
+        return
+    configured = [name for name in _STORE_VARIABLES if os.environ.get(name)]
+    if configured:
+        raise ConfigError(
+            "an object store is configured but no tracking server",
+            where="environment",
+            found=", ".join(configured),
+            expected="also MLFLOW_TRACKING_URI, or neither",
+            remedy="Set MLFLOW_TRACKING_URI to your server, or unset both to start local services",
+        )
+    services = LocalServices(state_folder)
+    was_up = services.is_up()
+    if not was_up:
+        console.print("starting the object store and the MLflow server")
+    started = services.start()
+    before = dict(os.environ)
+    os.environ.update(started.env)
+    try:
+        yield Addresses(started.mlflow_uri, stay_up=was_up)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        if not was_up:
+            services.stop()

@@ -1,0 +1,1 @@
+"""The steps of the pipeline as library calls: the same for containers, command line and tests."""

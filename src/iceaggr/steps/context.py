@@ -1,0 +1,88 @@
+"""What every step knows: which run it belongs to, where the run keeps its data, its settings."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from iceaggr.config import ExperimentConfig, parse_config
+from iceaggr.errors import ConfigError, TrackingError
+from iceaggr.interfaces import NullTracker, ObjectStore, Tracker
+from iceaggr.storage import open_store
+
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The identity and the settings that the steps of one pipeline run share.
+
+    run_id: identity of the pipeline run, the key under which its steps find their MLflow run
+    experiment_name: MLflow experiment
+    work_uri: folder in object storage for shards, checkpoints and models
+    config: validated settings
+    tracked: False when a single step is run by hand without a tracking server
+    """
+
+    run_id: str
+    experiment_name: str
+    work_uri: str
+    config: ExperimentConfig
+    tracked: bool = True
+
+    @property
+    def run_uri(self) -> str:
+        """Name the folder of this run's own results."""
+        return f"{self.work_uri}/runs/{self.run_id}"
+
+    def open_store(self) -> ObjectStore:
+        """Connect to object storage with the settings of the environment."""
+        return open_store()
+
+    def open_tracker(self, step: str) -> Tracker:
+        """Open this run's tracker, found or created by the run's id.
+
+        Raises: TrackingError if MLFLOW_TRACKING_URI is not set or the server does not answer.
+        """
+        if not self.tracked:
+            return NullTracker()
+        from iceaggr.tracking import open_tracker
+
+        tracking_uri = os.environ.get(TRACKING_VARIABLE, "")
+        if not tracking_uri:
+            raise TrackingError(
+                "no tracking server configured",
+                where=TRACKING_VARIABLE,
+                remedy="Set it to the address of an MLflow server; `make up` starts one here",
+            )
+        run_name = f"{self.config.name}-{self.run_id[:8]}"
+        return open_tracker(tracking_uri, self.experiment_name, self.run_id, run_name, step)
+
+
+def make_context(
+    run_id: str,
+    experiment_name: str,
+    work_uri: str,
+    config: dict[str, Any],
+    *,
+    tracked: bool = True,
+) -> RunContext:
+    """Validate the parameters that every component receives.
+
+    Raises: ConfigError if the settings are not valid or the work folder is not a URI.
+    """
+    if "://" not in work_uri:
+        raise ConfigError(
+            "work folder is not a URI",
+            where="work_uri",
+            found=repr(work_uri),
+            expected="file:///folder or s3://bucket/folder",
+        )
+    return RunContext(
+        run_id=run_id,
+        experiment_name=experiment_name,
+        work_uri=work_uri.rstrip("/"),
+        config=parse_config(config),
+        tracked=tracked,
+    )

@@ -1,0 +1,24 @@
+"""Step 1: list the raw files and cut them into work units."""
+
+from __future__ import annotations
+
+from iceaggr.progress import StepProgress
+from iceaggr.shards.planning import plan_shards
+from iceaggr.steps.context import RunContext
+
+
+def run_plan_shards(context: RunContext, raw_uri: str) -> list[str]:
+    """Plan the sharding of all raw files and open the run in the tracker.
+
+    Returns one short string per work unit.
+    Raises: StorageError, RawDataError, TrackingError.
+    """
+    with StepProgress("plan_shards", run_id=context.run_id) as progress:
+        tracker = context.open_tracker("plan_shards")
+        tracker.log_params({"config": context.config.model_dump(mode="json")})
+        tracker.log_params({"data": {"raw_uri": raw_uri, "work_uri": context.work_uri}})
+        work_units = plan_shards(
+            context.open_store(), raw_uri, context.config.data, context.work_uri
+        )
+        progress.conclude(f"{len(work_units)} work units")
+        return work_units
