@@ -1,0 +1,220 @@
+"""The command line: the steps of the pipeline one by one, simulation, prediction, benchmarks.
+
+The steps share a folder: `iceaggr shard --folder F ...` starts it and remembers the settings in
+F/run.json, and each later step reads what the steps before it left there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from iceaggr.config import ExperimentConfig, load_config
+from iceaggr.errors import ConfigError, IceaggrError
+from iceaggr.progress import StepProgress
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Folder = Annotated[Path, typer.Option(help="Folder that the steps of one run share")]
+Uri = Annotated[str, typer.Option(help="file:///absolute/folder or s3://bucket/folder")]
+
+
+class Benchmark(StrEnum):
+    """What can be measured."""
+
+    shard = "shard"
+    loader = "loader"
+    train = "train"
+
+
+def main() -> None:
+    """Run a command; every expected error ends in one line on stderr and exit code 1."""
+    try:
+        app()
+    except IceaggrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def simulate(
+    out: Uri,
+    events: Annotated[int, typer.Option(min=1, help="Events to simulate")],
+    events_per_file: Annotated[int, typer.Option(min=1, help="Events per raw file")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes")] = 0,
+    processes: Annotated[int, typer.Option(min=0, help="0 = one per core")] = 0,
+    test: Annotated[bool, typer.Option("--test", help="Write test/ without labels")] = False,
+) -> None:
+    """Simulate raw events in the layout of the public competition set."""
+    from iceaggr.events.simulation import SimulationConfig, simulate
+    from iceaggr.storage import open_store
+
+    config = SimulationConfig(
+        n_events=events,
+        n_events_per_file=events_per_file,
+        seed=seed,
+        n_processes=processes,
+        labels=not test,
+    )
+    with StepProgress("simulate") as progress:
+        simulate(
+            open_store(),
+            out.rstrip("/"),
+            config,
+            on_progress=lambda done: progress.update(done, events, f"{done:,} events"),
+        )
+        progress.conclude(f"{events:,} events in {out}")
+
+
+@app.command()
+def shard(
+    raw_uri: Uri,
+    folder: Folder,
+    config: Annotated[Path | None, typer.Option(help="Settings, YAML")] = None,
+    work_uri: Annotated[str, typer.Option(help="Where shards go; empty = FOLDER/work")] = "",
+    experiment_name: Annotated[str, typer.Option(help="MLflow experiment")] = "iceaggr",
+) -> None:
+    """Plan and write the shards of all raw files; what is already there is reused."""
+    from iceaggr.steps.plan_shards import run_plan_shards
+    from iceaggr.steps.run_folder import RunFolder
+    from iceaggr.steps.shard_events import run_shard_events
+
+    settings = load_config(config) if config else ExperimentConfig()
+    run = RunFolder.create(folder, raw_uri, work_uri, experiment_name, settings)
+    context = run.context()
+    for index, work_unit in enumerate(run_plan_shards(context, raw_uri.rstrip("/"))):
+        run_shard_events(context, work_unit, run.unit_manifest(index))
+
+
+@app.command()
+def stats(folder: Folder) -> None:
+    """Merge the sketches of the train split into normalisation and data card."""
+    from iceaggr.steps.compute_statistics import run_compute_statistics
+    from iceaggr.steps.run_folder import RunFolder
+
+    run = RunFolder.open(folder)
+    run_compute_statistics(
+        run.context(),
+        run.unit_manifests(),
+        manifest_path=run.manifest,
+        normalization_path=run.normalization,
+        data_card_path=run.data_card,
+    )
+
+
+@app.command()
+def check(
+    folder: Folder,
+    full_table: Annotated[
+        bool, typer.Option("--full-table", help="All learning rates, normalised and raw inputs")
+    ] = False,
+) -> None:
+    """Train for a few dozen steps and fail if the loss does not fall."""
+    from iceaggr.steps.check_learning import run_check_learning
+    from iceaggr.steps.run_folder import RunFolder
+
+    run = RunFolder.open(folder)
+    run_check_learning(
+        run.context(), run.manifest, run.normalization, run.learning_table, full_table=full_table
+    )
+
+
+@app.command()
+def train(
+    folder: Folder,
+    max_train_minutes: Annotated[float, typer.Option(min=0.0, help="0 = as configured")] = 0.0,
+    gpu_count: Annotated[str, typer.Option(help="GPUs; 0 = CPU")] = "0",
+) -> None:
+    """Train the configured model; interrupted, it goes on from its last checkpoint."""
+    from iceaggr.steps.run_folder import RunFolder
+    from iceaggr.steps.train_model import run_train_model
+
+    run = RunFolder.open(folder)
+    run_train_model(
+        run.context(),
+        run.manifest,
+        run.normalization,
+        model_path=run.model,
+        max_train_minutes=max_train_minutes,
+        gpu_count=gpu_count,
+    )
+
+
+@app.command()
+def evaluate(folder: Folder) -> None:
+    """Score the model and the baselines on the test split and write the report."""
+    from iceaggr.steps.evaluate_model import run_evaluate_model
+    from iceaggr.steps.run_folder import RunFolder
+
+    run = RunFolder.open(folder)
+    run_evaluate_model(
+        run.context(),
+        run.manifest,
+        run.model,
+        run.raw_uri,
+        evaluation_path=run.evaluation,
+        report_path=run.report,
+    )
+
+
+@app.command()
+def promote(folder: Folder) -> None:
+    """Register the model and make it champion if it is better on the same events."""
+    from iceaggr.steps.promote_model import run_promote_model
+    from iceaggr.steps.run_folder import RunFolder
+
+    run = RunFolder.open(folder)
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        raise ConfigError(
+            "promotion needs a model registry",
+            where="MLFLOW_TRACKING_URI",
+            remedy="Set it to the address of an MLflow server; `make up` starts one here",
+        )
+    run_promote_model(
+        run.context(),
+        run.manifest,
+        run.model,
+        run.evaluation,
+        summary_path=run.summary,
+        verdict_path=run.verdict,
+    )
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, or a model folder's URI")],
+    raw_uri: Uri,
+    output: Annotated[Path, typer.Option(help="Parquet file to write")],
+) -> None:
+    """Predict the direction of every raw event, labelled or not."""
+    from iceaggr.steps.predict import run_predict
+
+    run_predict(model, raw_uri.rstrip("/"), output)
+
+
+@app.command()
+def bench(
+    what: Annotated[Benchmark, typer.Argument(help="What to measure")],
+    config: Annotated[Path | None, typer.Option(help="Settings of the model, for train")] = None,
+) -> None:
+    """Measure speed and memory; the last line is one JSON object."""
+    result: dict[str, Any]
+    if what is Benchmark.shard:
+        from iceaggr.benchmarks.shard import bench_shard
+
+        result = bench_shard()
+    elif what is Benchmark.loader:
+        from iceaggr.benchmarks.loader import bench_loader
+
+        result = bench_loader()
+    else:
+        from iceaggr.benchmarks.train import bench_train
+
+        result = bench_train(config)
+    print(json.dumps(result, sort_keys=True))

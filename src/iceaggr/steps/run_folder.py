@@ -1,0 +1,132 @@
+"""The folder that the steps of one run share when they are run by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from iceaggr.config import ExperimentConfig
+from iceaggr.errors import ConfigError
+from iceaggr.steps.context import TRACKING_VARIABLE, RunContext, make_context
+
+_SETTINGS = "run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of the documents that each step leaves for the next."""
+
+    path: Path
+
+    @staticmethod
+    def create(
+        path: Path,
+        raw_uri: str,
+        work_uri: str,
+        experiment_name: str,
+        config: ExperimentConfig,
+    ) -> RunFolder:
+        """Start a run in an empty or absent folder.
+
+        Raises: ConfigError if the folder already holds a run.
+        """
+        path = path.absolute()
+        if (path / _SETTINGS).exists():
+            raise ConfigError(
+                "folder holds a run already", where=str(path), remedy="Give another --folder"
+            )
+        (path / "units").mkdir(parents=True, exist_ok=True)
+        settings = {
+            "run_id": str(uuid.uuid4()),
+            "experiment_name": experiment_name,
+            "raw_uri": raw_uri.rstrip("/"),
+            "work_uri": work_uri.rstrip("/") or (path / "work").as_uri(),
+            "config": config.model_dump(mode="json"),
+        }
+        (path / _SETTINGS).write_text(json.dumps(settings, indent=1))
+        return RunFolder(path)
+
+    @staticmethod
+    def open(path: Path) -> RunFolder:
+        """Open a run that `iceaggr shard` started. Raises: ConfigError if there is none."""
+        path = path.absolute()
+        if not (path / _SETTINGS).is_file():
+            raise ConfigError(
+                "folder holds no run", where=str(path), remedy="Start with `iceaggr shard`"
+            )
+        return RunFolder(path)
+
+    def context(self) -> RunContext:
+        """Build the context of the steps; without a tracking server nothing is tracked."""
+        settings = json.loads((self.path / _SETTINGS).read_text())
+        tracked = bool(os.environ.get(TRACKING_VARIABLE))
+        if not tracked:
+            print(f"{TRACKING_VARIABLE} is not set: metrics are printed, not tracked", flush=True)
+        return make_context(
+            settings["run_id"],
+            settings["experiment_name"],
+            settings["work_uri"],
+            settings["config"],
+            tracked=tracked,
+        )
+
+    @property
+    def raw_uri(self) -> str:
+        """Give the folder of the raw events."""
+        return str(json.loads((self.path / _SETTINGS).read_text())["raw_uri"])
+
+    def unit_manifest(self, index: int) -> Path:
+        """Name the manifest of one work unit."""
+        return self.path / "units" / f"{index:05d}.json"
+
+    def unit_manifests(self) -> list[Path]:
+        """List the manifests of all work units."""
+        return sorted((self.path / "units").glob("*.json"))
+
+    @property
+    def manifest(self) -> Path:
+        """Name the merged manifest."""
+        return self.path / "manifest.json"
+
+    @property
+    def normalization(self) -> Path:
+        """Name the normalisation."""
+        return self.path / "normalization.json"
+
+    @property
+    def data_card(self) -> Path:
+        """Name the data card."""
+        return self.path / "data_card.html"
+
+    @property
+    def learning_table(self) -> Path:
+        """Name the table of the learning check."""
+        return self.path / "learning_check.html"
+
+    @property
+    def model(self) -> Path:
+        """Name the pointer to the trained model."""
+        return self.path / "model.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """Name the headline of the evaluation."""
+        return self.path / "evaluation.json"
+
+    @property
+    def report(self) -> Path:
+        """Name the report."""
+        return self.path / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        """Name the figures of the whole run."""
+        return self.path / "summary.json"
+
+    @property
+    def verdict(self) -> Path:
+        """Name the verdict on promotion."""
+        return self.path / "verdict.md"
