@@ -181,8 +181,8 @@ def summarise(
 ) -> FeatureSketch:
     """Compute the statistics of one feature in two passes; NaN and infinities are only counted.
 
-    values: (n,) any number type or bool.  weights: (n,) float64, positive.  bin_idx: (n,) int64, when the
-    caller knows the bins already. Returns the statistics, computed in float64.
+    values: (n,) any number type or bool.  weights: (n,) float64, positive.  bin_idx: (n,) int64,
+    when the caller knows the bins already. Returns the statistics, computed in float64.
     """
     values = values.astype(np.float64)
     n_not_finite = 0

@@ -244,11 +244,11 @@ def _block_features(block: DomEvents, binnings: dict[str, Binning]) -> dict[str,
     found["auxiliary"] = summarise(block.auxiliary, weights, binnings["auxiliary"])
     with np.errstate(divide="ignore", invalid="ignore"):
         log10_charge = np.log10(block.charge_pe, dtype=np.float64)
-    bins = binnings["log10_charge"].bin_idx(np.nan_to_num(log10_charge))
+    # both histograms of charge have the same bins, unless some charge has no logarithm
+    finite = bool(np.isfinite(log10_charge).all())
+    bins = binnings["log10_charge"].bin_idx(log10_charge) if finite else None
     found["log10_charge"] = summarise(log10_charge, weights, binnings["log10_charge"], bins)
-    # both histograms of charge have the same bins; only charges of no logarithm differ
-    shared = bins if not found["log10_charge"].n_not_finite else None
-    found["charge_pe"] = summarise(block.charge_pe, weights, binnings["charge_pe"], shared)
+    found["charge_pe"] = summarise(block.charge_pe, weights, binnings["charge_pe"], bins)
     return found
 
 

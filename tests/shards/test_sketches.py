@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iceaggr.detector import icecube86, parse_geometry
+from iceaggr.errors import DetectorError, ShardError
+from iceaggr.events.dom_events import DomEvents
+from iceaggr.shards import sketches
+from iceaggr.shards.histograms import Binning, summarise
+from iceaggr.shards.sketches import (
+    FEATURES,
+    Sketch,
+    empty_sketch,
+    feature_binnings,
+    merge_sketches,
+    sketch_events,
+    split_sketches_from_json,
+    split_sketches_to_json,
+)
+from tests.shards.dom_events_builder import random_dom_events
+
+DETECTOR = icecube86()
+EXACT = 1e-12
+
+
+def rows_of(events: DomEvents) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Values and weights of every feature, written out event by event as the reference."""
+    values: dict[str, list[float]] = {name: [] for name in FEATURES}
+    weights: dict[str, list[float]] = {name: [] for name in FEATURES}
+
+    def add(name: str, many: np.ndarray) -> None:
+        values[name].extend(many.tolist())
+        weights[name].extend([1 / len(many)] * len(many))
+
+    for event in range(events.n_events):
+        doms = slice(*events.event_dom_offsets[event : event + 2])
+        offsets = events.dom_pulse_offsets[doms.start : doms.stop + 1]
+        pulses = slice(offsets[0], offsets[-1])
+        rows = DETECTOR.sensor_idx(events.sensor_id[doms])
+        charge = events.charge_pe[pulses].astype(np.float64)
+        add("time_ns", events.time_ns[pulses])
+        add("charge_pe", charge)
+        add("log10_charge", np.log10(charge))
+        add("auxiliary", events.auxiliary[pulses].astype(float))
+        for k, axis in enumerate("xyz"):
+            add(f"{axis}_m", DETECTOR.xyz_m[rows, k])
+        add("sensor_idx", rows)
+        add("n_pulses_per_dom", np.diff(offsets))
+        add("n_pulses", np.array([pulses.stop - pulses.start]))
+        add("n_doms", np.array([len(rows)]))
+        add("first_pulse_time_ns", events.time_ns[pulses].min(keepdims=True))
+        add("zenith", events.zenith[event : event + 1])
+        add("azimuth", events.azimuth[event : event + 1])
+    return {name: (np.array(values[name]), np.array(weights[name])) for name in FEATURES}
+
+
+def subset(events: DomEvents, first: int, last: int) -> DomEvents:
+    doms = slice(events.event_dom_offsets[first], events.event_dom_offsets[last])
+    offsets = events.dom_pulse_offsets[doms.start : doms.stop + 1]
+    pulses = slice(offsets[0], offsets[-1])
+    return DomEvents(
+        events.event_id[first:last],
+        events.azimuth[first:last],
+        events.zenith[first:last],
+        events.event_dom_offsets[first : last + 1] - doms.start,
+        events.sensor_id[doms],
+        offsets - offsets[0],
+        events.time_ns[pulses],
+        events.charge_pe[pulses],
+        events.auxiliary[pulses],
+    )
+
+
+def assert_same(left: Sketch, right: Sketch) -> None:
+    assert (left.n_events, left.n_doms, left.n_pulses) == (
+        right.n_events,
+        right.n_doms,
+        right.n_pulses,
+    )
+    np.testing.assert_array_equal(left.dom_hits, right.dom_hits)
+    for name in FEATURES:
+        a, b = left.features[name], right.features[name]
+        assert (a.n_values, a.n_not_finite, a.low, a.high) == (
+            b.n_values,
+            b.n_not_finite,
+            b.low,
+            b.high,
+        ), name
+        np.testing.assert_allclose([a.weight, a.m2], [b.weight, b.m2], rtol=EXACT, err_msg=name)
+        assert abs(a.mean - b.mean) <= EXACT * max(abs(b.mean), b.std), name
+        np.testing.assert_allclose(a.histogram, b.histogram, rtol=EXACT, atol=1e-13, err_msg=name)
+
+
+def test_sketch_matches_two_pass_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sketches, "N_PULSES_PER_BLOCK", 5000)
+    events = random_dom_events(300, seed=1)
+    sketch = sketch_events(events, DETECTOR)
+    for name, (values, weights) in rows_of(events).items():
+        feature = sketch.features[name]
+        mean = np.average(values, weights=weights)
+        m2 = np.sum(weights * (values - mean) ** 2)
+        np.testing.assert_allclose(feature.weight, 300, rtol=EXACT, err_msg=name)
+        np.testing.assert_allclose(feature.mean, mean, rtol=1e-11, err_msg=name)
+        np.testing.assert_allclose(feature.m2, m2, rtol=1e-11, err_msg=name)
+        assert (feature.low, feature.high) == (values.min(), values.max()), name
+        expected, _ = np.histogram(values, bins=feature.binning.edges(), weights=weights)
+        np.testing.assert_allclose(feature.histogram[1:-1], expected, atol=1e-9, err_msg=name)
+        assert feature.n_values == len(values), name
+
+
+def test_sketch_keeps_late_narrow_times_where_float32_sums_fail() -> None:
+    events = random_dom_events(2000, seed=2)
+    narrow = 10_000 + np.arange(events.n_pulses) % 7
+    sketch = sketch_events(replace(events, time_ns=narrow), DETECTOR)
+    n_pulses = np.diff(events.event_pulse_offsets())
+    weights = np.repeat(1 / n_pulses, n_pulses)
+    mean = np.average(narrow.astype(np.float64), weights=weights)
+    variance = np.average((narrow - mean) ** 2, weights=weights)
+    time = sketch.features["time_ns"]
+    assert time.std**2 == pytest.approx(variance, rel=EXACT)
+    t, w = narrow.astype(np.float32), weights.astype(np.float32)
+    naive = (w * t * t).sum() / w.sum() - ((w * t).sum() / w.sum()) ** 2
+    assert abs(naive - variance) > 0.5 * variance
+
+
+def test_sketch_counts_each_event_equally_when_one_is_a_giant() -> None:
+    many = random_dom_events(50, seed=3, median_pulses=20)
+    giant = random_dom_events(1, seed=4, median_pulses=100_000)
+    giant = replace(giant, time_ns=giant.time_ns + 30_000)
+    small, large = sketch_events(many, DETECTOR), sketch_events(giant, DETECTOR)
+    both = small.merge(large)
+    expected = (50 * small.features["time_ns"].mean + large.features["time_ns"].mean) / 51
+    assert both.features["time_ns"].mean == pytest.approx(expected, rel=EXACT)
+    assert both.n_pulses > 30 * small.n_pulses
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.lists(st.integers(0, 120), max_size=6), order=st.randoms(use_true_random=False))
+def test_sketch_merges_in_any_order_and_grouping(cuts: list[int], order: object) -> None:
+    events = random_dom_events(120, seed=5, median_pulses=30)
+    bounds = [0, *sorted(cuts), 120]
+    parts = [
+        sketch_events(subset(events, first, last), DETECTOR)
+        for first, last in itertools.pairwise(bounds)
+    ]
+    order.shuffle(parts)  # type: ignore[attr-defined]
+    half = len(parts) // 2
+    left = merge_sketches([empty_sketch(DETECTOR), *parts[:half]])
+    right = merge_sketches([*parts[half:], empty_sketch(DETECTOR)])
+    assert_same(left.merge(right), sketch_events(events, DETECTOR))
+
+
+def test_sketch_json_round_trip_is_exact_and_small() -> None:
+    sketch = sketch_events(random_dom_events(500, seed=6), DETECTOR)
+    text = sketch.to_json()
+    again = Sketch.from_json(text)
+    assert again.to_json() == text
+    assert again.features["time_ns"].mean == sketch.features["time_ns"].mean
+    np.testing.assert_array_equal(
+        again.features["n_pulses"].histogram, sketch.features["n_pulses"].histogram
+    )
+    assert len(text) < 60 * 1024
+
+
+def test_split_sketches_json_round_trip_keeps_empty_splits() -> None:
+    sketch = sketch_events(random_dom_events(20, seed=6), DETECTOR)
+    parts = {"train": sketch, "test": empty_sketch(DETECTOR)}
+    again = split_sketches_from_json(split_sketches_to_json(parts), "here")
+    assert list(again) == ["train", "test"]
+    assert_same(again["train"], sketch)
+    assert_same(again["test"], empty_sketch(DETECTOR))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"sketch_version": 1}', "null"])
+def test_sketch_refuses_damaged_json(text: str) -> None:
+    with pytest.raises(ShardError, match=r"damaged sketch \[s3://x\]"):
+        Sketch.from_json(text, "s3://x")
+
+
+def test_sketch_refuses_another_version() -> None:
+    text = empty_sketch(DETECTOR).to_json().replace('"sketch_version":1', '"sketch_version":9')
+    with pytest.raises(ShardError, match=r"found version 9, expected version 1"):
+        Sketch.from_json(text)
+
+
+def test_sketch_refuses_to_merge_another_detector() -> None:
+    small = parse_geometry("sensor_id,x,y,z\n1,0,0,0\n2,5,5,5\n", "small.csv")
+    with pytest.raises(ShardError, match=r"different detectors.*found 2 sensors, expected 5160"):
+        empty_sketch(DETECTOR).merge(empty_sketch(small))
+    moved = parse_geometry("sensor_id,x,y,z\n1,0,0,0\n2,5,5,900\n", "moved.csv")
+    with pytest.raises(ShardError, match="different bins"):
+        empty_sketch(small).merge(empty_sketch(moved))
+
+
+def test_sketch_names_a_sensor_that_the_detector_lacks() -> None:
+    events = random_dom_events(5, seed=7)
+    sensor_id = events.sensor_id.copy()
+    sensor_id[3] = 9999
+    with pytest.raises(DetectorError, match=r"sensor_id 9999.*1 DOMs of unknown sensors"):
+        sketch_events(replace(events, sensor_id=sensor_id), DETECTOR)
+
+
+def test_sketch_counts_what_is_not_finite() -> None:
+    events = random_dom_events(30, seed=8, labelled=False)
+    charge = events.charge_pe.copy()
+    charge[:4] = [0.0, -1.0, np.nan, np.inf]
+    sketch = sketch_events(replace(events, charge_pe=charge), DETECTOR)
+    assert sketch.features["log10_charge"].n_not_finite == 4
+    assert sketch.features["charge_pe"].n_not_finite == 2
+    assert sketch.features["charge_pe"].low == -1.0
+    assert sketch.features["charge_pe"].histogram[0] > 0
+    assert sketch.features["zenith"].n_not_finite == 30
+    assert sketch.features["zenith"].n_values == 0
+
+
+def test_dom_hits_count_events_per_sensor() -> None:
+    events = random_dom_events(200, seed=9)
+    sketch = sketch_events(events, DETECTOR)
+    np.testing.assert_array_equal(sketch.dom_hits, np.bincount(events.sensor_id, minlength=5160))
+    assert sketch.dom_hits.sum() == events.n_doms == sketch.n_doms
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_binning_agrees_with_numpy_histogram_at_its_edges(name: str) -> None:
+    binning = feature_binnings(DETECTOR)[name]
+    edges = binning.edges()
+    middles = (edges[1:] + edges[:-1]) / 2
+    values = np.concatenate([edges[:1] - 1, edges[:1], middles, edges[-1:], edges[-1:] + 1])
+    counts = np.bincount(binning.bin_idx(values), minlength=binning.n_slots())
+    expected, _ = np.histogram(values, bins=edges)
+    assert counts[0] == 1
+    inclusive = 0 if binning.spacing == "counts" else 1
+    np.testing.assert_array_equal(counts[1:-2], expected[:-1])
+    assert counts[-2] == expected[-1] - 1 + inclusive
+    assert counts[-1] == 2 - inclusive
+
+
+def test_quantile_and_share_beyond_are_right_to_within_a_bin() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(50, 10, 100_000)
+    feature = summarise(values, np.ones(len(values)), Binning("linear", 0, 100, 200))
+    for share in (0.001, 0.25, 0.5, 0.999):
+        assert feature.quantile(share) == pytest.approx(np.quantile(values, share), abs=0.5)
+    beyond = np.mean((values < 40) | (values > 65))
+    assert feature.share_beyond(40, 65) == pytest.approx(beyond, abs=0.002)
+    assert feature.share_beyond(-1e9, 1e9) == 0
+    assert feature.share_beyond(1e9, 2e9) == 1
