@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from iceaggr.events.simulation import SimulationConfig, simulate
-
 from iceaggr.progress import StepProgress
 from iceaggr.storage import open_store
 
