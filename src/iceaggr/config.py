@@ -51,6 +51,8 @@ class NormalizationConfig(Section):
     """A normalised value beyond this counts as an outlier."""
     max_outlier_share: float = Field(0.01, ge=0, le=1)
     """A batch with a larger share of outliers is refused."""
+    constant_features: tuple[str, ...] = ()
+    """Features that may be constant because the detector lacks them, such as auxiliary."""
 
 
 class BatchConfig(Section):
