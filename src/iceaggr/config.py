@@ -40,6 +40,8 @@ class DataConfig(Section):
     """Raw bytes that one sharding task takes, in MiB."""
     max_work_units: int = Field(256, ge=1)
     """Upper bound on sharding tasks, whatever the size of the data."""
+    allow_missing_files: bool = False
+    """Shard what is there when the meta file lists batches whose files are missing."""
 
 
 class NormalizationConfig(Section):
@@ -64,12 +66,29 @@ class BatchConfig(Section):
     """DOMs kept per event: triggering first, then by charge, spread over time."""
     max_pulses_per_dom: int = Field(64, ge=1)
     """Pulses kept per DOM: triggering first, then by charge, always with the first one."""
-    n_mixed_shards: int = Field(16, ge=1)
-    """Shards whose events are mixed in one batch."""
+    max_doms_per_batch: int = Field(0, ge=0)
+    """Token budget: no batch holds more DOMs than this, and batches mix like lengths; 0 = none."""
+    n_mixed_shards: int = Field(32, ge=1)
+    """Shards held in memory together, from all of which each batch draws its events."""
     n_workers: int = Field(1, ge=0)
     """Background threads that read and assemble batches; 0 = in the caller."""
+    n_batches_ahead: int = Field(16, ge=1)
+    """Batches assembled before they are asked for."""
+    cache_folder: str = ""
+    """Local folder that keeps copies of remote shards; empty = read them again each epoch."""
+    cache_gib: float = Field(50.0, gt=0)
+    """Size of the cache folder, beyond which the shards used longest ago are deleted."""
     seed: int = 0
     """Seed of the shuffle."""
+
+    @model_validator(mode="after")
+    def _budget_holds_an_event(self) -> BatchConfig:
+        if 0 < self.max_doms_per_batch < self.max_doms_per_event:
+            raise ValueError(
+                f"max_doms_per_batch {self.max_doms_per_batch} is less than "
+                f"max_doms_per_event {self.max_doms_per_event}"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -85,13 +104,45 @@ class ModelConfig(Section):
     """Layers over the DOMs of one event."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout share in both transformers."""
+    feedforward_factor: int = Field(4, ge=1)
+    """Width of the feed-forward networks, in units of d_model."""
+    max_rows_per_chunk: int = Field(16384, ge=1)
+    """Pulses or DOMs computed at once; beyond, activations are recomputed to bound the memory."""
+    dom_statistics: bool = False
+    """Describe each DOM by order statistics of its pulses too; the only input at n_dom_layers 0."""
+    fourier_bands: int = Field(0, ge=0, le=32)
+    """Wavelengths at which times and positions are also given as sine and cosine, in float32."""
+    event_token: bool = False
+    """Read the event from a token that carries event-level features, instead of mean pooling."""
+    relative_bias: bool = False
+    """Bias attention between two DOMs by their distance and their delay to the speed of light."""
+    seed: Literal["none", "line_fit", "improved", "likelihood"] = "none"
+    """Classical fit that seed_frame and seed_head start from."""
+    seed_frame: bool = False
+    """Describe DOMs and pulses in the frame of the seed: rotated positions, residual times."""
+    seed_head: bool = False
+    """Predict in the frame of the seed, starting at 'the seed is right'."""
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> ModelConfig:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}")
+        if self.n_dom_layers == 0 and not self.dom_statistics:
+            raise ValueError("n_dom_layers 0 needs dom_statistics, else nothing reads the pulses")
+        if (self.seed_frame or self.seed_head) and self.seed == "none":
+            raise ValueError("seed_frame and seed_head need a seed")
+        return self
 
 
 class LossConfig(Section):
     """What training minimises."""
 
-    kind: Literal["angle", "von_mises_fisher"] = "angle"
-    """angle = opening angle in radians; von_mises_fisher = negative log-likelihood."""
+    kind: Literal["angle", "von_mises_fisher", "von_mises_fisher_then_angle"] = "angle"
+    """angle = opening angle in radians; von_mises_fisher = negative log-likelihood; or in turn."""
+    angle_from_progress: float = Field(0.7, ge=0, le=1)
+    """Share of training after which von_mises_fisher_then_angle minimises the angle."""
+    likelihood_share: float = Field(0.05, ge=0)
+    """Weight of the likelihood that stays beside the angle, so that kappa keeps its meaning."""
 
 
 class TrainingConfig(Section):
@@ -158,8 +209,16 @@ class EvaluationConfig(Section):
 
     n_bootstrap: int = Field(1000, ge=100)
     """Bootstrap samples behind each interval."""
+    confidence: float = Field(0.95, gt=0, lt=1)
+    """Probability that an interval covers the true value."""
     max_events: int = Field(0, ge=0)
-    """Score at most this many test events; 0 = all."""
+    """Stop after the minibatch that completes this many test events; 0 = all."""
+    min_events_per_bin: int = Field(100, ge=2)
+    """A bin with fewer events is marked as small in tables and left out of figures' bands."""
+    n_displays: int = Field(2, ge=0, le=6)
+    """Event displays for each of the best, the median and the worst events."""
+    seed: int = 0
+    """Seed of the bootstrap, the random baseline and the choice of displayed events."""
 
 
 class PromotionConfig(Section):
@@ -169,6 +228,8 @@ class PromotionConfig(Section):
     """Name in the model registry."""
     min_sigma: float = Field(1.0, ge=0)
     """The paired gain in mean opening angle must exceed this many of its standard errors."""
+    max_calibration_loss: float = Field(0.05, ge=0)
+    """By how much the challenger's mean coverage error may exceed the champion's."""
 
 
 class ExperimentConfig(Section):

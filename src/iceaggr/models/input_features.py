@@ -1,0 +1,135 @@
+"""Input features: normalised pulses, and what the configuration adds to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from iceaggr.batches.event_batch import EventBatch
+from iceaggr.config import ModelConfig
+from iceaggr.models.dom_statistics import (
+    N_SHAPES,
+    N_TIMES,
+    DomStatistics,
+    dom_statistics,
+    event_size,
+    event_time_ns,
+)
+from iceaggr.models.fourier import FourierEncoding
+from iceaggr.models.seed_frame import (
+    N_EVENT_FEATURES,
+    N_POSITION_FEATURES,
+    SeedFrame,
+    seed_frame,
+)
+from iceaggr.normalization import NormalizedInputs
+from iceaggr.reconstruction import SEED_FITS
+
+TIME_WAVES_NS = (50.0, 40_000.0)
+RESIDUAL_WAVES_NS = (20.0, 10_000.0)
+PLACE_WAVES_M = (20.0, 2_000.0)
+N_SIZE_FEATURES = 4
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the transformers see.
+
+    pulses: (N, F) float32; doms: (D, F') float32; events: (B, F'') float32
+    places: (D, 4) float32, x, y, z in m and first time in ns relative to the event
+    rotation: (B, 3, 3) float32, the seed's frame, or None without a seed
+    """
+
+    pulses: Tensor
+    doms: Tensor
+    events: Tensor
+    places: Tensor
+    rotation: Tensor | None
+
+
+class InputFeatures(nn.Module):
+    """Computes the features that the configuration asks for; it holds no weights."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        bands = config.fourier_bands
+        self.time_waves = FourierEncoding(*TIME_WAVES_NS, bands)
+        self.residual_waves = FourierEncoding(*RESIDUAL_WAVES_NS, bands)
+        self.place_waves = FourierEncoding(*PLACE_WAVES_M, bands)
+        in_frame, statistics = config.seed_frame, config.dom_statistics
+        n_clocks = 3 if in_frame else 1
+        self.n_pulse_features = 4 + (n_clocks - 1) + n_clocks * self.time_waves.width(1)
+        self.n_dom_features = 3 + self.place_waves.width(3)
+        if in_frame:
+            self.n_dom_features += N_POSITION_FEATURES
+        if statistics:
+            self.n_dom_features += N_SHAPES + n_clocks * (2 * N_TIMES + self.time_waves.width(1))
+        self.n_event_features = N_SIZE_FEATURES + (N_EVENT_FEATURES if in_frame else 0)
+
+    @torch.no_grad()
+    def forward(self, batch: EventBatch, inputs: NormalizedInputs) -> Features:
+        """Compute all features; none of them is differentiated."""
+        statistics = dom_statistics(batch)
+        time_zero = event_time_ns(batch, statistics)[batch.dom_event_idx()]
+        frame, rotation = None, None
+        if self.config.seed != "none":
+            fit = SEED_FITS[self.config.seed](batch)
+            frame = seed_frame(batch, statistics, fit)
+            rotation = frame.rotation
+        if not self.config.seed_frame:
+            frame = None
+        clocks = [time_zero] if frame is None else [time_zero, *frame.expected_ns.unbind(-1)]
+        first = (statistics.times_ns[:, 0] - time_zero)[:, None]
+        events = [event_size(batch, statistics)]
+        if frame is not None:
+            events.append(frame.event_features)
+        return Features(
+            pulses=self._pulses(batch, inputs, clocks),
+            doms=self._doms(batch, inputs, statistics, frame, clocks),
+            events=torch.cat(events, dim=-1),
+            places=torch.cat([batch.xyz_m, first], dim=-1),
+            rotation=rotation,
+        )
+
+    def _pulses(self, batch: EventBatch, inputs: NormalizedInputs, clocks: list[Tensor]) -> Tensor:
+        dom = batch.pulse_dom_idx()
+        columns = [
+            inputs.time_norm,
+            inputs.charge_norm,
+            inputs.auxiliary_norm,
+            inputs.sensor_norm[dom],
+        ]
+        residuals = [batch.time_ns - clock[dom] for clock in clocks]
+        columns += [_compress(residual) for residual in residuals[1:]]
+        waves = [self._waves(i)(residual[:, None]) for i, residual in enumerate(residuals)]
+        return torch.cat([torch.stack(columns, dim=-1), *waves], dim=-1)
+
+    def _doms(
+        self,
+        batch: EventBatch,
+        inputs: NormalizedInputs,
+        statistics: DomStatistics,
+        frame: SeedFrame | None,
+        clocks: list[Tensor],
+    ) -> Tensor:
+        columns = [inputs.xyz_norm, self.place_waves(batch.xyz_m)]
+        if frame is not None:
+            columns.append(frame.position)
+        if self.config.dom_statistics:
+            columns.append(statistics.shapes)
+            for i, clock in enumerate(clocks):
+                residual = statistics.times_ns - clock[:, None]
+                columns += [residual / 3000, _compress(residual)]
+                columns.append(self._waves(i)(residual[:, :1]))
+        return torch.cat(columns, dim=-1)
+
+    def _waves(self, clock: int) -> FourierEncoding:
+        return self.time_waves if clock == 0 else self.residual_waves
+
+
+def _compress(residual_ns: Tensor) -> Tensor:
+    """Resolve 10 ns near zero and keep 10 us finite: near one."""
+    return torch.asinh(residual_ns / 15) / 3

@@ -1,0 +1,170 @@
+"""Packing: ragged segments sorted by length, so that equal lengths are attended together.
+
+Linear layers see flat rows without any padding. Attention sees groups: neighbouring lengths
+padded by at most a stated share, or not at all. Chunks bound the memory: segments never interact,
+so a chunk may be computed, forgotten and recomputed alone. Letters: R rows, S segments, L length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+PADDING_SHARE = {"cpu": 0.06, "cuda": 0.25}
+"""Padded rows tolerated to save calls: a call costs a GPU more than a few rows do."""
+MAX_PAIRS = 8_000_000
+"""Query-key pairs attended in one call."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Segments attended in one call.
+
+    start, stop: packed rows, relative to the chunk.  n, length: padded shape.
+    gather: (n, L) int64 rows relative to the chunk, or None when all lengths are equal
+    is_real: (n, L) bool, False = padding; None when all lengths are equal
+    """
+
+    start: int
+    stop: int
+    n: int
+    length: int
+    gather: Tensor | None = None
+    is_real: Tensor | None = None
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """Shape the chunk's rows (R, ...) into (n, L, ...); padding repeats a real row."""
+        if self.gather is None:
+            return rows[self.start : self.stop].view(self.n, self.length, *rows.shape[1:])
+        return rows[self.gather]
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """Undo `pad`: (n, L, ...) into (stop - start, ...)."""
+        flat = padded.flatten(0, 1)
+        return flat if self.is_real is None else flat[self.is_real.flatten()]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Whole segments that are computed together.
+
+    rows: (R,) int64, original row of each packed row
+    segment: (R,) int64, segment of each packed row, counted from 0 in the chunk
+    n_segments: S
+    """
+
+    rows: Tensor
+    segment: Tensor
+    n_segments: int
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """All chunks, and the segments in packed order. segment_order: (S,) int64."""
+
+    chunks: tuple[Chunk, ...]
+    segment_order: Tensor
+
+    def restore(self, packed: Tensor) -> Tensor:
+        """Put one row per segment, (S, ...) in packed order, back into the original order."""
+        restored = torch.empty_like(packed)
+        return restored.index_copy(0, self.segment_order, packed)
+
+
+def pack(offsets: Tensor, max_rows: int) -> Packing:
+    """Plan the packing of segments.
+
+    offsets: (S+1,) int64, no empty segment. max_rows: rows in one chunk (one segment may exceed).
+    Raises: ValueError if a segment is empty.
+    """
+    device = offsets.device
+    bounds = offsets.cpu().numpy()
+    lengths = np.diff(bounds)
+    if len(lengths) and lengths.min() < 1:
+        raise ValueError(f"segment {int(lengths.argmin())} is empty, expected at least one row")
+    order = np.argsort(lengths, kind="stable")
+    chunks, first = [], 0
+    for last in _chunk_ends(lengths[order], max_rows):
+        chunks.append(_chunk(bounds, order[first:last], device))
+        first = last
+    return Packing(tuple(chunks), torch.from_numpy(order).to(device))
+
+
+def _chunk_ends(lengths: npt.NDArray[np.int64], max_rows: int) -> list[int]:
+    """Cut sorted segments so that each chunk holds at most max_rows rows."""
+    ends: list[int] = []
+    total = np.concatenate([[0], np.cumsum(lengths)])
+    first = 0
+    while first < len(lengths):
+        last = int(np.searchsorted(total, total[first] + max_rows, side="right")) - 1
+        ends.append(max(last, first + 1))
+        first = ends[-1]
+    return ends
+
+
+def _chunk(
+    bounds: npt.NDArray[np.int64], segments: npt.NDArray[np.int64], device: torch.device
+) -> Chunk:
+    lengths = bounds[segments + 1] - bounds[segments]
+    starts = np.cumsum(lengths) - lengths
+    segment = np.repeat(np.arange(len(segments)), lengths)
+    rows = np.arange(lengths.sum()) + (bounds[segments] - starts)[segment]
+    groups, first = [], 0
+    for last in _group_ends(lengths, PADDING_SHARE.get(device.type, 0.25)):
+        groups.append(_group(starts[first:last], lengths[first:last], device))
+        first = last
+    return Chunk(
+        torch.from_numpy(rows).to(device),
+        torch.from_numpy(segment).to(device),
+        len(segments),
+        tuple(groups),
+    )
+
+
+def _group_ends(lengths: npt.NDArray[np.int64], padding_share: float) -> list[int]:
+    """Join runs of sorted lengths while the padding and the number of pairs stay small."""
+    ends: list[int] = []
+    first = 0
+    run_ends = np.append(np.flatnonzero(np.diff(lengths)) + 1, len(lengths))
+    total = np.concatenate([[0], np.cumsum(lengths)])
+    for run, end in enumerate(run_ends):
+        length = int(lengths[end - 1])
+        most = max(1, MAX_PAIRS // length**2)
+        while end - first > most:
+            first += most
+            ends.append(first)
+        if first == end:
+            continue
+        following = run_ends[run + 1] if run + 1 < len(run_ends) else None
+        if following is not None:
+            padded = int(lengths[following - 1]) * (following - first)
+            if padded <= (total[following] - total[first]) * (1 + padding_share):
+                continue
+        ends.append(int(end))
+        first = int(end)
+    return ends
+
+
+def _group(
+    starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], device: torch.device
+) -> Group:
+    longest = int(lengths[-1])
+    start, stop = int(starts[0]), int(starts[-1] + longest)
+    if lengths[0] == longest:
+        return Group(start, stop, len(lengths), longest)
+    slot = np.arange(longest)
+    is_real = slot < lengths[:, None]
+    gather = starts[:, None] + np.minimum(slot, lengths[:, None] - 1)
+    return Group(
+        start,
+        stop,
+        len(lengths),
+        longest,
+        torch.from_numpy(gather).to(device),
+        torch.from_numpy(is_real).to(device),
+    )
