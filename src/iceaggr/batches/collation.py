@@ -1,0 +1,163 @@
+"""From events to EventBatch: vectorised, without padding, without a loop over events or DOMs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from iceaggr.batches.event_batch import EventBatch
+from iceaggr.batches.prepared_events import PreparedEvents, prepare
+from iceaggr.batches.ragged import IntArray, offsets_of, ragged_rows
+from iceaggr.config import BatchConfig
+from iceaggr.detector import Detector
+from iceaggr.events.dom_events import DomEvents
+
+
+@dataclass(frozen=True)
+class SensorTable:
+    """Sensor properties in the types of a batch: xyz_m (S, 3), efficiency (S,), float32."""
+
+    xyz_m: Tensor
+    efficiency: Tensor
+
+    @classmethod
+    def of(cls, detector: Detector) -> SensorTable:
+        """Convert a detector once, for many batches."""
+        return cls(
+            xyz_m=torch.from_numpy(detector.xyz_m.astype(np.float32)),
+            efficiency=torch.from_numpy(detector.efficiency.astype(np.float32)),
+        )
+
+
+class Gatherer:
+    """Assembles any selection of prepared events into a batch."""
+
+    def __init__(self, prepared: PreparedEvents, table: SensorTable) -> None:
+        self.prepared = prepared
+        self.table = table
+        self._dom_starts = prepared.event_dom_offsets()
+        self._pulse_starts = prepared.event_pulse_offsets()
+
+    def gather(self, event_rows: IntArray) -> EventBatch:
+        """Copy the selected events into one batch.
+
+        event_rows: (B,) int64 rows of the prepared events, any order.
+        """
+        source = self.prepared
+        n_doms, n_pulses = source.n_doms[event_rows], source.n_pulses[event_rows]
+        events = torch.from_numpy(event_rows)
+        doms = torch.from_numpy(ragged_rows(self._dom_starts[event_rows], n_doms))
+        pulses = torch.from_numpy(ragged_rows(self._pulse_starts[event_rows], n_pulses))
+        sensor_idx = source.sensor_idx.index_select(0, doms)
+        dom_n_pulses = source.dom_n_pulses.index_select(0, doms)
+        labels = source.direction
+        return EventBatch(
+            event_id=source.event_id.index_select(0, events),
+            event_dom_offsets=torch.from_numpy(offsets_of(n_doms)),
+            sensor_idx=sensor_idx,
+            xyz_m=self.table.xyz_m.index_select(0, sensor_idx),
+            efficiency=self.table.efficiency.index_select(0, sensor_idx),
+            dom_pulse_offsets=torch.from_numpy(offsets_of(dom_n_pulses.numpy())),
+            time_ns=source.time_ns.index_select(0, pulses),
+            charge_pe=source.charge_pe.index_select(0, pulses),
+            auxiliary=source.auxiliary.index_select(0, pulses),
+            direction=None if labels is None else labels.index_select(0, events),
+            n_doms_dropped=int(source.n_doms_dropped[event_rows].sum()),
+            n_pulses_dropped=int(source.n_pulses_dropped[event_rows].sum()),
+        )
+
+
+def collate(
+    events: DomEvents,
+    event_rows: npt.NDArray[np.integer],
+    detector: Detector,
+    config: BatchConfig,
+) -> EventBatch:
+    """Assemble selected events into one batch, applying the caps.
+
+    event_rows: (B,) integer rows of `events`, any order.
+    Raises: DetectorError for a sensor the detector does not have; ShardError if only some events
+    have a direction.
+    """
+    selected = select_events(events, np.asarray(event_rows, np.int64))
+    prepared = prepare(selected, detector, config)
+    return Gatherer(prepared, SensorTable.of(detector)).gather(np.arange(prepared.n_events))
+
+
+def select_events(events: DomEvents, event_rows: IntArray) -> DomEvents:
+    """Copy some events, in the order asked for.
+
+    event_rows: (B,) int64 rows of `events`.
+    """
+    n_doms = np.diff(events.event_dom_offsets)[event_rows]
+    doms = ragged_rows(events.event_dom_offsets[event_rows], n_doms)
+    pulse_offsets = events.event_pulse_offsets()
+    pulses = ragged_rows(pulse_offsets[event_rows], np.diff(pulse_offsets)[event_rows])
+    return replace(
+        events,
+        event_id=events.event_id[event_rows],
+        azimuth=events.azimuth[event_rows],
+        zenith=events.zenith[event_rows],
+        event_dom_offsets=offsets_of(n_doms),
+        sensor_id=events.sensor_id[doms],
+        dom_pulse_offsets=offsets_of(np.diff(events.dom_pulse_offsets)[doms]),
+        time_ns=events.time_ns[pulses],
+        charge_pe=events.charge_pe[pulses],
+        auxiliary=events.auxiliary[pulses],
+    )
+
+
+def join_batches(batches: Sequence[EventBatch]) -> EventBatch:
+    """Concatenate batches, in order; all or none have directions."""
+    if len(batches) == 1:
+        return batches[0]
+    joined: dict[str, Tensor | int | None] = {}
+    for field in fields(EventBatch):
+        parts = [getattr(batch, field.name) for batch in batches]
+        if field.name.endswith("_offsets"):
+            counts = torch.cat([part.diff() for part in parts])
+            joined[field.name] = torch.from_numpy(offsets_of(counts.numpy()))
+        elif isinstance(parts[0], Tensor):
+            joined[field.name] = torch.cat(parts)
+        else:
+            joined[field.name] = None if parts[0] is None else sum(parts)
+    return EventBatch(**joined)  # type: ignore[arg-type]
+
+
+def iter_batches(
+    chunks: Iterator[DomEvents], detector: Detector, config: BatchConfig
+) -> Iterator[EventBatch]:
+    """Batch a stream of events in its order, for prediction; a batch never spans two chunks.
+
+    Raises: DetectorError, ShardError as `collate`.
+    """
+    table = SensorTable.of(detector)
+    for chunk in chunks:
+        gatherer = Gatherer(prepare(chunk, detector, config), table)
+        ends = batch_ends(gatherer.prepared.n_doms, config)
+        for first, end in zip(np.append(0, ends[:-1]), ends, strict=True):
+            yield gatherer.gather(np.arange(first, end))
+
+
+def batch_ends(n_doms: IntArray, config: BatchConfig) -> IntArray:
+    """Cut events, in order, into batches of n_events at most and within the token budget.
+
+    n_doms: (B,) int64, at most max_doms_per_event each. Returns the end of each batch, int64.
+    """
+    n_events = len(n_doms)
+    if not config.max_doms_per_batch:
+        return np.append(np.arange(config.n_events, n_events, config.n_events), n_events)[
+            : -(-n_events // config.n_events)
+        ]
+    offsets = offsets_of(n_doms)
+    ends = [0]
+    while ends[-1] < n_events:
+        budget = offsets[ends[-1]] + config.max_doms_per_batch
+        within_budget = int(np.searchsorted(offsets, budget, side="right")) - 1
+        ends.append(min(within_budget, ends[-1] + config.n_events))
+    return np.array(ends[1:], np.int64)

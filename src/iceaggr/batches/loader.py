@@ -1,0 +1,217 @@
+"""EventLoader: an epoch of batches, shuffled, dealt to ranks, read ahead and resumable anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from iceaggr.batches.collation import SensorTable
+from iceaggr.batches.dealing import Deal, Span, deal
+from iceaggr.batches.event_batch import EventBatch
+from iceaggr.batches.prepared_events import PreparedEvents, prepare
+from iceaggr.batches.ragged import IntArray
+from iceaggr.batches.shard_cache import ShardCache
+from iceaggr.batches.shuffling import grouped_by_length, mixed_order, shuffle_key, windows_of
+from iceaggr.batches.windows import WindowFeed, WindowOrder
+from iceaggr.batches.workers import in_order, workers
+from iceaggr.config import BatchConfig
+from iceaggr.detector import Detector
+from iceaggr.errors import IceaggrError, ShardError
+from iceaggr.events.dom_events import DomEvents
+from iceaggr.interfaces import ObjectStore
+from iceaggr.shards.manifest import ShardEntry, ShardManifest
+from iceaggr.shards.reading import read_shard
+
+Position = dict[str, int]
+"""{"epoch": e, "n_events_done": n}: n counts the events of all ranks, so any number may go on."""
+
+GIB = 1024**3
+
+
+@dataclass(eq=False)
+class EventLoader:
+    """Batches of one split, the same on every machine.
+
+    Every epoch visits each event once, over all ranks together; each rank gets the same number of
+    batches. Only when an epoch ends with fewer events than ranks is a batch empty (n_events 0).
+    shuffle: None shuffles the train split only.
+    Raises: ShardError if the split is empty; ValueError for a rank outside the world.
+    """
+
+    store: ObjectStore
+    manifest: ShardManifest
+    split: str
+    detector: Detector
+    config: BatchConfig
+    rank: int = 0
+    world_size: int = 1
+    shuffle: bool | None = None
+    position: Position = field(init=False)
+    """Where the epoch stands once the batch handed out last is used: readable JSON."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} is outside a world of {self.world_size}")
+        self.position = {"epoch": 0, "n_events_done": 0}
+        self._entries = [entry for entry in self.manifest.shards_of(self.split) if entry.n_events]
+        if not self._entries:
+            raise ShardError(
+                f"no events in the {self.split} split",
+                where=f"manifest {self.manifest.digest()}",
+                expected="at least one",
+                remedy="Shard more raw events or raise the share of this split",
+            )
+
+    @property
+    def n_events(self) -> int:
+        """Count the events of an epoch, over all ranks."""
+        return sum(entry.n_events for entry in self._entries)
+
+    def n_batches(self, epoch: int) -> int:
+        """Count the batches that each rank gets in a whole epoch.
+
+        With a token budget the lengths of all events are needed: the first call reads every shard.
+        """
+        if not self.config.max_doms_per_batch:
+            n_spans = -(-self.n_events // self.config.n_events)
+        else:
+            orders = enumerate(self._n_doms_of(window) for window in self._windows(epoch))
+            n_spans = 0
+            for number, n_doms in orders:
+                ends = self._order(epoch, number, n_doms).ends
+                n_spans += 0 if ends is None else len(ends)
+        return -(-n_spans // self.world_size)
+
+    def epoch(self, epoch: int, position: Mapping[str, int] | None = None) -> Iterator[EventBatch]:
+        """Yield this rank's batches, from the beginning or from a saved position of this epoch.
+
+        Batches come in the same order whatever the number of workers. Close the iterator (or use it
+        up) to end the background threads.
+        Raises: ShardError naming the shard that could not be used; StorageError.
+        """
+        n_events_done = self._n_events_done(epoch, position)
+        return self._run(epoch, n_events_done)
+
+    def _run(self, epoch: int, n_events_done: int) -> Iterator[EventBatch]:
+        with workers(self.config.n_workers) as executor:
+            feed = self._feed(epoch, executor)
+            spans = self._spans(feed, n_events_done)
+            tasks = self._tasks(feed, deal(spans, self.rank, self.world_size))
+            n_ahead = self.config.n_batches_ahead if self.config.n_workers else 0
+            for batch, n_done in in_order(tasks, n_ahead):
+                self.position = {"epoch": epoch, "n_events_done": n_done}
+                yield batch
+
+    def _tasks(
+        self, feed: WindowFeed, deals: Iterator[Deal]
+    ) -> Iterator[tuple[Future[EventBatch], int]]:
+        for one in deals:
+            yield feed.gather(one.span), one.n_events_done
+
+    def _spans(self, feed: WindowFeed, n_events_done: int) -> Iterator[Span]:
+        """Cut the rest of the epoch into batches, at the same places wherever the rest begins."""
+        first = n_events_done
+        for end in self._ends(feed, n_events_done):
+            yield Span(first, end)
+            first = end
+
+    def _ends(self, feed: WindowFeed, n_events_done: int) -> Iterator[int]:
+        size = self.config.n_events
+        if not self.config.max_doms_per_batch:
+            for first in range(n_events_done - n_events_done % size, self.n_events, size):
+                yield min(first + size, self.n_events)
+            return
+        for number, start in enumerate(feed.starts[:-1].tolist()):
+            if feed.starts[number + 1] <= n_events_done:
+                continue
+            ends = feed.window(number).result().order.ends
+            assert ends is not None
+            yield from (start + ends[start + ends > n_events_done]).tolist()
+
+    def _feed(self, epoch: int, executor: Executor) -> WindowFeed:
+        return WindowFeed(
+            windows=self._windows(epoch),
+            read=self._read_prepared,
+            order=lambda number, n_doms: self._order(epoch, number, n_doms),
+            table=SensorTable.of(self.detector),
+            executor=executor,
+        )
+
+    def _windows(self, epoch: int) -> list[list[ShardEntry]]:
+        numbers = windows_of(
+            len(self._entries), self.config.n_mixed_shards, self._key(epoch, "shards")
+        )
+        return [[self._entries[i] for i in window] for window in numbers]
+
+    def _order(self, epoch: int, number: int, n_doms: IntArray) -> WindowOrder:
+        key = self._key(epoch, "window", number)
+        if key is None:
+            rows = np.arange(len(n_doms))
+        else:
+            window = self._windows(epoch)[number]
+            rows = mixed_order(np.array([entry.n_events for entry in window]), key)
+        if not self.config.max_doms_per_batch:
+            return WindowOrder(rows)
+        return WindowOrder(*grouped_by_length(rows, n_doms, self.config, key))
+
+    def _key(self, epoch: int, *parts: object) -> int | None:
+        shuffled = self.split == "train" if self.shuffle is None else self.shuffle
+        if not shuffled:
+            return None
+        return shuffle_key(self.manifest.digest(), self.split, self.config.seed, epoch, *parts)
+
+    def _n_events_done(self, epoch: int, position: Mapping[str, int] | None) -> int:
+        if position is None:
+            return 0
+        at, done = position["epoch"], position["n_events_done"]
+        if at != epoch or not 0 <= done <= self.n_events:
+            raise ShardError(
+                "position is not of this epoch and data",
+                found=f"epoch {at}, {done} events done",
+                expected=f"epoch {epoch}, at most {self.n_events} events",
+                remedy="Resume with the manifest that the run was started with",
+            )
+        return done
+
+    @cached_property
+    def _read(self) -> Callable[[ShardEntry], DomEvents]:
+        if not self.config.cache_folder:
+            return lambda entry: read_shard(self.store, entry)
+        folder = Path(self.config.cache_folder)
+        return ShardCache(self.store, folder, int(self.config.cache_gib * GIB)).read
+
+    @cached_property
+    def _known_n_doms(self) -> dict[str, IntArray]:
+        return {}
+
+    def _n_doms_of(self, window: list[ShardEntry]) -> IntArray:
+        """Find the capped lengths of a window's events; each shard is read for it once."""
+        for entry in window:
+            if entry.sha256 not in self._known_n_doms:
+                n_doms = np.diff(self._read(entry).event_dom_offsets)
+                n_doms = np.minimum(n_doms, self.config.max_doms_per_event)
+                self._known_n_doms[entry.sha256] = n_doms.astype(np.int32)
+        return np.concatenate([self._known_n_doms[entry.sha256] for entry in window])
+
+    def _read_prepared(self, entry: ShardEntry) -> PreparedEvents:
+        try:
+            return prepare(self._read(entry), self.detector, self.config)
+        except IceaggrError as error:
+            if entry.uri in str(error):
+                raise
+            raise type(error)(
+                error.what,
+                where=f"{entry.uri} {error.where}".strip(),
+                found=error.found,
+                expected=error.expected,
+                remedy=error.remedy,
+            ) from error
+        except Exception as error:
+            raise ShardError(
+                "shard could not be loaded", where=entry.uri, found=repr(error)
+            ) from error

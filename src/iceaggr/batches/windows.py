@@ -1,0 +1,120 @@
+"""Windows: the shards that are mixed together, read ahead in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+import numpy as np
+
+from iceaggr.batches.collation import Gatherer, SensorTable, join_batches
+from iceaggr.batches.dealing import Span
+from iceaggr.batches.event_batch import EventBatch
+from iceaggr.batches.prepared_events import PreparedEvents, concatenate
+from iceaggr.batches.ragged import IntArray, offsets_of
+from iceaggr.shards.manifest import ShardEntry
+
+READ_AHEAD_SHARE = 0.75
+"""Share of a window's batches by which the next window has been asked for whole."""
+
+ReadPrepared = Callable[[ShardEntry], PreparedEvents]
+
+
+@dataclass(frozen=True)
+class WindowOrder:
+    """The events of a window in their final order, and the ends of its batches.
+
+    rows: (B,) int64.  ends: int64, or None where batches are cut across windows.
+    """
+
+    rows: IntArray
+    ends: IntArray | None = None
+
+
+OrderWindow = Callable[[int, IntArray], WindowOrder]
+"""From the number of the window and the DOMs of its events to the order."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The events of some shards in memory, ready to be gathered."""
+
+    gatherer: Gatherer
+    order: WindowOrder
+
+
+class WindowFeed:
+    """Reads the windows of an epoch one after the other, at most one ahead."""
+
+    def __init__(
+        self,
+        windows: Sequence[Sequence[ShardEntry]],
+        read: ReadPrepared,
+        order: OrderWindow,
+        table: SensorTable,
+        executor: Executor,
+    ) -> None:
+        self._windows = windows
+        self._read = read
+        self._order = order
+        self._table = table
+        self._executor = executor
+        self._reading: dict[int, list[Future[PreparedEvents]]] = {}
+        self._ready: dict[int, Future[Window]] = {}
+        sizes = [sum(entry.n_events for entry in window) for window in windows]
+        self.starts = offsets_of(np.array(sizes, np.int64))
+
+    def window(self, number: int) -> Future[Window]:
+        """Give a window, reading it now if that was not asked for before."""
+        if number not in self._ready:
+            self._ask(number, 1.0)
+            parts = self._reading.pop(number)
+            self._ready[number] = self._executor.submit(self._assemble, number, parts)
+        return self._ready[number]
+
+    def gather(self, span: Span) -> Future[EventBatch]:
+        """Assemble a batch in the background and read ahead in step."""
+        first, last = self._windows_of(span)
+        pieces = []
+        for number in range(first, last + 1):
+            start, end = self.starts[number], self.starts[number + 1]
+            piece = Span(int(max(span.first, start) - start), int(min(span.end, end) - start))
+            pieces.append((self.window(number), piece))
+        for done in [number for number in self._ready if number < first]:
+            del self._ready[done]
+        if last + 1 < len(self._windows) and last + 1 not in self._ready:
+            progress = (span.end - self.starts[last]) / (self.starts[last + 1] - self.starts[last])
+            self._ask(last + 1, progress / READ_AHEAD_SHARE)
+            if progress >= READ_AHEAD_SHARE:
+                self.window(last + 1)
+        return self._executor.submit(_gather, pieces)
+
+    def _windows_of(self, span: Span) -> tuple[int, int]:
+        """Find the first and the last window of a span."""
+        first = int(np.searchsorted(self.starts, span.first, side="right")) - 1
+        last = int(np.searchsorted(self.starts, max(span.first, span.end - 1), side="right")) - 1
+        n = len(self._windows) - 1
+        return min(first, n), min(last, n)
+
+    def _ask(self, number: int, share: float) -> None:
+        """Start reading the first shards of a window."""
+        entries = self._windows[number]
+        reading = self._reading.setdefault(number, [])
+        n_wanted = min(len(entries), int(np.ceil(share * len(entries))))
+        for entry in entries[len(reading) : n_wanted]:
+            reading.append(self._executor.submit(self._read, entry))
+
+    def _assemble(self, number: int, parts: list[Future[PreparedEvents]]) -> Window:
+        prepared = concatenate([part.result() for part in parts])
+        parts.clear()
+        order = self._order(number, prepared.n_doms)
+        return Window(Gatherer(prepared, self._table), order)
+
+
+def _gather(pieces: list[tuple[Future[Window], Span]]) -> EventBatch:
+    batches = []
+    for future, piece in pieces:
+        window = future.result()
+        batches.append(window.gatherer.gather(window.order.rows[piece.first : piece.end]))
+    return join_batches(batches)
