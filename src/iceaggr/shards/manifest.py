@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -61,6 +62,7 @@ class ShardManifest(_Document):
     format_version: int = FORMAT_VERSION
     geometry_uri: str
     labelled: bool
+    notes: tuple[str, ...] = ()
     split_salt: str
     validation_share: float
     test_share: float
@@ -141,8 +143,19 @@ def merge_manifests(manifests: Iterable[ShardManifest]) -> ShardManifest:
             )
     sources = sorted((s for p in parts for s in p.source_files), key=lambda s: s.uri)
     uris = [source.uri for source in sources]
-    twice = sorted({uri for uri in uris if uris.count(uri) > 1})
+    twice = _twice(uris)
     if twice:
         raise ShardError("source file occurs in two work units", where=twice[0])
+    same = _twice([source.content_key for source in sources])
+    if same:
+        raise ShardError(
+            "two source files hold the same events",
+            where=", ".join(s.uri for s in sources if s.content_key == same[0]),
+            remedy="Remove one of them",
+        )
     shards = sorted((e for p in parts for e in p.shards), key=lambda e: e.uri)
     return ShardManifest(**first, source_files=tuple(sources), shards=tuple(shards))
+
+
+def _twice(names: list[str]) -> list[str]:
+    return sorted(name for name, n_times in Counter(names).items() if n_times > 1)

@@ -1,0 +1,189 @@
+"""Single bad pulses and bad events: rejected with a reason and counted, never silently.
+
+Structural damage stops the reading (RawDataError); what is wrong with one pulse or one event costs
+that pulse or event only. Pulses in = kept + rejected, always.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from iceaggr.detector import Detector
+from iceaggr.events.meta import EventTable
+from iceaggr.events.pulses import PulseChunk, Pulses
+
+MAX_TIME_NS = 10_000_000
+"""10 ms: a hundred times the longest readout window; anything later is no time."""
+
+# float32 angles round up: 2 pi itself becomes 6.2831855
+MAX_AZIMUTH = 2 * np.pi + 1e-6
+MAX_ZENITH = np.pi + 1e-6
+
+PULSE_REASONS = (
+    "value_missing",
+    "time_negative",
+    "time_beyond_10_ms",
+    "sensor_not_in_geometry",
+    "charge_not_finite",
+    "charge_not_positive",
+    "event_rejected",
+)
+"""Why a pulse is rejected: the first that applies."""
+
+EVENT_REASONS = (
+    "label_not_finite",
+    "label_out_of_range",
+    "no_pulses",
+    "no_valid_pulses",
+)
+"""Why an event is rejected: the first that applies."""
+
+
+@dataclass
+class Account:
+    """Events and pulses in, kept and rejected, summed while reading."""
+
+    n_events_in: int = 0
+    n_events_kept: int = 0
+    n_pulses_in: int = 0
+    n_pulses_kept: int = 0
+    rejected_events: Counter[str] = field(default_factory=Counter)
+    rejected_pulses: Counter[str] = field(default_factory=Counter)
+    rejected_event_ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CleanChunk:
+    """The events of a chunk that are kept, and why the others are not.
+
+    events:       (B,) int64, rows of the event table
+    n_pulses:     (B,) int64, at least 1
+    pulses:       the kept pulses, event after event
+    sensor_idx:   (N,) integer, rows of the detector's table
+    event_reason: (E,) int8 for all events of the chunk, index in EVENT_REASONS or -1
+    pulse_reason: (P,) int8 for all pulses of the chunk, index in PULSE_REASONS or -1;
+                  None when nothing is rejected
+    """
+
+    events: npt.NDArray[np.int64]
+    n_pulses: npt.NDArray[np.int64]
+    pulses: Pulses
+    sensor_idx: npt.NDArray[np.integer]
+    event_reason: npt.NDArray[np.int8]
+    pulse_reason: npt.NDArray[np.int8] | None
+
+
+def clean(
+    chunk: PulseChunk, table: EventTable, detector: Detector, labelled: bool, account: Account
+) -> CleanChunk:
+    """Reject bad pulses and events and add the chunk to the account.
+
+    labelled: events without a valid label are rejected.
+    """
+    rows = slice(chunk.first_event, chunk.stop_event)
+    events = np.arange(chunk.first_event, chunk.stop_event)
+    n_pulses = table.n_pulses[rows]
+    sensor_idx = _sensor_idx(chunk.pulses.sensor_id, detector)
+    event_reason = _label_reason(table, rows, labelled)
+    event_reason[(event_reason < 0) & (n_pulses == 0)] = EVENT_REASONS.index("no_pulses")
+    if _all_valid(chunk.pulses, sensor_idx) and not (event_reason >= 0).any():
+        cleaned = CleanChunk(events, n_pulses, chunk.pulses, sensor_idx, event_reason, None)
+    else:
+        pulse_reason = _pulse_reason(chunk.pulses, sensor_idx)
+        event_idx = np.repeat(np.arange(len(events)), n_pulses)
+        n_valid = np.bincount(event_idx[pulse_reason < 0], minlength=len(events))
+        event_reason[(event_reason < 0) & (n_valid == 0)] = EVENT_REASONS.index("no_valid_pulses")
+        pulse_reason[(pulse_reason < 0) & (event_reason >= 0)[event_idx]] = PULSE_REASONS.index(
+            "event_rejected"
+        )
+        kept_events, kept = event_reason < 0, pulse_reason < 0
+        cleaned = CleanChunk(
+            events=events[kept_events],
+            n_pulses=n_valid[kept_events],
+            pulses=chunk.pulses.take(kept),
+            sensor_idx=sensor_idx[kept],
+            event_reason=event_reason,
+            pulse_reason=pulse_reason,
+        )
+    _book(cleaned, chunk, table, account)
+    return cleaned
+
+
+def _book(cleaned: CleanChunk, chunk: PulseChunk, table: EventTable, account: Account) -> None:
+    account.n_events_in += chunk.stop_event - chunk.first_event
+    account.n_events_kept += len(cleaned.events)
+    account.n_pulses_in += len(chunk.pulses)
+    account.n_pulses_kept += len(cleaned.pulses)
+    if cleaned.pulse_reason is None:
+        return
+    account.rejected_events.update(_count(cleaned.event_reason, EVENT_REASONS))
+    account.rejected_pulses.update(_count(cleaned.pulse_reason, PULSE_REASONS))
+    rejected = chunk.first_event + np.flatnonzero(cleaned.event_reason >= 0)
+    account.rejected_event_ids.extend(table.event_id[rejected].tolist())
+
+
+def _count(reason: npt.NDArray[np.int8], names: tuple[str, ...]) -> dict[str, int]:
+    counts = np.bincount(reason[reason >= 0], minlength=len(names))
+    return {name: int(n) for name, n in zip(names, counts, strict=True) if n}
+
+
+def _sensor_idx(sensor_id: npt.NDArray[np.integer], detector: Detector) -> npt.NDArray[np.integer]:
+    is_contiguous = detector.sensor_id[0] == 0 and detector.sensor_id[-1] == detector.n_sensors - 1
+    if (
+        is_contiguous
+        and len(sensor_id)
+        and 0 <= sensor_id.min() <= sensor_id.max() < detector.n_sensors
+    ):
+        return sensor_id  # ids that count from 0 are the table's rows
+    return detector.sensor_idx(sensor_id)
+
+
+def _all_valid(pulses: Pulses, sensor_idx: npt.NDArray[np.integer]) -> bool:
+    if not len(pulses):
+        return True
+    # least and greatest are one quick pass each; a NaN makes both comparisons of its column false
+    return bool(
+        not pulses.is_missing.any()
+        and sensor_idx.min() >= 0
+        and pulses.time_ns.min() >= 0
+        and pulses.time_ns.max() <= MAX_TIME_NS
+        and pulses.charge_pe.min() > 0
+        and pulses.charge_pe.max() < np.inf
+    )
+
+
+def _pulse_reason(pulses: Pulses, sensor_idx: npt.NDArray[np.integer]) -> npt.NDArray[np.int8]:
+    faults = {
+        "value_missing": pulses.is_missing,
+        "time_negative": pulses.time_ns < 0,
+        "time_beyond_10_ms": pulses.time_ns > MAX_TIME_NS,
+        "sensor_not_in_geometry": sensor_idx < 0,
+        "charge_not_finite": ~np.isfinite(pulses.charge_pe),
+        "charge_not_positive": pulses.charge_pe <= 0,
+    }
+    return _first_reason(faults, PULSE_REASONS, len(pulses))
+
+
+def _label_reason(table: EventTable, rows: slice, labelled: bool) -> npt.NDArray[np.int8]:
+    azimuth, zenith = table.azimuth[rows], table.zenith[rows]
+    if not labelled:
+        return np.full(len(azimuth), -1, np.int8)
+    in_range = (azimuth >= 0) & (azimuth <= MAX_AZIMUTH) & (zenith >= 0) & (zenith <= MAX_ZENITH)
+    faults = {
+        "label_not_finite": ~np.isfinite(azimuth) | ~np.isfinite(zenith),
+        "label_out_of_range": ~in_range,
+    }
+    return _first_reason(faults, EVENT_REASONS, len(azimuth))
+
+
+def _first_reason(
+    faults: dict[str, npt.NDArray[np.bool_]], names: tuple[str, ...], n_rows: int
+) -> npt.NDArray[np.int8]:
+    reason = np.full(n_rows, -1, np.int8)
+    for name, is_faulty in faults.items():
+        reason[is_faulty & (reason < 0)] = names.index(name)
+    return reason

@@ -1,0 +1,132 @@
+"""The raw layout in storage: which files make up a set of raw events, and its detector."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from iceaggr.detector import BUILT_IN, Detector, icecube86, parse_geometry
+from iceaggr.errors import RawDataError
+from iceaggr.interfaces import ObjectStore, StoredObject
+
+NOTES_FILE = "source_notes.json"
+"""Below the raw URI: what a converted source did not have, as a JSON list of sentences."""
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """One batch file."""
+
+    batch_id: int
+    stored: StoredObject
+
+
+@dataclass(frozen=True)
+class RawLayout:
+    """The files of one set of raw events, batch files in numeric order."""
+
+    raw_uri: str
+    labelled: bool
+    meta: StoredObject
+    files: tuple[RawFile, ...]
+    geometry_uri: str
+    notes: tuple[str, ...]
+
+
+def find_layout(
+    store: ObjectStore, raw_uri: str, folder: Literal["auto", "train", "test"] = "auto"
+) -> RawLayout:
+    """List the raw files below a URI.
+
+    folder: train has labels, test has none; auto takes test where test_meta.parquet exists.
+    Raises: RawDataError if the meta file or the batch files are missing.
+    """
+    raw_uri = raw_uri.rstrip("/")
+    if folder == "auto":
+        folder = "test" if store.stat(f"{raw_uri}/test_meta.parquet") else "train"
+    meta_uri = f"{raw_uri}/{folder}_meta.parquet"
+    meta = store.stat(meta_uri)
+    if meta is None:
+        raise RawDataError(
+            "raw meta file is missing",
+            where=meta_uri,
+            found="no such object",
+            expected=f"{folder}_meta.parquet beside {folder}/batch_N.parquet",
+            remedy="Check the raw URI; `iceaggr simulate --out URI` makes a set to try",
+        )
+    geometry_uri = f"{raw_uri}/sensor_geometry.csv"
+    return RawLayout(
+        raw_uri=raw_uri,
+        labelled=folder == "train",
+        meta=meta,
+        files=_batch_files(store, f"{raw_uri}/{folder}/"),
+        geometry_uri=geometry_uri if store.stat(geometry_uri) else BUILT_IN,
+        notes=_notes(store, f"{raw_uri}/{NOTES_FILE}"),
+    )
+
+
+def _batch_files(store: ObjectStore, folder_uri: str) -> tuple[RawFile, ...]:
+    files: dict[int, RawFile] = {}
+    for stored in store.list(folder_uri):
+        match = re.fullmatch(r"batch_(\d+)\.parquet", stored.uri.rsplit("/", 1)[-1])
+        if match is None:
+            continue
+        batch_id = int(match[1])
+        if batch_id in files:
+            raise RawDataError(
+                f"two raw files for batch {batch_id}",
+                where=stored.uri,
+                found=files[batch_id].stored.uri,
+                expected="one file per batch",
+                remedy="Remove one of them",
+            )
+        files[batch_id] = RawFile(batch_id, stored)
+    if not files:
+        raise RawDataError(
+            "no raw batch files",
+            where=folder_uri,
+            found="no object named batch_N.parquet",
+            expected="at least one",
+            remedy="Check the raw URI; it is the folder above train/ or test/",
+        )
+    return tuple(files[batch_id] for batch_id in sorted(files))
+
+
+def _notes(store: ObjectStore, uri: str) -> tuple[str, ...]:
+    if store.stat(uri) is None:
+        return ()
+    try:
+        return tuple(str(note) for note in json.loads(store.read_bytes(uri)))
+    except (ValueError, TypeError) as error:
+        raise RawDataError(
+            "source notes are not a JSON list",
+            where=uri,
+            found=str(error),
+            remedy="Convert the source again; the notes say what its events lack",
+        ) from None
+
+
+def load_detector(store: ObjectStore, geometry_uri: str) -> Detector:
+    """Load the sensor table of a manifest or layout.
+
+    geometry_uri: CSV in storage, or "icecube86" for the built-in table. A CSV of bare positions
+    (no string, no efficiency: the public set's) that are the built-in ones within a centimetre
+    takes strings and efficiencies from the built-in table.
+    Raises: StorageError, DetectorError.
+    """
+    if geometry_uri == BUILT_IN:
+        return icecube86()
+    text = store.read_bytes(geometry_uri)
+    detector = parse_geometry(text, where=geometry_uri)
+    header = text.split(b"\n", 1)[0]
+    if b"string" in header or b"efficiency" in header:
+        return detector
+    known = icecube86()
+    is_known = np.array_equal(detector.sensor_id, known.sensor_id) and np.allclose(
+        detector.xyz_m, known.xyz_m, rtol=0, atol=0.01
+    )
+    return known if is_known else detector

@@ -1,0 +1,201 @@
+"""The meta file: which rows of a batch file belong to which event, and the labels.
+
+The real one has 132 million rows. Its row groups carry the least and greatest batch_id, so reading
+the events of a few files costs the same however long the meta file is, the footer aside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from iceaggr.errors import RawDataError
+from iceaggr.events.schema import LABEL_COLUMNS, META_COLUMNS, check_columns, open_parquet
+from iceaggr.interfaces import ObjectStore
+
+ROWS_PER_READ = 1 << 17
+
+
+@dataclass(frozen=True)
+class EventTable:
+    """The events of one batch file, in the order of their pulses.
+
+    event_id:        (B,) int64
+    n_pulses:        (B,) int64, may be 0
+    azimuth, zenith: (B,) float64, radians; NaN where there is no label
+    """
+
+    event_id: npt.NDArray[np.int64]
+    n_pulses: npt.NDArray[np.int64]
+    azimuth: npt.NDArray[np.float64]
+    zenith: npt.NDArray[np.float64]
+
+    @property
+    def n_events(self) -> int:
+        """Count the events (B)."""
+        return len(self.event_id)
+
+    def head(self, n_events: int) -> EventTable:
+        """Take the first events."""
+        return EventTable(
+            self.event_id[:n_events],
+            self.n_pulses[:n_events],
+            self.azimuth[:n_events],
+            self.zenith[:n_events],
+        )
+
+    def digest(self) -> str:
+        """Hash every value: 64 hex digits."""
+        content = hashlib.sha256()
+        for column in (self.event_id, self.n_pulses, self.azimuth, self.zenith):
+            content.update(np.ascontiguousarray(column).data)
+        return content.hexdigest()
+
+
+def count_events(store: ObjectStore, meta_uri: str) -> dict[int, int]:
+    """Count the events of every batch: exact, mostly from the row group statistics alone.
+
+    Raises: RawDataError if the file is damaged or lacks a column.
+    """
+    counts: Counter[int] = Counter()
+    with open_parquet(store, meta_uri) as file:
+        check_columns(file.schema_arrow, META_COLUMNS, meta_uri)
+        unclear = []
+        for row_group in range(file.num_row_groups):
+            bounds = _batch_bounds(file, row_group)
+            if bounds is not None and bounds[0] == bounds[1]:
+                counts[bounds[0]] += file.metadata.row_group(row_group).num_rows
+            else:
+                unclear.append(row_group)
+        for rows in file.iter_batches(1 << 20, row_groups=unclear, columns=["batch_id"]):
+            column = rows.column("batch_id")
+            _refuse_nulls(column, "batch_id", meta_uri)
+            for entry in pc.value_counts(column).to_pylist():
+                counts[entry["values"]] += entry["counts"]
+    return dict(counts)
+
+
+def read_event_tables(
+    store: ObjectStore, meta_uri: str, batch_ids: Iterable[int], labelled: bool
+) -> dict[int, EventTable]:
+    """Read the meta rows of some batch files, and only the row groups that can hold them.
+
+    Returns one table per batch_id that has rows.
+    Raises: RawDataError if the file is damaged, lacks a column or contradicts itself.
+    """
+    wanted = np.unique(np.fromiter(batch_ids, np.int64))
+    expected = META_COLUMNS | (LABEL_COLUMNS if labelled else {})
+    with open_parquet(store, meta_uri) as file:
+        check_columns(file.schema_arrow, expected, meta_uri)
+        row_groups = [g for g in range(file.num_row_groups) if _may_hold(file, g, wanted)]
+        columns = {name: [] for name in expected}  # type: dict[str, list[Any]]
+        for rows in file.iter_batches(ROWS_PER_READ, row_groups=row_groups, columns=list(expected)):
+            for name in META_COLUMNS:
+                _refuse_nulls(rows.column(name), name, meta_uri)
+            mask = np.isin(_integers(rows, "batch_id", meta_uri), wanted)
+            for name in META_COLUMNS:
+                columns[name].append(_integers(rows, name, meta_uri)[mask])
+            for name in LABEL_COLUMNS if labelled else ():
+                angles = rows.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+                columns[name].append(angles[mask])
+    if not columns["batch_id"]:
+        return {}
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    return dict(_tables(joined, wanted, meta_uri))
+
+
+def _tables(
+    columns: dict[str, npt.NDArray[Any]], wanted: npt.NDArray[np.int64], uri: str
+) -> Iterator[tuple[int, EventTable]]:
+    for batch_id in wanted:
+        rows = np.flatnonzero(columns["batch_id"] == batch_id)
+        if not len(rows):
+            continue
+        first, last = columns["first_pulse_index"][rows], columns["last_pulse_index"][rows]
+        # an event without pulses has last = first - 1, so it sorts before the event that follows
+        order = np.lexsort((last, first))
+        rows, first, last = rows[order], first[order], last[order]
+        event_id = columns["event_id"][rows]
+        _check_ranges(event_id, first, last, f"{uri} batch_id {batch_id}")
+        unlabelled = np.full(len(rows), np.nan)
+        yield (
+            int(batch_id),
+            EventTable(
+                event_id=event_id,
+                n_pulses=last - first + 1,
+                azimuth=columns["azimuth"][rows] if "azimuth" in columns else unlabelled,
+                zenith=columns["zenith"][rows] if "zenith" in columns else unlabelled,
+            ),
+        )
+
+
+def _check_ranges(
+    event_id: npt.NDArray[np.int64],
+    first: npt.NDArray[np.int64],
+    last: npt.NDArray[np.int64],
+    where: str,
+) -> None:
+    starts = np.concatenate([[0], last[:-1] + 1])
+    wrong = np.flatnonzero((first != starts) | (last < first - 1))
+    if len(wrong):
+        row = wrong[0]
+        raise RawDataError(
+            f"pulse ranges of the meta file leave a gap or overlap at event {event_id[row]}",
+            where=where,
+            found=f"first_pulse_index {first[row]}, last_pulse_index {last[row]}",
+            expected=f"first_pulse_index {starts[row]} and a last one (inclusive) not before it",
+            remedy="Every pulse belongs to one event: write the meta file and the batch file anew",
+        )
+    ids, counts = np.unique(event_id, return_counts=True)
+    if len(ids) != len(event_id):
+        raise RawDataError(
+            "event_id occurs twice in one raw file",
+            where=where,
+            found=f"event_id {ids[counts > 1][0]} {counts.max()} times",
+            expected="unique ids",
+            remedy="Renumber the events or remove the double ones",
+        )
+
+
+def _batch_bounds(file: Any, row_group: int) -> tuple[int, int] | None:
+    group = file.metadata.row_group(row_group)
+    index = file.schema_arrow.names.index("batch_id")
+    statistics = group.column(index).statistics
+    if statistics is None or not statistics.has_min_max or statistics.null_count:
+        return None
+    return int(statistics.min), int(statistics.max)
+
+
+def _may_hold(file: Any, row_group: int, wanted: npt.NDArray[np.int64]) -> bool:
+    bounds = _batch_bounds(file, row_group)
+    if bounds is None:
+        return True
+    return bool(((wanted >= bounds[0]) & (wanted <= bounds[1])).any())
+
+
+def _integers(rows: Any, name: str, uri: str) -> npt.NDArray[np.int64]:
+    try:
+        return rows.column(name).cast(pa.int64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid as error:
+        raise RawDataError(
+            f"meta column {name} exceeds 64-bit signed integers", where=uri, found=str(error)
+        ) from None
+
+
+def _refuse_nulls(column: Any, name: str, uri: str) -> None:
+    if column.null_count:
+        raise RawDataError(
+            f"meta column {name} has missing values",
+            where=uri,
+            found=f"{column.null_count} nulls",
+            expected="none",
+            remedy="Write the meta file anew",
+        )

@@ -1,0 +1,207 @@
+"""Streaming a batch file: bounded chunks of whole events, in file order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from iceaggr.errors import RawDataError
+from iceaggr.events.meta import EventTable
+from iceaggr.events.schema import PULSE_COLUMNS, check_columns, open_parquet
+from iceaggr.interfaces import ObjectStore
+
+PULSES_PER_READ = 1 << 19
+"""Rows decoded at a time: the working set stays near the caches, and memory bounded."""
+
+
+@dataclass(frozen=True)
+class Pulses:
+    """Pulses as they lie in a batch file.
+
+    event_id:   (N,) int64
+    sensor_id:  (N,) any integer type
+    time_ns:    (N,) int64
+    charge_pe:  (N,) float32 or float64
+    auxiliary:  (N,) bool
+    is_missing: (N,) bool, a value of the pulse is null or its time is not a number
+    """
+
+    event_id: npt.NDArray[np.int64]
+    sensor_id: npt.NDArray[np.integer]
+    time_ns: npt.NDArray[np.int64]
+    charge_pe: npt.NDArray[np.floating]
+    auxiliary: npt.NDArray[np.bool_]
+    is_missing: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """Count the pulses (N)."""
+        return len(self.time_ns)
+
+    def take(self, rows: Any) -> Pulses:
+        """Take some pulses: a slice, a mask (N,) bool or row numbers."""
+        return Pulses(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class PulseChunk:
+    """Consecutive whole events: rows [first_event, stop_event) of the event table."""
+
+    first_event: int
+    stop_event: int
+    first_pulse: int
+    pulses: Pulses
+
+
+def stream_pulses(
+    store: ObjectStore, uri: str, n_rows: int, table: EventTable
+) -> Iterator[PulseChunk]:
+    """Read a batch file in chunks of about PULSES_PER_READ pulses, cut between events.
+
+    n_rows: pulses that the meta file gives this batch file; table: its events, or the first ones.
+    Raises: RawDataError if the file is damaged or does not fit its meta rows.
+    """
+    ends = np.cumsum(table.n_pulses)
+    with open_parquet(store, uri) as file:
+        check_columns(file.schema_arrow, PULSE_COLUMNS, uri)
+        _check_length(file.metadata.num_rows, n_rows, uri)
+        done, first_pulse, parts = 0, 0, [_decode(file.schema_arrow.empty_table(), uri)]
+        for rows in file.iter_batches(PULSES_PER_READ, columns=list(PULSE_COLUMNS)):
+            parts.append(_decode(rows, uri))
+            n_read = first_pulse + sum(map(len, parts))
+            stop = int(np.searchsorted(ends, n_read, side="right"))
+            if stop == done:
+                continue  # an event longer than a read: wait for its end
+            joined, n_complete = _join(parts), int(ends[stop - 1]) - first_pulse
+            chunk = PulseChunk(done, stop, first_pulse, joined.take(slice(0, n_complete)))
+            _check_event_ids(chunk, table, uri)
+            yield chunk
+            parts = [joined.take(slice(n_complete, None))]
+            done, first_pulse = stop, int(ends[stop - 1])
+            if done == table.n_events:
+                return
+        if done < table.n_events:  # only events without any pulse, in a file without rows
+            yield PulseChunk(done, table.n_events, first_pulse, _join(parts))
+
+
+def _check_length(found: int, expected: int, uri: str) -> None:
+    if found == expected:
+        return
+    beyond = "the meta file points outside it" if found < expected else "pulses belong to no event"
+    raise RawDataError(
+        f"raw file and meta file disagree: {beyond}",
+        where=uri,
+        found=f"{found} pulses",
+        expected=f"{expected} pulses (greatest last_pulse_index + 1)",
+        remedy="Copy the file again, or use the meta file that was written with it",
+    )
+
+
+def _check_event_ids(chunk: PulseChunk, table: EventTable, uri: str) -> None:
+    events = slice(chunk.first_event, chunk.stop_event)
+    expected = np.repeat(table.event_id[events], table.n_pulses[events])
+    if np.array_equal(chunk.pulses.event_id, expected):
+        return
+    row = int(np.flatnonzero(chunk.pulses.event_id != expected)[0])
+    raise RawDataError(
+        "event_id of the raw file and of the meta file disagree",
+        where=f"{uri} pulse {chunk.first_pulse + row}",
+        found=f"event_id {chunk.pulses.event_id[row]}",
+        expected=f"event_id {expected[row]} as in the meta file",
+        remedy="Use the meta file that was written with this batch file",
+    )
+
+
+def _join(parts: list[Pulses]) -> Pulses:
+    parts = [part for part in parts if len(part)] or parts[:1]
+    if len(parts) == 1:
+        return parts[0]
+    names = [field.name for field in fields(Pulses)]
+    return Pulses(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def _decode(rows: Any, uri: str) -> Pulses:
+    columns = {name: _contiguous(rows.column(name)) for name in PULSE_COLUMNS}
+    is_missing = np.zeros(rows.num_rows, np.bool_)
+    for name, column in columns.items():
+        if column.null_count and name == "event_id":
+            raise RawDataError("raw column event_id has missing values", where=uri)
+        if column.null_count:
+            is_missing |= column.is_null().to_numpy(zero_copy_only=False)
+            columns[name] = pc.fill_null(column, pa.scalar(0, column.type))
+    time, not_a_number = _time_ns(columns["time"], uri)
+    if not_a_number is not None:
+        is_missing |= not_a_number
+    return Pulses(
+        event_id=_event_id(columns["event_id"], uri),
+        sensor_id=_numpy(columns["sensor_id"]),
+        time_ns=time,
+        charge_pe=_charge(columns["charge"]),
+        auxiliary=_flag(columns["auxiliary"], uri),
+        is_missing=is_missing,
+    )
+
+
+def _contiguous(column: Any) -> Any:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _numpy(column: Any) -> npt.NDArray[Any]:
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _event_id(column: Any, uri: str) -> npt.NDArray[np.int64]:
+    try:
+        return _numpy(column.cast(pa.int64()))
+    except pa.ArrowInvalid as error:
+        raise RawDataError(
+            "raw column event_id exceeds 64-bit signed integers", where=uri, found=str(error)
+        ) from None
+
+
+def _charge(column: Any) -> npt.NDArray[np.floating]:
+    charge = _numpy(column)
+    if charge.dtype in (np.float32, np.float64):
+        return charge
+    # float16 fits float32, and integers up to 2^53 fit float64: nothing is rounded
+    return charge.astype(np.float32 if charge.dtype == np.float16 else np.float64)
+
+
+def _flag(column: Any, uri: str) -> npt.NDArray[np.bool_]:
+    flag = _numpy(column)
+    if flag.dtype == np.bool_:
+        return flag
+    if len(flag) and (flag.min() < 0 or flag.max() > 1):
+        raise RawDataError(
+            "raw column auxiliary is not a flag",
+            where=uri,
+            found=f"values from {flag.min()} to {flag.max()}",
+            expected="0 and 1 only",
+            remedy="Write it as boolean: True = not part of the trigger decision",
+        )
+    return flag.astype(np.bool_)
+
+
+def _time_ns(column: Any, uri: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
+    time = _numpy(column)
+    if time.dtype == np.uint64:
+        return np.minimum(time, np.uint64(2**62)).astype(np.int64), None
+    if time.dtype.kind in "iu":
+        return time.astype(np.int64, copy=False), None
+    finite = np.isfinite(time)
+    whole = np.where(finite, time, 0).astype(np.float64).clip(-(2.0**62), 2.0**62)
+    fraction = np.flatnonzero(whole != np.floor(whole))
+    if len(fraction):
+        raise RawDataError(
+            "raw column time is not in whole nanoseconds",
+            where=uri,
+            found=f"time {whole[fraction[0]]}",
+            expected="integers, or floats without a fraction",
+            remedy="Choose the rounding yourself when writing the raw file: none is done here",
+        )
+    return whole.astype(np.int64), ~finite

@@ -1,0 +1,107 @@
+"""The raw layout's columns: names and kinds, checked before any value is read.
+
+Widths vary between copies of the public set (int16 to int64, float32 or float64), so a column has
+a kind, not a type. Foreign column names live in `sources.py` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from iceaggr.errors import IceaggrError, RawDataError
+from iceaggr.interfaces import ObjectStore
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A family of column types that mean the same."""
+
+    words: str
+    accepts: Callable[[Any], bool]
+
+
+INTEGER = Kind("an integer type", pa.types.is_integer)
+NUMBER = Kind(
+    "an integer or float type",
+    lambda found: pa.types.is_integer(found) or pa.types.is_floating(found),
+)
+FLAG = Kind(
+    "a boolean, or an integer type holding 0 and 1",
+    lambda found: pa.types.is_boolean(found) or pa.types.is_integer(found),
+)
+
+PULSE_COLUMNS = {
+    "event_id": INTEGER,
+    "sensor_id": INTEGER,
+    "time": NUMBER,
+    "charge": NUMBER,
+    "auxiliary": FLAG,
+}
+"""Columns of a batch file, one row per pulse; event_id may also be its pandas index."""
+
+META_COLUMNS = {
+    "batch_id": INTEGER,
+    "event_id": INTEGER,
+    "first_pulse_index": INTEGER,
+    "last_pulse_index": INTEGER,
+}
+"""Columns of the meta file, one row per event; last_pulse_index is inclusive."""
+
+LABEL_COLUMNS = {"azimuth": NUMBER, "zenith": NUMBER}
+"""Further columns of the meta file where events are labelled: radians, towards the origin."""
+
+
+def check_columns(schema: Any, expected: dict[str, Kind], uri: str) -> None:
+    """Compare a parquet schema with the columns that it must have; others are ignored.
+
+    Raises: RawDataError naming the file, the column, what was found and what was expected.
+    """
+    for name, kind in expected.items():
+        occurrences = schema.names.count(name)
+        if occurrences != 1:
+            raise RawDataError(
+                f"raw file has {occurrences or 'no'} columns named {name}",
+                where=uri,
+                found=f"columns {', '.join(schema.names)}",
+                expected=f"one column {name} of {kind.words}",
+                remedy="Write it in the layout of docs/data_formats.md",
+            )
+        found = schema.field(name).type
+        if not kind.accepts(found):
+            raise RawDataError(
+                f"raw column {name} has the wrong type",
+                where=uri,
+                found=str(found),
+                expected=kind.words,
+                remedy=f"Write {name} as {kind.words}",
+            )
+
+
+@contextmanager
+def open_parquet(store: ObjectStore, uri: str) -> Iterator[Any]:
+    """Open a parquet file in storage; only the ranges that are read are transferred.
+
+    Whatever Arrow finds wrong inside the block is raised as RawDataError naming the file.
+    """
+    try:
+        with (
+            closing(store.open_input(uri)) as stream,
+            pq.ParquetFile(stream, page_checksum_verification=True) as file,
+        ):
+            yield file
+    except IceaggrError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise RawDataError(
+            "raw file is damaged, truncated or not parquet",
+            where=uri,
+            found=str(error).splitlines()[0],
+            expected="a complete parquet file",
+            remedy="Copy the file again from its source and compare the sizes",
+        ) from error

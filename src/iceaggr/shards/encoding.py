@@ -1,0 +1,153 @@
+"""DomEvents <-> the bytes of a shard; the same events always give the same bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from iceaggr.errors import ShardError
+from iceaggr.events.dom_events import DomEvents
+from iceaggr.shards.format import shard_schema
+
+MAX_PULSES_PER_SHARD = 8_000_000
+"""A shard is closed before it exceeds this, whatever its events; a longer event is alone in one."""
+
+
+def encode_shard(events: DomEvents) -> bytes:
+    """Write events as one Arrow IPC file with one record batch, uncompressed.
+
+    Uncompressed, because a reader then maps the columns without a copy; see docs/benchmarks.md.
+    """
+    schema = shard_schema(pa.from_numpy_dtype(events.charge_pe.dtype))
+    doms_type = schema.field("doms").type
+    dom_type = doms_type.value_type
+    pulses_type = dom_type.field("pulses").type
+    packed = np.packbits(events.auxiliary, bitorder="little")
+    n_pulses = events.n_pulses
+    pulses = _struct(
+        pulses_type.value_type,
+        [
+            _plain(pa.int64(), events.time_ns),
+            _plain(schema_charge(schema), events.charge_pe),
+            pa.Array.from_buffers(pa.bool_(), n_pulses, [None, pa.py_buffer(packed)]),
+        ],
+        n_pulses,
+    )
+    pulse_lists = _lists(pulses_type, events.dom_pulse_offsets, pulses)
+    doms = _struct(dom_type, [_plain(pa.int32(), events.sensor_id), pulse_lists], events.n_doms)
+    columns = [
+        _plain(pa.int64(), events.event_id),
+        pa.array(events.azimuth, mask=np.isnan(events.azimuth)),
+        pa.array(events.zenith, mask=np.isnan(events.zenith)),
+        _lists(doms_type, events.event_dom_offsets, doms),
+    ]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    return sink.getvalue().to_pybytes()
+
+
+def decode_shard(data: Any, where: str) -> DomEvents:
+    """Read a shard; times and charges are views into the bytes, nothing is copied.
+
+    data: any buffer, such as bytes or a memory map.
+    Raises: ShardError naming the shard if it is not one, or of another format version.
+    """
+    try:
+        with pa.ipc.open_file(pa.py_buffer(data)) as file:
+            found = file.schema
+            table = file.read_all().combine_chunks()
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(where, str(error).splitlines()[0], "an Arrow IPC file") from None
+    _check_schema(found, where)
+    doms = _only_chunk(table, "doms")
+    dom_rows = doms.values
+    pulse_lists = dom_rows.field("pulses")
+    pulses = pulse_lists.values
+    events = DomEvents(
+        event_id=_numpy(_only_chunk(table, "event_id")),
+        azimuth=_numpy(_only_chunk(table, "azimuth")),
+        zenith=_numpy(_only_chunk(table, "zenith")),
+        event_dom_offsets=_numpy(doms.offsets).astype(np.int64),
+        sensor_id=_numpy(dom_rows.field("sensor_id")),
+        dom_pulse_offsets=_numpy(pulse_lists.offsets).astype(np.int64),
+        time_ns=_numpy(pulses.field("time_ns")),
+        charge_pe=_numpy(pulses.field("charge_pe")),
+        auxiliary=_flags(pulses.field("auxiliary")),
+    )
+    _check_offsets(events, where)
+    return events
+
+
+def schema_charge(schema: Any) -> Any:
+    """Find the charge type of a shard schema."""
+    dom_type = schema.field("doms").type.value_type
+    return dom_type.field("pulses").type.value_type.field("charge_pe").type
+
+
+def _check_schema(found: Any, where: str) -> None:
+    try:
+        expected = shard_schema(schema_charge(found))
+    except (KeyError, AttributeError):
+        expected = shard_schema(pa.float32())
+    if not found.equals(expected, check_metadata=False):
+        raise _damaged(where, f"schema {' '.join(str(found).split())}", "the shard schema")
+    version_key = b"iceaggr_shard_version"
+    version = (found.metadata or {}).get(version_key)
+    if version != expected.metadata[version_key]:
+        raise _damaged(where, f"format {version}", f"format {expected.metadata[version_key]}")
+
+
+def _check_offsets(events: DomEvents, where: str) -> None:
+    for offsets, n_rows in (
+        (events.event_dom_offsets, events.n_doms),
+        (events.dom_pulse_offsets, events.n_pulses),
+    ):
+        if offsets[0] != 0 or offsets[-1] != n_rows or (np.diff(offsets) < 1).any():
+            raise _damaged(where, "list offsets out of order", "events with DOMs, DOMs with pulses")
+
+
+def _damaged(where: str, found: str, expected: str) -> ShardError:
+    return ShardError(
+        "damaged shard",
+        where=where,
+        found=found,
+        expected=expected,
+        remedy="Delete its folder and run sharding again; it rewrites what is missing",
+    )
+
+
+def _only_chunk(table: Any, name: str) -> Any:
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def _plain(arrow_type: Any, values: npt.NDArray[Any]) -> Any:
+    # straight from the memory of numpy: no copy, and no search for nulls
+    buffer = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(arrow_type, len(values), [None, buffer])
+
+
+def _struct(arrow_type: Any, children: list[Any], n_rows: int) -> Any:
+    return pa.Array.from_buffers(arrow_type, n_rows, [None], children=children)
+
+
+def _lists(arrow_type: Any, offsets: npt.NDArray[np.int64], values: Any) -> Any:
+    # 32 bits are enough: MAX_PULSES_PER_SHARD
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32))]
+    return pa.Array.from_buffers(arrow_type, len(offsets) - 1, buffers, children=[values])
+
+
+def _numpy(column: Any) -> npt.NDArray[Any]:
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _flags(column: Any) -> npt.NDArray[np.bool_]:
+    if not len(column):
+        return np.zeros(0, np.bool_)
+    packed = np.frombuffer(column.buffers()[1], np.uint8)
+    bits = np.unpackbits(packed, count=column.offset + len(column), bitorder="little")
+    return bits[column.offset :].view(np.bool_)

@@ -1,0 +1,190 @@
+"""Planning: list the raw files once and cut them into work units of about equal size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from iceaggr.config import DataConfig
+from iceaggr.errors import RawDataError, ShardError
+from iceaggr.events.layout import RawFile, RawLayout, find_layout
+from iceaggr.events.meta import count_events
+from iceaggr.events.reading import missing_meta_rows
+from iceaggr.interfaces import ObjectStore
+
+PLAN_VERSION = 1
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PlannedFile(_Document):
+    """One raw file as it was when planned, and how many of its events are used."""
+
+    uri: str
+    batch_id: int
+    n_bytes: int
+    etag: str
+    n_events: int
+    n_events_used: int
+
+
+class ShardPlan(_Document):
+    """All raw files of one run, in file order."""
+
+    plan_version: int = PLAN_VERSION
+    raw_uri: str
+    meta_uri: str
+    geometry_uri: str
+    labelled: bool
+    notes: tuple[str, ...]
+    files: tuple[PlannedFile, ...]
+
+
+def plan_shards(store: ObjectStore, raw_uri: str, config: DataConfig, out_uri: str) -> list[str]:
+    """List the labelled raw files, write the plan and cut it into work units.
+
+    The plan is stored below out_uri/plans/ under a name made from its content.
+    Returns one string "<plan_uri>#first:last" per work unit: files [first, last) of the plan.
+    Raises: RawDataError if files and meta file do not fit together, StorageError.
+    """
+    layout = find_layout(store, raw_uri, "train")
+    counts = count_events(store, layout.meta.uri)
+    files, notes = _planned_files(layout, counts, config)
+    plan = ShardPlan(
+        raw_uri=layout.raw_uri,
+        meta_uri=layout.meta.uri,
+        geometry_uri=layout.geometry_uri,
+        labelled=layout.labelled,
+        notes=layout.notes + notes,
+        files=files,
+    )
+    data = json.dumps(plan.model_dump(), indent=1).encode()
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    plan_uri = f"{out_uri.rstrip('/')}/plans/{digest}.json"
+    store.write_bytes(plan_uri, data)
+    units = cut_units([file.n_bytes for file in files], config)
+    return [f"{plan_uri}#{first}:{last}" for first, last in units]
+
+
+def cut_units(n_bytes: Sequence[int], config: DataConfig) -> list[tuple[int, int]]:
+    """Cut consecutive files into units [first, last), by size and at most max_work_units.
+
+    A file belongs to the unit in which its first byte falls, so a unit may exceed the target by
+    less than one file.
+    """
+    target = max(config.work_unit_mib << 20, -(-sum(n_bytes) // config.max_work_units), 1)
+    starts: dict[int, int] = {}
+    n_before = 0
+    for index, size in enumerate(n_bytes):
+        starts.setdefault(n_before // target, index)
+        n_before += size
+    firsts = list(starts.values())
+    return list(zip(firsts, [*firsts[1:], len(n_bytes)], strict=True))
+
+
+def load_work_unit(store: ObjectStore, work_unit: str) -> tuple[ShardPlan, tuple[PlannedFile, ...]]:
+    """Read the plan of a work unit and select its files. Raises: StorageError, ShardError."""
+    plan_uri, _, span = work_unit.rpartition("#")
+    first, _, last = span.partition(":")
+    if not (plan_uri and first.isdecimal() and last.isdecimal()):
+        raise ShardError(
+            "not a work unit", found=repr(work_unit), expected="'<plan URI>#first:last'"
+        )
+    try:
+        plan = ShardPlan.model_validate_json(store.read_bytes(plan_uri))
+    except ValidationError as error:
+        raise ShardError(
+            "damaged shard plan",
+            where=plan_uri,
+            found=error.errors()[0]["msg"],
+            remedy="Run plan_shards again",
+        ) from None
+    files = plan.files[int(first) : int(last)]
+    if len(files) != int(last) - int(first) or not files:
+        raise ShardError(
+            "work unit lies outside its plan",
+            where=work_unit,
+            found=f"{len(plan.files)} files",
+            expected=f"more than {int(last) - 1} files, and first < last",
+            remedy="Run plan_shards again",
+        )
+    return plan, files
+
+
+def check_unchanged(store: ObjectStore, file: PlannedFile) -> None:
+    """Compare a raw file with the plan. Raises: RawDataError if it is gone or another one."""
+    stored = store.stat(file.uri)
+    if stored is None:
+        raise RawDataError(
+            "raw file is missing",
+            where=file.uri,
+            found="no such object",
+            expected=f"{file.n_bytes} bytes, as planned",
+            remedy="Copy it back, or run plan_shards again",
+        )
+    if (stored.etag, stored.n_bytes) != (file.etag, file.n_bytes):
+        found = f"tag {stored.etag}, {stored.n_bytes} bytes"
+        raise changed_after_plan(file.uri, found, f"tag {file.etag}, {file.n_bytes} bytes")
+
+
+def changed_after_plan(uri: str, found: str, expected: str) -> RawDataError:
+    """Word the error of a raw file that is not the planned one."""
+    return RawDataError(
+        "raw file changed after it was planned",
+        where=uri,
+        found=found,
+        expected=expected,
+        remedy="Run plan_shards again once nobody writes to the raw files",
+    )
+
+
+def _planned_files(
+    layout: RawLayout, counts: dict[int, int], config: DataConfig
+) -> tuple[tuple[PlannedFile, ...], tuple[str, ...]]:
+    planned: list[PlannedFile] = []
+    n_left = config.n_events or sum(counts.values())
+    for file in layout.files:
+        if n_left <= 0:
+            break
+        if file.batch_id not in counts:
+            raise missing_meta_rows(file.stored.uri, file.batch_id, layout.meta.uri)
+        n_events = counts[file.batch_id]
+        n_used = min(n_events, n_left) if config.n_events else n_events
+        n_left -= n_used
+        planned.append(_planned_file(file, n_events, n_used))
+    n_expected = min(config.n_events, sum(counts.values()))
+    last = planned[-1].batch_id if config.n_events and n_left <= 0 else max(counts)
+    present = {file.batch_id for file in layout.files}
+    missing = sorted(
+        batch_id for batch_id in counts if batch_id <= last and batch_id not in present
+    )
+    if not missing:
+        return tuple(planned), ()
+    what = f"{len(missing)} batches of the meta file have no raw file"
+    if config.allow_missing_files:
+        n_missing = sum(counts[batch_id] for batch_id in missing)
+        return tuple(planned), (f"{what}: their {n_missing} events were not sharded",)
+    raise RawDataError(
+        what,
+        where=layout.meta.uri,
+        found=f"no batch_{missing[0]}.parquet" + (" and others" if len(missing) > 1 else ""),
+        expected=f"the files of all {n_expected or sum(counts.values())} events asked for",
+        remedy="Copy the missing files, set data.n_events to what the first files hold, or set "
+        "data.allow_missing_files",
+    )
+
+
+def _planned_file(file: RawFile, n_events: int, n_used: int) -> PlannedFile:
+    return PlannedFile(
+        uri=file.stored.uri,
+        batch_id=file.batch_id,
+        n_bytes=file.stored.n_bytes,
+        etag=file.stored.etag,
+        n_events=n_events,
+        n_events_used=n_used,
+    )

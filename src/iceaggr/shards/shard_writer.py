@@ -1,0 +1,119 @@
+"""Filling and writing the shards of one raw file, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from iceaggr.detector import Detector
+from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.joining import concatenate, take_range
+from iceaggr.interfaces import ObjectStore
+from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, encode_shard
+from iceaggr.shards.manifest import ShardEntry, Split
+from iceaggr.shards.sketches import Sketch, sketch_events
+
+MAX_SHARDS_IN_FLIGHT = 2
+
+
+@dataclass
+class _Buffer:
+    """The events of one split that do not fill a shard yet."""
+
+    parts: list[DomEvents] = field(default_factory=list)
+    n_events: int = 0
+    n_pulses: int = 0
+    n_shards: int = 0
+
+
+class ShardWriter:
+    """Takes events split by split and writes a shard whenever one is full.
+
+    Encoding, hashing, the sketch and the transfer run in one background thread while the caller
+    groups the next events. Where shards are cut depends on the events alone, so the same raw file
+    always gives the same shards.
+    """
+
+    def __init__(
+        self, store: ObjectStore, folder_uri: str, detector: Detector, n_events_per_shard: int
+    ) -> None:
+        self._store = store
+        self._folder_uri = folder_uri
+        self._detector = detector
+        self._n_events_per_shard = n_events_per_shard
+        self._buffers: dict[Split, _Buffer] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shard-writer")
+        self._in_flight: list[Future[tuple[ShardEntry, Sketch]]] = []
+        self._entries: list[ShardEntry] = []
+        self._sketches: dict[str, Sketch] = {}
+
+    def add(self, split: Split, events: DomEvents) -> None:
+        """Add events of one split, in file order. Raises: StorageError."""
+        buffer = self._buffers.setdefault(split, _Buffer())
+        for part in self._portions(buffer, events):
+            buffer.parts.append(part)
+            buffer.n_events += part.n_events
+            buffer.n_pulses += part.n_pulses
+
+    def finish(self) -> tuple[list[ShardEntry], dict[str, Sketch]]:
+        """Write what is left and wait; give the shards sorted by name and a sketch per split."""
+        for split, buffer in self._buffers.items():
+            self._flush(split, buffer)
+        while self._in_flight:
+            self._collect()
+        self._thread.shutdown()
+        return sorted(self._entries, key=lambda entry: entry.uri), self._sketches
+
+    def abort(self) -> None:
+        """Stop after an error: wait for the running write, drop the rest."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _portions(self, buffer: _Buffer, events: DomEvents) -> Iterator[DomEvents]:
+        split = next(name for name, known in self._buffers.items() if known is buffer)
+        ends = events.event_pulse_offsets()
+        start = 0
+        while start < events.n_events:
+            stop = min(events.n_events, start + self._n_events_per_shard - buffer.n_events)
+            room = MAX_PULSES_PER_SHARD - buffer.n_pulses
+            if ends[stop] - ends[start] > room:
+                stop = int(ends.searchsorted(ends[start] + room, side="right")) - 1
+                # an event that exceeds a shard by itself gets one of its own
+                stop = max(stop, start) if buffer.n_events else max(stop, start + 1)
+            if stop > start:
+                yield take_range(events, start, stop)
+                start = stop
+            if buffer.n_events == self._n_events_per_shard or start < events.n_events:
+                self._flush(split, buffer)
+
+    def _flush(self, split: Split, buffer: _Buffer) -> None:
+        if not buffer.n_events:
+            return
+        uri = f"{self._folder_uri}/{split}-{buffer.n_shards:05d}.arrow"
+        self._in_flight.append(self._thread.submit(self._write, uri, split, buffer.parts))
+        buffer.parts, buffer.n_events, buffer.n_pulses = [], 0, 0
+        buffer.n_shards += 1
+        if len(self._in_flight) > MAX_SHARDS_IN_FLIGHT:
+            self._collect()
+
+    def _collect(self) -> None:
+        entry, sketch = self._in_flight.pop(0).result()
+        self._entries.append(entry)
+        known = self._sketches.get(entry.split)
+        self._sketches[entry.split] = known.merge(sketch) if known else sketch
+
+    def _write(self, uri: str, split: Split, parts: list[DomEvents]) -> tuple[ShardEntry, Sketch]:
+        events = concatenate(parts)
+        data = encode_shard(events)
+        self._store.write_bytes(uri, data)
+        entry = ShardEntry(
+            uri=uri,
+            split=split,
+            n_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            n_events=events.n_events,
+            n_pulses=events.n_pulses,
+            n_doms=events.n_doms,
+        )
+        return entry, sketch_events(events, self._detector)
