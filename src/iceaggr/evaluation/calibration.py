@@ -1,0 +1,129 @@
+"""Calibration of kappa: is the predicted von Mises-Fisher width the width of the errors?
+
+Density of the opening angle psi: kappa / (1 - exp(-2 kappa)) exp(-kappa (1 - cos psi)) sin psi.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from iceaggr.errors import EvaluationError
+
+FloatArray = npt.NDArray[np.floating]
+
+LEVELS = (0.5, 0.68, 0.9)
+"""Nominal probabilities whose coverage is reported."""
+
+RAYLEIGH_MEDIAN = math.sqrt(2.0 * math.log(2.0))
+"""Median of the pull psi sqrt(kappa) of a calibrated model with narrow errors: 1.177."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Share of events inside their own region of nominal probability `level`."""
+
+    level: float
+    share: float
+    error: float
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """Accuracy of the most confident events, sorted by kappa.
+
+    kept_share: (K,) share of events kept; mean_deg, median_deg, p90_deg: (K,) their angles.
+    """
+
+    kept_share: FloatArray
+    mean_deg: FloatArray
+    median_deg: FloatArray
+    p90_deg: FloatArray
+
+
+def probability_inside(angle_rad: FloatArray, kappa: FloatArray) -> FloatArray:
+    """Compute the probability integral transform (PIT) of each event.
+
+    angle_rad, kappa: (N,) opening angle in radians and concentration >= 0.
+    Returns (N,) in [0, 1], uniform for a calibrated model.
+    Raises: EvaluationError if the shapes differ or a kappa is negative or not finite.
+    Source: integral of the von Mises-Fisher density from 0 to psi.
+    """
+    angle_rad, kappa = _checked(angle_rad, kappa)
+    # 1 - cos(psi) = 2 sin^2(psi / 2) keeps its digits at small angles
+    lost_cosine = 2.0 * np.sin(angle_rad / 2.0) ** 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        inside = np.expm1(-kappa * lost_cosine) / np.expm1(-2.0 * kappa)
+    return np.where(kappa < 1e-9, lost_cosine / 2.0, inside)
+
+
+def containment_angle(kappa: FloatArray, level: float) -> FloatArray:
+    """Find the radius of the region that holds an event with probability `level`.
+
+    kappa: (N,) concentration >= 0; level in (0, 1). Returns (N,) radians in [0, pi].
+    Source: inverse of `probability_inside`.
+    """
+    kappa = np.asarray(kappa, np.float64)
+    safe = np.maximum(kappa, 1e-9)
+    lost_cosine = -np.log1p(level * np.expm1(-2.0 * safe)) / safe
+    return 2.0 * np.arcsin(np.sqrt(np.clip(lost_cosine / 2.0, 0.0, 1.0)))
+
+
+def coverage(pit: FloatArray, levels: tuple[float, ...] = LEVELS) -> list[Coverage]:
+    """Count the events inside their regions, with the binomial error at the nominal level."""
+    n_events = len(pit)
+    return [
+        Coverage(level, float((pit <= level).mean()), math.sqrt(level * (1 - level) / n_events))
+        for level in levels
+    ]
+
+
+def calibration_gap(pit: FloatArray) -> float:
+    """Average the distance of the coverages from nominal over LEVELS; 0 is perfect."""
+    return float(np.mean([abs(found.share - found.level) for found in coverage(pit)]))
+
+
+def pulls(angle_rad: FloatArray, kappa: FloatArray) -> FloatArray:
+    """Divide each angle by its predicted width: psi sqrt(kappa), (N,), Rayleigh if calibrated."""
+    angle_rad, kappa = _checked(angle_rad, kappa)
+    return angle_rad * np.sqrt(kappa)
+
+
+def risk_coverage(angle_deg: FloatArray, kappa: FloatArray, n_points: int = 40) -> RiskCoverage:
+    """Measure the accuracy of the most confident events for growing kept shares.
+
+    angle_deg, kappa: (N,). Returns curves of at most n_points, the last one with every event.
+    Raises: EvaluationError if the shapes differ or a kappa is negative or not finite.
+    """
+    angle_deg, kappa = _checked(angle_deg, kappa)
+    ordered = angle_deg[np.argsort(-kappa, kind="stable")]
+    n_events = len(ordered)
+    first = min(max(n_events // n_points, 10), n_events)
+    kept = np.unique(np.linspace(first, n_events, n_points).astype(np.int64))
+    quantiles = np.array([np.quantile(ordered[:n], [0.5, 0.9]) for n in kept])
+    return RiskCoverage(
+        kept_share=kept / n_events,
+        mean_deg=np.cumsum(ordered)[kept - 1] / kept,
+        median_deg=quantiles[:, 0],
+        p90_deg=quantiles[:, 1],
+    )
+
+
+def _checked(angle: FloatArray, kappa: FloatArray) -> tuple[FloatArray, FloatArray]:
+    angle, kappa = np.asarray(angle, np.float64), np.asarray(kappa, np.float64)
+    if angle.shape != kappa.shape:
+        raise EvaluationError(
+            "angles and kappa differ in shape", found=kappa.shape, expected=angle.shape
+        )
+    bad = ~np.isfinite(kappa) | (kappa < 0)
+    if bad.any():
+        raise EvaluationError(
+            "kappa is not a concentration",
+            found=f"{kappa[bad][0]} and {int(bad.sum()) - 1} more like it",
+            expected="finite numbers >= 0",
+            remedy="Check the model's direction head",
+        )
+    return angle, kappa

@@ -1,0 +1,69 @@
+"""One look for every figure: colour-blind-safe colours, readable sizes, PNG bytes out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
+"""Source: Okabe & Ito, "Color Universal Design", 2008 (grey added)."""
+
+METHOD_LOOK: dict[str, dict[str, Any]] = {
+    "model": {"color": VERMILLION, "linestyle": "-", "linewidth": 2.4},
+    "random": {"color": GREY, "linestyle": (0, (1, 2)), "linewidth": 1.4},
+    "constant": {"color": BLACK, "linestyle": (0, (1, 1)), "linewidth": 1.4},
+    "line_fit": {"color": SKY, "linestyle": "--", "linewidth": 1.7},
+    "improved_line_fit": {"color": BLUE, "linestyle": "-.", "linewidth": 1.7},
+    "tensor_of_inertia": {"color": GREEN, "linestyle": (0, (5, 1)), "linewidth": 1.4},
+    "likelihood_fit": {"color": PURPLE, "linestyle": (0, (3, 1, 1, 1)), "linewidth": 1.7},
+}
+"""Colour and dash of each method, the same in every figure; dashes also tell them apart."""
+
+TOPOLOGY_LOOK: dict[str, dict[str, Any]] = {
+    "track": {"color": BLUE, "marker": "o"},
+    "cascade": {"color": ORANGE, "marker": "s"},
+    "all": {"color": VERMILLION, "marker": "D"},
+}
+"""Colour and marker of each topology."""
+
+STYLE: dict[Any, Any] = {
+    "font.size": 10.5,
+    "axes.titlesize": 11.5,
+    "axes.labelsize": 11,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+DOTS_PER_INCH = 130
+
+
+def draw(size_inch: tuple[float, float], paint: Callable[[Figure], None]) -> bytes:
+    """Paint a figure in the common style. Returns a PNG; no global state of pyplot is touched."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size_inch, layout="constrained")
+        paint(figure)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return png.getvalue()
+
+
+def angle_axis(axes: Axes, label: str = "Opening angle [deg]", top: float = 180.0) -> None:
+    """Set up a linear y axis of angles from 0 with ticks at multiples of 30 degrees."""
+    axes.set_ylabel(label)
+    axes.set_ylim(0.0, top)
+    if top > 60.0:
+        axes.set_yticks([tick for tick in range(0, 181, 30) if tick <= top + 1e-9])

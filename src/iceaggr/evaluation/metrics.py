@@ -1,0 +1,127 @@
+"""Flat metrics: the figures of an evaluation under names that sort and chart well side by side."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from iceaggr.config import EvaluationConfig
+from iceaggr.evaluation.baselines import CLASSICAL_FITS, TITLES
+from iceaggr.evaluation.bootstrap import Estimate, estimate_angles, estimate_mean
+from iceaggr.evaluation.calibration import calibration_gap, coverage, probability_inside, pulls
+from iceaggr.evaluation.plots import angles_of
+from iceaggr.evaluation.slices import TOPOLOGIES
+
+BASELINES = ("random", "constant", *CLASSICAL_FITS)
+"""Every baseline that each evaluation scores, in the order of tables."""
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """The accuracy of the model or of a baseline on all events.
+
+    estimates: by statistic (degrees; share_above_90 a share).  gain: paired, mean angle of this
+    baseline minus the model's on the same events, degrees; None for the model itself.
+    seconds_per_event, failed_share: None where they say nothing (random and constant).
+    """
+
+    name: str
+    title: str
+    estimates: dict[str, Estimate]
+    gain: Estimate | None
+    seconds_per_event: float | None
+    failed_share: float | None
+
+
+def summarize_methods(
+    events: pd.DataFrame,
+    config: EvaluationConfig,
+    seconds_per_event: dict[str, float],
+    failed_share: dict[str, float],
+) -> list[MethodSummary]:
+    """Summarize the model and every baseline of the event table, the model first."""
+    rng = np.random.default_rng(config.seed)
+    model = angles_of(events, "model")
+    summaries = []
+    for name in ("model", *(name for name in TITLES if f"{name}_angle_deg" in events)):
+        angle_deg = angles_of(events, name)
+        gain = None
+        if name != "model":
+            difference = angle_deg - model
+            gain = estimate_mean(difference, config.n_bootstrap, config.confidence, rng)
+        estimates = estimate_angles(angle_deg, config.n_bootstrap, config.confidence, rng)
+        seconds, failed = seconds_per_event.get(name), failed_share.get(name)
+        summaries.append(MethodSummary(name, TITLES[name], estimates, gain, seconds, failed))
+    return summaries
+
+
+def flat_metrics(
+    events: pd.DataFrame, summaries: list[MethodSummary], prefix: str = "test"
+) -> dict[str, float]:
+    """Name every overall figure: `test/opening_angle_mean_deg`, `test/line_fit/...`, and so on.
+
+    A figure that is not finite (an error from one event) is left out: trackers refuse NaN.
+    """
+    metrics: dict[str, float] = {f"{prefix}/n_events": float(len(events))}
+    for summary in summaries:
+        folder = prefix if summary.name == "model" else f"{prefix}/{summary.name}"
+        for name, estimate in summary.estimates.items():
+            metrics.update(_named(folder, name, estimate))
+        if summary.gain is not None:
+            metrics[f"{folder}/gain_of_model_deg"] = summary.gain.value
+            metrics[f"{folder}/gain_of_model_error_deg"] = summary.gain.error
+        if summary.seconds_per_event is not None:
+            metrics[f"{folder}/microseconds_per_event"] = 1e6 * summary.seconds_per_event
+        if summary.failed_share is not None:
+            metrics[f"{folder}/failed_share"] = summary.failed_share
+    metrics.update(_calibration_metrics(events, prefix))
+    metrics.update(_topology_metrics(events, summaries, prefix))
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _named(folder: str, name: str, estimate: Estimate) -> dict[str, float]:
+    stem, unit = f"{folder}/opening_angle_{name}", "_deg"
+    if name == "share_above_90":
+        stem, unit = f"{folder}/share_above_90deg", ""
+    return {
+        f"{stem}{unit}": estimate.value,
+        f"{stem}_error{unit}": estimate.error,
+        f"{stem}_low{unit}": estimate.low,
+        f"{stem}_high{unit}": estimate.high,
+    }
+
+
+def _calibration_metrics(events: pd.DataFrame, prefix: str) -> dict[str, float]:
+    angle_rad = np.deg2rad(angles_of(events, "model"))
+    kappa = events["kappa"].to_numpy()
+    pit = probability_inside(angle_rad, kappa)
+    metrics = {
+        f"{prefix}/calibration/coverage_{found.level * 100:.0f}": found.share
+        for found in coverage(pit)
+    }
+    metrics[f"{prefix}/calibration/gap"] = calibration_gap(pit)
+    metrics[f"{prefix}/calibration/pull_median"] = float(np.median(pulls(angle_rad, kappa)))
+    for axis in ("bias_x", "bias_y", "bias_z"):
+        metrics[f"{prefix}/{axis}"] = float(events[axis].mean())
+    return metrics
+
+
+def _topology_metrics(
+    events: pd.DataFrame, summaries: list[MethodSummary], prefix: str
+) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for topology in TOPOLOGIES if "topology" in events else ():
+        chosen = events[events["topology"] == topology]
+        if chosen.empty:
+            continue
+        metrics[f"{prefix}/{topology}/n_events"] = float(len(chosen))
+        for summary in summaries:
+            angle_deg = angles_of(chosen, summary.name)
+            folder = f"{prefix}/{topology}"
+            folder = folder if summary.name == "model" else f"{folder}/{summary.name}"
+            metrics[f"{folder}/opening_angle_mean_deg"] = float(angle_deg.mean())
+            metrics[f"{folder}/opening_angle_median_deg"] = float(np.median(angle_deg))
+    return metrics

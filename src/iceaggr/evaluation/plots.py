@@ -1,0 +1,238 @@
+"""The accuracy figures: opening angles of the model beside the baselines, in a talk's quality."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from iceaggr.evaluation.baselines import TITLES
+from iceaggr.evaluation.figure_style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    METHOD_LOOK,
+    ORANGE,
+    TOPOLOGY_LOOK,
+    VERMILLION,
+    angle_axis,
+    draw,
+)
+from iceaggr.evaluation.slices import TOPOLOGIES, slice_column
+
+FloatArray = npt.NDArray[np.floating]
+
+COUNT_EDGES = tuple(float(2**step) for step in range(2, 18))
+COSINE_EDGES = tuple(np.linspace(-1.0, 1.0, 13))
+ENERGY_EDGES = tuple(10 ** np.linspace(1.0, 8.0, 22))
+
+
+def angles_of(events: pd.DataFrame, method: str) -> FloatArray:
+    """Read the opening angles of the model or of a baseline: (N,) degrees."""
+    column = "opening_angle_deg" if method == "model" else f"{method}_angle_deg"
+    return events[column].to_numpy()
+
+
+def draw_cumulative(events: pd.DataFrame, methods: list[str]) -> bytes:
+    """Draw the cumulative distribution of the opening angle, linear and logarithmic."""
+    share = np.linspace(0.0, 1.0, min(len(events), 1500))
+    curves = {method: np.quantile(angles_of(events, method), share) for method in methods}
+
+    def paint(figure: Figure) -> None:
+        linear, logarithmic = figure.subplots(1, 2, sharey=True)
+        for axes in (linear, logarithmic):
+            for method, angle_deg in curves.items():
+                axes.plot(angle_deg, share, label=TITLES[method], **METHOD_LOOK[method])
+            axes.set_xlabel("Opening angle [deg]")
+            axes.axhline(0.5, color=GREY, linewidth=0.8)
+        linear.set_ylabel("Share of events below")
+        linear.set_xlim(0, 180)
+        linear.set_xticks(range(0, 181, 30))
+        linear.set_ylim(0, 1)
+        logarithmic.set_xscale("log")
+        logarithmic.set_xlim(max(0.1, float(curves["model"][1:].min())), 180)
+        logarithmic.xaxis.set_major_formatter("{x:g}")
+        logarithmic.legend(loc="upper left")
+
+    return draw((10.5, 4.3), paint)
+
+
+def draw_against_energy(events: pd.DataFrame, classical: str, min_events: int) -> bytes:
+    """Draw median and central 68 % band against true energy, tracks and cascades apart."""
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, topology in zip(panels, TOPOLOGIES, strict=True):
+            chosen = events[events["topology"] == topology]
+            look, binning = TOPOLOGY_LOOK[topology], ("energy_gev", ENERGY_EDGES)
+            _paint_profile(axes, chosen, look, binning, (classical, min_events))
+            if "kinematic_angle_deg" in chosen and topology == "track":
+                _paint_kinematic_floor(axes, chosen, min_events)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_ylim(0.3, 180)
+            axes.set_yticks([0.3, 1, 3, 10, 30, 90, 180], ["0.3", "1", "3", "10", "30", "90", ""])
+            axes.set_xlabel("True neutrino energy [GeV]")
+            axes.set_title(f"{topology.capitalize()}s ({len(chosen):,} events)")
+        panels[0].set_ylabel("Opening angle [deg]")
+        panels[1].legend(loc="lower left")
+
+    return draw((10.5, 4.5), paint)
+
+
+def draw_against_pulses(events: pd.DataFrame, classical: str, min_events: int) -> bytes:
+    """Draw median and central 68 % band against the number of pulses, by topology if known."""
+
+    def label(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.set_xlabel("Pulses in the event")
+        axes.xaxis.set_major_formatter("{x:g}")
+
+    return _draw_by_topology(events, ("n_pulses", COUNT_EDGES), (classical, min_events), label)
+
+
+def draw_against_zenith(events: pd.DataFrame, classical: str, min_events: int) -> bytes:
+    """Draw median and central 68 % band against the true cosine of zenith."""
+
+    def label(axes: Axes) -> None:
+        axes.set_xlim(-1, 1)
+        axes.set_xlabel("cos(true zenith)   [−1 up-going … +1 down-going]")
+
+    return _draw_by_topology(events, ("cos_zenith", COSINE_EDGES), (classical, min_events), label)
+
+
+def draw_zenith_map(events: pd.DataFrame) -> bytes:
+    """Draw predicted against true cosine of zenith, each column normalised to its events."""
+    true = np.cos(events["true_zenith"].to_numpy())
+    predicted = np.cos(events["zenith"].to_numpy())
+    edges = np.linspace(-1.0, 1.0, 41)
+    counts, _, _ = np.histogram2d(true, predicted, bins=(edges, edges))
+    column = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
+    density = np.where(column > 0, column / np.diff(edges)[0], np.nan)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.grid(False)
+        norm = LogNorm(0.05, max(5.0, float(np.nanmax(density))))
+        mesh = axes.pcolormesh(edges, edges, density.T, norm=norm, cmap="viridis")
+        axes.plot([-1, 1], [-1, 1], color="white", linewidth=2.5)
+        axes.plot([-1, 1], [-1, 1], color=BLACK, linewidth=1, linestyle="--", label="perfect")
+        axes.set_xlabel("cos(true zenith)")
+        axes.set_ylabel("cos(predicted zenith)")
+        axes.set_aspect("equal")
+        figure.colorbar(mesh, label="Density of predictions at this true zenith", shrink=0.9)
+
+    return draw((6.2, 5.0), paint)
+
+
+def draw_bias(events: pd.DataFrame, min_events: int) -> bytes:
+    """Draw the mean of predicted minus true unit vector against the true cosine of zenith."""
+    cosine = slice_column(events, "cos_zenith")
+    look = {"x": (BLUE, "o"), "y": (ORANGE, "s"), "z": (GREEN, "^")}
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for offset, (axis, (color, marker)) in zip((-0.01, 0.0, 0.01), look.items(), strict=True):
+            bias = events[f"bias_{axis}"].to_numpy()
+            bins = [
+                (centre + offset, bias[inside].mean(), bias[inside].std() / np.sqrt(inside.sum()))
+                for centre, inside in _bins(cosine, COSINE_EDGES, min_events)
+            ]
+            if bins:
+                x, mean, error = np.array(bins).T
+                axes.errorbar(
+                    x, mean, error, color=color, marker=marker, capsize=2, label=f"{axis} component"
+                )
+        axes.axhline(0.0, color=BLACK, linewidth=0.8)
+        axes.set_xlim(-1, 1)
+        axes.set_xlabel("cos(true zenith)   [−1 up-going … +1 down-going]")
+        axes.set_ylabel("Mean of predicted − true unit vector")
+        axes.legend()
+
+    return draw((7.2, 4.3), paint)
+
+
+def _draw_by_topology(
+    events: pd.DataFrame,
+    binning: tuple[str, tuple[float, ...]],
+    comparison: tuple[str, int],
+    label: Any,
+) -> bytes:
+    """Draw one panel per topology where it is known, else one panel with every event."""
+    parts = {"all": events}
+    if "topology" in events:
+        parts = {name: events[events["topology"] == name] for name in TOPOLOGIES}
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+        for axes, (name, chosen) in zip(panels, parts.items(), strict=True):
+            _paint_profile(axes, chosen, TOPOLOGY_LOOK[name], binning, comparison)
+            label(axes)
+            title = "All events" if name == "all" else f"{name.capitalize()}s"
+            axes.set_title(f"{title} ({len(chosen):,} events)")
+            angle_axis(axes, "")
+        panels[0].set_ylabel("Opening angle [deg]")
+        panels[-1].legend(loc="best")
+
+    return draw((10.5 if len(parts) > 1 else 7.2, 4.3), paint)
+
+
+def _paint_profile(
+    axes: Axes,
+    events: pd.DataFrame,
+    look: dict[str, Any],
+    binning: tuple[str, tuple[float, ...]],
+    comparison: tuple[str, int],
+) -> None:
+    column, edges = binning
+    classical, min_events = comparison
+    bins = _bins(slice_column(events, column), edges, min_events)
+    if not bins:
+        axes.text(0.5, 0.5, "too few events", transform=axes.transAxes, ha="center", color=GREY)
+        return
+    angle_deg, classical_deg = angles_of(events, "model"), angles_of(events, classical)
+    x = [centre for centre, _ in bins]
+    low, median, high = np.array(
+        [np.quantile(angle_deg[inside], [0.16, 0.5, 0.84]) for _, inside in bins]
+    ).T
+    axes.fill_between(x, low, high, color=look["color"], alpha=0.2, label="Model, 16–84 %")
+    axes.plot(x, median, linewidth=2.2, markersize=5, label="Model, median", **look)
+    median = np.array([np.median(classical_deg[inside]) for _, inside in bins])
+    axes.plot(
+        x, median, color=BLACK, linestyle="--", marker="x", label=f"{TITLES[classical]}, median"
+    )
+
+
+def _paint_kinematic_floor(axes: Axes, events: pd.DataFrame, min_events: int) -> None:
+    floor = events["kinematic_angle_deg"].to_numpy()
+    if not (floor > 0).any():
+        return
+    bins = _bins(events["energy_gev"].to_numpy(), ENERGY_EDGES, min_events)
+    x = [centre for centre, _ in bins]
+    median = [np.median(floor[inside]) for _, inside in bins]
+    axes.plot(x, median, color=VERMILLION, linestyle=":", label="Neutrino–muon angle, median")
+    axes.legend(loc="lower left")
+
+
+def _bins(
+    values: FloatArray, edges: tuple[float, ...], min_events: int
+) -> list[tuple[float, npt.NDArray[np.bool_]]]:
+    """Cut into bins with enough events: the median value inside (its place on x) and the mask."""
+    return list(_filled_bins(values, edges, min_events))
+
+
+def _filled_bins(
+    values: FloatArray, edges: tuple[float, ...], min_events: int
+) -> Iterator[tuple[float, npt.NDArray[np.bool_]]]:
+    for low, high in pairwise(edges):
+        inside = (values >= low) & (values < high)
+        if inside.sum() >= min_events:
+            yield float(np.median(values[inside])), inside

@@ -1,0 +1,184 @@
+"""The report: one self-contained HTML page per evaluation, no script, no outside request."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from iceaggr.config import EvaluationConfig
+from iceaggr.detector import Detector
+from iceaggr.evaluation.baselines import TITLES
+from iceaggr.evaluation.bootstrap import Estimate
+from iceaggr.evaluation.calibration import coverage, probability_inside
+from iceaggr.evaluation.metrics import MethodSummary
+
+CAPTIONS = {
+    "opening_angle_cumulative": (
+        "Share of events whose opening angle is smaller than the value on the x axis, for the model"
+        " and every baseline on the same events (left linear, right logarithmic)."
+    ),
+    "angle_vs_energy": (
+        "Median opening angle and central 68 % of events against true neutrino energy, tracks and"
+        " cascades apart; the dotted line is the angle between neutrino and muon, below which no"
+        " track reconstruction can go."
+    ),
+    "angle_vs_pulses": (
+        "Median opening angle and central 68 % of events against the number of pulses that the"
+        " model saw."
+    ),
+    "angle_vs_zenith": (
+        "Median opening angle and central 68 % of events against the true cosine of the zenith."
+    ),
+    "zenith_predicted_vs_true": (
+        "Predicted against true cosine of zenith; every column is normalised to its own events,"
+        " so a perfect model fills the diagonal only."
+    ),
+    "bias_vs_zenith": (
+        "Mean of predicted minus true unit vector with its standard error: an uncertain model pulls"
+        " towards the middle, which shows as a falling z component."
+    ),
+    "calibration": (
+        "Is κ honest? Left: flat if calibrated; an excess at 1 means errors larger than claimed."
+        " Middle: share of events inside regions of nominal probability. Right: angle over claimed"
+        " width, which follows a Rayleigh curve where errors are narrow."
+    ),
+    "accuracy_vs_kept_share": (
+        "Opening angle of the events that remain when only the highest κ are kept: the operating"
+        " curve of an analysis that may discard events."
+    ),
+}
+"""One sentence or two below each figure."""
+
+WIDE = ("opening_angle_cumulative", "angle_vs_energy", "calibration")
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """What a report says about its run beyond the numbers.
+
+    title: heading; facts: rows of a small table (model URI, data digest, split, code version ...);
+    settings: the whole configuration; detector: for displays, else the built-in one.
+    """
+
+    title: str = "Evaluation"
+    facts: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    detector: Detector | None = None
+
+
+def environment() -> Environment:
+    """Make the template environment: autoescaped, and a missing value is an error."""
+    made = Environment(
+        loader=PackageLoader("iceaggr", "resources"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["pm"] = plus_minus
+    made.filters["png"] = data_uri
+    return made
+
+
+def render_report(
+    context: ReportContext,
+    events: pd.DataFrame,
+    config: EvaluationConfig,
+    results: Mapping[str, Any],
+    figures: Mapping[str, bytes],
+) -> str:
+    """Render the page.
+
+    results: summaries (list of MethodSummary), slices (table), reference (best classical fit).
+    figures: name -> PNG; names that start with `event_` are displays. Returns HTML.
+    """
+    summaries: list[MethodSummary] = results["summaries"]
+    displays = {name: png for name, png in figures.items() if name.startswith("event_")}
+    return (
+        environment()
+        .get_template("evaluation_report.html.j2")
+        .render(
+            context=context,
+            config=config,
+            n_events=len(events),
+            summaries=summaries,
+            reference=TITLES[results["reference"]],
+            verdict=verdict_sentences(events, summaries, results["reference"]),
+            figures={name: png for name, png in figures.items() if name not in displays},
+            displays=displays,
+            captions=CAPTIONS,
+            wide=WIDE,
+            slices=group_slices(results["slices"]),
+            settings=yaml.safe_dump(_plain(context.settings), sort_keys=False),
+        )
+    )
+
+
+def verdict_sentences(
+    events: pd.DataFrame, summaries: list[MethodSummary], reference: str
+) -> list[str]:
+    """Say in words what the headline table shows: accuracy, best rival, calibration."""
+    model = summaries[0].estimates
+    sentences = [
+        f"Mean opening angle {plus_minus(model['mean'])} deg, median {plus_minus(model['median'])}"
+        f" deg, on {len(events):,} test events."
+    ]
+    for rival in (reference, "constant"):
+        gain = next(summary.gain for summary in summaries if summary.name == rival)
+        if gain is not None:
+            sentences.append(_gain_sentence(TITLES[rival].lower(), gain))
+    pit = probability_inside(
+        np.deg2rad(events["opening_angle_deg"].to_numpy()), events["kappa"].to_numpy()
+    )
+    at_68 = next(found for found in coverage(pit) if found.level == 0.68)
+    pull = (at_68.share - at_68.level) / at_68.error
+    judgement = "too large (underconfident)" if pull > 0 else "too small (overconfident)"
+    claim = "calibrated within 3σ" if abs(pull) <= 3 else f"claimed errors are {judgement}"
+    sentences.append(f"{100 * at_68.share:.1f} % of events lie in their 68 % region: {claim}.")
+    return sentences
+
+
+def group_slices(slices: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Group the rows of a slice table by dimension: (title, rows)."""
+    return [
+        (str(title), [{str(k): v for k, v in row.items()} for row in part.to_dict("records")])
+        for title, part in slices.groupby("title", sort=False)
+    ]
+
+
+def plus_minus(estimate: Estimate, scale: float = 1.0) -> str:
+    """Write value ± error with as many digits as the error deserves; no error is a dash."""
+    value, error = scale * estimate.value, scale * estimate.error
+    if not np.isfinite(error) or error == 0:
+        return f"{value:.2f}"
+    digits = int(np.clip(1 - np.floor(np.log10(error)), 0, 4))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def data_uri(png: bytes) -> str:
+    """Put a PNG into the page itself."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _gain_sentence(rival: str, gain: Estimate) -> str:
+    sigma = abs(gain.value) / gain.error if gain.error > 0 else float("inf")
+    if gain.value == 0 or sigma < 2:
+        return f"Not distinguishable from the {rival}: paired gain {plus_minus(gain)} deg."
+    word = "Better" if gain.value > 0 else "Worse"
+    size = Estimate(abs(gain.value), gain.error, gain.low, gain.high)
+    return f"{word} than the {rival} by {plus_minus(size)} deg (paired, {sigma:.0f}σ)."
+
+
+def _plain(settings: Any) -> Any:
+    if isinstance(settings, Mapping):
+        return {str(key): _plain(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [_plain(value) for value in settings]
+    return settings if isinstance(settings, (str, int, float, bool, type(None))) else str(settings)

@@ -1,0 +1,172 @@
+"""Slices: the accuracy in bins of what is known about each event; small bins marked, not hidden."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from iceaggr.config import EvaluationConfig
+from iceaggr.evaluation.bootstrap import STATISTICS, estimate_angles, estimate_mean
+from iceaggr.evaluation.calibration import probability_inside
+
+INF = math.inf
+TOPOLOGIES = ("track", "cascade")
+"""Values of the truth's topology column, in the order of figures and tables."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One way to bin events: half-open bins [edges[i], edges[i+1]) of `column`.
+
+    column: of the event table, or `cos_zenith`, `zenith_deg`, `azimuth_mod_60_deg`, derived here.
+    topology: only events of this topology, when given.
+    """
+
+    name: str
+    title: str
+    column: str
+    edges: tuple[float, ...]
+    topology: str | None = None
+
+
+ENERGY_EDGES = tuple(float(10 ** (0.5 * step)) for step in range(2, 17))
+
+DIMENSIONS = (
+    Dimension("n_pulses", "Pulses", "n_pulses", (0, 16, 32, 64, 128, 256, 512, 1024, 2048, INF)),
+    Dimension("n_doms", "DOMs", "n_doms", (0, 8, 16, 32, 64, 128, 256, 512, INF)),
+    Dimension(
+        "n_non_auxiliary",
+        "Non-auxiliary pulses",
+        "n_non_auxiliary",
+        (0, 8, 12, 16, 24, 32, 64, 128, 256, 512, 1024, INF),
+    ),
+    Dimension(
+        "charge", "Total charge [p.e.]", "charge_pe", (0, 16, 32, 64, 128, 256, 512, 1024, INF)
+    ),
+    Dimension(
+        "zenith", "True zenith [deg]", "zenith_deg", (0, 30, 60, 80, 90, 100, 120, 150, 180.001)
+    ),
+    Dimension(
+        "azimuth_mod_60",
+        "True azimuth mod 60° [deg]",
+        "azimuth_mod_60_deg",
+        (0, 10, 20, 30, 40, 50, 60),
+    ),
+    Dimension("kappa", "Predicted κ", "kappa", (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 512, INF)),
+    Dimension("energy_track", "Energy of tracks [GeV]", "energy_gev", ENERGY_EDGES, "track"),
+    Dimension("energy_cascade", "Energy of cascades [GeV]", "energy_gev", ENERGY_EDGES, "cascade"),
+)
+"""What every report is sliced by; the energies only where the truth is known."""
+
+
+def slice_column(events: pd.DataFrame, column: str) -> npt.NDArray[np.float64]:
+    """Read or derive a column to bin by: (N,) float64."""
+    if column == "zenith_deg":
+        return np.rad2deg(events["true_zenith"].to_numpy())
+    if column == "cos_zenith":
+        return np.cos(events["true_zenith"].to_numpy())
+    if column == "azimuth_mod_60_deg":
+        # the remainder of a rounded multiple of 60 can come out as 60 itself
+        remainder = np.rad2deg(events["true_azimuth"].to_numpy()) % 60.0
+        return np.where(remainder >= 60.0, 0.0, remainder)
+    return events[column].to_numpy(np.float64)
+
+
+def available_dimensions(events: pd.DataFrame) -> list[Dimension]:
+    """List the dimensions that this event table can be sliced by."""
+    has_truth = {"energy_gev", "topology"} <= set(events.columns)
+    return [dimension for dimension in DIMENSIONS if dimension.topology is None or has_truth]
+
+
+def slice_table(
+    events: pd.DataFrame, config: EvaluationConfig, reference: str | None = None
+) -> pd.DataFrame:
+    """Estimate every statistic in every bin.
+
+    reference: a baseline whose paired gain is added as gain, gain_error (degrees).
+    Returns one row per bin: dimension, title, bin, low, high, n_events, small, coverage_68, and
+    STATISTICS each with _error, _low, _high; NaN where a bin has too few events to say.
+    Events outside the edges of a dimension appear as bins of their own, never dropped.
+    """
+    rng = np.random.default_rng(config.seed)
+    angle_deg = events["opening_angle_deg"].to_numpy()
+    columns: dict[str, npt.NDArray[np.floating]] = {
+        "angle_deg": angle_deg,
+        "pit": probability_inside(np.deg2rad(angle_deg), events["kappa"].to_numpy()),
+    }
+    if reference is not None:
+        columns["gain"] = events[f"{reference}_angle_deg"].to_numpy() - angle_deg
+    measured = pd.DataFrame(columns)
+    rows = []
+    for dimension in available_dimensions(events):
+        for low, high, inside in dimension_bins(events, dimension):
+            row = _bin_row(measured[inside], config, rng)
+            names = {"dimension": dimension.name, "title": dimension.title}
+            rows.append({**names, "bin": bin_label(low, high), "low": low, "high": high, **row})
+    return pd.DataFrame(rows)
+
+
+def dimension_bins(
+    events: pd.DataFrame, dimension: Dimension
+) -> list[tuple[float, float, npt.NDArray[np.bool_]]]:
+    """Cut events into bins: low edge, high edge and the (N,) mask of the events inside.
+
+    Empty bins at both ends are left out; what lies below or above all edges gets its own bin.
+    """
+    values = slice_column(events, dimension.column)
+    chosen = np.ones(len(events), bool)
+    if dimension.topology is not None:
+        chosen = (events["topology"] == dimension.topology).to_numpy()
+    edges = [-INF, *dimension.edges] if dimension.edges[0] > -INF else list(dimension.edges)
+    edges = edges if edges[-1] == INF else [*edges, INF]
+    place = np.searchsorted(edges, values, side="right") - 1
+    filled = np.flatnonzero(np.bincount(place[chosen], minlength=len(edges)))
+    if not len(filled):
+        return []
+    return [
+        (edges[row], edges[row + 1], chosen & (place == row))
+        for row in range(filled[0], filled[-1] + 1)
+    ]
+
+
+def bin_label(low: float, high: float) -> str:
+    """Name a bin: `16 to 32`, `>= 2048` or `< 10`."""
+    if low == -INF:
+        return f"< {_number(high)}"
+    if high == INF:
+        return f"≥ {_number(low)}"
+    return f"{_number(low)} to {_number(high)}"
+
+
+def _number(value: float) -> str:
+    if value >= 1e4:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.0f}" if value >= 10 else f"{value:g}"
+
+
+def _bin_row(
+    measured: pd.DataFrame, config: EvaluationConfig, rng: np.random.Generator
+) -> dict[str, object]:
+    n_events = len(measured)
+    row: dict[str, object] = {"n_events": n_events, "small": n_events < config.min_events_per_bin}
+    if not n_events:
+        return row
+    found = estimate_angles(
+        measured["angle_deg"].to_numpy(), config.n_bootstrap, config.confidence, rng
+    )
+    for name in STATISTICS:
+        estimate = found[name]
+        row[name], row[f"{name}_error"] = estimate.value, estimate.error
+        row[f"{name}_low"], row[f"{name}_high"] = estimate.low, estimate.high
+    row["coverage_68"] = float((measured["pit"] <= 0.68).mean())
+    if "gain" in measured:
+        gain = estimate_mean(
+            measured["gain"].to_numpy(), config.n_bootstrap, config.confidence, rng
+        )
+        row["gain"], row["gain_error"] = gain.value, gain.error
+    return row
