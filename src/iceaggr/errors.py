@@ -72,3 +72,7 @@ class EvaluationError(IceaggrError):
 
 class TrackingError(IceaggrError):
     """The tracking server or model registry refused or could not be reached."""
+
+
+class ServiceError(IceaggrError):
+    """A local service did not start, answer or end."""

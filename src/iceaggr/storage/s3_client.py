@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,11 +24,6 @@ _LONGEST_WAIT_S = 20.0
 Answer = TypeVar("Answer")
 
 
-def endpoint_url() -> str | None:
-    """Read the endpoint: AWS_ENDPOINT_URL_S3 before AWS_ENDPOINT_URL; None means AWS itself."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
 class S3Client:
     """Makes requests and tells failures as StorageError.
 
@@ -37,7 +32,8 @@ class S3Client:
     there is a wrong address, and says so at once. Shared by threads; a forked process reconnects.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
         self._lock = threading.Lock()
         self._client: Any = None
         self._pid = 0
@@ -46,7 +42,7 @@ class S3Client:
     @property
     def endpoint(self) -> str:
         """Name the endpoint, for messages."""
-        return endpoint_url() or "AWS S3"
+        return _endpoint_url(self._environment) or "AWS S3"
 
     def call(self, uri: str, request: Callable[[Any], Answer]) -> Answer:
         """Run `request(boto3_client)`. Raises: StorageError naming the URI and the endpoint."""
@@ -78,12 +74,17 @@ class S3Client:
     def _connected(self) -> Any:
         with self._lock:
             if self._client is None or self._pid != os.getpid():
-                self._client, self._pid = _new_client(), os.getpid()
+                self._client, self._pid = _new_client(self._environment), os.getpid()
             return self._client
 
 
-def _new_client() -> Any:
-    endpoint = endpoint_url()
+def _endpoint_url(environment: Mapping[str, str]) -> str | None:
+    """Read the endpoint: AWS_ENDPOINT_URL_S3 before AWS_ENDPOINT_URL; None means AWS itself."""
+    return environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or None
+
+
+def _new_client(environment: Mapping[str, str]) -> Any:
+    endpoint = _endpoint_url(environment)
     host = urlsplit(endpoint).hostname if endpoint else None
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 3},
@@ -97,8 +98,15 @@ def _new_client() -> Any:
         response_checksum_validation="when_required",
         proxies={} if host in _LOOPBACK else None,
     )
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    session = boto3.session.Session(region_name=region)
+    # Keys that the mapping lacks are looked for by boto3 itself: files, pod identity, instance.
+    session = boto3.session.Session(
+        aws_access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
+        aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
+        aws_session_token=environment.get("AWS_SESSION_TOKEN"),
+        region_name=environment.get("AWS_REGION")
+        or environment.get("AWS_DEFAULT_REGION")
+        or "us-east-1",
+    )
     try:
         return session.client("s3", endpoint_url=endpoint, config=config)
     except ValueError:

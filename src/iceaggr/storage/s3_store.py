@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,8 @@ _EXISTS = {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}
 class S3Store:
     """ObjectStore over `s3://bucket/key`."""
 
-    def __init__(self) -> None:
-        self._s3 = S3Client()
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._s3 = S3Client(environment)
         self._known_buckets: set[str] = set()
 
     def list(self, prefix_uri: str) -> list[StoredObject]:

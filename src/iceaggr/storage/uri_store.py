@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,11 +20,14 @@ class UriStore:
     from its own environment. After a fork it connects anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._given_environment = environment is not None
         self._files = FileStore()
-        self._s3 = S3Store()
+        self._s3 = S3Store(os.environ if environment is None else environment)
 
     def __reduce__(self) -> tuple[Callable[[], UriStore], tuple[()]]:
+        if self._given_environment:
+            raise TypeError("a store opened with explicit settings would pickle its secrets")
         return (open_store, ())
 
     def _backend(self, uri: str) -> FileStore | S3Store:
@@ -78,6 +82,9 @@ class UriStore:
         self._backend(uri).ensure_bucket(uri)
 
 
-def open_store() -> UriStore:
-    """Open storage with the settings of the environment; nothing connects before the first use."""
-    return UriStore()
+def open_store(environment: Mapping[str, str] | None = None) -> UriStore:
+    """Open storage with the settings of the environment, or of another mapping of AWS_* names.
+
+    Nothing connects before the first use.
+    """
+    return UriStore(environment)

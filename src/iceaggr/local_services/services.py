@@ -1,0 +1,215 @@
+"""Starts and stops the local services; their state lives in a folder, so any process can do it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from iceaggr.errors import ServiceError, StorageError
+from iceaggr.local_services import object_store
+from iceaggr.local_services.ports import LOOPBACK, choose_ports
+from iceaggr.local_services.processes import died, log_tail, start_process
+from iceaggr.local_services.state import ServiceState, locked, write_private
+from iceaggr.storage import open_store
+
+STORE, TRACKING = "object store", "tracking server"
+_MLFLOW_PORT = 5000
+_MLFLOW_GRACE_S = 5.0
+_PORT_TRIES = 3
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class ServiceAddresses:
+    """Where the services listen, and the environment that child processes need to use them."""
+
+    s3_endpoint: str
+    mlflow_uri: str
+    env: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """One service as it is now."""
+
+    name: str
+    address: str
+    is_running: bool
+    log: Path
+
+
+class LocalServices:
+    """The object store and the tracking server whose data lie in one state folder.
+
+    As a context manager it stops what it started, and leaves running what ran before.
+    """
+
+    def __init__(self, state_folder: str | Path = ".iceaggr", ready_within_s: float = 90.0) -> None:
+        self.folder = Path(state_folder).absolute() / "services"
+        self._ready_within_s = ready_within_s
+        self._state = ServiceState(self.folder)
+        self._started_here = False
+
+    def start(self) -> ServiceAddresses:
+        """Start both services at once and wait until they answer; running ones are kept.
+
+        Raises: ServiceError, with the end of the log, if one does not come up in time.
+        """
+        with locked(self.folder):
+            if self._all_run():
+                return self._addresses()
+            self._stop_all()
+            for _ in range(_PORT_TRIES - 1):
+                try:
+                    return self._start_all()
+                except ServiceError:
+                    if not self._lost_a_port():
+                        raise
+            return self._start_all()
+
+    def stop(self) -> None:
+        """Stop both services, whoever started them; stopped ones are no error."""
+        if self.folder.exists():
+            with locked(self.folder):
+                self._stop_all()
+
+    def status(self) -> list[ServiceStatus]:
+        """Describe both services."""
+        ports = self._state.ports()
+        processes = self._state.processes()
+        port_of = {STORE: ports.get("s3"), TRACKING: ports.get("mlflow")}
+        return [
+            ServiceStatus(
+                name,
+                f"http://{LOOPBACK}:{port}" if port else "",
+                name in processes and processes[name].is_alive(),
+                self._log(name),
+            )
+            for name, port in port_of.items()
+        ]
+
+    def __enter__(self) -> ServiceAddresses:
+        self._started_here = not self._all_run()
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._started_here:
+            self.stop()
+
+    def _all_run(self) -> bool:
+        return all(service.is_running for service in self.status())
+
+    def _start_all(self) -> ServiceAddresses:
+        before = self._state.ports()
+        ports = choose_ports({**object_store.PORTS, "mlflow": _MLFLOW_PORT, **before})
+        access_key, secret_key = self._state.credentials()
+        write_private(
+            self.folder / "s3_identities.json", object_store.s3_identities(access_key, secret_key)
+        )
+        self._state.save_ports(ports)
+        addresses = self._addresses()
+        environment = {**os.environ, **addresses.env}
+        try:
+            self._launch(STORE, object_store.object_store_command(self.folder, ports), environment)
+            self._launch(TRACKING, self._mlflow_command(ports["mlflow"]), environment)
+            deadline = time.monotonic() + self._ready_within_s
+            self._await(STORE, lambda: _buckets_exist(addresses.env), deadline)
+            self._await(TRACKING, lambda: _answers(f"{addresses.mlflow_uri}/health"), deadline)
+        except BaseException:
+            self._stop_all()
+            raise
+        lines = [f"export {key}={shlex.quote(value)}\n" for key, value in addresses.env.items()]
+        write_private(self.folder / "env.sh", "".join(lines))
+        return addresses
+
+    def _launch(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:
+        process = start_process(name, command, self._log(name), environment)
+        self._state.save_processes({**self._state.processes(), name: process})
+
+    def _await(self, name: str, is_ready: Callable[[], bool], deadline: float) -> None:
+        process = self._state.processes()[name]
+        while not is_ready():
+            if not process.is_alive():
+                raise died(name, self._log(name))
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"{name} does not answer",
+                    where=str(self._log(name)),
+                    found=f"at the end of its log: {log_tail(self._log(name))}",
+                    expected=f"an answer within {self._ready_within_s:.0f} s",
+                    remedy="Look into the log file; on a busy machine try again",
+                )
+            time.sleep(_POLL_S)
+
+    def _stop_all(self) -> None:
+        grace = {STORE: object_store.GRACE_S, TRACKING: _MLFLOW_GRACE_S}
+        for name, process in reversed(self._state.processes().items()):
+            process.stop(grace[name])
+        self._state.save_processes({})
+        if ports := self._state.ports():
+            object_store.remove_sockets(ports)
+
+    def _lost_a_port(self) -> bool:
+        """Tell whether somebody took a port between our looking and the service's binding."""
+        logs = [self._log(name).read_text(errors="replace") for name in (STORE, TRACKING)]
+        return any("address already in use" in log for log in logs)
+
+    def _mlflow_command(self, port: int) -> list[str]:
+        return [
+            *(sys.executable, "-m", "mlflow", "server"),
+            *("--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.sqlite'}"),
+            *("--artifacts-destination", "s3://mlflow/"),
+            *("--host", LOOPBACK, "--port", str(port), "--workers", "1"),
+        ]
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name.replace(' ', '_')}.log"
+
+    def _addresses(self) -> ServiceAddresses:
+        ports = self._state.ports()
+        access_key, secret_key = self._state.credentials()
+        s3_endpoint = f"http://{LOOPBACK}:{ports['s3']}"
+        mlflow_uri = f"http://{LOOPBACK}:{ports['mlflow']}"
+        direct = ",".join(filter(None, [os.environ.get("NO_PROXY"), LOOPBACK, "localhost"]))
+        env = {
+            "AWS_ENDPOINT_URL": s3_endpoint,
+            "AWS_ENDPOINT_URL_S3": s3_endpoint,
+            "AWS_ACCESS_KEY_ID": access_key,
+            "AWS_SECRET_ACCESS_KEY": secret_key,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "MLFLOW_TRACKING_URI": mlflow_uri,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "NO_PROXY": direct,
+            "no_proxy": direct,
+        }
+        return ServiceAddresses(s3_endpoint, mlflow_uri, env)
+
+
+def _answers(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _buckets_exist(env: Mapping[str, str]) -> bool:
+    """Create the buckets and write a byte: only then is the store of use."""
+    store = open_store(env)
+    try:
+        for bucket in object_store.BUCKETS:
+            store.ensure_bucket(f"s3://{bucket}")
+        store.write_bytes(f"s3://{object_store.BUCKETS[0]}/.ready", b"1")
+    except StorageError:
+        return False
+    return True
