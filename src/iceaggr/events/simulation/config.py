@@ -1,0 +1,68 @@
+"""What is simulated, and the counts that a simulation returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import Field, model_validator
+
+from iceaggr.config import Section
+
+N_EVENTS_PER_BLOCK = 500
+"""Events that share one random stream; fixed, so that data never depend on files or processes."""
+
+
+class SimulationConfig(Section):
+    """Which events are simulated and how they are stored."""
+
+    n_events: int = Field(20_000, ge=1)
+    """Triggered events to write."""
+    n_events_per_file: int = Field(5_000, ge=1)
+    """Events in one batch file; the last file may hold fewer."""
+    seed: int = Field(1, ge=0, lt=2**31)
+    """Seed of every random stream; also the leading digits of the event ids."""
+    n_processes: int = Field(0, ge=0)
+    """Worker processes; 0 = one per core, 1 = in the caller. The data do not depend on it."""
+    labels: bool = True
+    """Write train/ with directions and truth; False = test/ without either."""
+    min_energy_gev: float = Field(140.0, gt=10)
+    """Lower end of the neutrino energy spectrum, in GeV."""
+    max_energy_gev: float = Field(1e7, gt=10)
+    """Upper end of the neutrino energy spectrum, in GeV."""
+    spectral_index: float = Field(2.6, gt=1, le=4)
+    """Most neutrino energies are drawn from E^-index before the trigger."""
+    hard_share: float = Field(0.009, ge=0, le=1)
+    """Share of interactions drawn from E^-1 instead: the origin of the giant events."""
+    cascade_share: float = Field(0.53, ge=0, le=1)
+    """Share of cascades among the interactions tried, before the trigger."""
+    max_photons_per_source: int = Field(300, ge=10)
+    """A sensor that sees more photons from one source follows this many, each with more weight."""
+
+    @model_validator(mode="after")
+    def _energies_in_order(self) -> SimulationConfig:
+        if self.min_energy_gev >= self.max_energy_gev:
+            raise ValueError(
+                f"min_energy_gev {self.min_energy_gev} is not below "
+                f"max_energy_gev {self.max_energy_gev}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class SimulationSummary:
+    """Counts of one simulation: what was tried, what was written and where."""
+
+    out_uri: str
+    n_events: int
+    n_files: int
+    n_pulses: int
+    n_interactions_tried: int
+    """Interactions drawn to obtain the events; the rest gave no trigger or came too late."""
+    n_pulses_outside_readout: int
+    """Pulses of triggered events that fell outside the readout window."""
+    seconds: float
+
+    @property
+    def events_per_second(self) -> float:
+        """Triggered events per second of wall time."""
+        return self.n_events / max(self.seconds, 1e-9)

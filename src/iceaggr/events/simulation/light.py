@@ -1,0 +1,125 @@
+"""Light yield: how many photo-electrons a sensor expects from a track or a cascade."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from iceaggr.events.simulation.ice import COS_CHERENKOV, SIN_CHERENKOV, Floats
+
+PHOTONS_PER_M = 2450.0
+"""Detectable photons per metre of bare track, folded with the DOM's wavelength acceptance.
+Source: PPC (github.com/icecube/ppc)."""
+DOM_AREA_M2 = 0.08563
+"""Cross-section of a DOM, radius 0.1651 m. Source: PPC."""
+CASCADE_M_PER_GEV = 5.321 * 0.910 / 0.9216
+"""Track length with the light of one GeV of electromagnetic cascade. Source: PPC f2k.cxx."""
+SHOWER_STEP_M = 0.3915 / 0.63207
+"""Scale of the longitudinal gamma profile of electrons. Source: PPC f2k.cxx."""
+_TILT_EXPONENT, _TILT_SLOPE = 0.39, 2.61
+"""Tilt of shower particles from the axis. Source: PPC pro.cu."""
+_ACCEPTANCE = (0.34, 0.16, 0.0, 0.88, 0.0, -1.05, 0.0, 0.35)
+"""Angular acceptance: polynomial in the cosine to the PMT axis. Source: PPC spice_ftp-v3m."""
+_HADRON_E0, _HADRON_M, _HADRON_F0 = 0.18792, 0.16268, 0.30974
+"""Light of hadronic against electromagnetic cascades (pi+). Source: PPC f2k.cxx."""
+
+
+def angular_acceptance(cosine: Floats) -> Floats:
+    """Weigh light by where it hits the DOM.
+
+    cosine: (K,) vertical component of the photon's direction; +1 = upward, head-on, because the
+    PMT looks down. Returns (K,) acceptance, at most 0.68.
+    """
+    return np.maximum(np.polynomial.polynomial.polyval(cosine, _ACCEPTANCE), 0.0)
+
+
+ISOTROPIC_ACCEPTANCE = 0.34
+"""Mean of the angular acceptance over the sphere: what thoroughly scattered light meets."""
+
+
+def arrival_acceptance(cosine: Floats, distance_m: Floats, scattering_m: Floats) -> Floats:
+    """Blend the acceptance of direct and of scattered light.
+
+    cosine: direction of unscattered light; distance_m, scattering_m: metres, all (K,).
+    Light forgets its direction over one effective scattering length. Returns (K,).
+    """
+    direct = np.exp(-distance_m / scattering_m)
+    return direct * angular_acceptance(cosine) + (1.0 - direct) * ISOTROPIC_ACCEPTANCE
+
+
+def hadronic_light(energy_gev: Floats, rng: np.random.Generator) -> Floats:
+    """Convert hadronic energy to the electromagnetic energy with the same light, (K,) GeV.
+
+    Source: PPC f2k.cxx: mean F = 1 - (E/E0)^-m (1 - f0), relative width 0.959 (ln E)^-1.356.
+    """
+    energy_gev = np.maximum(energy_gev, 1e-3)
+    clipped = np.maximum(energy_gev, 3.0)
+    mean = 1.0 - (clipped / _HADRON_E0) ** -_HADRON_M * (1.0 - _HADRON_F0)
+    width = np.minimum(0.959 * np.log(clipped) ** -1.356, 0.5)
+    factor = mean * (1.0 + width * rng.standard_normal(len(energy_gev)))
+    return np.asarray(energy_gev * np.clip(factor, 0.05, 1.0))
+
+
+def shower_shape(energy_gev: Floats) -> Floats:
+    """Shape of the longitudinal gamma profile of a cascade, (K,). Source: PPC f2k.cxx."""
+    return np.asarray(2.01849 + 0.63176 * np.log(np.maximum(energy_gev, 1.0)))
+
+
+def muon_track_light(energy_gev: Floats, continuous_gev_per_m: Floats) -> Floats:
+    """Light per metre of muon in units of a bare track, (K,).
+
+    energy_gev: muon energy; continuous_gev_per_m: losses too small to be followed one by one.
+    Source: PPC f2k.cxx for the factor of ionisation secondaries.
+    """
+    secondaries = np.maximum(0.0, 0.1880 + 0.0206 * np.log(np.maximum(energy_gev, 1.0)))
+    return np.asarray(1.0 + secondaries * 0.910 / 0.9216 + CASCADE_M_PER_GEV * continuous_gev_per_m)
+
+
+def point_flux(distance_m: Floats, scattering_m: Floats, absorption_m: Floats) -> Floats:
+    """Flux of an isotropic point source of one photon, (K,) per m2.
+
+    Tends to 1/(4 pi r^2) near the source and to diffusion with absorption far away.
+    Source: random-walk light propagation as in arXiv:1311.4767.
+    """
+    attenuation_m = np.sqrt(absorption_m * scattering_m / 3.0)
+    diffusion_m = scattering_m / (3.0 * np.exp(-scattering_m / absorption_m))
+    spread = diffusion_m * distance_m * np.tanh(distance_m / diffusion_m)
+    return np.asarray(np.exp(-distance_m / attenuation_m) / (4.0 * np.pi * spread))
+
+
+def track_flux(distance_m: Floats, scattering_m: Floats, absorption_m: Floats) -> Floats:
+    """Flux of an infinite track of one photon per metre at a perpendicular distance, (K,) per m2.
+
+    Tends to 1/(2 pi d sin(theta_c)) near the track. Source: as `point_flux`.
+    """
+    attenuation_m = np.sqrt(absorption_m * scattering_m / 3.0)
+    diffusion_m = scattering_m / (3.0 * np.exp(-scattering_m / absorption_m))
+    scale_m = (diffusion_m / SIN_CHERENKOV) ** 2 * 2.0 / (np.pi * attenuation_m)
+    spread = np.sqrt(scale_m * distance_m) * np.tanh(np.sqrt(distance_m / scale_m))
+    return np.asarray(np.exp(-distance_m / attenuation_m) / (2.0 * np.pi * SIN_CHERENKOV * spread))
+
+
+def cascade_emission(cosine: Floats) -> Floats:
+    """Emission of a cascade relative to an isotropic one, (K,), mean 1 over the sphere.
+
+    cosine: (K,) of the angle between the shower axis and the photon.
+    """
+    centres, density = _emission_table()
+    return np.asarray(np.interp(cosine, centres, density))
+
+
+@cache
+def _emission_table() -> tuple[Floats, Floats]:
+    """Tabulate the emission: a tilted particle, then the Cherenkov cone about it (PPC pro.cu)."""
+    n = 600
+    u = (np.arange(n) + 0.5) / n
+    norm = 1.0 - np.exp(-_TILT_SLOPE * 2.0**_TILT_EXPONENT)
+    tilt = np.minimum((-np.log(1.0 - u * norm) / _TILT_SLOPE) ** (1.0 / _TILT_EXPONENT), 2.0)
+    cos_tilt = 1.0 - tilt[:, None]
+    sin_tilt = np.sqrt(np.maximum(0.0, 1.0 - cos_tilt**2))
+    turn = np.cos(np.pi * u)[None, :]
+    cosine = cos_tilt * COS_CHERENKOV + sin_tilt * SIN_CHERENKOV * turn
+    counts, edges = np.histogram(cosine, bins=100, range=(-1.0, 1.0))
+    centres = 0.5 * (edges[1:] + edges[:-1])
+    return centres, counts / counts.mean()

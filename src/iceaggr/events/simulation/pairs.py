@@ -1,0 +1,232 @@
+"""Pairs of a light source and a sensor that sees it: expected light and how late it comes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from iceaggr.events.simulation import light
+from iceaggr.events.simulation.ice import (
+    COS_CHERENKOV,
+    N_GROUP,
+    SIN_CHERENKOV,
+    SPEED_OF_LIGHT,
+    TAN_CHERENKOV,
+    Floats,
+    reference_lengths,
+    south_pole_ice,
+)
+from iceaggr.events.simulation.muon import CONTINUOUS_B_PER_M, muon_energy
+from iceaggr.events.simulation.sensors import Ints, live_sensors
+
+MIN_EXPECTED_PE = 0.004
+"""Pairs with less light are left out; their sum is below one photon for nearly every event."""
+_TRACK_RADIUS_M = 160.0
+_TRACKS_AT_ONCE = 64
+_RADII_M = np.array([50, 80, 120, 170, 230, 300, 400, 550, 1800], dtype=np.float64)
+_CLEAR_ATTENUATION_M = 50.0
+
+# Pandel constants. Tracks: IceTray rpdf, "H2" ice. Cascades: AMANDA cascade reconstruction
+# (M. Kowalski, thesis, Humboldt University Berlin 2004), quoted from general knowledge.
+_TRACK_TAU_NS, _TRACK_LAMBDA_M = 556.7, 33.29
+_CASCADE_TAU_NS, _CASCADE_LAMBDA_M = 450.0, 47.0
+_PANDEL_ABSORPTION_M = 98.0
+
+
+@dataclass
+class Pairs:
+    """K pairs. event: (K,) row of the event; sensor: (K,) row of the live sensor; all else float64.
+
+    expected_pe: (K,) mean photo-electrons.  arrival_ns: (K,) of unscattered light
+    xi, rho_per_ns: (K,) of the Pandel gamma distribution of the delay
+    distance_m, cosine: (K,) from the source, angle to its axis.  shape: (K,) of the longitudinal
+    profile, 0 for tracks.
+    """
+
+    event: Ints
+    sensor: Ints
+    expected_pe: Floats
+    arrival_ns: Floats
+    xi: Floats
+    rho_per_ns: Floats
+    distance_m: Floats
+    cosine: Floats
+    shape: Floats
+
+
+@dataclass
+class Tracks:
+    """M muon tracks: event (M,), nearest point to the centre (M, 3) m, travel (M, 3) unit,
+    vertex, first and last metre along the line (M,), energy at the vertex (M,) GeV.
+    Time zero is when the muon is, or would be, at the nearest point.
+    """
+
+    event: Ints
+    nearest_m: Floats
+    travel: Floats
+    vertex_m: Floats
+    first_m: Floats
+    last_m: Floats
+    energy_gev: Floats
+
+
+@dataclass
+class Cascades:
+    """C cascades: event (C,), vertex (C, 3) m, axis (C, 3) unit, time (C,) ns, energy (C,) GeV."""
+
+    event: Ints
+    vertex_m: Floats
+    axis: Floats
+    time_ns: Floats
+    energy_gev: Floats
+
+
+def concatenate_pairs(parts: list[Pairs]) -> Pairs:
+    """Join pairs of several kinds of source."""
+    names = [f.name for f in fields(Pairs)]
+    return Pairs(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
+
+
+def track_pairs(tracks: Tracks) -> Pairs:
+    """Pair tracks with sensors by the Cherenkov geometry.
+
+    The light of an unscattered photon leaves the track at the Cherenkov angle; where that point
+    lies before the start or after the end, it leaves from there, weakened with the gap.
+    """
+    row, sensor, along, distance = _near_tracks(tracks)
+    sensors = live_sensors()
+    ideal = along - distance / TAN_CHERENKOV
+    emitted = np.clip(ideal, tracks.first_m[row], tracks.last_m[row])
+    gap = np.abs(emitted - ideal)
+    path = np.hypot(along - emitted, distance)
+    emission_z = tracks.nearest_m[row, 2] + emitted * tracks.travel[row, 2]
+    sensor_z = sensors.xyz_m[sensor, 2]
+    scattering_m, absorption_m = south_pole_ice().mean_lengths(emission_z, sensor_z)
+    energy = muon_energy(tracks.energy_gev[row], emitted - tracks.vertex_m[row])
+    brightness = light.muon_track_light(energy, CONTINUOUS_B_PER_M * energy)
+    upward = (sensor_z - emission_z) / path
+    expected = (
+        light.PHOTONS_PER_M
+        * light.DOM_AREA_M2
+        * brightness
+        * light.track_flux(distance, scattering_m, absorption_m)
+        * np.exp(-gap / scattering_m)
+        * light.arrival_acceptance(upward, path * SIN_CHERENKOV, scattering_m)
+        * sensors.efficiency[sensor]
+    )
+    # effective distance with the angle at the PMT; Source: IceTray rpdf
+    effective = 0.8395 * distance + 3.094 - 3.946 * upward + 4.636 * upward**2
+    # beyond the end only scattered light arrives, with the delay of its longer way
+    effective = effective + gap
+    xi, rho = _pandel(effective, _TRACK_LAMBDA_M, _TRACK_TAU_NS, scattering_m, absorption_m)
+    arrival = (emitted + N_GROUP * path) / SPEED_OF_LIGHT
+    zero = np.zeros(len(row))
+    pairs = Pairs(tracks.event[row], sensor, expected, arrival, xi, rho, distance, zero, zero)
+    return _bright(pairs)
+
+
+def cascade_pairs(cascades: Cascades) -> Pairs:
+    """Pair cascades with sensors; the source is the mean point of the longitudinal profile."""
+    sensors = live_sensors()
+    shape = light.shower_shape(cascades.energy_gev)
+    ahead = shape * light.SHOWER_STEP_M
+    centre = cascades.vertex_m + ahead[:, None] * cascades.axis
+    row, sensor = _near_cascades(centre, cascades.energy_gev)
+    way = sensors.xyz_m[sensor] - centre[row]
+    distance = np.maximum(np.linalg.norm(way, axis=1), 0.5)
+    cosine = np.clip((way * cascades.axis[row]).sum(axis=1) / distance, -1.0, 1.0)
+    scattering_m, absorption_m = south_pole_ice().mean_lengths(
+        centre[row, 2], sensors.xyz_m[sensor, 2]
+    )
+    photons = light.PHOTONS_PER_M * light.CASCADE_M_PER_GEV * cascades.energy_gev[row]
+    expected = (
+        photons
+        * light.DOM_AREA_M2
+        * _blended_emission(cosine, distance, scattering_m)
+        * light.point_flux(distance, scattering_m, absorption_m)
+        * light.arrival_acceptance(way[:, 2] / distance, distance, scattering_m)
+        * sensors.efficiency[sensor]
+    )
+    # light sent away from the sensor has to turn round: it comes later, the more the farther back
+    turn = 1.0 + 0.5 * np.maximum(COS_CHERENKOV - cosine, 0.0)
+    xi, rho = _pandel(
+        distance * turn, _CASCADE_LAMBDA_M, _CASCADE_TAU_NS, scattering_m, absorption_m
+    )
+    start = cascades.time_ns[row] + ahead[row] / SPEED_OF_LIGHT
+    arrival = start + N_GROUP * distance / SPEED_OF_LIGHT
+    event = cascades.event[row]
+    return _bright(Pairs(event, sensor, expected, arrival, xi, rho, distance, cosine, shape[row]))
+
+
+def _blended_emission(cosine: Floats, distance: Floats, scattering_m: Floats) -> Floats:
+    """Blend the emission profile with an even one: direction fades over two scattering lengths.
+
+    A forward bias of the scattered part remains, 1 + cos(angle)/2 of an effective scatterer.
+    """
+    direct = np.exp(-distance / (2.0 * scattering_m))
+    return np.asarray(
+        direct * light.cascade_emission(cosine) + (1.0 - direct) * (1.0 + 0.5 * cosine)
+    )
+
+
+def _pandel(
+    effective_m: Floats, lambda_m: float, tau_ns: float, scattering_m: Floats, absorption_m: Floats
+) -> tuple[Floats, Floats]:
+    """Scale the Pandel constants from the ice they were fitted in to the ice along the path."""
+    reference_scattering, reference_absorption = reference_lengths()
+    xi = effective_m / (lambda_m * scattering_m / reference_scattering)
+    absorption = _PANDEL_ABSORPTION_M * absorption_m / reference_absorption
+    return xi, 1.0 / tau_ns + SPEED_OF_LIGHT / N_GROUP / absorption
+
+
+def _bright(pairs: Pairs) -> Pairs:
+    keep = pairs.expected_pe >= MIN_EXPECTED_PE
+    return Pairs(**{f.name: getattr(pairs, f.name)[keep] for f in fields(Pairs)})
+
+
+def _near_tracks(tracks: Tracks) -> tuple[Ints, Ints, Floats, Floats]:
+    """Find (track, sensor) within reach: rows, metre along the line, distance from it."""
+    x, y, z = live_sensors().xyz_m.T
+    parts: list[tuple[Ints, Ints, Floats, Floats]] = []
+    for start in range(0, len(tracks.event), _TRACKS_AT_ONCE):
+        at = slice(start, start + _TRACKS_AT_ONCE)
+        ux, uy, uz = (tracks.travel[at, k, None] for k in range(3))
+        dx = x - tracks.nearest_m[at, 0, None]
+        dy = y - tracks.nearest_m[at, 1, None]
+        dz = z - tracks.nearest_m[at, 2, None]
+        along = dx * ux + dy * uy + dz * uz
+        square = dx * dx + dy * dy + dz * dz - along * along
+        near: npt.NDArray[np.bool_] = square < _TRACK_RADIUS_M**2
+        near &= along > tracks.first_m[at, None] - _TRACK_RADIUS_M
+        near &= along < tracks.last_m[at, None] + 2 * _TRACK_RADIUS_M
+        row, sensor = np.nonzero(near)
+        distance = np.sqrt(np.maximum(square[near], 0.25))
+        parts.append((row + start, sensor, along[near], distance))
+    if not parts:
+        empty = np.zeros(0)
+        return empty.astype(np.int64), empty.astype(np.int64), empty, empty
+    row, sensor, along, distance = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return row, sensor, along, distance
+
+
+def _near_cascades(centre_m: Floats, energy_gev: Floats) -> tuple[Ints, Ints]:
+    """Find (cascade, sensor) within the reach of the cascade's light, by classes of brightness."""
+    faintest = 0.01 * 15.0 * _RADII_M * np.exp(_RADII_M / _CLEAR_ATTENUATION_M) / (88.0 * 0.34)
+    level = np.searchsorted(faintest[:-1], energy_gev)
+    rows, columns = [], []
+    for k, radius in enumerate(_RADII_M):
+        members = np.flatnonzero(level == k)
+        if len(members) == 0:
+            continue
+        tree = cKDTree(centre_m[members])
+        found = tree.sparse_distance_matrix(live_sensors().tree, radius, output_type="ndarray")
+        # the tree promises no order; random numbers are dealt out in this one
+        order = np.lexsort((found["j"], found["i"]))
+        rows.append(members[found["i"][order]])
+        columns.append(found["j"][order].astype(np.int64))
+    if not rows:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return np.concatenate(rows), np.concatenate(columns)

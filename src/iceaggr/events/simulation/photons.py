@@ -1,0 +1,123 @@
+"""Photons and dark hits: when each is seen, with the tricks that photomultipliers play."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from iceaggr.events.simulation.ice import N_GROUP, SPEED_OF_LIGHT, Floats
+from iceaggr.events.simulation.light import SHOWER_STEP_M
+from iceaggr.events.simulation.pairs import Pairs
+from iceaggr.events.simulation.sensors import Ints, live_sensors
+
+_JITTER_NS = 2.0
+"""Spread of the PMT transit time. Source: IceTray PMTRes, main peak."""
+_LATE_SHARE, _PRE_SHARE, _AFTER_PER_PE = 0.035, 0.003, 0.06
+"""Late pulses, prepulses and afterpulses. Source: arXiv:1612.05093, PMT section."""
+_PRE_NS, _PRE_PE = -32.0, 0.05
+_POISSON_HZ = 250.0
+_BURST_HZ, _HITS_PER_BURST = 310.0, 3.5
+"""Uncorrelated and burst noise of a standard DOM. Source: arXiv:1612.05093."""
+_BURST_LOG10_S, _BURST_SPREAD = -6.0, 0.85
+_RECORDED_SHARE = 0.66
+"""Dark hits that pass discriminator and dead time, measured here: published rates count those."""
+_HQE_NOISE = 780.0 / 560.0
+_NOISE_BEFORE_NS, _NOISE_AFTER_NS = 4_700.0, 6_700.0
+_BURST_LEAD_NS = 15_000.0
+
+
+@dataclass
+class Photons:
+    """H detected photons. event, sensor: (H,) int64 rows; time_ns: (H,); pe: (H,) mean charge."""
+
+    event: Ints
+    sensor: Ints
+    time_ns: Floats
+    pe: Floats
+
+
+def join(parts: list[Photons]) -> Photons:
+    """Join photons of several origins."""
+    return Photons(
+        np.concatenate([p.event for p in parts]),
+        np.concatenate([p.sensor for p in parts]),
+        np.concatenate([p.time_ns for p in parts]),
+        np.concatenate([p.pe for p in parts]),
+    )
+
+
+def draw_photons(pairs: Pairs, max_photons: int, rng: np.random.Generator) -> Photons:
+    """Draw the photons of each pair: Poisson numbers, Pandel delays, shower length, jitter.
+
+    Where more than max_photons are expected, that many are drawn and each weighs more.
+    """
+    weight = np.maximum(1.0, pairs.expected_pe / max_photons)
+    pair = np.repeat(np.arange(len(weight)), rng.poisson(pairs.expected_pe / weight))
+    n = len(pair)
+    delay = rng.standard_gamma(pairs.xi[pair]) / pairs.rho_per_ns[pair]
+    time = pairs.arrival_ns[pair] + delay + _JITTER_NS * rng.standard_normal(n)
+    elongated = np.flatnonzero(pairs.shape[pair] > 0)
+    time[elongated] += _shower_length_ns(pairs, pair[elongated], rng)
+    pe = weight[pair]
+    kind = rng.random(n)
+    late = np.flatnonzero(kind < _LATE_SHARE)
+    time[late] += rng.uniform(25.0, 160.0, len(late))
+    early = np.flatnonzero(kind > 1.0 - _PRE_SHARE)
+    time[early] += _PRE_NS
+    pe[early] *= _PRE_PE
+    return Photons(pairs.event[pair], pairs.sensor[pair], time, pe)
+
+
+def _shower_length_ns(pairs: Pairs, pair: Ints, rng: np.random.Generator) -> Floats:
+    """Shift arrival for light from before or behind the mean point of the shower, (H,) ns."""
+    shape, distance = pairs.shape[pair], pairs.distance_m[pair]
+    ahead = (rng.standard_gamma(shape) - shape) * SHOWER_STEP_M
+    square = distance**2 - 2.0 * ahead * distance * pairs.cosine[pair] + ahead**2
+    path = np.sqrt(np.maximum(square, 0.0))
+    return np.asarray((ahead + N_GROUP * (path - distance)) / SPEED_OF_LIGHT)
+
+
+def draw_afterpulses(photons: Photons, rng: np.random.Generator) -> Photons:
+    """Draw afterpulses, 6 +- 2 us after their photons. Source: arXiv:1612.05093."""
+    parent = np.repeat(np.arange(len(photons.pe)), rng.poisson(_AFTER_PER_PE * photons.pe))
+    delay = np.clip(6_000.0 + 2_000.0 * rng.standard_normal(len(parent)), 300.0, 11_000.0)
+    return Photons(
+        photons.event[parent],
+        photons.sensor[parent],
+        photons.time_ns[parent] + delay,
+        np.ones(len(parent)),
+    )
+
+
+def draw_noise(first_ns: Floats, last_ns: Floats, rng: np.random.Generator) -> Photons:
+    """Draw dark hits from before the first to after the last photon of each event.
+
+    first_ns, last_ns: (E,) photon times. Single hits are Poisson; bursts on one DOM follow
+    each other at log-normal intervals, so that neighbouring hits in time share a DOM.
+    """
+    first, last = first_ns - _NOISE_BEFORE_NS, last_ns + _NOISE_AFTER_NS
+    single = _dark_hits(first, last, _POISSON_HZ, rng)
+    opening = _dark_hits(first - _BURST_LEAD_NS, last, _BURST_HZ / _HITS_PER_BURST, rng)
+    # the rest of the burst: at least one hit, the gaps add up along the burst
+    more = rng.poisson(_HITS_PER_BURST - 1.0, len(opening.pe))
+    parent = np.repeat(np.arange(len(more)), more)
+    gap = 10.0 ** (9.0 + _BURST_LOG10_S + _BURST_SPREAD * rng.standard_normal(len(parent)))
+    total = np.cumsum(gap)
+    before = np.concatenate([[0.0], total])[np.cumsum(more) - more]
+    time = opening.time_ns[parent] + total - before[parent]
+    rest = Photons(opening.event[parent], opening.sensor[parent], time, np.ones(len(parent)))
+    dark = join([single, opening, rest])
+    keep = (dark.time_ns >= first[dark.event]) & (dark.time_ns <= last[dark.event])
+    return Photons(dark.event[keep], dark.sensor[keep], dark.time_ns[keep], dark.pe[keep])
+
+
+def _dark_hits(first: Floats, last: Floats, rate_hz: float, rng: np.random.Generator) -> Photons:
+    noisiness = np.where(live_sensors().efficiency > 1.0, _HQE_NOISE, 1.0)
+    share = np.cumsum(noisiness)
+    mean = (last - first) * 1e-9 * rate_hz / _RECORDED_SHARE * share[-1]
+    event = np.repeat(np.arange(len(first)), rng.poisson(mean))
+    u = rng.random((2, len(event)))
+    sensor = np.searchsorted(share, u[0] * share[-1])
+    time = first[event] + u[1] * (last - first)[event]
+    return Photons(event, sensor.astype(np.int64), time, np.ones(len(event)))
