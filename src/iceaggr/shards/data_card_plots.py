@@ -1,0 +1,255 @@
+"""The figures of the data card: inline SVG that needs nothing from outside the page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from iceaggr.detector import Detector
+from iceaggr.normalization import FeatureScaling
+from iceaggr.shards.histograms import FeatureSketch, Floats
+
+# Okabe and Ito: told apart by colour-blind readers too
+SPLIT_COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+LABELS = {
+    "time_ns": "pulse time [ns]",
+    "charge_pe": "pulse charge [p.e.]",
+    "log10_charge": "log10(charge / p.e.)",
+    "auxiliary": "auxiliary flag",
+    "x_m": "x of hit DOMs [m]",
+    "y_m": "y of hit DOMs [m]",
+    "z_m": "z of hit DOMs [m]",
+    "sensor_idx": "row in the sensor table",
+    "n_pulses_per_dom": "pulses per hit DOM",
+    "n_pulses": "pulses per event",
+    "n_doms": "hit DOMs per event",
+    "first_pulse_time_ns": "time of the first pulse [ns]",
+    "zenith": "zenith [deg]",
+    "azimuth": "azimuth [deg]",
+}
+
+
+P = ParamSpec("P")
+
+
+def _styled(plot: Callable[P, str]) -> Callable[P, str]:
+    """Draw in the style of the card without changing the settings of the process."""
+
+    @wraps(plot)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> str:
+        with matplotlib.rc_context(STYLE):
+            return plot(*args, **kwargs)
+
+    return styled
+
+
+@_styled
+def raw_histogram(name: str, features: Mapping[str, FeatureSketch]) -> str:
+    """Draw one feature in its own unit, one curve per split, each normalised to one."""
+    figure, axes = _canvas()
+    _draw_splits(axes, features, lambda edges: edges)
+    reference = next(iter(features.values()))
+    if reference.binning.spacing == "log10":
+        axes.set_xscale("log")
+    axes.set_xlim(*_core(features, reference.binning.spacing == "log10"))
+    if name == "auxiliary":
+        axes.set_xticks([0, 1], ["false (HLC-like)", "true"])
+        axes.set_ylim(0, 1)
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel(LABELS[name])
+    axes.set_ylabel("share per bin")
+    if len(features) > 1:
+        axes.legend()
+    return _svg(figure, f"{name}-raw")
+
+
+@_styled
+def normalized_histogram(
+    name: str, features: Mapping[str, FeatureSketch], scaling: FeatureScaling, max_abs: float
+) -> str:
+    """Draw one feature as the model sees it, whole range, with a logarithmic share axis."""
+    figure, axes = _canvas()
+    _draw_splits(axes, features, lambda edges: (edges - scaling.centre) / scaling.scale)
+    low = min(f.low for f in features.values())
+    high = max(f.high for f in features.values())
+    left, right = ((v - scaling.centre) / scaling.scale for v in (low, high))
+    margin = 0.04 * (right - left) or 1.0
+    axes.set_xlim(left - margin, right + margin)
+    for limit in (-max_abs, max_abs):
+        if left - margin < limit < right + margin:
+            axes.axvline(limit, color="#b00020", linewidth=1, linestyle="--")
+    axes.set_yscale("log")
+    axes.set_xlabel(f"{name} after normalisation")
+    axes.set_ylabel("share per bin")
+    return _svg(figure, f"{name}-norm")
+
+
+@_styled
+def count_histogram(name: str, features: Mapping[str, FeatureSketch]) -> str:
+    """Draw a whole-number feature as share per decade, both axes logarithmic."""
+    figure, axes = _canvas()
+    for split, feature in features.items():
+        edges = feature.binning.edges()
+        inner = feature.histogram[1:-1] / feature.weight
+        density = inner / np.diff(np.log10(edges))
+        axes.stairs(np.where(density > 0, density, np.nan), edges, **_line(split))
+    high = max(f.high for f in features.values())
+    axes.set_xlim(0.9, max(high, 10) * 1.3)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(LABELS[name])
+    axes.set_ylabel("share per decade")
+    if len(features) > 1:
+        axes.legend()
+    return _svg(figure, name)
+
+
+@_styled
+def direction_histogram(name: str, feature: FeatureSketch) -> str:
+    """Draw an angle with its statistical errors and the expectation for isotropic directions."""
+    figure, axes = _canvas()
+    edges, counts = feature.binning.edges(), feature.histogram[1:-1]
+    if len(counts) % 2 == 0 and feature.weight < 50 * len(counts):
+        counts, edges = counts[0::2] + counts[1::2], edges[::2]
+    expected = isotropic_share(name, edges) * feature.weight
+    centres = np.rad2deg((edges[1:] + edges[:-1]) / 2)
+    axes.errorbar(
+        centres, counts, np.sqrt(counts), fmt="o", ms=2.5, lw=0.8, color="#333333", label="events"
+    )
+    axes.stairs(expected, np.rad2deg(edges), color="#0072B2", label="isotropic")
+    chi2 = float(np.sum((counts - expected) ** 2 / np.maximum(expected, 1e-9)))
+    axes.set_title(f"chi2 / bins = {chi2:.0f} / {len(counts)} against isotropic", loc="left")
+    axes.set_xlabel(LABELS[name])
+    axes.set_ylabel("events per bin")
+    axes.set_ylim(0, 1.35 * max(counts.max(), expected.max()))
+    axes.set_xticks(np.linspace(0, np.rad2deg(edges[-1]), 7))
+    axes.legend(ncols=2, loc="upper right")
+    return _svg(figure, name)
+
+
+def isotropic_share(name: str, edges: Floats) -> Floats:
+    """Integrate an isotropic distribution of directions over bins of zenith or azimuth.
+
+    edges: (K+1,) float64, radians. Returns (K,) shares.
+    """
+    if name == "azimuth":
+        return np.diff(edges) / (2 * np.pi)
+    return -np.diff(np.cos(edges)) / 2
+
+
+@_styled
+def occupancy_top_view(detector: Detector, occupancy: Floats) -> str:
+    """Draw the strings from above, coloured by the mean occupancy of their DOMs in use.
+
+    occupancy: (S,) float64, share of the events in which each DOM was hit.
+    """
+    figure, axes = _canvas(size=(4.6, 4.2))
+    columns, column_of = np.unique(np.round(detector.xyz_m[:, :2], 0), axis=0, return_inverse=True)
+    if (detector.string_id >= 0).all():
+        _, column_of = np.unique(detector.string_id, return_inverse=True)
+    n_doms = np.bincount(column_of.ravel(), weights=detector.in_use)
+    mean = np.bincount(column_of.ravel(), weights=occupancy * detector.in_use)
+    mean = mean / np.maximum(n_doms, 1)
+    count = np.maximum(np.bincount(column_of.ravel()), 1)
+    x, y = (np.bincount(column_of.ravel(), weights=detector.xyz_m[:, k]) / count for k in (0, 1))
+    size = 70 if len(columns) < 500 else 12
+    _scatter(figure, axes, x, y, mean, size)
+    axes.set_aspect("equal")
+    axes.set_xlabel("x [m]")
+    axes.set_ylabel("y [m]")
+    return _svg(figure, "top-view")
+
+
+@_styled
+def occupancy_side_view(detector: Detector, occupancy: Floats) -> str:
+    """Draw every DOM in use from the side: string number (or x) against z; crosses: never hit."""
+    figure, axes = _canvas(size=(6.4, 4.2))
+    strings = (detector.string_id >= 0).all()
+    across = detector.string_id.astype(float) if strings else detector.xyz_m[:, 0]
+    used = detector.in_use
+    _scatter(figure, axes, across[used], detector.xyz_m[used, 2], occupancy[used], 9)
+    axes.set_xlabel("string" if strings else "x [m]")
+    axes.set_ylabel("z [m]")
+    return _svg(figure, "side-view")
+
+
+def _scatter(figure: Figure, axes: Axes, x: Floats, y: Floats, value: Floats, size: float) -> None:
+    hit = value > 0
+    axes.scatter(x[~hit], y[~hit], s=size / 2, marker="x", color="#b00020", lw=0.6, rasterized=True)
+    if not hit.any():
+        return
+    # percentiles: one hot DOM must not turn the rest of the detector into one colour
+    low, high = np.percentile(value[hit], [1, 99.5])
+    norm = LogNorm(low, max(high, low * 1.5), clip=True)
+    points = axes.scatter(
+        x[hit],
+        y[hit],
+        s=size,
+        c=value[hit],
+        norm=norm,
+        cmap="viridis",
+        linewidths=0,
+        rasterized=True,
+    )
+    figure.colorbar(points, ax=axes, label="share of events in which the DOM is hit", pad=0.02)
+
+
+def _draw_splits(
+    axes: Axes, features: Mapping[str, FeatureSketch], transform: Callable[[Floats], Floats]
+) -> None:
+    for split, feature in features.items():
+        edges = transform(feature.binning.edges())
+        axes.stairs(feature.histogram[1:-1] / feature.weight, edges, **_line(split))
+
+
+def _line(split: str) -> dict[str, Any]:
+    """Style of a split: train filled, the others as lines over it."""
+    colour = SPLIT_COLOURS.get(split, "#666666")
+    filled = {"fill": True, "alpha": 0.3} if split == "train" else {"linewidth": 1.1}
+    return {"color": colour, "label": split, **filled}
+
+
+def _core(features: Mapping[str, FeatureSketch], log: bool) -> tuple[float, float]:
+    """Choose the range that holds 99.8 % of every split, with a margin."""
+    low = min(f.quantile(0.001) for f in features.values())
+    high = max(f.quantile(0.999) for f in features.values())
+    if log:
+        return max(low, 1e-9) / 1.3, high * 1.3
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+def _canvas(size: tuple[float, float] = (5.2, 2.7)) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Figure, salt: str) -> str:
+    """Save as an SVG element that fills its container; the salt keeps ids unique and stable."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(text, format="svg", dpi=200, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    head, tail = svg.split(">", 1)
+    return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + tail
