@@ -65,19 +65,17 @@ def cap_events(events: DomEvents, config: BatchConfig) -> tuple[DomEvents, Dropp
 
     Returns the events, unchanged when nothing is too large, and the count of what was dropped.
     """
-    n_before = np.diff(events.event_pulse_offsets())
-    n_doms_before = np.diff(events.event_dom_offsets)
     dom_keep = _kept_doms(events, config.max_doms_per_event)
-    if dom_keep is not None:
-        events = _select_doms(events, dom_keep)
     pulse_keep = _kept_pulses(events, config.max_pulses_per_dom)
-    if pulse_keep is not None:
-        events = _select_pulses(events, pulse_keep)
+    if dom_keep is None and pulse_keep is None:
+        nothing = np.zeros(events.n_events, np.int64)
+        return events, Dropped(nothing, nothing)
+    capped = _select(events, dom_keep, pulse_keep)
     dropped = Dropped(
-        n_doms=n_doms_before - np.diff(events.event_dom_offsets),
-        n_pulses=n_before - np.diff(events.event_pulse_offsets()),
+        n_doms=np.diff(events.event_dom_offsets) - np.diff(capped.event_dom_offsets),
+        n_pulses=np.diff(events.event_pulse_offsets()) - np.diff(capped.event_pulse_offsets()),
     )
-    return events, dropped
+    return capped, dropped
 
 
 def _time_slices(tiers: IntArray) -> IntArray:
@@ -128,24 +126,22 @@ def _kept_pulses(events: DomEvents, cap: int) -> BoolArray | None:
     return keep
 
 
-def _select_doms(events: DomEvents, keep: BoolArray) -> DomEvents:
+def _select(
+    events: DomEvents, dom_keep: BoolArray | None, pulse_keep: BoolArray | None
+) -> DomEvents:
+    """Keep some DOMs and, of these, some pulses; None keeps all."""
     n_pulses = np.diff(events.dom_pulse_offsets)
-    pulse_keep = np.repeat(keep, n_pulses)
+    if dom_keep is None:
+        dom_keep = np.ones(events.n_doms, bool)
+    keep = np.repeat(dom_keep, n_pulses)
+    if pulse_keep is not None:
+        keep &= pulse_keep
+        n_pulses = np.diff(offsets_of(keep)[events.dom_pulse_offsets])
     return replace(
         events,
-        event_dom_offsets=offsets_of(keep)[events.event_dom_offsets],
-        sensor_id=events.sensor_id[keep],
-        dom_pulse_offsets=offsets_of(n_pulses[keep]),
-        time_ns=events.time_ns[pulse_keep],
-        charge_pe=events.charge_pe[pulse_keep],
-        auxiliary=events.auxiliary[pulse_keep],
-    )
-
-
-def _select_pulses(events: DomEvents, keep: BoolArray) -> DomEvents:
-    return replace(
-        events,
-        dom_pulse_offsets=offsets_of(keep)[events.dom_pulse_offsets],
+        event_dom_offsets=offsets_of(dom_keep)[events.event_dom_offsets],
+        sensor_id=events.sensor_id[dom_keep],
+        dom_pulse_offsets=offsets_of(n_pulses[dom_keep]),
         time_ns=events.time_ns[keep],
         charge_pe=events.charge_pe[keep],
         auxiliary=events.auxiliary[keep],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.batches.prepared_events import PreparedEvents, prepare
+from iceaggr.batches.event_pool import EventPool
 from iceaggr.batches.ragged import IntArray, offsets_of, ragged_rows
 from iceaggr.config import BatchConfig
 from iceaggr.detector import Detector
@@ -22,54 +23,57 @@ from iceaggr.events.dom_events import DomEvents
 class SensorTable:
     """Sensor properties in the types of a batch: xyz_m (S, 3), efficiency (S,), float32."""
 
-    xyz_m: Tensor
-    efficiency: Tensor
+    xyz_m: npt.NDArray[np.float32]
+    efficiency: npt.NDArray[np.float32]
 
     @classmethod
     def of(cls, detector: Detector) -> SensorTable:
         """Convert a detector once, for many batches."""
-        return cls(
-            xyz_m=torch.from_numpy(detector.xyz_m.astype(np.float32)),
-            efficiency=torch.from_numpy(detector.efficiency.astype(np.float32)),
-        )
+        return cls(detector.xyz_m.astype(np.float32), detector.efficiency.astype(np.float32))
 
 
 class Gatherer:
-    """Assembles any selection of prepared events into a batch."""
+    """Assembles any selection of a pool's events into a batch."""
 
-    def __init__(self, prepared: PreparedEvents, table: SensorTable) -> None:
-        self.prepared = prepared
+    def __init__(self, pool: EventPool, table: SensorTable) -> None:
+        self.pool = pool
         self.table = table
-        self._dom_starts = prepared.event_dom_offsets()
-        self._pulse_starts = prepared.event_pulse_offsets()
+        self._is_labelled = pool.is_labelled()
 
     def gather(self, event_rows: IntArray) -> EventBatch:
         """Copy the selected events into one batch.
 
-        event_rows: (B,) int64 rows of the prepared events, any order.
+        event_rows: (B,) int64 rows of the pool, any order.
         """
-        source = self.prepared
-        n_doms, n_pulses = source.n_doms[event_rows], source.n_pulses[event_rows]
-        events = torch.from_numpy(event_rows)
-        doms = torch.from_numpy(ragged_rows(self._dom_starts[event_rows], n_doms))
-        pulses = torch.from_numpy(ragged_rows(self._pulse_starts[event_rows], n_pulses))
-        sensor_idx = source.sensor_idx.index_select(0, doms)
-        dom_n_pulses = source.dom_n_pulses.index_select(0, doms)
-        labels = source.direction
+        pool = self.pool
+        n_doms, n_pulses = pool.n_doms[event_rows], pool.n_pulses[event_rows]
+        doms = torch.from_numpy(ragged_rows(pool.dom_start[event_rows], n_doms))
+        pulses = torch.from_numpy(ragged_rows(pool.pulse_start[event_rows], n_pulses))
+        sensor_idx = _take(pool.sensor_idx, doms).long()
+        rows = sensor_idx.numpy()
+        # mode="clip" skips a second look for rows out of range; filling the pool refused them.
+        # torch would take ten times as long to copy rows of three
+        xyz_m = self.table.xyz_m.take(rows, axis=0, mode="clip")
+        efficiency = self.table.efficiency.take(rows, mode="clip")
+        direction = torch.from_numpy(pool.direction[event_rows]) if self._is_labelled else None
         return EventBatch(
-            event_id=source.event_id.index_select(0, events),
+            event_id=torch.from_numpy(pool.event_id[event_rows]),
             event_dom_offsets=torch.from_numpy(offsets_of(n_doms)),
             sensor_idx=sensor_idx,
-            xyz_m=self.table.xyz_m.index_select(0, sensor_idx),
-            efficiency=self.table.efficiency.index_select(0, sensor_idx),
-            dom_pulse_offsets=torch.from_numpy(offsets_of(dom_n_pulses.numpy())),
-            time_ns=source.time_ns.index_select(0, pulses),
-            charge_pe=source.charge_pe.index_select(0, pulses),
-            auxiliary=source.auxiliary.index_select(0, pulses),
-            direction=None if labels is None else labels.index_select(0, events),
-            n_doms_dropped=int(source.n_doms_dropped[event_rows].sum()),
-            n_pulses_dropped=int(source.n_pulses_dropped[event_rows].sum()),
+            xyz_m=torch.from_numpy(xyz_m),
+            efficiency=torch.from_numpy(efficiency),
+            dom_pulse_offsets=torch.from_numpy(offsets_of(_take(pool.dom_n_pulses, doms).numpy())),
+            time_ns=_take(pool.time_ns, pulses),
+            charge_pe=_take(pool.charge_pe, pulses),
+            auxiliary=_take(pool.auxiliary.view(np.uint8), pulses).view(torch.bool),
+            direction=direction,
+            n_doms_dropped=int(pool.n_doms_dropped[event_rows].sum()),
+            n_pulses_dropped=int(pool.n_pulses_dropped[event_rows].sum()),
         )
+
+
+def _take(column: npt.NDArray[Any], rows: Tensor) -> Tensor:
+    return torch.from_numpy(column).index_select(0, rows)
 
 
 def collate(
@@ -85,8 +89,8 @@ def collate(
     have a direction.
     """
     selected = select_events(events, np.asarray(event_rows, np.int64))
-    prepared = prepare(selected, detector, config)
-    return Gatherer(prepared, SensorTable.of(detector)).gather(np.arange(prepared.n_events))
+    pool = EventPool.of(selected, detector, config)
+    return Gatherer(pool, SensorTable.of(detector)).gather(np.arange(pool.n_events))
 
 
 def select_events(events: DomEvents, event_rows: IntArray) -> DomEvents:
@@ -138,8 +142,8 @@ def iter_batches(
     """
     table = SensorTable.of(detector)
     for chunk in chunks:
-        gatherer = Gatherer(prepare(chunk, detector, config), table)
-        ends = batch_ends(gatherer.prepared.n_doms, config)
+        gatherer = Gatherer(EventPool.of(chunk, detector, config), table)
+        ends = batch_ends(gatherer.pool.n_doms, config)
         for first, end in zip(np.append(0, ends[:-1]), ends, strict=True):
             yield gatherer.gather(np.arange(first, end))
 

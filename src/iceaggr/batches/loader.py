@@ -13,7 +13,7 @@ import numpy as np
 from iceaggr.batches.collation import SensorTable
 from iceaggr.batches.dealing import Deal, Span, deal
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.batches.prepared_events import PreparedEvents, prepare
+from iceaggr.batches.event_pool import EventPool, Extent
 from iceaggr.batches.ragged import IntArray
 from iceaggr.batches.shard_cache import ShardCache
 from iceaggr.batches.shuffling import grouped_by_length, mixed_order, shuffle_key, windows_of
@@ -136,7 +136,7 @@ class EventLoader:
     def _feed(self, epoch: int, executor: Executor) -> WindowFeed:
         return WindowFeed(
             windows=self._windows(epoch),
-            read=self._read_prepared,
+            fill=self._fill,
             order=lambda number, n_doms: self._order(epoch, number, n_doms),
             table=SensorTable.of(self.detector),
             executor=executor,
@@ -198,9 +198,9 @@ class EventLoader:
                 self._known_n_doms[entry.sha256] = n_doms.astype(np.int32)
         return np.concatenate([self._known_n_doms[entry.sha256] for entry in window])
 
-    def _read_prepared(self, entry: ShardEntry) -> PreparedEvents:
+    def _fill(self, pool: EventPool, begin: Extent, entry: ShardEntry) -> None:
         try:
-            return prepare(self._read(entry), self.detector, self.config)
+            pool.fill(begin, self._read(entry), self.detector, self.config)
         except IceaggrError as error:
             if entry.uri in str(error):
                 raise

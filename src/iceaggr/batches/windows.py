@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -11,14 +12,15 @@ import numpy as np
 from iceaggr.batches.collation import Gatherer, SensorTable, join_batches
 from iceaggr.batches.dealing import Span
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.batches.prepared_events import PreparedEvents, concatenate
+from iceaggr.batches.event_pool import EventPool, Extent
 from iceaggr.batches.ragged import IntArray, offsets_of
 from iceaggr.shards.manifest import ShardEntry
 
 READ_AHEAD_SHARE = 0.75
 """Share of a window's batches by which the next window has been asked for whole."""
 
-ReadPrepared = Callable[[ShardEntry], PreparedEvents]
+FillPool = Callable[[EventPool, Extent, ShardEntry], None]
+"""Reads a shard into its place in a pool."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +46,49 @@ class Window:
     order: WindowOrder
 
 
+class Reading:
+    """A window whose shards are being read into a pool."""
+
+    def __init__(self, entries: Sequence[ShardEntry], executor: Executor, fill: FillPool) -> None:
+        self._entries = entries
+        self._executor = executor
+        self._fill = fill
+        self._futures: list[Future[None]] = []
+        self._end = Extent(0, 0, 0)
+        sizes = (Extent(entry.n_events, entry.n_doms, entry.n_pulses) for entry in entries)
+        self._pool = EventPool.with_room_for(sum(sizes, Extent(0, 0, 0)))
+
+    def advance(self, share: float) -> None:
+        """Start reading until this share of the shards is under way."""
+        n_wanted = min(len(self._entries), math.ceil(share * len(self._entries)))
+        for entry in self._entries[len(self._futures) : n_wanted]:
+            self._futures.append(self._executor.submit(self._fill, self._pool, self._end, entry))
+            self._end += Extent(entry.n_events, entry.n_doms, entry.n_pulses)
+
+    def finish(self) -> EventPool:
+        """Wait for all shards. Raises: what reading one of them raised."""
+        for future in self._futures:
+            future.result()
+        return self._pool
+
+
 class WindowFeed:
     """Reads the windows of an epoch one after the other, at most one ahead."""
 
     def __init__(
         self,
         windows: Sequence[Sequence[ShardEntry]],
-        read: ReadPrepared,
+        fill: FillPool,
         order: OrderWindow,
         table: SensorTable,
         executor: Executor,
     ) -> None:
         self._windows = windows
-        self._read = read
+        self._fill = fill
         self._order = order
         self._table = table
         self._executor = executor
-        self._reading: dict[int, list[Future[PreparedEvents]]] = {}
+        self._reading: dict[int, Reading] = {}
         self._ready: dict[int, Future[Window]] = {}
         sizes = [sum(entry.n_events for entry in window) for window in windows]
         self.starts = offsets_of(np.array(sizes, np.int64))
@@ -69,8 +97,8 @@ class WindowFeed:
         """Give a window, reading it now if that was not asked for before."""
         if number not in self._ready:
             self._ask(number, 1.0)
-            parts = self._reading.pop(number)
-            self._ready[number] = self._executor.submit(self._assemble, number, parts)
+            reading = self._reading.pop(number)
+            self._ready[number] = self._executor.submit(self._assemble, number, reading)
         return self._ready[number]
 
     def gather(self, span: Span) -> Future[EventBatch]:
@@ -98,18 +126,13 @@ class WindowFeed:
         return min(first, n), min(last, n)
 
     def _ask(self, number: int, share: float) -> None:
-        """Start reading the first shards of a window."""
-        entries = self._windows[number]
-        reading = self._reading.setdefault(number, [])
-        n_wanted = min(len(entries), int(np.ceil(share * len(entries))))
-        for entry in entries[len(reading) : n_wanted]:
-            reading.append(self._executor.submit(self._read, entry))
+        if number not in self._reading:
+            self._reading[number] = Reading(self._windows[number], self._executor, self._fill)
+        self._reading[number].advance(share)
 
-    def _assemble(self, number: int, parts: list[Future[PreparedEvents]]) -> Window:
-        prepared = concatenate([part.result() for part in parts])
-        parts.clear()
-        order = self._order(number, prepared.n_doms)
-        return Window(Gatherer(prepared, self._table), order)
+    def _assemble(self, number: int, reading: Reading) -> Window:
+        pool = reading.finish()
+        return Window(Gatherer(pool, self._table), self._order(number, pool.n_doms))
 
 
 def _gather(pieces: list[tuple[Future[Window], Span]]) -> EventBatch:
