@@ -22,7 +22,7 @@ REACH_M = 750.0
 """Light of a muon farther than this along its way from the centre is not followed."""
 _NUCLEON_GEV = 0.938
 _SURFACE_Z_M = 1948.0
-_DISK_RADIUS_M = 640.0
+_DISK_RADIUS_M = 780.0
 
 
 @dataclass
