@@ -1,0 +1,93 @@
+"""The connection to the tracking server: quick to say that it is absent, plain about why."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import requests
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from iceaggr.errors import TrackingError
+
+_PROBE_TIMEOUT_S = 5.0
+_REFUSED_FOR_GOOD = {
+    "BAD_REQUEST",
+    "INVALID_PARAMETER_VALUE",
+    "MALFORMED_REQUEST",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
+# MLflow's own defaults repeat a request for minutes; the outbox repeats instead, without blocking.
+_QUICK_REQUESTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def connect(tracking_uri: str) -> MlflowClient:
+    """Open a client after one quick probe; an empty URI means MLFLOW_TRACKING_URI.
+
+    Sets quick-failing MLFLOW_HTTP_* defaults in this process unless they are set already.
+    Raises: TrackingError within about five seconds if nothing answers.
+    """
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        raise TrackingError(
+            "no tracking server given",
+            expected="MLFLOW_TRACKING_URI in the environment, or an address",
+            remedy="Set it, or start the local services with `make up`",
+        )
+    for name, value in _QUICK_REQUESTS.items():
+        os.environ.setdefault(name, value)
+    if uri.startswith(("http://", "https://")):
+        _probe(uri)
+    with as_tracking_error("tracking server refused the connection", uri):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _probe(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_PROBE_TIMEOUT_S):
+            return
+    except urllib.error.HTTPError:
+        return  # it answers; what it wants from us shows at the first real request
+    except (OSError, ValueError) as error:
+        raise TrackingError(
+            "tracking server not reachable",
+            where=uri,
+            found=str(getattr(error, "reason", error)),
+            expected=f"an MLflow server that answers within {_PROBE_TIMEOUT_S:.0f} s",
+            remedy="Check MLFLOW_TRACKING_URI, or start the local services with `make up`",
+        ) from None
+
+
+@contextmanager
+def as_tracking_error(failed: str, where: str) -> Iterator[None]:
+    """Tell MLflow's errors as TrackingError, in one line."""
+    try:
+        yield
+    except (MlflowException, requests.RequestException) as error:
+        raise TrackingError(
+            failed,
+            where=where,
+            found=" ".join(str(error).split())[:500],
+            remedy="Check the tracking server's log and MLFLOW_TRACKING_URI",
+        ) from error
+
+
+def is_refused_for_good(error: Exception) -> bool:
+    """Tell whether sending the same again can never succeed."""
+    if isinstance(error, MlflowException):
+        return error.error_code in _REFUSED_FOR_GOOD
+    if isinstance(error, requests.RequestException):
+        status = error.response.status_code if error.response is not None else 0
+        return status in (400, 404, 413)
+    return True

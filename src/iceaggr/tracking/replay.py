@@ -1,0 +1,59 @@
+"""Sends what a finished run could not: `python -m iceaggr.tracking.replay FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from iceaggr.errors import IceaggrError, TrackingError
+from iceaggr.tracking.connection import as_tracking_error, connect
+from iceaggr.tracking.outbox import RECORDS
+from iceaggr.tracking.sending import RunSender
+
+_RECORDS_PER_REQUEST = 200
+
+
+def replay(folder: Path, tracking_uri: str = "") -> int:
+    """Send a spool folder to its run and delete it; returns the number of records sent.
+
+    Raises: TrackingError if the folder is no spool or the server is still away.
+    """
+    try:
+        target = json.loads((folder / "run.json").read_text())
+        lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise TrackingError(
+            "not a folder of unsent tracking records", where=str(folder), found=str(error)
+        ) from None
+    client = connect(tracking_uri or target["tracking_uri"])
+    sender = RunSender(client, target["run_id"])
+    records = [json.loads(line) for line in lines]
+    for record in records:  # the folder may have been moved since
+        if record["kind"] == "file":
+            path = Path(record["path"])
+            record["path"] = str(folder / path.parent.name / path.name)
+    with as_tracking_error("cannot send the records", str(folder)):
+        for first in range(0, len(records), _RECORDS_PER_REQUEST):
+            sender.send(records[first : first + _RECORDS_PER_REQUEST])
+    shutil.rmtree(folder)
+    return len(records)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m iceaggr.tracking.replay", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    try:
+        n_sent = replay(parser.parse_args(arguments).folder)
+    except IceaggrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{n_sent} records sent")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""The tracker: one MLflow run per pipeline run, written to by all its steps."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from mlflow import MlflowClient
+
+from iceaggr.errors import TrackingError
+from iceaggr.tracking.connection import as_tracking_error, connect
+from iceaggr.tracking.outbox import Outbox
+from iceaggr.tracking.run_lookup import (
+    attached_run_id,
+    experiment_id,
+    find_or_create_run,
+    kfp_settings,
+)
+from iceaggr.tracking.sending import RunSender
+from iceaggr.tracking.surroundings import surroundings
+
+log = logging.getLogger(__name__)
+
+PARAM_PREFIX = "config/"
+_LONGEST_PARAM = 6000
+_LONGEST_TAG = 8000
+_LONGEST_KEY = 250
+_ENDED = {"FINISHED", "FAILED", "KILLED"}
+
+EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class MlflowTracker:
+    """Tracker whose calls return at once: a background thread does the sending.
+
+    Parameters get the prefix `config/`, so that no key is one that Kubeflow's launcher logs. When
+    the server goes away, records wait on disk and follow later; `finish` tells where the rest is.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, step: str, spool: Path) -> None:
+        self.run_id = run_id
+        self.client = client
+        self._step = step
+        self._spool = spool
+        self._sender = RunSender(client, run_id)
+        self._outbox = Outbox(self._sender.send, spool)
+        self._is_finished = False
+        atexit.register(self.finish, None, 20.0)
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Record settings, nested mappings joined by '/'; too long ones also as a text file."""
+        values: dict[str, str] = {}
+        for key, value in _flat(params).items():
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            name = _key(f"{PARAM_PREFIX}{key.removeprefix(PARAM_PREFIX)}")
+            if len(text) > _LONGEST_PARAM:
+                self.log_text(text, f"params/{name.removeprefix(PARAM_PREFIX)}.txt")
+                text = text[: _LONGEST_PARAM - 3] + "..."
+            values[name] = text
+        self._outbox.put({"kind": "params", "values": values})
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Record one point of each curve; an infinite value is recorded as not a number."""
+        now_ms = int(time.time() * 1000)
+        for key, value in metrics.items():
+            point = float(value) if math.isfinite(value) else math.nan
+            self._outbox.put(
+                {
+                    "kind": "metric",
+                    "key": _key(key),
+                    "value": point,
+                    "step": int(step),
+                    "timestamp_ms": now_ms,
+                }
+            )
+
+    def log_text(self, text: str, artifact_path: str) -> None:
+        """Store a text or HTML page with the run."""
+        folder, _, name = artifact_path.rpartition("/")
+        copy = self._new_file(name)
+        copy.write_text(text, encoding="utf-8")
+        self._outbox.put({"kind": "file", "name": name, "path": str(copy), "folder": folder})
+
+    def log_file(self, path: Path, artifact_folder: str) -> None:
+        """Store a local file with the run; the caller may delete it right away.
+
+        Raises: TrackingError if there is no such file.
+        """
+        if not Path(path).is_file():
+            raise TrackingError("no such file to track", where=str(path))
+        copy = self._new_file(Path(path).name)
+        shutil.copyfile(path, copy)
+        record = {"kind": "file", "name": copy.name, "path": str(copy), "folder": artifact_folder}
+        self._outbox.put(record)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Mark the run, for searching and comparing."""
+        values = {_key(key): str(value)[:_LONGEST_TAG] for key, value in tags.items()}
+        self._outbox.put({"kind": "tags", "values": values})
+
+    def log_dataset(
+        self, name: str, digest: str, source_uri: str, context: str, facts: Mapping[str, object]
+    ) -> None:
+        """Record which data went in: shown by MLflow as the run's dataset.
+
+        digest: of the manifest, at most 36 characters. context: training, evaluation.
+        facts: small numbers worth seeing, such as the events of each split.
+        """
+        self._outbox.put(
+            {
+                "kind": "dataset",
+                "name": name,
+                "digest": digest[:36],
+                "source": json.dumps({"uri": source_uri}),
+                "context": context,
+                "profile": json.dumps(dict(facts), default=str),
+            }
+        )
+
+    def flush(self, within_s: float = 60.0) -> int:
+        """Wait until all is on the server; returns the number of records still waiting."""
+        return self._outbox.flush(within_s)
+
+    def finish(self, status: EndStatus | None = None, within_s: float = 120.0) -> Path | None:
+        """End this step's part: send what waits, then set the run's status.
+
+        status: None leaves the run to the steps that follow; the last step gives FINISHED, a step
+        that fails gives FAILED. A later step or a retry sets an ended run to running again.
+        Returns None when all has arrived, else the folder with what has not, for
+        `python -m iceaggr.tracking.replay FOLDER`. Never raises for a server that is away.
+        """
+        if self._is_finished:
+            return None
+        self._is_finished = True
+        atexit.unregister(self.finish)
+        self.set_tags({f"step/{self._step}": status or "done"})
+        if status is not None:
+            self._outbox.put({"kind": "status", "status": status})
+        n_unsent = self._outbox.close(within_s)
+        if n_unsent == 0:
+            shutil.rmtree(self._spool, ignore_errors=True)
+            return None
+        log.warning(
+            "%d tracking records of run %s did not reach the server (%s). They lie in %s; send "
+            "them later with: python -m iceaggr.tracking.replay %s",
+            *(n_unsent, self.run_id, self._outbox.last_error or "no answer"),
+            *(self._spool, self._spool),
+        )
+        return self._spool
+
+    def __enter__(self) -> MlflowTracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish("FAILED" if kind is not None else None)
+
+    def _new_file(self, name: str) -> Path:
+        folder = self._spool / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        return folder / name
+
+
+def open_tracker(
+    tracking_uri: str, experiment_name: str, pipeline_run_id: str, run_name: str, step: str
+) -> MlflowTracker:
+    """Open the MLflow run of a pipeline run, the same for each of its steps and their retries.
+
+    Under Kubeflow's MLflow plugin it is the run that the plugin made. An empty `tracking_uri`
+    means the plugin's endpoint or MLFLOW_TRACKING_URI.
+    Raises: TrackingError, within seconds, if no server answers.
+    """
+    uri = tracking_uri or str(kfp_settings().get("endpoint") or "")
+    client = connect(uri)
+    with as_tracking_error("cannot open the run", uri or os.environ["MLFLOW_TRACKING_URI"]):
+        run_id = attached_run_id()
+        if not run_id:
+            experiment = experiment_id(client, experiment_name)
+            run_id = find_or_create_run(client, experiment, pipeline_run_id, run_name)
+        if client.get_run(run_id).info.status in _ENDED:
+            client.update_run(run_id, status="RUNNING")
+    spool = Path(tempfile.mkdtemp(prefix=f"iceaggr-tracking-{run_id[:8]}-{step}-"))
+    target = {"tracking_uri": uri, "run_id": run_id}
+    (spool / "run.json").write_text(json.dumps(target))
+    tracker = MlflowTracker(client, run_id, step, spool)
+    tracker.set_tags({**surroundings(step), f"step/{step}": "running"})
+    return tracker
+
+
+def _flat(params: Mapping[str, object], above: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{above}{key}/")
+        else:
+            flat[f"{above}{key}"] = value
+    return flat
+
+
+def _key(text: str) -> str:
+    """Keep the characters that MLflow allows in names."""
+    return re.sub(r"[^\w\-. :/]", "_", text)[:_LONGEST_KEY]

@@ -1,0 +1,106 @@
+"""Which MLflow run a step writes to: the one of its pipeline run, the same for all its steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
+
+from iceaggr.errors import TrackingError
+
+PIPELINE_RUN_TAG = "iceaggr.pipeline_run_id"
+_CREATOR_TAG = "iceaggr.created_by"
+_SETTLE_S = 1.5
+
+
+def attached_run_id(environment: Mapping[str, str] = os.environ) -> str:
+    """Name the run that Kubeflow's MLflow plugin made for this step, '' without the plugin.
+
+    MLFLOW_RUN_ID is the step's own run in the plugin's tree; where the administrator does not
+    inject it, KFP_MLFLOW_CONFIG still names the run of the whole pipeline.
+    Raises: TrackingError if KFP_MLFLOW_CONFIG is not what the plugin writes.
+    """
+    if run_id := environment.get("MLFLOW_RUN_ID"):
+        return run_id
+    settings = kfp_settings(environment)
+    return str(settings.get("parentRunId") or "")
+
+
+def kfp_settings(environment: Mapping[str, str] = os.environ) -> dict[str, object]:
+    """Read what Kubeflow's MLflow plugin tells a step, {} without the plugin."""
+    text = environment.get("KFP_MLFLOW_CONFIG", "")
+    if not text:
+        return {}
+    try:
+        settings = json.loads(text)
+        return dict(settings)
+    except (ValueError, TypeError):
+        raise TrackingError(
+            "KFP_MLFLOW_CONFIG is not a JSON object",
+            found=repr(text[:80]),
+            remedy="Unset it, or correct the MLflow plugin's configuration",
+        ) from None
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Find or create an experiment; a step that creates it at the same moment is no error."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise TrackingError(
+            "experiment was deleted",
+            where=name,
+            remedy="Restore it with `mlflow experiments restore`, or choose another name",
+        )
+    return str(found.experiment_id)
+
+
+def find_or_create_run(
+    client: MlflowClient, experiment: str, pipeline_run_id: str, run_name: str
+) -> str:
+    """Return the id of the pipeline run's one MLflow run, creating it if it is the first.
+
+    MLflow has no unique keys for runs. So steps that start together may each create one; all then
+    wait until the newest is 1.5 s old, agree on the oldest, and whoever made another deletes it.
+    This holds unless creating a run takes longer than that, or clocks differ by more.
+    """
+    if not pipeline_run_id or '"' in pipeline_run_id:
+        raise TrackingError("not the id of a pipeline run", found=repr(pipeline_run_id))
+    me = uuid.uuid4().hex
+    runs = _runs_of(client, experiment, pipeline_run_id)
+    if not runs:
+        tags = {PIPELINE_RUN_TAG: pipeline_run_id, _CREATOR_TAG: me}
+        client.create_run(experiment, run_name=run_name, tags=tags)
+        runs = _runs_of(client, experiment, pipeline_run_id)
+    youngest_s = time.time() - max((run.info.start_time for run in runs), default=0) / 1e3
+    if youngest_s < _SETTLE_S:
+        time.sleep(_SETTLE_S - max(0.0, youngest_s))
+        runs = _runs_of(client, experiment, pipeline_run_id)
+    if not runs:
+        raise TrackingError(
+            "the run disappeared while it was opened",
+            where=pipeline_run_id,
+            remedy="Do not delete runs of a pipeline that is still running",
+        )
+    chosen, *others = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+    for other in others:
+        if other.data.tags.get(_CREATOR_TAG) == me:
+            client.delete_run(other.info.run_id)
+    return str(chosen.info.run_id)
+
+
+def _runs_of(client: MlflowClient, experiment: str, pipeline_run_id: str) -> list[Run]:
+    mine = f'tags.`{PIPELINE_RUN_TAG}` = "{pipeline_run_id}"'
+    return list(client.search_runs([experiment], mine, ViewType.ACTIVE_ONLY))
