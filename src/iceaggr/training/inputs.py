@@ -1,0 +1,105 @@
+"""What a training run is given, what it reports on the way, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from iceaggr.batches.event_batch import EventBatch
+from iceaggr.config import ExperimentConfig
+from iceaggr.detector import Detector
+from iceaggr.interfaces import ObjectStore, Tracker
+from iceaggr.normalization import Normalization
+from iceaggr.shards.manifest import ShardManifest
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Everything that a run needs.
+
+    config: the experiment; the data, evaluation and promotion sections are not read
+    store: object storage that holds the shards and takes checkpoints and model
+    manifest: shards of all splits; train is learned from, validation is watched, test is not read
+    detector: the sensor table of the shards; geometry_csv is its text, kept with the model
+    normalization: fitted statistics or a preset; carried inside the model
+    tracker: receives the curves
+    output_uri: folder for checkpoints/ and model/; a run found there is resumed
+    require_checkpoint: True = there must be a run to resume
+    """
+
+    config: ExperimentConfig
+    store: ObjectStore
+    manifest: ShardManifest
+    detector: Detector
+    geometry_csv: str
+    normalization: Normalization
+    tracker: Tracker
+    output_uri: str
+    require_checkpoint: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    model_uri: folder of the saved model: the last weights, averaged if so configured
+    best_validation_opening_angle_deg, last_validation_opening_angle_deg: means, degrees; the last
+        one belongs to the saved model, the best one is optimistic
+    n_steps, n_events_seen: over all restarts
+    stopped: "epochs" or "time", whichever ended first
+    minutes: training and validation, over all restarts
+    """
+
+    model_uri: str
+    best_validation_opening_angle_deg: float
+    last_validation_opening_angle_deg: float
+    n_steps: int
+    n_events_seen: int
+    stopped: str
+    minutes: float
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """One point of the training curves, also for a progress bar.
+
+    share: of the run, in [0, 1]; what ends first of steps and time counts
+    loss: mean over the events since the last point, in the unit of the configured loss
+    opening_angle_deg: mean over the same events, train split, degrees
+    validation_opening_angle_deg: last measured, NaN before the first validation
+    gradient_norm: mean before clipping
+    data_wait_share: share of the time that the loop waited for batches
+    """
+
+    share: float
+    step: int
+    n_steps_planned: int
+    epoch: int
+    n_epochs: int
+    elapsed_s: float
+    loss: float
+    opening_angle_deg: float
+    validation_opening_angle_deg: float
+    learning_rate: float
+    gradient_norm: float
+    events_per_s: float
+    data_wait_share: float
+
+
+ProgressCallback = Callable[[TrainingProgress], None]
+
+
+class BatchSource(Protocol):
+    """What training needs from a loader; `iceaggr.batches.EventLoader` is the real one.
+
+    position: where the epoch stands once the batch handed out last is used, as readable JSON
+    """
+
+    position: dict[str, int]
+
+    def epoch(self, epoch: int, position: Mapping[str, int] | None = None) -> Iterator[EventBatch]:
+        """Iterate over the batches of one epoch, from a position on."""
+
+    def n_batches(self, epoch: int) -> int:
+        """Count the batches of one epoch."""

@@ -1,0 +1,103 @@
+"""Saves a run and brings it back: state, settings, random states, weights, optimiser, average."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import Tensor
+
+from iceaggr.errors import TrainingError
+from iceaggr.training.checkpoint import Checkpoint, CheckpointFolder
+from iceaggr.training.distributed import Processes
+from iceaggr.training.optimizer import optimizer_tensors, restore_optimizer
+from iceaggr.training.state import (
+    RunState,
+    check_identity,
+    random_state,
+    restore_random_state,
+)
+from iceaggr.training.step import OptimiserStep
+
+logger = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Checkpoints of one run; only the main process writes, every process reads."""
+
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        step: OptimiserStep,
+        identity: dict[str, Any],
+        processes: Processes,
+    ) -> None:
+        self.folder = folder
+        self.step = step
+        self.identity = identity
+        self.processes = processes
+
+    def save(self, state: RunState) -> None:
+        """Write a checkpoint; every process must call it together, for its random state."""
+        random_states = self.processes.gather_objects(random_state())
+        if not self.processes.is_main:
+            return
+        document = {
+            "state": state.to_document(),
+            "identity": self.identity,
+            "random_states": random_states,
+        }
+        uri = self.folder.write(state.step, Checkpoint(document, self._tensors()))
+        logger.info("checkpoint of step %d: %s", state.step, uri)
+
+    def restore(self, required: bool) -> RunState:
+        """Bring the newest checkpoint back, or give the state of a new run when there is none.
+
+        required: there must be one.
+        Raises: TrainingError if it is missing though required, damaged, or of another run.
+        """
+        checkpoint = self.folder.read_latest()
+        where = self.folder.uri
+        if checkpoint is None:
+            if required:
+                raise TrainingError(
+                    "no checkpoint to resume from",
+                    where=self.folder.latest_uri,
+                    found="nothing",
+                    expected="latest.json of an earlier attempt",
+                    remedy="Give the output folder of that attempt",
+                )
+            return RunState()
+        document = checkpoint.document
+        try:
+            check_identity(document["identity"], self.identity, where)
+            state = RunState.from_document(document["state"])
+            self._load(checkpoint.tensors)
+            restore_random_state(document["random_states"][self.processes.rank])
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise TrainingError(
+                "checkpoint does not fit this program",
+                where=where,
+                found=" ".join(str(error).split()),
+                expected="a checkpoint of the same model and version",
+                remedy="Resume it with the version that wrote it, or use an empty output folder",
+            ) from error
+        logger.info("resuming at step %d from %s", state.step, where)
+        return state
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        step = self.step
+        tensors = {
+            "model": dict(step.model.state_dict()),
+            "optimizer": optimizer_tensors(step.optimizer, step.model),
+        }
+        if step.average is not None:
+            tensors["average"] = step.average.tensors
+        return tensors
+
+    def _load(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+        step = self.step
+        step.model.load_state_dict(tensors["model"])
+        restore_optimizer(step.optimizer, step.model, tensors["optimizer"])
+        if step.average is not None:
+            step.average.load(tensors["average"])

@@ -1,0 +1,218 @@
+"""The learning check: a few dozen steps that must lower the loss before an expensive run starts.
+
+A few fixed batches are revisited, without dropout, and the mean loss over exactly these events is
+measured before and after. The events are their own population, so the fall carries no sampling
+noise: a sound model with sound inputs lowers it at any reasonable learning rate, by 50 steps at
+1e-5 already. What falls with badly scaled inputs is luck of memorising, so those do not count as
+learning: the input check that guards training judges them first, and its verdict stands in the row.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from iceaggr.batches import EventLoader
+from iceaggr.batches.event_batch import EventBatch
+from iceaggr.config import ExperimentConfig, TrainingConfig
+from iceaggr.errors import TrainingError
+from iceaggr.losses import direction_loss
+from iceaggr.models import DirectionModel, build_model
+from iceaggr.normalization import Normalization, Normalizer
+from iceaggr.training.device import autocast, choose_device, positioned
+from iceaggr.training.guards import check_batch
+from iceaggr.training.inputs import TrainingInputs
+from iceaggr.training.optimizer import build_optimizer
+
+logger = logging.getLogger(__name__)
+
+LEARNS, NOT_FINITE, NO_FALL, REFUSED = "learns", "not finite", "does not learn", "inputs refused"
+
+
+@dataclass(frozen=True)
+class LearningRow:
+    """One short run.
+
+    inputs: preset of the normalisation: fitted, seed or raw
+    first_loss, last_loss: means over the fixed events, in the unit of the loss
+    finite: every loss and gradient norm was finite
+    gradient_norm: largest before clipping
+    refusal: what the input check says about the batches; empty when it lets them pass
+    verdict: "learns", "does not learn", "not finite" or "inputs refused"
+    """
+
+    learning_rate: float
+    inputs: str
+    first_loss: float
+    last_loss: float
+    finite: bool
+    gradient_norm: float
+    refusal: str
+    verdict: str
+
+    @property
+    def change(self) -> float:
+        """Give last minus first loss: negative is good."""
+        return self.last_loss - self.first_loss
+
+
+def learning_check_table(inputs: TrainingInputs) -> list[LearningRow]:
+    """Try every configured learning rate, with the run's normalisation and with raw inputs.
+
+    Rows are ordered by inputs, then rate. Each starts from the same weights.
+    Raises: ShardError if the train split is empty or a shard is damaged.
+    """
+    batches = fixed_batches(inputs, choose_device(inputs.config.training))
+    kinds = [inputs.normalization]
+    if inputs.normalization.preset != "raw":
+        kinds.append(Normalization.raw())
+    return [
+        try_rate(inputs.config, batches, normalization, rate)
+        for normalization in kinds
+        for rate in inputs.config.learning_check.learning_rates
+    ]
+
+
+def check_learning(inputs: TrainingInputs) -> LearningRow:
+    """Try the configured learning rate on the real shards; logs the row to the tracker.
+
+    Raises: TrainingError in one clear sentence if an input is refused, or the loss is not finite
+    or does not fall.
+    """
+    config = inputs.config
+    rate = config.training.learning_rate
+    batches = fixed_batches(inputs, choose_device(config.training))
+    row = try_rate(config, batches, inputs.normalization, rate)
+    inputs.tracker.log_metrics(
+        {
+            f"learning_check/{name}": value
+            for name in ("first_loss", "last_loss", "gradient_norm")
+            if math.isfinite(value := getattr(row, name))
+        }
+    )
+    if row.verdict == LEARNS:
+        return row
+    raise TrainingError(
+        f"the learning check failed: {row.verdict}",
+        where=f"{config.learning_check.n_steps} steps at training.learning_rate {rate:g}",
+        found=row.refusal or f"loss {row.first_loss:.4f} before, {row.last_loss:.4f} after",
+        expected=f"a finite loss that falls by {config.learning_check.min_loss_drop:g}",
+        remedy="Check the inputs (data card, normalisation) and labels, then lower the rate",
+    )
+
+
+def fixed_batches(inputs: TrainingInputs, device: torch.device) -> list[EventBatch]:
+    """Read the few batches of the train split that all rows share, and put them on the device."""
+    check = inputs.config.learning_check
+    small = inputs.config.batches.model_copy(
+        update={"n_events": check.n_events_per_batch, "max_doms_per_batch": 0}
+    )
+    loader = EventLoader(inputs.store, inputs.manifest, "train", inputs.detector, small)
+    batches: list[EventBatch] = []
+    with closing(positioned(loader, 0)) as loaded:
+        for batch, _ in loaded:
+            batches.append(batch.to(device))
+            if len(batches) == check.n_batches:
+                break
+    return batches
+
+
+def try_rate(
+    config: ExperimentConfig,
+    batches: list[EventBatch],
+    normalization: Normalization,
+    learning_rate: float,
+) -> LearningRow:
+    """Take the configured number of steps at one learning rate, from fresh weights.
+
+    Steps are taken whatever the input check says, so that the table can show what happens.
+    """
+    refusal = _refusal(batches, normalization, config)
+    run = _ShortRun(config, batches, normalization, learning_rate)
+    first = run.loss()
+    norms = run.take_steps()
+    last = run.loss()
+    finite = all(map(math.isfinite, (first, last, *norms)))
+    row = LearningRow(
+        learning_rate=learning_rate,
+        inputs=normalization.preset,
+        first_loss=first,
+        last_loss=last,
+        finite=finite,
+        gradient_norm=max(norms) if finite else math.nan,
+        refusal=refusal,
+        verdict=_verdict(refusal, finite, first - last, config.learning_check.min_loss_drop),
+    )
+    logger.info("%s inputs at rate %g: %s", row.inputs, row.learning_rate, row.verdict)
+    return row
+
+
+def _verdict(refusal: str, finite: bool, fall: float, min_fall: float) -> str:
+    if not finite:
+        return NOT_FINITE
+    if refusal:
+        return REFUSED
+    return LEARNS if fall > min_fall else NO_FALL
+
+
+def _refusal(
+    batches: list[EventBatch], normalization: Normalization, config: ExperimentConfig
+) -> str:
+    normalizer = Normalizer(normalization).to(batches[0].time_ns.device)
+    for batch in batches:
+        try:
+            check_batch(batch, normalizer, config.normalization, "learning check")
+        except TrainingError as error:
+            return str(error)
+    return ""
+
+
+class _ShortRun:
+    """A fresh model without dropout on a few batches."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        batches: list[EventBatch],
+        normalization: Normalization,
+        learning_rate: float,
+    ) -> None:
+        self.config = config
+        self.batches = batches
+        self.device = batches[0].time_ns.device
+        torch.manual_seed(config.training.seed)
+        without_dropout = config.model.model_copy(update={"dropout": 0.0})
+        self.model: DirectionModel = build_model(without_dropout, normalization).to(self.device)
+        settings: TrainingConfig = config.training.model_copy(
+            update={"learning_rate": learning_rate}
+        )
+        self.optimizer = build_optimizer(self.model, settings)
+
+    def loss(self) -> float:
+        """Average the loss over all events with the present weights."""
+        with torch.no_grad():
+            return float(torch.cat([self._event_loss(batch) for batch in self.batches]).mean())
+
+    def take_steps(self) -> list[float]:
+        """Take the steps, batches in turn; returns the gradient norms up to a bad one."""
+        norms: list[float] = []
+        limit = self.config.training.max_gradient_norm
+        for step in range(self.config.learning_check.n_steps):
+            self.optimizer.zero_grad(set_to_none=True)
+            self._event_loss(self.batches[step % len(self.batches)]).mean().backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+            if not math.isfinite(norms[-1]):
+                break
+            self.optimizer.step()
+        return norms
+
+    def _event_loss(self, batch: EventBatch) -> Tensor:
+        if batch.direction is None:
+            raise TrainingError("the learning check needs labelled events", where="train split")
+        with autocast(self.device, self.config.training):
+            return direction_loss(self.model(batch), batch.direction, self.config.loss, 0.0)

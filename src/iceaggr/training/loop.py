@@ -1,0 +1,222 @@
+"""The training loop: epochs, validation, checkpoints, and how a run ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+from torch import nn
+
+from iceaggr.batches.event_batch import EventBatch
+from iceaggr.config import ExperimentConfig
+from iceaggr.errors import TrainingError
+from iceaggr.training.device import LoadedBatch, placed, positioned
+from iceaggr.training.distributed import Processes
+from iceaggr.training.guards import check_batch
+from iceaggr.training.inputs import BatchSource
+from iceaggr.training.interruption import Interruption, TrainingInterruptedError
+from iceaggr.training.keeper import Keeper
+from iceaggr.training.reporting import Reporter
+from iceaggr.training.schedule import Pace, learning_rate_at
+from iceaggr.training.state import RunState
+from iceaggr.training.step import OptimiserStep
+from iceaggr.training.validation import Validator
+
+VALIDATION_MARGIN = 1.3
+"""The last validation may take this much longer than the longest one so far."""
+
+
+@dataclass(frozen=True)
+class LoopParts:
+    """What the loop works with.
+
+    train_loader: batches of this process; every process has the same number of them per epoch
+    normalizer: on the CPU, for checking batches as loaded
+    """
+
+    config: ExperimentConfig
+    step: OptimiserStep
+    train_loader: BatchSource
+    normalizer: nn.Module
+    validator: Validator
+    keeper: Keeper
+    reporter: Reporter
+    processes: Processes
+
+
+class Loop:
+    """Runs from a state to the end of the run."""
+
+    def __init__(self, parts: LoopParts, state: RunState, interruption: Interruption) -> None:
+        self.parts = parts
+        self.settings = parts.config.training
+        self.state = state
+        self.interruption = interruption
+        n_planned = self.settings.n_epochs * parts.train_loader.n_batches(0)
+        if n_planned == 0:
+            raise TrainingError(
+                "the train split is empty", where="manifest", expected="at least one batch"
+            )
+        self.pace = Pace(n_planned, self.settings.max_minutes * 60, state.progress)
+        now = time.monotonic()
+        self._started = now - state.elapsed_s
+        self._validated_at = self._saved_at = now
+        self._n_events_here, self._train_s = 0, 0.0
+        self._rate = 0.0
+
+    def run(self) -> None:
+        """Train until the epochs or the time are used up; the state says which.
+
+        Raises: TrainingInterruptedError after SIGTERM, with a checkpoint written; TrainingError.
+        """
+        if self.state.step == 0:
+            self._save()
+        if self.state.validation_due:
+            self._validate()
+        while not self.state.stopped:
+            self._run_epoch()
+            if self.state.validation_due:
+                self._validate()
+            if self.state.epoch >= self.settings.n_epochs:
+                self.state.stopped = "epochs"
+            elif self.state.epoch % self.settings.checkpoint_every_n_epochs == 0:
+                self._save()
+        self._log()
+        if self.state.validated_step != self.state.step:
+            self._validate()
+        self._save()
+
+    def _run_epoch(self) -> None:
+        state, loader = self.state, self.parts.train_loader
+        with closing(positioned(loader, state.epoch, state.loader_position)) as batches:
+            for loaded in self._timed(placed(batches, self.parts.step.device)):
+                self._take_step(loaded)
+                self._do_what_is_due()
+                if state.stopped:
+                    return
+        n_batches = loader.n_batches(state.epoch)
+        if state.n_batches_in_epoch != n_batches:
+            raise TrainingError(
+                "the epoch has another length than planned",
+                where=f"epoch {state.epoch + 1}",
+                found=f"{state.n_batches_in_epoch} batches",
+                expected=f"{n_batches}",
+                remedy="Shard the raw events again: the manifest disagrees with its shards",
+            )
+        state.epoch += 1
+        state.n_batches_in_epoch, state.loader_position = 0, None
+        state.validation_due = True
+
+    def _timed(self, batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
+        while True:
+            started = time.monotonic()
+            loaded = next(batches, None)
+            if loaded is None:
+                return
+            self.parts.reporter.window.waited(time.monotonic() - started)
+            yield loaded
+            self._train_s += time.monotonic() - started
+
+    def _take_step(self, loaded: LoadedBatch) -> None:
+        state, parts = self.state, self.parts
+        n_events, some_are_empty = self._agree(loaded.host)
+        state.n_batches_in_epoch += 1
+        state.loader_position = loaded.position
+        if some_are_empty:
+            # fewer events than processes are left of the epoch; a step needs every process
+            state.n_events_left_out += n_events
+            return
+        self._rate = learning_rate_at(state.progress, self.settings)
+        outcome = parts.step.take(
+            loaded.placed, state.step + 1, state.progress, self._rate, n_events
+        )
+        assert loaded.placed.direction is not None, "check_batch lets only labelled events pass"
+        parts.reporter.window.add(outcome, loaded.placed.direction)
+        state.step += 1
+        state.n_events_seen += n_events
+        self._n_events_here += n_events
+
+    def _agree(self, host: EventBatch) -> tuple[int, bool]:
+        """Check the batch in every process: events over all of them, and whether one has none."""
+        where = f"step {self.state.step + 1}"
+        problem: TrainingError | None = None
+        try:
+            check_batch(host, self.parts.normalizer, self.parts.config.normalization, where)
+        except TrainingError as error:
+            problem = error
+        everyone = self.parts.processes.gather([float(problem is not None), host.n_events])
+        if problem is not None:
+            raise problem
+        if everyone[:, 0].any():
+            rank = int(everyone[:, 0].argmax())
+            raise TrainingError("another process refused its batch", where=f"{where}, rank {rank}")
+        return int(everyone[:, 1].sum()), bool((everyone[:, 1] == 0).any())
+
+    def _do_what_is_due(self) -> None:
+        """Stop, validate or save between two steps; every process decides the same."""
+        now = time.monotonic()
+        validate_after_s = self.settings.validation_every_minutes * 60
+        mine = [
+            float(self.interruption.requested),
+            float(0 < validate_after_s < now - self._validated_at),
+            float(now - self._saved_at > self.settings.checkpoint_every_minutes * 60),
+            now - self._started,
+            self._reserve_s(),
+        ]
+        everyone = self.parts.processes.gather(mine)
+        interrupted, validate, save, elapsed_s, reserve_s = everyone.amax(dim=0).tolist()
+        self.state.progress = self.pace.advance(self.state.step, elapsed_s, reserve_s)
+        if self.state.step % self.settings.log_every_n_steps == 0:
+            self._log()
+        if interrupted:
+            self._save_and_leave()
+        if self.pace.time_is_up:
+            self.state.stopped = "time"
+            return
+        if validate:
+            self._validate()
+        if save:
+            self._save()
+
+    def _reserve_s(self) -> float:
+        """Expect how long the last validation takes; before the first one, from the training."""
+        if self.state.validation_s > 0:
+            return VALIDATION_MARGIN * self.state.validation_s
+        # scoring an event costs less than learning from it, so this errs on the safe side
+        n_events = self.parts.validator.n_events_planned
+        return n_events * self._train_s / max(1, self._n_events_here)
+
+    def _validate(self) -> None:
+        started = time.monotonic()
+        with self.parts.step.best_weights() as model:
+            result = self.parts.validator.run(
+                model, self.state.progress, lambda: self.interruption.requested
+            )
+        if result is None:
+            self._save_and_leave()
+            return
+        self.parts.reporter.validation(result, self.state)
+        self._validated_at = time.monotonic()
+        self.parts.reporter.window.paused(self._validated_at - started)
+
+    def _log(self) -> None:
+        self.state.elapsed_s = time.monotonic() - self._started
+        self.parts.reporter.point(self.state, self._rate, self.pace.n_steps_planned)
+
+    def _save(self) -> None:
+        started = time.monotonic()
+        self.state.elapsed_s = started - self._started
+        self.parts.keeper.save(self.state)
+        self._saved_at = time.monotonic()
+        self.parts.reporter.window.paused(self._saved_at - started)
+
+    def _save_and_leave(self) -> None:
+        self._save()
+        raise TrainingInterruptedError(
+            "training was asked to stop",
+            where=f"step {self.state.step}",
+            found="SIGTERM",
+            remedy="A checkpoint is written: the same command goes on from it",
+        )

@@ -1,0 +1,83 @@
+"""What a run tells while it goes on: curves to the tracker, points to the progress callback."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from iceaggr.config import TrainingConfig
+from iceaggr.interfaces import Tracker
+from iceaggr.training.curves import CurveWindow
+from iceaggr.training.distributed import Processes
+from iceaggr.training.guards import check_learning_goes_on
+from iceaggr.training.inputs import ProgressCallback, TrainingProgress
+from iceaggr.training.state import RunState
+from iceaggr.training.validation import ValidationResult
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Turns steps and validations into points; tracker and callback speak in one process only."""
+
+    def __init__(
+        self,
+        window: CurveWindow,
+        settings: TrainingConfig,
+        processes: Processes,
+        tracker: Tracker,
+        on_progress: ProgressCallback | None,
+    ) -> None:
+        self.window = window
+        self.settings = settings
+        self.processes = processes
+        self.tracker = tracker
+        self.on_progress = on_progress if processes.is_main else None
+
+    def point(self, state: RunState, learning_rate: float, n_steps_planned: int) -> None:
+        """Report the steps since the last point, if any; every process must call it together."""
+        if self.window.is_empty:
+            return
+        point = self.window.point(self.processes, learning_rate)
+        self._record({**point.metrics(), "train/progress": state.progress}, state)
+        if self.on_progress is None:
+            return
+        validated = state.last_validation_opening_angle_deg
+        self.on_progress(
+            TrainingProgress(
+                share=state.progress,
+                step=state.step,
+                n_steps_planned=n_steps_planned,
+                epoch=state.epoch,
+                n_epochs=self.settings.n_epochs,
+                elapsed_s=state.elapsed_s,
+                loss=point.loss,
+                opening_angle_deg=point.opening_angle_deg,
+                validation_opening_angle_deg=math.nan if validated is None else validated,
+                learning_rate=point.learning_rate,
+                gradient_norm=point.gradient_norm,
+                events_per_s=point.events_per_s,
+                data_wait_share=point.data_wait_share,
+            )
+        )
+
+    def validation(self, result: ValidationResult, state: RunState) -> None:
+        """Note a validation in the state, report it, and stop a run that does not learn.
+
+        Raises: TrainingError when so configured.
+        """
+        angle = result.opening_angle_deg
+        best = state.best_validation_opening_angle_deg
+        state.validation_due, state.validated_step = False, state.step
+        state.validation_s = max(state.validation_s, result.seconds)
+        state.best_validation_opening_angle_deg = angle if best is None else min(best, angle)
+        state.last_validation_opening_angle_deg = angle
+        self._record({**result.metrics(), "validation/epoch": float(state.epoch)}, state)
+        problem = check_learning_goes_on(result, self.settings, state.step)
+        if problem:
+            logger.warning("step %d: %s", state.step, problem)
+
+    def _record(self, metrics: dict[str, float], state: RunState) -> None:
+        state.metrics |= {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        if self.processes.is_main:
+            self.tracker.log_metrics(metrics, step=state.step)

@@ -1,0 +1,133 @@
+"""`train`: the whole run, from a manifest to a saved model."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from iceaggr.batches import EventLoader
+from iceaggr.errors import IceaggrError
+from iceaggr.models import build_model
+from iceaggr.models.bundle import save_model
+from iceaggr.normalization import Normalizer
+from iceaggr.training.checkpoint import CheckpointFolder
+from iceaggr.training.curves import CurveWindow
+from iceaggr.training.device import choose_device
+from iceaggr.training.distributed import Processes, joined_processes
+from iceaggr.training.inputs import ProgressCallback, TrainingInputs, TrainingResult
+from iceaggr.training.interruption import Interruption, TrainingInterruptedError
+from iceaggr.training.keeper import Keeper
+from iceaggr.training.loop import Loop, LoopParts
+from iceaggr.training.reporting import Reporter
+from iceaggr.training.state import RunState, run_identity
+from iceaggr.training.step import OptimiserStep
+from iceaggr.training.validation import Validator
+
+logger = logging.getLogger(__name__)
+
+
+def train(inputs: TrainingInputs, on_progress: ProgressCallback | None = None) -> TrainingResult:
+    """Train a model, or resume the run found in the output folder, and save it.
+
+    A step-driven run (max_minutes 0) that was killed at any moment and resumed on a CPU ends with
+    the same weights, bit for bit. on_progress is called at each point of the curves.
+    Raises: TrainingInterruptedError after SIGTERM (exit code 75, the same call goes on);
+    TrainingError on bad inputs, divergence, no learning, or a foreign or damaged checkpoint.
+    """
+    settings = inputs.config.training
+    with joined_processes(use_gpu=settings.device != "cpu" and torch.cuda.is_available()) as group:
+        device = choose_device(settings, group.local_rank)
+        parts = build_parts(inputs, group, device, on_progress)
+        try:
+            with Interruption() as interruption:
+                state = parts.keeper.restore(inputs.require_checkpoint)
+                if not state.stopped:
+                    Loop(parts, state, interruption).run()
+                return _finish(inputs, parts, state)
+        except IceaggrError as error:
+            if group.is_main:
+                interrupted = isinstance(error, TrainingInterruptedError)
+                status = "interrupted" if interrupted else "failed"
+                inputs.tracker.set_tags({"training/status": status, "training/reason": str(error)})
+            raise
+
+
+def build_parts(
+    inputs: TrainingInputs,
+    processes: Processes,
+    device: torch.device,
+    on_progress: ProgressCallback | None = None,
+) -> LoopParts:
+    """Build model, loaders and keepers; the same seed gives the same weights in every process."""
+    config = inputs.config
+    torch.manual_seed(config.training.seed)
+    step = OptimiserStep(build_model(config.model, inputs.normalization), config, device, processes)
+    # from here on the random state serves dropout, which must differ between processes
+    torch.manual_seed(config.training.seed + 1 + processes.rank)
+    normalizer = Normalizer(inputs.normalization)
+    folder = CheckpointFolder(inputs.store, inputs.output_uri, config.training.n_checkpoints_kept)
+    return LoopParts(
+        config=config,
+        step=step,
+        train_loader=_loader(inputs, "train", processes),
+        normalizer=normalizer,
+        validator=Validator(
+            loader=_loader(inputs, "validation", processes),
+            normalizer=normalizer,
+            config=config,
+            device=device,
+            processes=processes,
+            n_events=inputs.manifest.n_events("validation"),
+        ),
+        keeper=Keeper(folder, step, run_identity(inputs, processes.world_size), processes),
+        reporter=Reporter(
+            CurveWindow(device), config.training, processes, inputs.tracker, on_progress
+        ),
+        processes=processes,
+    )
+
+
+def _loader(inputs: TrainingInputs, split: str, processes: Processes) -> EventLoader:
+    return EventLoader(
+        inputs.store,
+        inputs.manifest,
+        split,
+        inputs.detector,
+        inputs.config.batches,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+
+
+def _finish(inputs: TrainingInputs, parts: LoopParts, state: RunState) -> TrainingResult:
+    model_uri = f"{inputs.output_uri.rstrip('/')}/model"
+    best, last = state.best_validation_opening_angle_deg, state.last_validation_opening_angle_deg
+    assert best is not None, "a run ends with a validation"
+    assert last is not None, "a run ends with a validation"
+    if parts.processes.is_main:
+        with parts.step.best_weights() as model:
+            save_model(inputs.store, model_uri, model, inputs.geometry_csv, _facts(inputs, state))
+        inputs.tracker.set_tags({"training/status": "finished", "training/stopped": state.stopped})
+    return TrainingResult(
+        model_uri=model_uri,
+        best_validation_opening_angle_deg=best,
+        last_validation_opening_angle_deg=last,
+        n_steps=state.step,
+        n_events_seen=state.n_events_seen,
+        stopped=state.stopped,
+        minutes=state.elapsed_s / 60,
+    )
+
+
+def _facts(inputs: TrainingInputs, state: RunState) -> dict[str, Any]:
+    return {
+        "experiment": inputs.config.model_dump(mode="json"),
+        "manifest_digest": inputs.manifest.digest(),
+        "tracking_run_id": inputs.tracker.run_id,
+        "n_steps": state.step,
+        "n_events_seen": state.n_events_seen,
+        "stopped": state.stopped,
+        "metrics": state.metrics,
+    }

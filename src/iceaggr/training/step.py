@@ -1,0 +1,93 @@
+"""One optimiser step: forward, loss, backward, guard, clip, step, guard, average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from iceaggr.batches.event_batch import EventBatch
+from iceaggr.config import ExperimentConfig
+from iceaggr.losses import direction_loss
+from iceaggr.models import DirectionModel
+from iceaggr.training.averaging import AveragedWeights
+from iceaggr.training.device import autocast
+from iceaggr.training.distributed import Processes
+from iceaggr.training.guards import check_step, check_weights
+from iceaggr.training.optimizer import build_optimizer, set_learning_rate
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step leaves for the curves.
+
+    event_loss: (B,).  vector: (B, 3) predicted.  gradient_norm: () before clipping
+    """
+
+    event_loss: Tensor
+    vector: Tensor
+    gradient_norm: Tensor
+
+
+class OptimiserStep:
+    """Holds model, optimiser and average, and takes steps."""
+
+    def __init__(
+        self,
+        model: DirectionModel,
+        config: ExperimentConfig,
+        device: torch.device,
+        processes: Processes,
+    ) -> None:
+        self.model = model.to(device)
+        self.config = config
+        self.device = device
+        self.processes = processes
+        self.optimizer = build_optimizer(self.model, config.training)
+        decay = config.training.ema_decay
+        self.average = AveragedWeights(self.model, decay) if decay else None
+        self._parallel_model = processes.wrap(self.model, device)
+        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+
+    @contextmanager
+    def best_weights(self) -> Iterator[DirectionModel]:
+        """Give the model with the weights that are validated and saved: the averaged ones."""
+        if self.average is None:
+            yield self.model
+        else:
+            with self.average.applied(self.model):
+                yield self.model
+
+    def take(
+        self, batch: EventBatch, step: int, progress: float, learning_rate: float, n_events: int
+    ) -> StepOutcome:
+        """Take step number `step` (from 1) on a labelled batch.
+
+        n_events: events of this step over all processes; the loss is the mean over all of them.
+        Raises: TrainingError, before any weight has changed, if loss or gradient is not finite;
+        after the step, if the weights are not.
+        """
+        where = f"step {step}"
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        assert batch.direction is not None, "check_batch lets only labelled events pass"
+        with autocast(self.device, self.config.training):
+            output = self._parallel_model(batch)
+            event_loss = direction_loss(output, batch.direction, self.config.loss, progress)
+        # gradients are averaged over the processes, so each one weighs in with its share of events
+        scale = self.processes.world_size / n_events
+        (event_loss.sum() * scale).backward()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        check_step(event_loss.detach(), norm, batch, self.model, where)
+        torch.nn.utils.clip_grads_with_norm_(
+            self._parameters, self.config.training.max_gradient_norm, norm
+        )
+        self.optimizer.step()
+        check_weights(self.model, batch, where)
+        if self.average is not None:
+            self.average.update(self.model, step)
+        return StepOutcome(event_loss.detach(), output.vector.detach(), norm)
