@@ -62,6 +62,10 @@ class NormalizationError(IceaggrError):
     """Inputs are not finite or badly scaled after normalisation."""
 
 
+class ModelError(IceaggrError):
+    """A saved model is missing, damaged or of another format."""
+
+
 class TrainingError(IceaggrError):
     """Training cannot go on: divergence, no learning, or a foreign checkpoint."""
 

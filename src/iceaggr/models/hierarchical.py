@@ -25,6 +25,7 @@ class DirectionModel(nn.Module):
     def __init__(self, config: ModelConfig, normalization: Normalization) -> None:
         super().__init__()
         self.config = config
+        self.normalization = normalization
         self.normalizer = Normalizer(normalization)
         self.inputs = InputFeatures(config)
         n_dom_inputs = self.inputs.n_dom_features

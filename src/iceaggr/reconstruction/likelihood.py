@@ -1,0 +1,160 @@
+"""Likelihood of first-pulse times, and its maximisation for thousands of events at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from iceaggr.batches.event_batch import EventBatch
+from iceaggr.reconstruction.hypotheses import EFFECTIVE_SLOPE, Source
+from iceaggr.reconstruction.pandel import ArrivalTable
+from iceaggr.reconstruction.segments import segment_sum
+
+NOISE_SHARE = {"triggered": 0.03, "auxiliary": 0.5}
+NOISE_WINDOW_NS = 5000.0
+MAX_PHOTONS = 8.0
+RANGE_M = 120.0
+"""Light falls by e over this distance: of two sources that fit the times, the nearer is likelier."""
+MAX_STEP = 0.35
+"""Largest turn (rad), and largest shift in units of 200 m, of one iteration."""
+
+
+@dataclass(frozen=True)
+class TimedHits:
+    """What a likelihood looks at: the first pulse of each DOM.
+
+    fit: (R,) int64, the fit each hit belongs to; xyz_m: (R, 3) relative to the event's centre
+    time_ns: (R,) relative to the event's time; noise: (R,) prior share of noise
+    photons: (R,) photo-electrons whose first one this is, at least 1;  n_fits: K
+    """
+
+    fit: Tensor
+    xyz_m: Tensor
+    time_ns: Tensor
+    noise: Tensor
+    photons: Tensor
+    n_fits: int
+
+    def repeated(self, times: int) -> TimedHits:
+        """Give every event several fits: fit number = start * B + event."""
+        shift = torch.arange(times, device=self.fit.device).repeat_interleave(len(self.fit))
+        return TimedHits(
+            self.fit.repeat(times) + shift * self.n_fits,
+            self.xyz_m.repeat(times, 1),
+            self.time_ns.repeat(times),
+            self.noise.repeat(times),
+            self.photons.repeat(times),
+            self.n_fits * times,
+        )
+
+
+@dataclass(frozen=True)
+class Value:
+    """Negative log-likelihood with prior (K,), gradient (K, P) and curvature (K, P, P)."""
+
+    cost: Tensor
+    gradient: Tensor
+    curvature: Tensor
+
+
+def evaluate(source: Source, hits: TimedHits, table: ArrivalTable) -> Value:
+    """Compute cost, gradient and curvature of all fits.
+
+    The density of the first of n photons is n p(t) S(t)^(n-1); noise adds a flat share. The
+    curvature is the sum of squared scores, which is never negative: Source: Berndt, Hall, Hall
+    and Hausman 1974.
+    """
+    geometry = source.geometry(hits.xyz_m, hits.fit)
+    delay = hits.time_ns - source.time_ns[hits.fit] - geometry.arrival_ns
+    terms = table.lookup(delay, EFFECTIVE_SLOPE * geometry.distance_m + 3.0)
+    others = hits.photons - 1
+    log_signal = terms.log_density + others * terms.log_survival + hits.photons.log()
+    signal = (1 - hits.noise) * log_signal.exp()
+    total = signal + hits.noise / NOISE_WINDOW_NS
+    responsibility = signal / total
+    by_ns = responsibility * (terms.density_by_ns + others * terms.survival_by_ns)
+    by_m = responsibility * (terms.density_by_m + others * terms.survival_by_m) * EFFECTIVE_SLOPE
+    near = (1 - hits.noise) / RANGE_M
+    by_m = by_m - near
+    # a later source or a longer way means a smaller delay
+    scores = by_ns[:, None] * -geometry.arrival_by + by_m[:, None] * geometry.distance_by
+    n_parameters = scores.shape[1]
+    squares = (scores[:, :, None] * scores[:, None, :]).flatten(1)
+    columns = [(near * geometry.distance_m - total.log())[:, None], -scores, squares]
+    sums = segment_sum(torch.cat(columns, dim=1), hits.fit, hits.n_fits)
+    pulls, inverse_width = source.prior()
+    curvature = sums[:, 1 + n_parameters :].view(-1, n_parameters, n_parameters)
+    return Value(
+        sums[:, 0] + 0.5 * pulls.square().sum(-1),
+        sums[:, 1 : 1 + n_parameters] + pulls * inverse_width,
+        curvature + torch.diag(inverse_width.square()),
+    )
+
+
+def minimise(
+    source: Source, hits: TimedHits, table: ArrivalTable, n_steps: int
+) -> tuple[Source, Tensor]:
+    """Minimise the cost by damped Newton steps, each fit with its own damping.
+
+    Returns the best source found and its cost, (K,). A step that does not help is undone, so the
+    cost never rises.  Source: Marquardt 1963.
+    """
+    value = evaluate(source, hits, table)
+    damping = torch.full_like(value.cost, 0.1)
+    for _ in range(n_steps):
+        step = _newton_step(value, damping)
+        trial = source.moved(step)
+        trial_value = evaluate(trial, hits, table)
+        better = trial_value.cost < value.cost
+        source = trial.where(better, source)
+        value = Value(
+            torch.where(better, trial_value.cost, value.cost),
+            torch.where(better[:, None], trial_value.gradient, value.gradient),
+            torch.where(better[:, None, None], trial_value.curvature, value.curvature),
+        )
+        damping = torch.where(better, damping / 4, damping * 6).clamp(1e-4, 1e6)
+    return source, value.cost
+
+
+def _newton_step(value: Value, damping: Tensor) -> Tensor:
+    diagonal = value.curvature.diagonal(dim1=-2, dim2=-1)
+    # parameters that no hit fixes still need a finite step
+    floor = 1e-6 * diagonal.amax(-1, keepdim=True) + 1e-9
+    matrix = value.curvature + torch.diag_embed(damping[:, None] * diagonal + floor)
+    step, _ = torch.linalg.solve_ex(matrix.double(), -value.gradient.double())
+    step = step.nan_to_num(0.0, 0.0, 0.0).float()
+    n_parameters = step.shape[1]
+    limits = [MAX_STEP] * 2 if n_parameters == 5 else []
+    limits += [200 * MAX_STEP] * (n_parameters - 1 - len(limits)) + [1000.0]
+    excess = (step.abs() / step.new_tensor(limits)).amax(-1, keepdim=True)
+    return step / excess.clamp_min(1.0)
+
+
+def timed_hits(
+    batch: EventBatch, centre_m: Tensor, time_zero_ns: Tensor
+) -> TimedHits:
+    """Prepare the first pulse of each DOM: the first triggered one where there is one.
+
+    centre_m: (B, 3); time_zero_ns: (B,): what positions and times are relative to.
+    """
+    dom, event = batch.pulse_dom_idx(), batch.dom_event_idx()
+    n_doms = batch.n_doms
+    late = torch.full_like(batch.time_ns, torch.inf)
+    first = late.new_full((n_doms,), torch.inf)
+    clean_times = torch.where(batch.auxiliary, late, batch.time_ns)
+    first = first.scatter_reduce_(0, dom, clean_times, "amin")
+    triggered = torch.isfinite(first)
+    first = torch.where(triggered, first, batch.time_ns[batch.dom_pulse_offsets[:-1]])
+    charge = segment_sum(batch.charge_pe.clamp_min(0), dom, n_doms)
+    photons = torch.where(triggered, charge.clamp(1.0, MAX_PHOTONS), torch.ones_like(charge))
+    noise = torch.where(triggered, NOISE_SHARE["triggered"], NOISE_SHARE["auxiliary"])
+    return TimedHits(
+        event,
+        batch.xyz_m - centre_m[event],
+        first - time_zero_ns[event],
+        noise.to(first.dtype),
+        photons,
+        batch.n_events,
+    )

@@ -1,0 +1,90 @@
+import json
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+
+from iceaggr.config import ModelConfig
+from iceaggr.errors import DetectorError, ModelError
+from iceaggr.models import build_model
+from iceaggr.models.bundle import load_model, save_model
+from iceaggr.normalization import Normalization
+from iceaggr.storage import open_store
+from tests.batches.batch_builder import random_event_batch
+
+CONFIG = ModelConfig(d_model=16, n_heads=2, n_dom_layers=1, n_event_layers=1)
+GEOMETRY = resources.files("iceaggr.resources").joinpath("icecube86.csv").read_text()
+
+
+@pytest.fixture
+def saved(tmp_path: Path):
+    store, uri = open_store(), f"{tmp_path.as_uri()}/model"
+    model = build_model(CONFIG, Normalization.seed()).eval()
+    save_model(store, uri, model, GEOMETRY, {"run": "abc", "mean_deg": 60.5})
+    return store, uri, model, tmp_path / "model"
+
+
+def test_loaded_model_predicts_the_same_bits(saved) -> None:
+    store, uri, model, _ = saved
+    loaded = load_model(store, uri + "/")
+    batch = random_event_batch(10)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(batch).vector, model(batch).vector)
+    assert loaded.facts == {"run": "abc", "mean_deg": 60.5}
+    assert loaded.detector.n_sensors == 5160
+    assert not loaded.model.training
+
+
+def test_load_refuses_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no saved model here"):
+        load_model(open_store(), tmp_path.as_uri())
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "geometry.csv"])
+def test_load_refuses_a_damaged_file(saved, name: str) -> None:
+    store, uri, _, folder = saved
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(bytes(data))
+    with pytest.raises(ModelError, match=rf"damaged.*{name}"):
+        load_model(store, uri)
+
+
+def test_load_refuses_a_missing_file(saved) -> None:
+    store, uri, _, folder = saved
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(ModelError, match="incomplete"):
+        load_model(store, uri)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "another format"),
+        ({"sha256": {}}, "another format"),
+        ({"model": {"d_model": 24, "n_heads": 2}}, "does not fit"),
+        ({"model": {"nonsense": 1}}, "does not fit"),
+        ({"normalization": {"preset": "fitted", "time_ns": 3}}, "does not fit"),
+    ],
+)
+def test_load_refuses_a_foreign_document(saved, change: dict, message: str) -> None:
+    store, uri, _, folder = saved
+    document = json.loads((folder / "model.json").read_text()) | change
+    (folder / "model.json").write_text(json.dumps(document))
+    with pytest.raises(ModelError, match=message):
+        load_model(store, uri)
+
+
+def test_load_refuses_a_document_that_is_not_json(saved) -> None:
+    store, uri, _, folder = saved
+    (folder / "model.json").write_text("weights")
+    with pytest.raises(ModelError, match="not the document"):
+        load_model(store, uri)
+
+
+def test_save_refuses_a_geometry_that_is_none(tmp_path: Path) -> None:
+    model = build_model(CONFIG, Normalization.seed())
+    with pytest.raises(DetectorError, match="lacks columns"):
+        save_model(open_store(), f"{tmp_path.as_uri()}/m", model, "a,b\n1,2\n", {})
+    assert not (tmp_path / "m").exists()
