@@ -33,8 +33,9 @@ def promote_model(
     """
     from pathlib import Path
 
-    from iceaggr.steps.context import make_context
     from iceaggr.steps.promote_model import run_promote_model
+
+    from iceaggr.steps.context import make_context
 
     context = make_context(run_id, experiment_name, work_uri, config)
     facts = run_promote_model(

@@ -40,7 +40,7 @@ def _angle_table(summary: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     for row in summary["table"]:
         table.add_row(
-            row["name"],
+            row["title"],
             f"{row['mean_deg']:.2f} ± {row['mean_error_deg']:.2f}",
             f"{row['median_deg']:.2f} ± {row['median_error_deg']:.2f}",
             f"{row['p68_deg']:.2f} ± {row['p68_error_deg']:.2f}",

@@ -46,7 +46,7 @@ def service_environment(state_folder: Path, console: Console) -> Iterator[Addres
             remedy="Set MLFLOW_TRACKING_URI to your server, or unset both to start local services",
         )
     services = LocalServices(state_folder)
-    was_up = services.is_up()
+    was_up = all(service.is_running for service in services.status())
     if not was_up:
         console.print("starting the object store and the MLflow server")
     started = services.start()

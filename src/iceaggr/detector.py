@@ -51,6 +51,15 @@ class Detector:
         row = np.searchsorted(self.sensor_id, sensor_id).clip(max=self.n_sensors - 1)
         return np.where(self.sensor_id[row] == sensor_id, row, -1).astype(np.int64)
 
+    def to_csv(self) -> str:
+        """Write the table so that `parse_geometry` reads the very same one again."""
+        columns: dict[str, npt.NDArray[np.generic]] = {"sensor_id": self.sensor_id}
+        columns |= {name: self.xyz_m[:, axis] for axis, name in enumerate("xyz")}
+        if (self.string_id >= 0).any():
+            columns["string"] = self.string_id
+        columns["efficiency"] = np.where(self.in_use, self.efficiency, np.nan)
+        return pd.DataFrame(columns).to_csv(index=False, lineterminator="\n")
+
 
 @cache
 def icecube86() -> Detector:

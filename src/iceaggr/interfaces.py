@@ -75,6 +75,11 @@ class Tracker(Protocol):
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Mark the run, for searching and comparing."""
 
+    def log_dataset(
+        self, name: str, digest: str, source_uri: str, context: str, facts: Mapping[str, object]
+    ) -> None:
+        """Record which data went in, and what for."""
+
 
 class NullTracker:
     """Tracks nothing: library calls on a laptop need no server."""
@@ -95,3 +100,8 @@ class NullTracker:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Ignore the tags."""
+
+    def log_dataset(
+        self, name: str, digest: str, source_uri: str, context: str, facts: Mapping[str, object]
+    ) -> None:
+        """Ignore the data set."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +42,17 @@ class RunContext:
         """Connect to object storage with the settings of the environment."""
         return open_store()
 
-    def open_tracker(self, step: str) -> Tracker:
-        """Open this run's tracker, found or created by the run's id.
+    @contextmanager
+    def tracking(self, step: str, *, last: bool = False) -> Iterator[Tracker]:
+        """Open this run's tracker for the time of one step, found or created by the run's id.
 
+        last: the step after which the run is finished. A step that fails marks the run failed,
+        with the reason.
         Raises: TrackingError if MLFLOW_TRACKING_URI is not set or the server does not answer.
         """
         if not self.tracked:
-            return NullTracker()
+            yield NullTracker()
+            return
         from iceaggr.tracking import open_tracker
 
         tracking_uri = os.environ.get(TRACKING_VARIABLE, "")
@@ -57,7 +63,14 @@ class RunContext:
                 remedy="Set it to the address of an MLflow server; `make up` starts one here",
             )
         run_name = f"{self.config.name}-{self.run_id[:8]}"
-        return open_tracker(tracking_uri, self.experiment_name, self.run_id, run_name, step)
+        tracker = open_tracker(tracking_uri, self.experiment_name, self.run_id, run_name, step)
+        try:
+            yield tracker
+        except BaseException as error:
+            tracker.set_tags({"failed_step": step, "failure": str(error) or type(error).__name__})
+            tracker.finish("FAILED")
+            raise
+        tracker.finish("FINISHED" if last else None)
 
 
 def make_context(

@@ -30,6 +30,7 @@ class AngleRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    title: str
     mean_deg: float
     mean_error_deg: float
     median_deg: float

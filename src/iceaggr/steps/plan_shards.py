@@ -13,12 +13,14 @@ def run_plan_shards(context: RunContext, raw_uri: str) -> list[str]:
     Returns one short string per work unit.
     Raises: StorageError, RawDataError, TrackingError.
     """
-    with StepProgress("plan_shards", run_id=context.run_id) as progress:
-        tracker = context.open_tracker("plan_shards")
-        tracker.log_params({"config": context.config.model_dump(mode="json")})
-        tracker.log_params({"data": {"raw_uri": raw_uri, "work_uri": context.work_uri}})
+    with (
+        StepProgress("plan_shards", run_id=context.run_id) as progress,
+        context.tracking("plan_shards") as tracker,
+    ):
+        tracker.log_params(context.config.model_dump(mode="json"))
+        tracker.log_params({"raw_uri": raw_uri, "work_uri": context.work_uri})
         work_units = plan_shards(
-            context.open_store(), raw_uri, context.config.data, context.work_uri
+            context.open_store(), raw_uri.rstrip("/"), context.config.data, context.work_uri
         )
         progress.conclude(f"{len(work_units)} work units")
         return work_units

@@ -1,0 +1,51 @@
+"""Step 4: a few dozen training steps that must learn before an expensive run may start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from iceaggr.interfaces import Tracker
+from iceaggr.progress import StepProgress
+from iceaggr.steps.context import RunContext
+from iceaggr.steps.training_inputs import load_training_inputs
+from iceaggr.training import (
+    check_learning,
+    learning_check_html,
+    learning_check_table,
+    learning_check_text,
+)
+
+
+def run_check_learning(
+    context: RunContext,
+    manifest_path: Path,
+    normalization_path: Path,
+    table_path: Path,
+    *,
+    full_table: bool = False,
+) -> None:
+    """Train for a few steps on the real shards with the configured rate.
+
+    full_table: first try every learning rate, with normalised and with raw inputs.
+    Raises: TrainingError when the loss is not finite or does not fall.
+    """
+    with (
+        StepProgress("check_learning", run_id=context.run_id) as progress,
+        context.tracking("check_learning") as tracker,
+    ):
+        inputs = load_training_inputs(context, manifest_path, normalization_path, tracker)
+        rows = learning_check_table(inputs) if full_table else []
+        if rows:
+            print(learning_check_text(rows), flush=True)
+            _keep(table_path, learning_check_html(rows, context.config.name), tracker)
+        checked = check_learning(inputs)
+        _keep(table_path, learning_check_html([*rows, checked], context.config.name), tracker)
+        progress.conclude(
+            f"loss {checked.first_loss:.3f} -> {checked.last_loss:.3f} in"
+            f" {context.config.learning_check.n_steps} steps: {checked.verdict}"
+        )
+
+
+def _keep(path: Path, page: str, tracker: Tracker) -> None:
+    path.write_text(page)
+    tracker.log_text(page, "learning_check.html")

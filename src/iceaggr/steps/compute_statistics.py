@@ -1,0 +1,118 @@
+"""Step 3: merge manifests and sketches -> manifest, normalisation, data card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from iceaggr.errors import StorageError
+from iceaggr.events.layout import load_detector
+from iceaggr.interfaces import ObjectStore, Tracker
+from iceaggr.progress import StepProgress
+from iceaggr.shards.data_card import data_card_html
+from iceaggr.shards.manifest import ShardManifest, load_manifest, merge_manifests, parse_manifest
+from iceaggr.shards.sketches import Sketch
+from iceaggr.shards.statistics import compute_statistics, load_sketches
+from iceaggr.steps.context import RunContext
+
+
+def run_compute_statistics(
+    context: RunContext,
+    unit_manifest_paths: list[Path],
+    *,
+    manifest_path: Path,
+    normalization_path: Path,
+    data_card_path: Path,
+) -> dict[str, float]:
+    """Merge what the sharding tasks wrote and fit the normalisation on the train split.
+
+    Returns the counts of events and pulses.
+    Raises: ShardError, NormalizationError naming the feature that is unusable.
+    """
+    with (
+        StepProgress("compute_statistics", run_id=context.run_id) as progress,
+        context.tracking("compute_statistics") as tracker,
+    ):
+        store = context.open_store()
+        manifest = merge_manifests(
+            parse_manifest(path.read_text(), where=str(path)) for path in unit_manifest_paths
+        )
+        statistics = compute_statistics(
+            manifest, load_sketches(store, manifest), context.config.normalization
+        )
+        manifest_path.write_text(manifest.to_json())
+        normalization_path.write_text(statistics.normalization.to_json())
+        card = data_card_html(
+            manifest,
+            statistics.sketches,
+            statistics.normalization,
+            load_detector(store, manifest.geometry_uri),
+            previous=_previous_sketch(context, store, manifest),
+        )
+        data_card_path.write_text(card)
+        facts = manifest_facts(manifest)
+        _track(tracker, manifest, facts, card, statistics.normalization.to_json())
+        store.write_bytes(_latest_uri(context), manifest.to_json().encode())
+        progress.conclude(
+            f"{facts['pulses_in']:,.0f} pulses in = {facts['pulses_kept']:,.0f} kept"
+            f" + {facts['pulses_rejected']:,.0f} rejected"
+        )
+        return facts
+
+
+def manifest_facts(manifest: ShardManifest) -> dict[str, float]:
+    """Count what a manifest holds: events per split, pulses in, kept and rejected."""
+    sources = manifest.source_files
+    return {
+        "n_events_train": float(manifest.n_events("train")),
+        "n_events_validation": float(manifest.n_events("validation")),
+        "n_events_test": float(manifest.n_events("test")),
+        "n_events_rejected": float(sum(s.n_events_in - s.n_events_kept for s in sources)),
+        "n_source_files": float(len(sources)),
+        "n_source_files_reused": float(sum(s.reused for s in sources)),
+        "n_shards": float(len(manifest.shards)),
+        "pulses_in": float(sum(s.n_pulses_in for s in sources)),
+        "pulses_kept": float(sum(s.n_pulses_kept for s in sources)),
+        "pulses_rejected": float(sum(s.n_pulses_rejected for s in sources)),
+    }
+
+
+def _latest_uri(context: RunContext) -> str:
+    return f"{context.work_uri}/datasets/latest_manifest.json"
+
+
+def _previous_sketch(
+    context: RunContext, store: ObjectStore, manifest: ShardManifest
+) -> Sketch | None:
+    """Load the train sketch of the data set before this one, for the drift table."""
+    uri = _latest_uri(context)
+    if store.stat(uri) is None:
+        return None
+    previous = load_manifest(store, uri)
+    if previous.digest() == manifest.digest():
+        return None
+    try:
+        return load_sketches(store, previous).get("train")
+    except StorageError:
+        # the work folder was cleaned since: there is nothing to compare with
+        return None
+
+
+def _track(
+    tracker: Tracker,
+    manifest: ShardManifest,
+    facts: dict[str, float],
+    card: str,
+    normalization: str,
+) -> None:
+    tracker.log_metrics({f"data/{name}": value for name, value in facts.items()})
+    tracker.log_dataset(
+        name="iceaggr-events",
+        digest=manifest.digest(),
+        source_uri=manifest.source_files[0].uri.rsplit("/", 2)[0],
+        context="training",
+        facts=facts,
+    )
+    tracker.set_tags({"data_digest": manifest.digest()})
+    tracker.log_text(card, "data/data_card.html")
+    tracker.log_text(normalization, "data/normalization.json")
+    tracker.log_text(manifest.to_json(), "data/manifest.json")

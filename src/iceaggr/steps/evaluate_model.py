@@ -1,0 +1,119 @@
+"""Step 6: score the model and the classical baselines on events nobody trained on."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+
+from iceaggr.batches import EventLoader
+from iceaggr.evaluation.evaluation import Evaluation, evaluate
+from iceaggr.evaluation.report import ReportContext
+from iceaggr.evaluation.truth import read_truth
+from iceaggr.interfaces import Tracker
+from iceaggr.models.bundle import load_model
+from iceaggr.progress import StepProgress
+from iceaggr.steps.context import RunContext
+from iceaggr.steps.documents import AngleRow, EvaluationPointer, ModelPointer, read_document
+from iceaggr.steps.training_inputs import read_manifest
+
+
+def run_evaluate_model(
+    context: RunContext,
+    manifest_path: Path,
+    model_path: Path,
+    raw_uri: str,
+    *,
+    evaluation_path: Path,
+    report_path: Path,
+) -> dict[str, float]:
+    """Evaluate on the test split; write the headline, the report and the table of events.
+
+    raw_uri: its truth/ side file is joined if there is one.  Returns the headline figures.
+    Raises: ModelError, ShardError, EvaluationError.
+    """
+    with (
+        StepProgress("evaluate_model", run_id=context.run_id) as progress,
+        context.tracking("evaluate_model") as tracker,
+    ):
+        store = context.open_store()
+        manifest = read_manifest(manifest_path)
+        pointer = read_document(ModelPointer, model_path)
+        loaded = load_model(store, pointer.model_uri)
+        loader = EventLoader(store, manifest, "test", loaded.detector, context.config.batches)
+        n_events = loader.n_events
+        evaluation = evaluate(
+            loaded.model,
+            loader.epoch(0),
+            read_truth(store, raw_uri),
+            context.config.evaluation,
+            on_progress=lambda done: progress.update(done, n_events, f"{done:,} events"),
+            context=ReportContext(
+                title=f"Direction reconstruction: {context.config.name}",
+                facts={
+                    "model": pointer.model_uri,
+                    "data": f"{raw_uri}, digest {manifest.digest()}",
+                    "split": f"test, {n_events:,} events that training never saw",
+                    "MLflow run": tracker.run_id or "not tracked",
+                },
+                settings=context.config.model_dump(mode="json"),
+                detector=loaded.detector,
+            ),
+        )
+        headline = EvaluationPointer(
+            events_uri=f"{context.run_uri}/evaluation/events.parquet",
+            report_uri=f"{context.run_uri}/evaluation/report.html",
+            n_events=len(evaluation.events),
+            table=_angle_table(evaluation),
+        )
+        store.write_bytes(headline.events_uri, _parquet(evaluation.events))
+        store.write_bytes(headline.report_uri, evaluation.report_html.encode())
+        evaluation_path.write_text(headline.model_dump_json(indent=1))
+        report_path.write_text(evaluation.report_html)
+        _track(tracker, evaluation)
+        model, line_fit = headline.row("model"), headline.row("line_fit")
+        progress.conclude(
+            f"mean {model.mean_deg:.2f} ± {model.mean_error_deg:.2f} deg,"
+            f" line fit {line_fit.mean_deg:.2f} deg"
+        )
+        return {
+            "mean_opening_angle_deg": model.mean_deg,
+            "median_opening_angle_deg": model.median_deg,
+            "p68_opening_angle_deg": model.p68_deg,
+            "line_fit_mean_opening_angle_deg": line_fit.mean_deg,
+            "n_events_test": float(headline.n_events),
+        }
+
+
+def _angle_table(evaluation: Evaluation) -> tuple[AngleRow, ...]:
+    rows = []
+    for summary in evaluation.headline():
+        figures: dict[str, Any] = {"name": summary.name, "title": summary.title}
+        for name in ("mean", "median", "p68"):
+            estimate = summary.estimates[name]
+            figures[f"{name}_deg"] = estimate.value
+            figures[f"{name}_error_deg"] = estimate.error
+        rows.append(AngleRow(**figures))
+    return tuple(rows)
+
+
+def _parquet(events: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    events.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _track(tracker: Tracker, evaluation: Evaluation) -> None:
+    tracker.log_metrics(evaluation.metrics)
+    tracker.log_text(evaluation.report_html, "evaluation/report.html")
+    with TemporaryDirectory() as folder:
+        for name, png in evaluation.figures.items():
+            path = Path(folder) / f"{name}.png"
+            path.write_bytes(png)
+            tracker.log_file(path, "evaluation/figures")
+        table = Path(folder) / "events.parquet"
+        table.write_bytes(_parquet(evaluation.events))
+        tracker.log_file(table, "evaluation")

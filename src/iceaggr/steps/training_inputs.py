@@ -1,0 +1,47 @@
+"""What the learning check and training share: the documents of the statistics step, loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from iceaggr.errors import IceaggrError
+from iceaggr.events.layout import load_detector
+from iceaggr.interfaces import Tracker
+from iceaggr.normalization import parse_normalization
+from iceaggr.shards.manifest import ShardManifest, parse_manifest
+from iceaggr.steps.context import RunContext
+from iceaggr.training import TrainingInputs
+
+
+def read_manifest(path: Path) -> ShardManifest:
+    """Read the manifest of the statistics step. Raises: IceaggrError if it is missing."""
+    return parse_manifest(_read(path), where=str(path))
+
+
+def load_training_inputs(
+    context: RunContext, manifest_path: Path, normalization_path: Path, tracker: Tracker
+) -> TrainingInputs:
+    """Load what a training run is given. Raises: IceaggrError, ShardError, NormalizationError."""
+    store = context.open_store()
+    manifest = read_manifest(manifest_path)
+    detector = load_detector(store, manifest.geometry_uri)
+    return TrainingInputs(
+        config=context.config,
+        store=store,
+        manifest=manifest,
+        detector=detector,
+        geometry_csv=detector.to_csv(),
+        normalization=parse_normalization(_read(normalization_path), str(normalization_path)),
+        tracker=tracker,
+        output_uri=f"{context.run_uri}/training",
+    )
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise IceaggrError(
+            "document of an earlier step not found",
+            where=str(path),
+            remedy="Run compute_statistics (`iceaggr stats`) first",
+        )
+    return path.read_text()
