@@ -95,7 +95,7 @@ class EventLoader:
         Raises: ShardError naming the shard that could not be used; StorageError.
         """
         n_events_done = self._n_events_done(epoch, position)
-        return self._run(epoch, n_events_done)
+        return iter(()) if n_events_done == self.n_events else self._run(epoch, n_events_done)
 
     def _run(self, epoch: int, n_events_done: int) -> Iterator[EventBatch]:
         with workers(self.config.n_workers) as executor:

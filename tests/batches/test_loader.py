@@ -1,0 +1,311 @@
+"""The loader: complete, disjoint, pure, resumable, for any number of ranks and workers."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iceaggr.batches import EventBatch, EventLoader
+from iceaggr.batches.loader import Position
+from iceaggr.config import BatchConfig
+from iceaggr.detector import icecube86, parse_geometry
+from iceaggr.errors import DetectorError, ShardError
+from iceaggr.shards.manifest import ShardManifest
+from iceaggr.storage import open_store
+from tests.batches.shard_builder import write_shards
+from tests.batches.test_collation import assert_same_batch
+
+SIZES = [23, 40, 1, 17, 31, 8, 40, 25, 3, 12]
+N_EVENTS = sum(SIZES)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> ShardManifest:
+    return write_shards(tmp_path_factory.mktemp("shards"), SIZES)
+
+
+def loader(
+    manifest: ShardManifest,
+    config: BatchConfig | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    shuffle: bool | None = None,
+) -> EventLoader:
+    config = config or BatchConfig(n_events=16, n_mixed_shards=4)
+    return EventLoader(
+        open_store(), manifest, "train", icecube86(), config, rank, world_size, shuffle
+    )
+
+
+def ids(batches: Iterator[EventBatch] | list[EventBatch]) -> list[int]:
+    return [i for batch in batches for i in batch.event_id.tolist()]
+
+
+configs = st.builds(
+    BatchConfig,
+    n_events=st.integers(1, 70),
+    n_mixed_shards=st.integers(1, 12),
+    n_workers=st.integers(0, 3),
+    n_batches_ahead=st.integers(1, 5),
+    max_doms_per_event=st.just(20),
+    max_doms_per_batch=st.sampled_from([0, 20, 100]),
+    seed=st.integers(0, 3),
+)
+
+
+def run_ranks(
+    manifest: ShardManifest, config: BatchConfig, world: int, start: Position | None, rounds: int
+) -> tuple[list[int], Position, list[int]]:
+    """Let every rank do some rounds; returns ids, the position after, batches per rank."""
+    seen: list[int] = []
+    positions, counts = [], []
+    for rank in range(world):
+        one = loader(manifest, config, rank=rank, world_size=world)
+        iterator = one.epoch(2, start)
+        batches = list(islice(iterator, rounds))
+        del iterator
+        seen += ids(batches)
+        counts.append(len(batches))
+        positions.append(one.position if batches else start)
+    assert all(position == positions[0] for position in positions)
+    return seen, positions[0], counts
+
+
+@given(
+    config=configs,
+    worlds=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5)),
+    stops=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+)
+@settings(max_examples=35, deadline=None)
+def test_epoch_repeats_and_skips_nothing_when_resumed_by_other_numbers_of_ranks(
+    manifest: ShardManifest,
+    config: BatchConfig,
+    worlds: tuple[int, int, int],
+    stops: tuple[int, int],
+) -> None:
+    position: Position = {"epoch": 2, "n_events_done": 0}
+    everything: list[int] = []
+    for world, rounds in zip(worlds, (*stops, 10**6), strict=True):
+        seen, position, counts = run_ranks(manifest, config, world, position, rounds)
+        assert len(set(counts)) == 1
+        everything += seen
+        position = json.loads(json.dumps(position))
+        assert position == {"epoch": 2, "n_events_done": len(everything)}
+    assert sorted(everything) == list(range(N_EVENTS))
+
+
+@given(config=configs, world=st.integers(1, 4))
+@settings(max_examples=25, deadline=None)
+def test_n_batches_is_what_every_rank_gets(
+    manifest: ShardManifest, config: BatchConfig, world: int
+) -> None:
+    for rank in range(world):
+        one = loader(manifest, config, rank=rank, world_size=world)
+        assert len(list(one.epoch(2))) == one.n_batches(2)
+
+
+@pytest.mark.parametrize("budget", [0, 600])
+@pytest.mark.parametrize("n_workers", [1, 3])
+def test_batches_do_not_depend_on_the_number_of_workers(
+    manifest: ShardManifest, n_workers: int, budget: int
+) -> None:
+    settings_ = {"n_events": 16, "n_mixed_shards": 4, "max_doms_per_batch": budget}
+    alone = list(loader(manifest, BatchConfig(n_workers=0, **settings_)).epoch(0))
+    threaded = list(loader(manifest, BatchConfig(n_workers=n_workers, **settings_)).epoch(0))
+    for left, right in zip(alone, threaded, strict=True):
+        assert_same_batch(left, right)
+
+
+def test_batches_hold_the_events_they_name(manifest: ShardManifest) -> None:
+    in_order = {
+        event_id: event
+        for batch in loader(manifest, BatchConfig(n_events=1), shuffle=False).epoch(0)
+        for event_id, event in [(int(batch.event_id), batch)]
+    }
+    for batch in loader(manifest).epoch(0):
+        charge = torch.segment_reduce(
+            batch.charge_pe,
+            "sum",
+            offsets=batch.dom_pulse_offsets[batch.event_dom_offsets],
+        )
+        for row, event_id in enumerate(batch.event_id.tolist()):
+            event = in_order[event_id]
+            doms = slice(*batch.event_dom_offsets[row : row + 2].tolist())
+            assert torch.equal(batch.sensor_idx[doms], event.sensor_idx)
+            assert torch.equal(batch.direction[row], event.direction[0])
+            torch.testing.assert_close(charge[row], event.charge_pe.sum())
+
+
+def test_shuffle_changes_with_seed_and_epoch_only(manifest: ShardManifest) -> None:
+    first = ids(loader(manifest).epoch(0))
+    assert first == ids(loader(manifest).epoch(0))
+    assert first != ids(loader(manifest).epoch(1))
+    assert first != ids(loader(manifest, BatchConfig(n_events=16, seed=1)).epoch(0))
+    moved = manifest.model_copy(update={"geometry_uri": "file:///elsewhere.csv"})
+    assert first == ids(loader(moved).epoch(0))
+
+
+def test_order_is_that_of_the_manifest_when_not_shuffled(manifest: ShardManifest) -> None:
+    batches = list(loader(manifest, shuffle=False).epoch(3))
+    assert ids(batches) == list(range(N_EVENTS))
+    assert [batch.n_events for batch in batches] == [16] * (N_EVENTS // 16) + [N_EVENTS % 16]
+
+
+def test_validation_is_not_shuffled_by_default(tmp_path: Path) -> None:
+    held_out = write_shards(tmp_path, [20, 20], split="validation")
+    one = EventLoader(open_store(), held_out, "validation", icecube86(), BatchConfig(n_events=16))
+    assert ids(one.epoch(0)) == list(range(40))
+
+
+def test_neighbours_of_the_raw_file_meet_no_more_often_than_in_a_perfect_shuffle(
+    tmp_path: Path,
+) -> None:
+    n_shards, n_events, size = 64, 256, 32
+    mixed = write_shards(tmp_path, [n_events] * n_shards, median_pulses=1.0)
+    config = BatchConfig(n_events=size, n_mixed_shards=16)
+    n_epochs, met, mixes = 3, np.zeros(4), []
+    for epoch in range(n_epochs):
+        batch_of = np.empty(n_shards * n_events, int)
+        for number, batch in enumerate(loader(mixed, config).epoch(epoch)):
+            batch_of[batch.event_id] = number
+            mixes.append(len(np.unique(batch.event_id // n_events)))
+        met += [(batch_of[d:] == batch_of[:-d]).sum() for d in (1, 2, 3, 4)]
+    expected = n_epochs * (size - 1)  # N - 1 pairs, which each meet with (size - 1) / (N - 1)
+    assert (met <= expected + 3 * np.sqrt(expected)).all(), met
+    assert min(mixes) >= 8
+
+
+def test_events_of_one_batch_scatter_over_the_batches_of_the_next_epoch(
+    manifest: ShardManifest,
+) -> None:
+    config = BatchConfig(n_events=20)
+    number = np.empty((2, N_EVENTS), int)
+    for epoch in range(2):
+        for i, batch in enumerate(loader(manifest, config).epoch(epoch)):
+            number[epoch, batch.event_id] = i
+    assert abs(np.corrcoef(number)[0, 1]) < 4 / np.sqrt(N_EVENTS)
+
+
+def test_a_giant_gets_a_small_batch_under_a_token_budget(tmp_path: Path) -> None:
+    giants = write_shards(tmp_path, [200, 200], median_pulses=80)
+    config = BatchConfig(n_events=64, max_doms_per_event=512, max_doms_per_batch=1000)
+    batches = list(loader(giants, config).epoch(0))
+    assert sorted(ids(batches)) == list(range(400))
+    assert max(batch.n_doms for batch in batches) <= 1000
+    longest = [int(batch.event_dom_offsets.diff().max()) for batch in batches]
+    sizes = [batch.n_events for batch in batches]
+    assert sizes[int(np.argmax(longest))] <= 3 < max(sizes)
+
+
+def test_loader_counts_what_the_caps_dropped(manifest: ShardManifest) -> None:
+    config = BatchConfig(n_events=16, max_doms_per_event=3, max_pulses_per_dom=1)
+    batches = list(loader(manifest, config).epoch(0))
+    n_pulses = sum(entry.n_pulses for entry in manifest.shards)
+    n_doms = sum(entry.n_doms for entry in manifest.shards)
+    assert sum(batch.n_pulses + batch.n_pulses_dropped for batch in batches) == n_pulses
+    assert sum(batch.n_doms + batch.n_doms_dropped for batch in batches) == n_doms
+
+
+def test_position_counts_the_batches_handed_out_not_those_read_ahead(
+    manifest: ShardManifest,
+) -> None:
+    one = loader(manifest, BatchConfig(n_events=16, n_workers=2, n_batches_ahead=8))
+    iterator = one.epoch(5)
+    next(iterator)
+    next(iterator)
+    assert one.position == {"epoch": 5, "n_events_done": 32}
+
+
+def loader_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("iceaggr-batches")]
+
+
+@pytest.mark.parametrize("how", ["close", "forget", "exhaust"])
+def test_threads_end_with_the_iterator(manifest: ShardManifest, how: str) -> None:
+    iterator = loader(manifest, BatchConfig(n_events=4, n_workers=3)).epoch(0)
+    next(iterator)
+    assert loader_threads()
+    if how == "close":
+        iterator.close()  # type: ignore[attr-defined]
+    elif how == "exhaust":
+        list(iterator)
+    else:
+        del iterator
+        gc.collect()
+    assert not loader_threads()
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_damaged_shard_is_named_in_the_consumer(tmp_path: Path, n_workers: int) -> None:
+    damaged = write_shards(tmp_path, SIZES)
+    entry = damaged.shards[4]
+    path = Path(entry.uri.removeprefix("file://"))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ShardError, match=entry.uri):
+        list(loader(damaged, BatchConfig(n_events=16, n_workers=n_workers)).epoch(0))
+    assert not loader_threads()
+
+
+def test_a_foreign_sensor_is_refused_with_its_shard_named(manifest: ShardManifest) -> None:
+    tiny = parse_geometry("sensor_id,x,y,z\n1,0,0,0\n", "test")
+    one = EventLoader(open_store(), manifest, "train", tiny, BatchConfig())
+    with pytest.raises(DetectorError, match=r"train-\d+\.arrow.*one of the 1 sensors"):
+        next(one.epoch(0))
+
+
+def test_loader_works_with_another_detector(tmp_path: Path) -> None:
+    geometry = "sensor_id,x,y,z\n" + "\n".join(f"{10 * i + 3},{i},0,{-i}" for i in range(60))
+    detector = parse_geometry(geometry, "test")
+    other = write_shards(tmp_path, [20, 20], detector=detector)
+    one = EventLoader(open_store(), other, "train", detector, BatchConfig())
+    batch = next(one.epoch(0))
+    torch.testing.assert_close(batch.xyz_m[:, 0], batch.sensor_idx.float())
+
+
+def test_unlabelled_events_have_no_direction(tmp_path: Path) -> None:
+    unlabelled = write_shards(tmp_path, [9], labelled=False)
+    assert next(loader(unlabelled).epoch(0)).direction is None
+
+
+def test_loader_reads_through_its_cache_folder(manifest: ShardManifest, tmp_path: Path) -> None:
+    config = BatchConfig(n_events=16, cache_folder=str(tmp_path / "cache"))
+    batches = list(loader(manifest, config).epoch(0))
+    for left, right in zip(batches, loader(manifest).epoch(0), strict=False):
+        assert left.n_events == right.n_events
+    assert sorted(ids(batches)) == list(range(N_EVENTS))
+    assert len(list((tmp_path / "cache").iterdir())) == len(SIZES)
+
+
+def test_loader_refuses_an_empty_split(manifest: ShardManifest) -> None:
+    with pytest.raises(ShardError, match="no events in the test split"):
+        EventLoader(open_store(), manifest, "test", icecube86(), BatchConfig())
+
+
+def test_loader_refuses_a_rank_outside_the_world(manifest: ShardManifest) -> None:
+    with pytest.raises(ValueError, match="rank 2 is outside a world of 2"):
+        loader(manifest, rank=2, world_size=2)
+
+
+@pytest.mark.parametrize(
+    "position", [{"epoch": 1, "n_events_done": 0}, {"epoch": 0, "n_events_done": N_EVENTS + 1}]
+)
+def test_epoch_refuses_a_position_of_other_data(
+    manifest: ShardManifest, position: Position
+) -> None:
+    with pytest.raises(ShardError, match="position is not of this epoch and data"):
+        loader(manifest).epoch(0, position)
+
+
+def test_epoch_is_empty_when_resumed_at_its_end(manifest: ShardManifest) -> None:
+    assert list(loader(manifest).epoch(0, {"epoch": 0, "n_events_done": N_EVENTS})) == []

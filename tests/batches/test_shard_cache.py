@@ -1,0 +1,91 @@
+"""The local folder: used, verified, bounded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iceaggr.batches.shard_cache import ShardCache
+from iceaggr.errors import ShardError
+from iceaggr.shards.manifest import ShardManifest
+from iceaggr.storage import UriStore, open_store
+from tests.batches.shard_builder import write_shards
+
+
+class CountingStore:
+    """The real store, which remembers what was downloaded."""
+
+    def __init__(self) -> None:
+        self._store = open_store()
+        self.downloads: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def download(self, uri: str, path: Path) -> None:
+        self.downloads.append(uri)
+        UriStore.download(self._store, uri, path)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> ShardManifest:
+    return write_shards(tmp_path / "shards", [30, 30, 30])
+
+
+def test_cache_reads_a_remote_shard_once(manifest: ShardManifest, tmp_path: Path) -> None:
+    store = CountingStore()
+    for _ in range(2):  # the second time as a new process would
+        cache = ShardCache(store, tmp_path / "cache", max_bytes=10**9)
+        for entry in manifest.shards:
+            assert cache.read(entry).n_events == 30
+    assert store.downloads == [entry.uri for entry in manifest.shards]
+    assert cache.n_bytes() == sum(entry.n_bytes for entry in manifest.shards)
+
+
+def test_cache_deletes_the_least_recently_used_to_stay_within_its_size(
+    manifest: ShardManifest, tmp_path: Path
+) -> None:
+    store = CountingStore()
+    first, second, third = manifest.shards
+    size = max(entry.n_bytes for entry in manifest.shards)
+    cache = ShardCache(store, tmp_path / "cache", max_bytes=2 * size)
+    for age, entry in ((20, first), (10, second)):
+        cache.read(entry)
+        path = tmp_path / "cache" / f"{entry.sha256}.arrow"
+        os.utime(path, (path.stat().st_atime - age, path.stat().st_mtime - age))
+    cache.read(first)  # used again: now the second is the oldest
+    cache.read(third)
+    assert cache.n_bytes() <= 2 * size
+    store.downloads.clear()
+    cache.read(first)
+    cache.read(third)
+    assert store.downloads == []
+    cache.read(second)
+    assert store.downloads == [second.uri]
+
+
+def test_cache_fetches_a_damaged_copy_again(manifest: ShardManifest, tmp_path: Path) -> None:
+    store = CountingStore()
+    entry = manifest.shards[0]
+    cache = ShardCache(store, tmp_path / "cache", max_bytes=10**9)
+    whole = cache.read(entry)
+    path = tmp_path / "cache" / f"{entry.sha256}.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    np.testing.assert_array_equal(cache.read(entry).time_ns, whole.time_ns)
+    assert store.downloads == [entry.uri] * 2
+
+
+def test_cache_refuses_a_remote_shard_that_is_damaged_itself(
+    manifest: ShardManifest, tmp_path: Path
+) -> None:
+    entry = manifest.shards[0]
+    Path(entry.uri.removeprefix("file://")).write_bytes(b"not a shard")
+    cache = ShardCache(CountingStore(), tmp_path / "cache", max_bytes=10**9)
+    with pytest.raises(ShardError, match=entry.uri):
+        cache.read(entry)
+    assert not list((tmp_path / "cache").glob("*.part"))

@@ -1,0 +1,103 @@
+"""The order of an epoch: pure, complete, well mixed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iceaggr.batches.shuffling import (
+    N_NEIGHBOURS,
+    grouped_by_length,
+    mixed_order,
+    permutation,
+    random_numbers,
+    shuffle_key,
+    windows_of,
+)
+from iceaggr.config import BatchConfig
+
+
+def test_random_numbers_are_those_of_splitmix64() -> None:
+    # first outputs for seed 0 of the reference implementation, prng.di.unimi.it/splitmix64.c
+    expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert random_numbers(3, 0).tolist() == [(x >> 11) * 2.0**-53 for x in expected]
+
+
+def test_random_numbers_are_uniform_and_independent_between_keys() -> None:
+    n = 100_000
+    first, second = random_numbers(n, shuffle_key("a")), random_numbers(n, shuffle_key("b"))
+    counts = np.bincount((first * 100).astype(int), minlength=100)
+    chi_square = ((counts - n / 100) ** 2 / (n / 100)).sum()
+    assert 50 < chi_square < 160  # 99 degrees of freedom
+    assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(n)
+
+
+def test_shuffle_key_depends_on_every_part() -> None:
+    assert shuffle_key("m", 0, 1) == shuffle_key("m", 0, 1)
+    assert len({shuffle_key("m", 0, 1), shuffle_key("m", 1, 0), shuffle_key("n", 0, 1)}) == 3
+
+
+@given(n_shards=st.integers(1, 300), n_mixed=st.integers(1, 64), shuffled=st.booleans())
+def test_windows_hold_every_shard_once_and_mix_enough(
+    n_shards: int, n_mixed: int, shuffled: bool
+) -> None:
+    windows = windows_of(n_shards, n_mixed, 5 if shuffled else None)
+    together = np.concatenate(windows)
+    assert sorted(together.tolist()) == list(range(n_shards))
+    assert min(len(window) for window in windows) >= min(n_shards, n_mixed)
+    if not shuffled:
+        assert together.tolist() == list(range(n_shards))
+
+
+@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=8), key=st.integers(0, 2**64 - 1))
+def test_mixed_order_is_a_permutation_and_pure(sizes: list[int], key: int) -> None:
+    order = mixed_order(np.array(sizes), key)
+    assert sorted(order.tolist()) == list(range(sum(sizes)))
+    np.testing.assert_array_equal(order, mixed_order(np.array(sizes), key))
+
+
+def test_mixed_order_keeps_neighbours_apart() -> None:
+    sizes = np.full(32, 2048)
+    order = mixed_order(sizes, 11)
+    place = np.empty(len(order), int)
+    place[order] = np.arange(len(order))
+    for distance in range(1, N_NEIGHBOURS + 1):
+        gaps = np.abs(
+            place.reshape(32, 2048)[:, distance:] - place.reshape(32, 2048)[:, :-distance]
+        )
+        assert gaps.min() > 1024
+
+
+def test_mixed_order_gives_every_batch_its_share_of_every_shard() -> None:
+    sizes = np.full(32, 2048)
+    shard = mixed_order(sizes, 12) // 2048
+    counts = np.stack([np.bincount(batch, minlength=32) for batch in shard.reshape(-1, 256)])
+    assert (counts > 0).sum(axis=1).min() >= 24
+    chi_square = ((counts - 8.0) ** 2 / 8).sum() / counts.size
+    assert chi_square == pytest.approx(1.0, abs=0.1)
+
+
+def test_grouped_batches_stay_within_the_budget_and_are_of_like_length() -> None:
+    rng = np.random.default_rng(0)
+    n_doms = np.minimum(rng.lognormal(3.5, 1, 10_000).astype(int) + 1, 512)
+    config = BatchConfig(n_events=64, max_doms_per_batch=2000)
+    order = permutation(10_000, 3)
+    grouped, ends = grouped_by_length(order, n_doms, config, key=4)
+    assert sorted(grouped.tolist()) == list(range(10_000))
+    batches = np.split(n_doms[grouped], ends[:-1])
+    assert max(batch.sum() for batch in batches) <= 2000
+    assert max(len(batch) for batch in batches) <= 64
+    spread = np.mean([batch.std() for batch in batches])
+    assert spread < 0.25 * n_doms.std()
+    sizes = [len(batch) for batch in batches]
+    assert sizes != sorted(sizes), "batches of a group must not come shortest events first"
+
+
+def test_grouping_leaves_the_order_alone_when_not_shuffled() -> None:
+    n_doms = np.array([5, 500, 7, 9])
+    config = BatchConfig(n_events=2, max_doms_per_batch=512)
+    order, ends = grouped_by_length(np.arange(4), n_doms, config, key=None)
+    assert order.tolist() == [0, 1, 2, 3]
+    assert ends.tolist() == [2, 4]
