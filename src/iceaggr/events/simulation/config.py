@@ -25,15 +25,15 @@ class SimulationConfig(Section):
     """Worker processes; 0 = one per core, 1 = in the caller. The data do not depend on it."""
     labels: bool = True
     """Write train/ with directions and truth; False = test/ without either."""
-    min_energy_gev: float = Field(140.0, gt=10)
+    min_energy_gev: float = Field(60.0, gt=10)
     """Lower end of the neutrino energy spectrum, in GeV."""
     max_energy_gev: float = Field(1e7, gt=10)
     """Upper end of the neutrino energy spectrum, in GeV."""
-    spectral_index: float = Field(2.6, gt=1, le=4)
+    spectral_index: float = Field(2.35, gt=1, le=4)
     """Most neutrino energies are drawn from E^-index before the trigger."""
-    hard_share: float = Field(0.009, ge=0, le=1)
+    hard_share: float = Field(0.005, ge=0, le=1)
     """Share of interactions drawn from E^-1 instead: the origin of the giant events."""
-    cascade_share: float = Field(0.53, ge=0, le=1)
+    cascade_share: float = Field(0.50, ge=0, le=1)
     """Share of cascades among the interactions tried, before the trigger."""
     max_photons_per_source: int = Field(300, ge=10)
     """A sensor that sees more photons from one source follows this many, each with more weight."""
