@@ -50,7 +50,8 @@ def truth_of(batches: list[EventBatch], seed: int = 0) -> pd.DataFrame:
             "event_id": event_id,
             "energy_gev": 10 ** rng.uniform(2, 6, len(event_id)),
             "topology": np.where(is_track, "track", "cascade"),
-            "kinematic_angle_deg": np.where(is_track, rng.exponential(1.0, len(event_id)), 0.0),
+            "contained": rng.random(len(event_id)) < 0.4,
+            "neutrino_muon_angle": np.where(is_track, rng.exponential(0.02, len(event_id)), np.nan),
         }
     )
 

@@ -13,9 +13,13 @@ from torch import Tensor
 
 from iceaggr.angles import opening_angle
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.reconstruction.fit_result import FitResult
-from iceaggr.reconstruction.inertia import tensor_of_inertia
-from iceaggr.reconstruction.line_fit import improved_line_fit, line_fit
+from iceaggr.reconstruction import (
+    FitResult,
+    improved_line_fit,
+    likelihood_fit,
+    line_fit,
+    tensor_of_inertia,
+)
 
 Fit = Callable[[EventBatch], FitResult]
 """A classical reconstruction; where the hits fix no direction it says so and gives a fallback."""
@@ -24,6 +28,7 @@ CLASSICAL_FITS: dict[str, Fit] = {
     "line_fit": line_fit,
     "improved_line_fit": improved_line_fit,
     "tensor_of_inertia": tensor_of_inertia,
+    "likelihood_fit": likelihood_fit,
 }
 """The classical reconstructions by the names used in metrics."""
 

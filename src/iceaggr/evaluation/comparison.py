@@ -171,7 +171,7 @@ def _bins(
             row = _difference(angle_deg[reference], angle_deg[name], inside, config, rng)
             small = row["n_events"] < config.min_events_per_bin
             names = {"model": name, "dimension": dimension.name, "title": dimension.title}
-            rows.append({**names, "bin": bin_label(low, high), "small": small, **row})
+            rows.append({**names, "bin": bin_label(dimension, low, high), "small": small, **row})
     table = pd.DataFrame(rows)
     return table.assign(p_adjusted=_holm(table["p_value"].to_numpy(np.float64)))
 

@@ -53,9 +53,11 @@ def _paint_pit(axes: Axes, pit: np.ndarray) -> None:
     expected = len(pit) / N_PIT_BINS
     error = np.sqrt(expected) / expected
     axes.axhspan(1 - 2 * error, 1 + 2 * error, color=GREY, alpha=0.25, label="calibrated, ±2σ")
-    axes.stairs(counts / expected, edges, color=VERMILLION, linewidth=2, label="model")
+    axes.stairs(
+        counts / expected, edges, color=VERMILLION, linewidth=2, label="model", baseline=None
+    )
     axes.set_xlim(0, 1)
-    axes.set_ylim(0, None)
+    axes.set_ylim(0, max(1.3, 1.1 * float((counts / expected).max())))
     axes.set_xlabel("Probability inside the observed angle (PIT)")
     axes.set_ylabel("Events / expected")
     axes.legend()
@@ -81,7 +83,9 @@ def _paint_coverage(axes: Axes, pit: np.ndarray) -> None:
 def _paint_pulls(axes: Axes, pull: np.ndarray) -> None:
     edges = np.linspace(0.0, MAX_PULL, 41)
     counts, _ = np.histogram(pull, bins=edges)
-    axes.stairs(counts / len(pull) / np.diff(edges), edges, color=VERMILLION, linewidth=2)
+    axes.stairs(
+        counts / len(pull) / np.diff(edges), edges, color=VERMILLION, linewidth=2, baseline=None
+    )
     axes.plot(edges, edges * np.exp(-(edges**2) / 2), color=BLACK, linestyle="--", label="Rayleigh")
     beyond = float((pull > MAX_PULL).mean())
     axes.plot([], [], color=VERMILLION, label=f"model ({beyond:.1%} beyond {MAX_PULL:g})")

@@ -66,34 +66,38 @@ def draw_event(event: EventSnapshot, detector: Detector, note: str) -> bytes:
     """
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_subplot(projection="3d")
+        axes = figure.add_axes((-0.07, 0.05, 0.93, 0.87), projection="3d", computed_zorder=False)
         assert isinstance(axes, Axes3D)
         _paint_detector(axes, detector)
         _paint_hits(figure, axes, event)
         anchor = _anchor(event)
-        _paint_direction(axes, anchor, event.true, (BLACK, "-", "true travel"))
-        _paint_direction(axes, anchor, event.predicted, (VERMILLION, "--", "predicted travel"))
+        _paint_direction(axes, anchor, event.true, (BLACK, "-", "true travel", 2.8))
+        _paint_direction(axes, anchor, event.predicted, (VERMILLION, "--", "predicted travel", 1.8))
         _frame(axes, detector)
+        axes.view_init(elev=12.0, azim=_view_azimuth_deg(event))
         n_doms, charge = len(event.charge_pe), event.charge_pe.sum()
-        axes.set_title(
-            f"{note}\nopening angle {event.angle_deg:.1f}°, κ {event.kappa:.3g}\n"
+        figure.suptitle(
+            f"{note}\nopening angle {event.angle_deg:.3g}°, κ {event.kappa:.3g}\n"
             f"{n_doms} DOMs, {charge:.0f} p.e., event {event.event_id}",
-            fontsize=10,
+            fontsize=11,
+            y=0.985,
         )
-        axes.legend(loc="upper left", fontsize=8)
+        figure.legend(loc="lower left", ncols=3, fontsize=9, columnspacing=1.2)
 
-    return draw((5.4, 5.6), paint)
+    return draw((5.6, 5.4), paint, automatic=False)
 
 
 def _paint_detector(axes: Axes3D, detector: Detector) -> None:
     x, y, z = detector.xyz_m[detector.in_use].T
-    axes.scatter(x, y, z, s=0.6, color=GREY, alpha=0.18, linewidths=0, depthshade=False)
+    axes.scatter(x, y, z, s=1.0, color=GREY, alpha=0.3, linewidths=0, depthshade=False, zorder=1)
 
 
 def _paint_hits(figure: Figure, axes: Axes3D, event: EventSnapshot) -> None:
     noise = ~event.triggering
     x, y, z = event.xyz_m[noise].T
-    axes.scatter(x, y, z, s=9, color=GREY, marker="x", linewidths=0.7, label="auxiliary only")
+    axes.scatter(
+        x, y, z, s=9, color=GREY, marker="x", linewidths=0.7, zorder=2, label="auxiliary only"
+    )
     hits = event.triggering if event.triggering.any() else np.ones(len(noise), bool)
     order = np.flatnonzero(hits)[np.argsort(event.charge_pe[hits])[::-1]]
     x, y, z = event.xyz_m[order].T
@@ -102,9 +106,12 @@ def _paint_hits(figure: Figure, axes: Axes3D, event: EventSnapshot) -> None:
     high = max(float(np.quantile(time_ns, 0.98)), 1.0)
     points = axes.scatter(
         x, y, z, s=size, c=time_ns, cmap="plasma", vmin=0.0, vmax=high,
-        edgecolors=BLACK, linewidths=0.3, depthshade=False,
+        edgecolors=BLACK, linewidths=0.3, depthshade=False, zorder=5,
     )  # fmt: skip
-    figure.colorbar(points, ax=axes, shrink=0.6, pad=0.08, label="First pulse after the first [ns]")
+    place = figure.add_axes((0.87, 0.26, 0.022, 0.46))
+    bar = figure.colorbar(points, cax=place)
+    bar.set_label("First pulse, after the earliest [ns]", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
 
 
 def _anchor(event: EventSnapshot) -> npt.NDArray[np.float64]:
@@ -116,15 +123,15 @@ def _paint_direction(
     axes: Axes3D,
     anchor: npt.NDArray[np.float64],
     origin: npt.NDArray[np.float64],
-    look: tuple[str, str, str],
+    look: tuple[str, str, str, float],
 ) -> None:
-    color, dash, label = look
+    color, dash, label, width = look
     # the label points to where the neutrino came from, so it travels from +origin to -origin
     start = anchor + ARROW_M * origin
     travel = -2.0 * ARROW_M * origin
     axes.quiver(
-        *start, *travel, color=color, linestyle=dash, linewidth=1.8, arrow_length_ratio=0.09,
-        label=label,
+        *start, *travel, color=color, linestyle=dash, linewidth=width, arrow_length_ratio=0.08,
+        label=label, zorder=4,
     )  # fmt: skip
 
 
@@ -135,8 +142,16 @@ def _frame(axes: Axes3D, detector: Detector) -> None:
     axes.set_ylim(middle[1] - half, middle[1] + half)
     axes.set_zlim(middle[2] - half, middle[2] + half)
     axes.set_box_aspect((1, 1, 1))
-    axes.set_xlabel("x [m]")
-    axes.set_ylabel("y [m]")
-    axes.set_zlabel("z [m]")
-    axes.tick_params(labelsize=7)
-    axes.view_init(elev=14, azim=-60)
+    axes.tick_params(labelsize=7, pad=-2)
+    axes.set_xlabel("x [m]", fontsize=9, labelpad=-2)
+    axes.set_ylabel("y [m]", fontsize=9, labelpad=-2)
+    axes.zaxis.set_rotate_label(False)
+    axes.set_zlabel("z [m]", fontsize=9, labelpad=-2, rotation=90)
+
+
+def _view_azimuth_deg(event: EventSnapshot) -> float:
+    """Look along the horizontal normal of the two directions, where their angle shows best."""
+    normal = np.cross(event.true, event.predicted)
+    if np.hypot(normal[0], normal[1]) < 0.02:
+        normal = np.array([-event.true[1], event.true[0], 0.0])
+    return float(np.rad2deg(np.arctan2(normal[1], normal[0])))

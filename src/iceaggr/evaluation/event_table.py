@@ -15,8 +15,9 @@ from iceaggr.evaluation.prediction import Predictions
 
 Columns = dict[str, npt.NDArray[np.generic]]
 
-TRUTH_COLUMNS = ("energy_gev", "topology", "contained", "kinematic_angle_deg")
-"""Simulated truth that evaluation uses when the truth file has it."""
+TRUTH_COLUMNS = ("energy_gev", "topology", "contained", "neutrino_muon_angle")
+"""Simulated truth that evaluation uses when the truth file has it: energy in GeV, `track` or
+`cascade`, vertex inside the array, and the kinematic angle of tracks in radians."""
 
 
 def score_batch(batch: EventBatch, predictions: Predictions) -> Columns:

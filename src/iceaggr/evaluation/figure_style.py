@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
@@ -24,13 +27,6 @@ METHOD_LOOK: dict[str, dict[str, Any]] = {
     "likelihood_fit": {"color": PURPLE, "linestyle": (0, (3, 1, 1, 1)), "linewidth": 1.7},
 }
 """Colour and dash of each method, the same in every figure; dashes also tell them apart."""
-
-TOPOLOGY_LOOK: dict[str, dict[str, Any]] = {
-    "track": {"color": BLUE, "marker": "o"},
-    "cascade": {"color": ORANGE, "marker": "s"},
-    "all": {"color": VERMILLION, "marker": "D"},
-}
-"""Colour and marker of each topology."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 10.5,
@@ -51,19 +47,30 @@ STYLE: dict[Any, Any] = {
 DOTS_PER_INCH = 130
 
 
-def draw(size_inch: tuple[float, float], paint: Callable[[Figure], None]) -> bytes:
-    """Paint a figure in the common style. Returns a PNG; no global state of pyplot is touched."""
+def draw(
+    size_inch: tuple[float, float], paint: Callable[[Figure], None], automatic: bool = True
+) -> bytes:
+    """Paint a figure in the common style. Returns a PNG; no global state of pyplot is touched.
+
+    automatic: lay the panels out; False where the painter places its own axes.
+    """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size_inch, layout="constrained")
+        figure = Figure(figsize=size_inch, layout="constrained" if automatic else None)
         paint(figure)
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return png.getvalue()
 
 
-def angle_axis(axes: Axes, label: str = "Opening angle [deg]", top: float = 180.0) -> None:
-    """Set up a linear y axis of angles from 0 with ticks at multiples of 30 degrees."""
+def angle_axis(axes: Axes, label: str = "Opening angle [deg]") -> None:
+    """Set up a linear y axis of angles from 0 to what is drawn, with ticks every 30 degrees."""
+    top = min(180, 30 * math.ceil(max(float(axes.dataLim.ymax), 1.0) / 30))
     axes.set_ylabel(label)
-    axes.set_ylim(0.0, top)
-    if top > 60.0:
-        axes.set_yticks([tick for tick in range(0, 181, 30) if tick <= top + 1e-9])
+    axes.set_ylim(0, top)
+    axes.set_yticks(range(0, top + 1, 30))
+
+
+def log_axis(axis: Axis, between: tuple[int, ...]) -> None:
+    """Label a logarithmic axis at each decade times 1 and times the digits `between`, no more."""
+    axis.set_major_locator(LogLocator(subs=(1.0, *between)))
+    axis.set_minor_formatter(NullFormatter())

@@ -21,10 +21,10 @@ from iceaggr.evaluation.figure_style import (
     GREY,
     METHOD_LOOK,
     ORANGE,
-    TOPOLOGY_LOOK,
     VERMILLION,
     angle_axis,
     draw,
+    log_axis,
 )
 from iceaggr.evaluation.slices import TOPOLOGIES, slice_column
 
@@ -32,6 +32,7 @@ FloatArray = npt.NDArray[np.floating]
 
 COUNT_EDGES = tuple(float(2**step) for step in range(2, 18))
 COSINE_EDGES = tuple(np.linspace(-1.0, 1.0, 13))
+_ANGLE_TICKS = (0.1, 0.3, 1, 3, 10, 30, 90, 180)
 ENERGY_EDGES = tuple(10 ** np.linspace(1.0, 8.0, 22))
 
 
@@ -60,9 +61,10 @@ def draw_cumulative(events: pd.DataFrame, methods: list[str]) -> bytes:
         logarithmic.set_xscale("log")
         logarithmic.set_xlim(max(0.1, float(curves["model"][1:].min())), 180)
         logarithmic.xaxis.set_major_formatter("{x:g}")
-        logarithmic.legend(loc="upper left")
+        handles, labels = logarithmic.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center")
 
-    return draw((10.5, 4.3), paint)
+    return draw((12.0, 4.1), paint)
 
 
 def draw_against_energy(events: pd.DataFrame, classical: str, min_events: int) -> bytes:
@@ -72,20 +74,24 @@ def draw_against_energy(events: pd.DataFrame, classical: str, min_events: int) -
         panels = figure.subplots(1, 2, sharey=True)
         for axes, topology in zip(panels, TOPOLOGIES, strict=True):
             chosen = events[events["topology"] == topology]
-            look, binning = TOPOLOGY_LOOK[topology], ("energy_gev", ENERGY_EDGES)
-            _paint_profile(axes, chosen, look, binning, (classical, min_events))
-            if "kinematic_angle_deg" in chosen and topology == "track":
+            binning = ("energy_gev", ENERGY_EDGES)
+            _paint_profile(axes, chosen, binning, (classical, min_events))
+            if "neutrino_muon_angle" in chosen and topology == "track":
                 _paint_kinematic_floor(axes, chosen, min_events)
             axes.set_xscale("log")
             axes.set_yscale("log")
-            axes.set_ylim(0.3, 180)
-            axes.set_yticks([0.3, 1, 3, 10, 30, 90, 180], ["0.3", "1", "3", "10", "30", "90", ""])
+            log_axis(axes.xaxis, ())
+            axes.set_ylim(0.1, 180)
+            axes.set_yticks(_ANGLE_TICKS, [f"{tick:g}" for tick in _ANGLE_TICKS])
             axes.set_xlabel("True neutrino energy [GeV]")
             axes.set_title(f"{topology.capitalize()}s ({len(chosen):,} events)")
+            reach = np.log10([axes.dataLim.xmin, axes.dataLim.xmax])
+            if np.isfinite(reach).all():
+                axes.set_xlim(10 ** np.floor(reach[0]), 10 ** np.ceil(reach[1]))
         panels[0].set_ylabel("Opening angle [deg]")
-        panels[1].legend(loc="lower left")
+        _legend_below(figure, panels[0])
 
-    return draw((10.5, 4.5), paint)
+    return draw((10.5, 4.9), paint)
 
 
 def draw_against_pulses(events: pd.DataFrame, classical: str, min_events: int) -> bytes:
@@ -94,6 +100,7 @@ def draw_against_pulses(events: pd.DataFrame, classical: str, min_events: int) -
     def label(axes: Axes) -> None:
         axes.set_xscale("log")
         axes.set_xlabel("Pulses in the event")
+        log_axis(axes.xaxis, (2, 5))
         axes.xaxis.set_major_formatter("{x:g}")
 
     return _draw_by_topology(events, ("n_pulses", COUNT_EDGES), (classical, min_events), label)
@@ -104,6 +111,7 @@ def draw_against_zenith(events: pd.DataFrame, classical: str, min_events: int) -
 
     def label(axes: Axes) -> None:
         axes.set_xlim(-1, 1)
+        axes.set_xticks((-1, -0.5, 0, 0.5, 1))
         axes.set_xlabel("cos(true zenith)   [−1 up-going … +1 down-going]")
 
     return _draw_by_topology(events, ("cos_zenith", COSINE_EDGES), (classical, min_events), label)
@@ -113,7 +121,7 @@ def draw_zenith_map(events: pd.DataFrame) -> bytes:
     """Draw predicted against true cosine of zenith, each column normalised to its events."""
     true = np.cos(events["true_zenith"].to_numpy())
     predicted = np.cos(events["zenith"].to_numpy())
-    edges = np.linspace(-1.0, 1.0, 41)
+    edges = np.linspace(-1.0, 1.0, 41 if len(events) >= 20_000 else 21)
     counts, _, _ = np.histogram2d(true, predicted, bins=(edges, edges))
     column = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
     density = np.where(column > 0, column / np.diff(edges)[0], np.nan)
@@ -153,6 +161,7 @@ def draw_bias(events: pd.DataFrame, min_events: int) -> bytes:
                 )
         axes.axhline(0.0, color=BLACK, linewidth=0.8)
         axes.set_xlim(-1, 1)
+        axes.set_xticks((-1, -0.5, 0, 0.5, 1))
         axes.set_xlabel("cos(true zenith)   [−1 up-going … +1 down-going]")
         axes.set_ylabel("Mean of predicted − true unit vector")
         axes.legend()
@@ -174,21 +183,27 @@ def _draw_by_topology(
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
         for axes, (name, chosen) in zip(panels, parts.items(), strict=True):
-            _paint_profile(axes, chosen, TOPOLOGY_LOOK[name], binning, comparison)
+            _paint_profile(axes, chosen, binning, comparison)
             label(axes)
             title = "All events" if name == "all" else f"{name.capitalize()}s"
             axes.set_title(f"{title} ({len(chosen):,} events)")
-            angle_axis(axes, "")
+        # the panels share their y axis, so the one that reaches highest sets it
+        angle_axis(max(panels, key=lambda axes: float(axes.dataLim.ymax)), "")
         panels[0].set_ylabel("Opening angle [deg]")
-        panels[-1].legend(loc="best")
+        _legend_below(figure, panels[0])
 
-    return draw((10.5 if len(parts) > 1 else 7.2, 4.3), paint)
+    return draw((10.5 if len(parts) > 1 else 7.2, 4.6), paint)
+
+
+def _legend_below(figure: Figure, panel: Axes) -> None:
+    handles, labels = panel.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def _paint_profile(
     axes: Axes,
     events: pd.DataFrame,
-    look: dict[str, Any],
     binning: tuple[str, tuple[float, ...]],
     comparison: tuple[str, int],
 ) -> None:
@@ -203,8 +218,8 @@ def _paint_profile(
     low, median, high = np.array(
         [np.quantile(angle_deg[inside], [0.16, 0.5, 0.84]) for _, inside in bins]
     ).T
-    axes.fill_between(x, low, high, color=look["color"], alpha=0.2, label="Model, 16–84 %")
-    axes.plot(x, median, linewidth=2.2, markersize=5, label="Model, median", **look)
+    axes.fill_between(x, low, high, color=VERMILLION, alpha=0.2, label="Model, 16–84 %")
+    axes.plot(x, median, linewidth=2.2, marker="o", color=VERMILLION, label="Model, median")
     median = np.array([np.median(classical_deg[inside]) for _, inside in bins])
     axes.plot(
         x, median, color=BLACK, linestyle="--", marker="x", label=f"{TITLES[classical]}, median"
@@ -212,14 +227,11 @@ def _paint_profile(
 
 
 def _paint_kinematic_floor(axes: Axes, events: pd.DataFrame, min_events: int) -> None:
-    floor = events["kinematic_angle_deg"].to_numpy()
-    if not (floor > 0).any():
-        return
+    floor = np.rad2deg(events["neutrino_muon_angle"].to_numpy())
     bins = _bins(events["energy_gev"].to_numpy(), ENERGY_EDGES, min_events)
     x = [centre for centre, _ in bins]
-    median = [np.median(floor[inside]) for _, inside in bins]
-    axes.plot(x, median, color=VERMILLION, linestyle=":", label="Neutrino–muon angle, median")
-    axes.legend(loc="lower left")
+    median = [np.nanmedian(floor[inside]) for _, inside in bins]
+    axes.plot(x, median, color=BLUE, linestyle=":", label="Neutrino–muon angle, median")
 
 
 def _bins(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,7 +57,8 @@ CAPTIONS = {
 }
 """One sentence or two below each figure."""
 
-WIDE = ("opening_angle_cumulative", "angle_vs_energy", "calibration")
+WIDE_FROM = 1.9
+"""Figures wider than this, relative to their height, take the full width of the page."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def render_report(
             figures={name: png for name, png in figures.items() if name not in displays},
             displays=displays,
             captions=CAPTIONS,
-            wide=WIDE,
+            wide=[name for name, png in figures.items() if _aspect(png) > WIDE_FROM],
             slices=group_slices(results["slices"]),
             settings=yaml.safe_dump(_plain(context.settings), sort_keys=False),
         )
@@ -165,6 +167,12 @@ def plus_minus(estimate: Estimate, scale: float = 1.0) -> str:
 def data_uri(png: bytes) -> str:
     """Put a PNG into the page itself."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _aspect(png: bytes) -> float:
+    # the header of a PNG holds width and height as big-endian integers
+    width, height = struct.unpack(">II", png[16:24])
+    return float(width / height)
 
 
 def _gain_sentence(rival: str, gain: Estimate) -> str:

@@ -23,7 +23,7 @@ class Dimension:
     """One way to bin events: half-open bins [edges[i], edges[i+1]) of `column`.
 
     column: of the event table, or `cos_zenith`, `zenith_deg`, `azimuth_mod_60_deg`, derived here.
-    topology: only events of this topology, when given.
+    topology: only events of this topology, when given.  labels: of the bins, instead of numbers.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Dimension:
     column: str
     edges: tuple[float, ...]
     topology: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 ENERGY_EDGES = tuple(float(10 ** (0.5 * step)) for step in range(2, 17))
@@ -57,6 +58,7 @@ DIMENSIONS = (
         (0, 10, 20, 30, 40, 50, 60),
     ),
     Dimension("kappa", "Predicted κ", "kappa", (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 512, INF)),
+    Dimension("contained", "Vertex", "contained", (0, 1, INF), None, ("outside", "inside array")),
     Dimension("energy_track", "Energy of tracks [GeV]", "energy_gev", ENERGY_EDGES, "track"),
     Dimension("energy_cascade", "Energy of cascades [GeV]", "energy_gev", ENERGY_EDGES, "cascade"),
 )
@@ -78,8 +80,13 @@ def slice_column(events: pd.DataFrame, column: str) -> npt.NDArray[np.float64]:
 
 def available_dimensions(events: pd.DataFrame) -> list[Dimension]:
     """List the dimensions that this event table can be sliced by."""
-    has_truth = {"energy_gev", "topology"} <= set(events.columns)
-    return [dimension for dimension in DIMENSIONS if dimension.topology is None or has_truth]
+    derived = {"cos_zenith", "zenith_deg", "azimuth_mod_60_deg"}
+    known = set(events.columns) | derived
+    return [
+        dimension
+        for dimension in DIMENSIONS
+        if dimension.column in known and (dimension.topology is None or "topology" in known)
+    ]
 
 
 def slice_table(
@@ -106,7 +113,9 @@ def slice_table(
         for low, high, inside in dimension_bins(events, dimension):
             row = _bin_row(measured[inside], config, rng)
             names = {"dimension": dimension.name, "title": dimension.title}
-            rows.append({**names, "bin": bin_label(low, high), "low": low, "high": high, **row})
+            rows.append(
+                {**names, "bin": bin_label(dimension, low, high), "low": low, "high": high, **row}
+            )
     return pd.DataFrame(rows)
 
 
@@ -133,8 +142,10 @@ def dimension_bins(
     ]
 
 
-def bin_label(low: float, high: float) -> str:
-    """Name a bin: `16 to 32`, `>= 2048` or `< 10`."""
+def bin_label(dimension: Dimension, low: float, high: float) -> str:
+    """Name a bin: `16 to 32`, `≥ 2048`, `< 10`, or its own label."""
+    if dimension.labels and low in dimension.edges:
+        return dimension.labels[dimension.edges.index(low)]
     if low == -INF:
         return f"< {_number(high)}"
     if high == INF:
