@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from iceaggr.detector import icecube86, parse_geometry
 from iceaggr.errors import DetectorError, ShardError
 from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.joining import take_range
 from iceaggr.shards import sketches
 from iceaggr.shards.histograms import Binning, summarise
 from iceaggr.shards.sketches import (
@@ -58,23 +59,6 @@ def rows_of(events: DomEvents) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         add("zenith", events.zenith[event : event + 1])
         add("azimuth", events.azimuth[event : event + 1])
     return {name: (np.array(values[name]), np.array(weights[name])) for name in FEATURES}
-
-
-def subset(events: DomEvents, first: int, last: int) -> DomEvents:
-    doms = slice(events.event_dom_offsets[first], events.event_dom_offsets[last])
-    offsets = events.dom_pulse_offsets[doms.start : doms.stop + 1]
-    pulses = slice(offsets[0], offsets[-1])
-    return DomEvents(
-        events.event_id[first:last],
-        events.azimuth[first:last],
-        events.zenith[first:last],
-        events.event_dom_offsets[first : last + 1] - doms.start,
-        events.sensor_id[doms],
-        offsets - offsets[0],
-        events.time_ns[pulses],
-        events.charge_pe[pulses],
-        events.auxiliary[pulses],
-    )
 
 
 def assert_same(left: Sketch, right: Sketch) -> None:
@@ -146,7 +130,7 @@ def test_sketch_merges_in_any_order_and_grouping(cuts: list[int], order: object)
     events = random_dom_events(120, seed=5, median_pulses=30)
     bounds = [0, *sorted(cuts), 120]
     parts = [
-        sketch_events(subset(events, first, last), DETECTOR)
+        sketch_events(take_range(events, first, last), DETECTOR)
         for first, last in itertools.pairwise(bounds)
     ]
     order.shuffle(parts)  # type: ignore[attr-defined]

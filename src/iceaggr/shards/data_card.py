@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from iceaggr.detector import Detector
 from iceaggr.errors import ShardError
-from iceaggr.normalization import INPUT_FEATURES, Normalization
+from iceaggr.normalization import INPUT_FEATURES, POSITIONS, Normalization
 from iceaggr.shards import data_card_plots as plots
 from iceaggr.shards.drift import drift_table, newly_silent_doms
 from iceaggr.shards.format import SPLITS
@@ -51,7 +51,7 @@ def data_card_html(
         normalization=normalization,
         account=_account(manifest),
         splits=_split_rows(manifest, present),
-        features=_feature_sections(present, normalization),
+        features=_feature_sections(present, normalization, detector),
         scalings=_scaling_rows(present["train"], normalization),
         counts=[
             (plots.LABELS[n], Markup(plots.count_histogram(n, _of(present, n)))) for n in COUNTS
@@ -138,14 +138,15 @@ def _split_rows(manifest: ShardManifest, sketches: Mapping[str, Sketch]) -> list
 
 
 def _feature_sections(
-    sketches: Mapping[str, Sketch], normalization: Normalization
+    sketches: Mapping[str, Sketch], normalization: Normalization, detector: Detector
 ) -> list[dict[str, Any]]:
+    sensors = dict(zip(POSITIONS, detector.xyz_m[detector.in_use].T, strict=True))
     sections = []
     for name in INPUT_FEATURES:
-        sketched = _of(sketches, normalization.sketched_feature(name))
+        train = sketches["train"].features[normalization.sketched_feature(name)]
         scaling = normalization.scaling(name)
-        drawn = plots.normalized_histogram(name, sketched, scaling, MAX_ABS)
-        raw = plots.raw_histogram(name, _of(sketches, name))
+        drawn = plots.normalized_histogram(name, train, scaling, MAX_ABS)
+        raw = plots.raw_histogram(name, _of(sketches, name), sensors.get(name))
         sections.append({"name": name, "raw": Markup(raw), "normalized": Markup(drawn)})
     return sections
 

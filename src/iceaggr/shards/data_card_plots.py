@@ -11,8 +11,10 @@ from typing import Any, ParamSpec
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.axis import Axis
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from iceaggr.detector import Detector
 from iceaggr.normalization import FeatureScaling
@@ -30,6 +32,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
+HEAVY_TAILED = ("time_ns", "charge_pe")
 LABELS = {
     "time_ns": "pulse time [ns]",
     "charge_pe": "pulse charge [p.e.]",
@@ -63,19 +66,27 @@ def _styled(plot: Callable[P, str]) -> Callable[P, str]:
 
 
 @_styled
-def raw_histogram(name: str, features: Mapping[str, FeatureSketch]) -> str:
-    """Draw one feature in its own unit, one curve per split, each normalised to one."""
+def raw_histogram(
+    name: str, features: Mapping[str, FeatureSketch], sensors: Floats | None = None
+) -> str:
+    """Draw one feature in its own unit, one curve per split, each normalised to one.
+
+    sensors: (S,) the feature's value at every sensor in use, drawn behind as what could be hit.
+    """
     figure, axes = _canvas()
+    if sensors is not None and len(sensors):
+        counts, edges = np.histogram(sensors, next(iter(features.values())).binning.edges())
+        axes.stairs(counts / len(sensors), edges, color="#888888", ls=":", label="all sensors")
     _draw_splits(axes, features, lambda edges: edges)
-    reference = next(iter(features.values()))
-    if reference.binning.spacing == "log10":
+    logarithmic = next(iter(features.values())).binning.spacing == "log10"
+    axes.set_xlim(*_core(features, logarithmic))
+    if logarithmic:
         axes.set_xscale("log")
-    axes.set_xlim(*_core(features, reference.binning.spacing == "log10"))
+        _label_plainly(axes.xaxis)
     if name == "auxiliary":
+        axes.set_xlim(-0.5, 1.5)
         axes.set_xticks([0, 1], ["false (HLC-like)", "true"])
-        axes.set_ylim(0, 1)
-    else:
-        axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=0)
     axes.set_xlabel(LABELS[name])
     axes.set_ylabel("share per bin")
     if len(features) > 1:
@@ -85,20 +96,21 @@ def raw_histogram(name: str, features: Mapping[str, FeatureSketch]) -> str:
 
 @_styled
 def normalized_histogram(
-    name: str, features: Mapping[str, FeatureSketch], scaling: FeatureScaling, max_abs: float
+    name: str, feature: FeatureSketch, scaling: FeatureScaling, max_abs: float
 ) -> str:
-    """Draw one feature as the model sees it, whole range, with a logarithmic share axis."""
+    """Draw one feature as the model sees it, whole range; a logarithmic axis shows the tails."""
     figure, axes = _canvas()
-    _draw_splits(axes, features, lambda edges: (edges - scaling.centre) / scaling.scale)
-    low = min(f.low for f in features.values())
-    high = max(f.high for f in features.values())
-    left, right = ((v - scaling.centre) / scaling.scale for v in (low, high))
-    margin = 0.04 * (right - left) or 1.0
+    _draw_splits(axes, {"train": feature}, lambda edges: (edges - scaling.centre) / scaling.scale)
+    left, right = ((v - scaling.centre) / scaling.scale for v in (feature.low, feature.high))
+    margin = (0.5 if name == "auxiliary" else 0.04) * (right - left) or 1.0
     axes.set_xlim(left - margin, right + margin)
     for limit in (-max_abs, max_abs):
         if left - margin < limit < right + margin:
             axes.axvline(limit, color="#b00020", linewidth=1, linestyle="--")
-    axes.set_yscale("log")
+    if name in HEAVY_TAILED:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel(f"{name} after normalisation")
     axes.set_ylabel("share per bin")
     return _svg(figure, f"{name}-norm")
@@ -116,6 +128,7 @@ def count_histogram(name: str, features: Mapping[str, FeatureSketch]) -> str:
     high = max(f.high for f in features.values())
     axes.set_xlim(0.9, max(high, 10) * 1.3)
     axes.set_xscale("log")
+    _label_plainly(axes.xaxis)
     axes.set_yscale("log")
     axes.set_xlabel(LABELS[name])
     axes.set_ylabel("share per decade")
@@ -163,17 +176,17 @@ def occupancy_top_view(detector: Detector, occupancy: Floats) -> str:
 
     occupancy: (S,) float64, share of the events in which each DOM was hit.
     """
-    figure, axes = _canvas(size=(4.6, 4.2))
-    columns, column_of = np.unique(np.round(detector.xyz_m[:, :2], 0), axis=0, return_inverse=True)
-    if (detector.string_id >= 0).all():
-        _, column_of = np.unique(detector.string_id, return_inverse=True)
-    n_doms = np.bincount(column_of.ravel(), weights=detector.in_use)
-    mean = np.bincount(column_of.ravel(), weights=occupancy * detector.in_use)
-    mean = mean / np.maximum(n_doms, 1)
-    count = np.maximum(np.bincount(column_of.ravel()), 1)
-    x, y = (np.bincount(column_of.ravel(), weights=detector.xyz_m[:, k]) / count for k in (0, 1))
-    size = 70 if len(columns) < 500 else 12
-    _scatter(figure, axes, x, y, mean, size)
+    figure, axes = _map_canvas((4.6, 4.2))
+    keys = detector.string_id[:, None]
+    if (keys < 0).any():  # a table without strings: sensors above each other make one
+        keys = np.round(detector.xyz_m[:, :2]).astype(np.int64)
+    _, string_of = np.unique(keys, axis=0, return_inverse=True)
+    string_of = string_of.ravel()
+    n_used = np.maximum(np.bincount(string_of, weights=detector.in_use), 1)
+    mean = np.bincount(string_of, weights=occupancy * detector.in_use) / n_used
+    n_all = np.bincount(string_of)
+    x, y = (np.bincount(string_of, weights=detector.xyz_m[:, k]) / n_all for k in (0, 1))
+    _scatter(figure, axes, x, y, mean, 70 if len(x) < 500 else 12)
     axes.set_aspect("equal")
     axes.set_xlabel("x [m]")
     axes.set_ylabel("y [m]")
@@ -183,7 +196,7 @@ def occupancy_top_view(detector: Detector, occupancy: Floats) -> str:
 @_styled
 def occupancy_side_view(detector: Detector, occupancy: Floats) -> str:
     """Draw every DOM in use from the side: string number (or x) against z; crosses: never hit."""
-    figure, axes = _canvas(size=(6.4, 4.2))
+    figure, axes = _map_canvas((6.4, 4.2))
     strings = (detector.string_id >= 0).all()
     across = detector.string_id.astype(float) if strings else detector.xyz_m[:, 0]
     used = detector.in_use
@@ -199,19 +212,25 @@ def _scatter(figure: Figure, axes: Axes, x: Floats, y: Floats, value: Floats, si
     if not hit.any():
         return
     # percentiles: one hot DOM must not turn the rest of the detector into one colour
-    low, high = np.percentile(value[hit], [1, 99.5])
-    norm = LogNorm(low, max(high, low * 1.5), clip=True)
-    points = axes.scatter(
-        x[hit],
-        y[hit],
-        s=size,
-        c=value[hit],
-        norm=norm,
-        cmap="viridis",
-        linewidths=0,
-        rasterized=True,
-    )
-    figure.colorbar(points, ax=axes, label="share of events in which the DOM is hit", pad=0.02)
+    percent = 100 * value[hit]
+    low, high = np.percentile(percent, [1, 99.5])
+    high = max(high, 1.05 * low)
+    wide = high > 8 * low
+    norm = (LogNorm if wide else Normalize)(low, high, clip=True)
+    many = len(x) > 500  # thousands of DOMs are smaller as an image
+    points = axes.scatter(x[hit], y[hit], s=size, c=percent, norm=norm, cmap="viridis", lw=0)
+    points.set(rasterized=many, antialiased=not many)
+    bar = figure.colorbar(points, ax=axes, label="events with a hit in the DOM [%]", pad=0.02)
+    if wide:
+        _label_plainly(bar.ax.yaxis)
+
+
+def _label_plainly(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers: 1, 2, 5 within two decades, else powers."""
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_splits(
@@ -230,17 +249,23 @@ def _line(split: str) -> dict[str, Any]:
 
 
 def _core(features: Mapping[str, FeatureSketch], log: bool) -> tuple[float, float]:
-    """Choose the range that holds 99.8 % of every split, with a margin."""
-    low = min(f.quantile(0.001) for f in features.values())
-    high = max(f.quantile(0.999) for f in features.values())
+    """Choose the range that holds 99 % of every split, with a margin."""
+    low = min(f.quantile(0.005) for f in features.values())
+    high = max(f.quantile(0.995) for f in features.values())
     if log:
         return max(low, 1e-9) / 1.3, high * 1.3
     margin = 0.05 * (high - low) or 1.0
     return low - margin, high + margin
 
 
-def _canvas(size: tuple[float, float] = (5.2, 2.7)) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
+def _canvas() -> tuple[Figure, Axes]:
+    # fixed margins: a layout engine would draw every histogram twice
+    figure = Figure(figsize=(5.2, 2.7))
+    return figure, figure.add_axes((0.13, 0.18, 0.85, 0.74))
+
+
+def _map_canvas(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="compressed")
     return figure, figure.add_subplot()
 
 
@@ -248,7 +273,7 @@ def _svg(figure: Figure, salt: str) -> str:
     """Save as an SVG element that fills its container; the salt keeps ids unique and stable."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt}):
-        figure.savefig(text, format="svg", dpi=200, metadata={"Date": None, "Creator": None})
+        figure.savefig(text, format="svg", dpi=130, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()[text.getvalue().index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     head, tail = svg.split(">", 1)

@@ -47,10 +47,10 @@ def drift_table(now: Sketch, before: Sketch, normalization: Normalization) -> li
     rows = []
     for name in FEATURES:
         if name == "log10_charge":
-            continue  # same bins as charge_pe; compared in the transform that the model uses
+            continue  # compared as charge_pe, in the transform that the model uses
         sketched = normalization.sketched_feature(name) if name in INPUT_FEATURES else name
         scale = normalization.scaling(name).scale if name in INPUT_FEATURES else 0.0
-        rows.append(_row(name, now.features[sketched], before.features[sketched], scale))
+        rows.append(_row(sketched, now.features[sketched], before.features[sketched], scale))
     return rows
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from iceaggr.detector import Detector
 from iceaggr.errors import DetectorError, ShardError
 from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.joining import take_range
 from iceaggr.shards.histograms import (
     Binning,
     FeatureSketch,
@@ -208,19 +209,7 @@ def _blocks(events: DomEvents) -> Iterator[DomEvents]:
     while first < events.n_events:
         target = pulse_offsets[first] + N_PULSES_PER_BLOCK
         last = max(first + 1, int(np.searchsorted(pulse_offsets, target, side="right")) - 1)
-        doms = slice(events.event_dom_offsets[first], events.event_dom_offsets[last])
-        pulses = slice(pulse_offsets[first], pulse_offsets[last])
-        yield DomEvents(
-            event_id=events.event_id[first:last],
-            azimuth=events.azimuth[first:last],
-            zenith=events.zenith[first:last],
-            event_dom_offsets=events.event_dom_offsets[first : last + 1] - doms.start,
-            sensor_id=events.sensor_id[doms],
-            dom_pulse_offsets=events.dom_pulse_offsets[doms.start : doms.stop + 1] - pulses.start,
-            time_ns=events.time_ns[pulses],
-            charge_pe=events.charge_pe[pulses],
-            auxiliary=events.auxiliary[pulses],
-        )
+        yield take_range(events, first, last)
         first = last
 
 
