@@ -16,7 +16,7 @@ from iceaggr.events.meta import EventTable
 from iceaggr.events.schema import PULSE_COLUMNS, check_columns, open_parquet
 from iceaggr.interfaces import ObjectStore
 
-PULSES_PER_READ = 1 << 19
+PULSES_PER_READ = 1 << 18
 """Rows decoded at a time: the working set stays near the caches, and memory bounded."""
 
 
@@ -87,6 +87,15 @@ def stream_pulses(
                 return
         if done < table.n_events:  # only events without any pulse, in a file without rows
             yield PulseChunk(done, table.n_events, first_pulse, _join(parts))
+
+
+def decode_pulses(rows: pa.Table, where: str) -> Pulses:
+    """Take the pulses of an Arrow table with the columns of a batch file, rows in any order.
+
+    Raises: RawDataError if a column is missing or of the wrong type.
+    """
+    check_columns(rows.schema, PULSE_COLUMNS, where)
+    return _decode(rows, where)
 
 
 def _check_length(found: int, expected: int, uri: str) -> None:

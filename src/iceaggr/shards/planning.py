@@ -147,33 +147,32 @@ def _planned_files(
     layout: RawLayout, counts: dict[int, int], config: DataConfig
 ) -> tuple[tuple[PlannedFile, ...], tuple[str, ...]]:
     planned: list[PlannedFile] = []
-    n_left = config.n_events or sum(counts.values())
+    n_taken = 0
     for file in layout.files:
-        if n_left <= 0:
+        if config.n_events and n_taken >= config.n_events:
             break
         if file.batch_id not in counts:
             raise missing_meta_rows(file.stored.uri, file.batch_id, layout.meta.uri)
         n_events = counts[file.batch_id]
-        n_used = min(n_events, n_left) if config.n_events else n_events
-        n_left -= n_used
+        n_used = min(n_events, config.n_events - n_taken) if config.n_events else n_events
+        n_taken += n_used
         planned.append(_planned_file(file, n_events, n_used))
-    n_expected = min(config.n_events, sum(counts.values()))
-    last = planned[-1].batch_id if config.n_events and n_left <= 0 else max(counts)
+    # files behind the last event asked for may be missing: nobody reads them
+    is_cut = config.n_events and n_taken >= config.n_events
+    last = planned[-1].batch_id if is_cut else max(counts)
     present = {file.batch_id for file in layout.files}
-    missing = sorted(
-        batch_id for batch_id in counts if batch_id <= last and batch_id not in present
-    )
+    missing = sorted(b for b in counts if b <= last and b not in present)
     if not missing:
         return tuple(planned), ()
+    n_missing = sum(counts[batch_id] for batch_id in missing)
     what = f"{len(missing)} batches of the meta file have no raw file"
     if config.allow_missing_files:
-        n_missing = sum(counts[batch_id] for batch_id in missing)
         return tuple(planned), (f"{what}: their {n_missing} events were not sharded",)
     raise RawDataError(
         what,
         where=layout.meta.uri,
         found=f"no batch_{missing[0]}.parquet" + (" and others" if len(missing) > 1 else ""),
-        expected=f"the files of all {n_expected or sum(counts.values())} events asked for",
+        expected=f"the files of {n_missing} more events",
         remedy="Copy the missing files, set data.n_events to what the first files hold, or set "
         "data.allow_missing_files",
     )

@@ -15,7 +15,8 @@ from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, encode_shard
 from iceaggr.shards.manifest import ShardEntry, Split
 from iceaggr.shards.sketches import Sketch, sketch_events
 
-MAX_SHARDS_IN_FLIGHT = 2
+N_WRITER_THREADS = 2
+MAX_SHARDS_IN_FLIGHT = 3
 
 
 @dataclass
@@ -31,7 +32,7 @@ class _Buffer:
 class ShardWriter:
     """Takes events split by split and writes a shard whenever one is full.
 
-    Encoding, hashing, the sketch and the transfer run in one background thread while the caller
+    Encoding, hashing, the sketch and the transfer run in background threads while the caller
     groups the next events. Where shards are cut depends on the events alone, so the same raw file
     always gives the same shards.
     """
@@ -44,7 +45,7 @@ class ShardWriter:
         self._detector = detector
         self._n_events_per_shard = n_events_per_shard
         self._buffers: dict[Split, _Buffer] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shard-writer")
+        self._thread = ThreadPoolExecutor(N_WRITER_THREADS, thread_name_prefix="shard-writer")
         self._in_flight: list[Future[tuple[ShardEntry, Sketch]]] = []
         self._entries: list[ShardEntry] = []
         self._sketches: dict[str, Sketch] = {}

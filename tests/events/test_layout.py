@@ -1,0 +1,93 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from iceaggr.detector import BUILT_IN, icecube86
+from iceaggr.errors import RawDataError
+from iceaggr.events.layout import find_layout, load_detector
+from iceaggr.storage import open_store
+from tests.events.raw_layout import write_raw_layout
+
+
+def test_find_layout_orders_files_by_number(tmp_path):
+    uri = write_raw_layout(tmp_path, n_files=11, n_events_per_file=2)
+    layout = find_layout(open_store(), uri + "/")
+    assert [file.batch_id for file in layout.files] == list(range(1, 12))
+    assert layout.labelled
+    assert layout.geometry_uri == f"{uri}/sensor_geometry.csv"
+
+
+def test_find_layout_prefers_unlabelled_events_when_asked_for_any(tmp_path):
+    write_raw_layout(tmp_path, n_files=1)
+    uri = write_raw_layout(tmp_path, n_files=1, labels=False)
+    assert not find_layout(open_store(), uri).labelled
+    assert find_layout(open_store(), uri, "train").labelled
+
+
+def test_find_layout_takes_the_built_in_geometry_when_there_is_none(tmp_path):
+    uri = write_raw_layout(tmp_path, n_files=1)
+    (tmp_path / "sensor_geometry.csv").unlink()
+    assert find_layout(open_store(), uri).geometry_uri == BUILT_IN
+
+
+def test_find_layout_names_the_missing_meta_file(tmp_path):
+    uri = write_raw_layout(tmp_path, n_files=1)
+    (tmp_path / "train_meta.parquet").unlink()
+    with pytest.raises(RawDataError, match=r"meta file is missing \[.*train_meta.parquet\]"):
+        find_layout(open_store(), uri)
+
+
+def test_find_layout_names_the_folder_without_batch_files(tmp_path):
+    uri = write_raw_layout(tmp_path, n_files=1)
+    (tmp_path / "train" / "batch_1.parquet").rename(tmp_path / "train" / "other.parquet")
+    with pytest.raises(RawDataError, match=r"no raw batch files \[.*/train/\]"):
+        find_layout(open_store(), uri)
+
+
+def test_find_layout_refuses_two_files_of_one_batch(tmp_path):
+    uri = write_raw_layout(tmp_path, n_files=1)
+    (tmp_path / "train" / "batch_01.parquet").write_bytes(b"")
+    with pytest.raises(RawDataError, match="two raw files for batch 1"):
+        find_layout(open_store(), uri)
+
+
+def test_find_layout_reads_the_notes_of_a_converted_source(tmp_path):
+    uri = write_raw_layout(tmp_path, n_files=1)
+    (tmp_path / "source_notes.json").write_text('["charge: absent"]')
+    assert find_layout(open_store(), uri).notes == ("charge: absent",)
+
+
+def test_find_layout_refuses_damaged_notes(tmp_path):
+    uri = write_raw_layout(tmp_path, n_files=1)
+    (tmp_path / "source_notes.json").write_text("{")
+    with pytest.raises(RawDataError, match="notes are not a JSON list"):
+        find_layout(open_store(), uri)
+
+
+def test_load_detector_completes_bare_built_in_positions(tmp_path):
+    uri = write_raw_layout(tmp_path, n_files=1)
+    detector = load_detector(open_store(), f"{uri}/sensor_geometry.csv")
+    np.testing.assert_array_equal(detector.efficiency, icecube86().efficiency)
+    np.testing.assert_array_equal(detector.string_id, icecube86().string_id)
+
+
+def test_load_detector_leaves_other_positions_as_they_are(tmp_path):
+    uri = write_raw_layout(tmp_path, n_files=1)
+    table = pd.read_csv(tmp_path / "sensor_geometry.csv")
+    table["z"] += 1.0
+    table.to_csv(tmp_path / "sensor_geometry.csv", index=False)
+    detector = load_detector(open_store(), f"{uri}/sensor_geometry.csv")
+    assert (detector.efficiency == 1).all()
+    assert (detector.string_id == -1).all()
+
+
+def test_load_detector_believes_a_table_with_efficiencies(tmp_path):
+    uri = write_raw_layout(tmp_path, n_files=1)
+    table = pd.read_csv(tmp_path / "sensor_geometry.csv").assign(efficiency=1.0)
+    table.to_csv(tmp_path / "sensor_geometry.csv", index=False)
+    detector = load_detector(open_store(), f"{uri}/sensor_geometry.csv")
+    assert (detector.efficiency == 1).all()
+
+
+def test_load_detector_knows_the_built_in_name():
+    assert load_detector(open_store(), BUILT_IN) is icecube86()

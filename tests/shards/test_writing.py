@@ -1,0 +1,242 @@
+import threading
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from iceaggr.config import DataConfig
+from iceaggr.detector import icecube86
+from iceaggr.errors import RawDataError, ShardError
+from iceaggr.events.cleaning import EVENT_REASONS, PULSE_REASONS
+from iceaggr.shards.format import SPLITS
+from iceaggr.shards.manifest import load_manifest, merge_manifests
+from iceaggr.shards.planning import plan_shards
+from iceaggr.shards.reading import read_shard
+from iceaggr.shards.sketches import sketch_events, split_sketches_from_json
+from iceaggr.shards.split import split_idx
+from iceaggr.shards.writing import shard_unit
+from iceaggr.storage import open_store
+from tests.events.raw_layout import write_raw_layout
+from tests.events.raw_tables import meta_frame, pulse_frame, write_raw
+from tests.shards.raw_shards import contents, read_all, shard_all
+
+STORE = open_store()
+
+
+def test_shard_unit_puts_each_event_into_its_split_once(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=2, n_events_per_file=100)
+    config = DataConfig(n_events_per_shard=16)
+    manifest = shard_all(uri, tmp_path / "out", config)
+    found = []
+    for split_number, split in enumerate(SPLITS):
+        for entry in manifest.shards_of(split):
+            ids = read_shard(STORE, entry).event_id
+            shares = (config.validation_share, config.test_share)
+            assert (split_idx(ids, config.split_salt, *shares) == split_number).all()
+            found.extend(ids.tolist())
+    assert (
+        sorted(found) == pd.read_parquet(tmp_path / "raw/train_meta.parquet")["event_id"].tolist()
+    )
+    assert max(entry.n_events for entry in manifest.shards) == 16
+
+
+def test_shard_unit_writes_the_sketch_of_each_split(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=1, n_events_per_file=100)
+    manifest = shard_all(uri, tmp_path / "out", DataConfig(n_events_per_shard=16))
+    sketch_uri = manifest.source_files[0].sketch_uri
+    sketches = split_sketches_from_json(STORE.read_bytes(sketch_uri), sketch_uri)
+    assert list(sketches) == list(SPLITS)
+    for split, sketch in sketches.items():
+        assert sketch.n_events == manifest.n_events(split)
+    first = read_shard(STORE, manifest.shards_of("test")[0])
+    expected = sketch_events(first, icecube86()).features["charge_pe"].mean
+    assert sketches["test"].features["charge_pe"].mean == pytest.approx(expected, rel=1e-12)
+
+
+def test_shard_unit_accounts_for_every_pulse(tmp_path):
+    counts = [2, 1, 3, 0, 4]
+    charge = np.array([1, 1, np.nan, 1, -1, 1, 1, 1, 1, 1], np.float32)
+    zenith = [0.1, 0.2, 0.3, 0.4, 99.0]
+    frame = pulse_frame(counts, charge=charge, sensor_id=[0, 6000, 2, 3, 4, 5, 6, 7, 8, 9])
+    uri = write_raw(tmp_path / "raw", frame, meta_frame(counts, zenith=zenith))
+    manifest = shard_all(uri, tmp_path / "out")
+    source = manifest.source_files[0]
+    assert (source.n_events_in, source.n_events_kept) == (5, 2)
+    assert (source.n_pulses_in, source.n_pulses_kept) == (10, 3)
+    assert source.rejected_events == {
+        "label_out_of_range": 1,
+        "no_pulses": 1,
+        "no_valid_pulses": 1,
+    }
+    assert source.rejected_pulses == {
+        "sensor_not_in_geometry": 1,
+        "value_missing": 1,
+        "charge_not_positive": 1,
+        "event_rejected": 4,
+    }
+    assert sorted(read_all(manifest).event_id.tolist()) == [100, 102]
+
+
+def test_shard_unit_keeps_what_it_rejects_in_quarantine(tmp_path):
+    counts = [2, 0, 3]
+    frame = pulse_frame(counts, charge=np.array([1, -1, 1, 1, 1], np.float32))
+    meta = meta_frame(counts, zenith=[0.1, 0.2, np.nan])
+    manifest = shard_all(write_raw(tmp_path / "raw", frame, meta), tmp_path / "out")
+    rows = pq.read_table(STORE.open_input(manifest.source_files[0].quarantine_uri)).to_pylist()
+    pulses = [row for row in rows if row["pulse_index"] is not None]
+    assert [(row["event_id"], row["pulse_index"], row["pulse_reason"]) for row in pulses] == [
+        (100, 1, "charge_not_positive"),
+        (102, 2, "event_rejected"),
+        (102, 3, "event_rejected"),
+        (102, 4, "event_rejected"),
+    ]
+    assert pulses[0]["charge"] == -1
+    assert pulses[0]["event_reason"] is None
+    assert pulses[1]["event_reason"] == "label_not_finite"
+    events = [row for row in rows if row["pulse_index"] is None]
+    assert [(row["event_id"], row["event_reason"]) for row in events] == [(101, "no_pulses")]
+    reasons = {row["pulse_reason"] for row in pulses}
+    assert reasons <= set(PULSE_REASONS)
+    assert {row["event_reason"] for row in events} <= set(EVENT_REASONS)
+
+
+def test_shard_unit_writes_no_quarantine_when_nothing_is_rejected(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=1)
+    assert shard_all(uri, tmp_path / "out").source_files[0].quarantine_uri == ""
+    assert not any("quarantine" in name for name in contents(tmp_path / "out"))
+
+
+def test_shard_unit_accepts_a_file_whose_events_are_all_rejected(tmp_path):
+    uri = write_raw(tmp_path / "raw", pulse_frame([3], charge=np.zeros(3)), meta_frame([3]))
+    manifest = shard_all(uri, tmp_path / "out")
+    assert manifest.shards == ()
+    assert manifest.source_files[0].rejected_pulses == {"charge_not_positive": 3}
+
+
+def test_shard_unit_uses_the_first_events_only_when_asked(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=2, n_events_per_file=50)
+    manifest = shard_all(uri, tmp_path / "out", DataConfig(n_events=70))
+    ids = pd.read_parquet(tmp_path / "raw/train_meta.parquet")["event_id"][:70]
+    assert sorted(read_all(manifest).event_id.tolist()) == ids.tolist()
+    assert [source.n_events_in for source in manifest.source_files] == [50, 20]
+
+
+def test_shard_unit_leaves_the_same_bytes_in_every_run(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=2)
+    for name in ("first", "second"):
+        shard_all(uri, tmp_path / name)
+    first, second = contents(tmp_path / "first"), contents(tmp_path / "second")
+    assert first.keys() == second.keys()
+    for name in first:
+        if name.endswith(".arrow"):
+            assert first[name] == second[name], name
+
+
+def test_shard_unit_leaves_the_same_objects_when_runs_overlap(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=2, n_events_per_file=400)
+    config, out_uri = DataConfig(n_events_per_shard=16), (tmp_path / "out").as_uri()
+    unit = plan_shards(STORE, uri, config, out_uri)[0]
+    threads = [
+        threading.Thread(target=shard_unit, args=(STORE, unit, out_uri, config)) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    overlapping = contents(tmp_path / "out" / "shards")
+    again = shard_unit(STORE, unit, out_uri, config)
+    assert all(source.reused for source in again.source_files)
+    assert contents(tmp_path / "out" / "shards") == overlapping
+    assert read_all(again).n_events == 800
+    alone = shard_all(uri, tmp_path / "alone", config)
+    assert contents(tmp_path / "alone" / "shards").keys() == overlapping.keys()
+    assert alone.digest() == again.digest()
+
+
+class KilledStore:
+    """Passes everything on until a write that it does not survive."""
+
+    def __init__(self, n_writes):
+        self.n_writes = n_writes
+
+    def __getattr__(self, name):
+        return getattr(STORE, name)
+
+    def write_bytes(self, uri, data):
+        self.n_writes -= 1
+        if self.n_writes < 0:
+            raise KeyboardInterrupt
+        STORE.write_bytes(uri, data)
+
+
+@pytest.mark.parametrize("n_writes", [1, 2, 5, 9, 12])
+def test_shard_unit_finishes_what_a_killed_run_began(tmp_path, n_writes):
+    uri = write_raw_layout(tmp_path / "raw", n_files=2)
+    config = DataConfig(n_events_per_shard=10)
+    with pytest.raises(KeyboardInterrupt):
+        shard_all(uri, tmp_path / "out", config, KilledStore(n_writes))
+    shard_all(uri, tmp_path / "out", config)
+    shard_all(uri, tmp_path / "alone", config)
+    assert (
+        contents(tmp_path / "out" / "shards").keys()
+        == contents(tmp_path / "alone" / "shards").keys()
+    )
+    for name, data in contents(tmp_path / "alone" / "shards").items():
+        if name.endswith(".arrow"):
+            assert (tmp_path / "out" / "shards" / name).read_bytes() == data
+
+
+def test_shard_unit_writes_the_manifest_last(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=1)
+    order = []
+
+    class OrderedStore(KilledStore):
+        def write_bytes(self, uri, data):
+            order.append(uri.rsplit("/", 1)[-1])
+            STORE.write_bytes(uri, data)
+
+    manifest = shard_all(uri, tmp_path / "out", store=OrderedStore(0))
+    assert order[-1] == "manifest.json"
+    folder_uri = manifest.shards[0].uri.rsplit("/", 1)[0]
+    assert load_manifest(STORE, f"{folder_uri}/manifest.json").shards == manifest.shards
+
+
+def test_shard_unit_leaves_no_manifest_when_a_raw_file_is_damaged(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=1)
+    path = tmp_path / "raw/train/batch_1.parquet"
+    pq.write_table(pq.read_table(path), path, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    data[4000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RawDataError, match=r"damaged.*\[.*batch_1.parquet\]"):
+        shard_all(uri, tmp_path / "out")
+    assert not any("manifest" in name for name in contents(tmp_path / "out"))
+
+
+def test_shard_unit_refuses_a_meta_file_that_changed_after_planning(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=1)
+    unit = plan_shards(STORE, uri, DataConfig(), (tmp_path / "out").as_uri())[0]
+    path = tmp_path / "raw/train_meta.parquet"
+    pd.read_parquet(path).iloc[:-1].to_parquet(path)
+    with pytest.raises(RawDataError, match=r"changed after it was planned.*49 events.*50 events"):
+        shard_unit(STORE, unit, (tmp_path / "out").as_uri(), DataConfig())
+
+
+def test_shard_unit_reports_progress_up_to_the_end(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=2)
+    out_uri = (tmp_path / "out").as_uri()
+    unit = plan_shards(STORE, uri, DataConfig(), out_uri)[0]
+    reports = []
+    shard_unit(STORE, unit, out_uri, DataConfig(), lambda *report: reports.append(report))
+    assert reports[-1] == (100, 100)
+    assert all(a[0] <= b[0] for a, b in pairwise(reports))
+
+
+def test_merge_manifests_refuses_a_raw_file_that_is_there_twice(tmp_path):
+    manifest = shard_all(write_raw_layout(tmp_path / "raw", n_files=1), tmp_path / "out")
+    source = manifest.source_files[0].model_copy(update={"uri": "file:///copy.parquet"})
+    copy = manifest.model_copy(update={"source_files": (source,)})
+    with pytest.raises(ShardError, match=r"hold the same events \[file:.*copy.parquet"):
+        merge_manifests([manifest, copy])
