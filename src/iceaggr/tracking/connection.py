@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import requests
 from mlflow import MlflowClient
@@ -22,6 +26,9 @@ _REFUSED_FOR_GOOD = {
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 }
+_NOT_ALLOWED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
+_PATIENCE_S = 90.0
+_REPEAT_AFTER_S = 3.0
 # MLflow's own defaults repeat a request for minutes; the outbox repeats instead, without blocking.
 _QUICK_REQUESTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -31,11 +38,15 @@ _QUICK_REQUESTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
 
 def connect(tracking_uri: str) -> MlflowClient:
     """Open a client after one quick probe; an empty URI means MLFLOW_TRACKING_URI.
 
-    Sets quick-failing MLFLOW_HTTP_* defaults in this process unless they are set already.
+    Sets quick-failing MLFLOW_HTTP_* defaults in this process unless they are set already, and
+    quiets MLflow's notes.
     Raises: TrackingError within about five seconds if nothing answers.
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -47,6 +58,7 @@ def connect(tracking_uri: str) -> MlflowClient:
         )
     for name, value in _QUICK_REQUESTS.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its progress notes are not ours
     if uri.startswith(("http://", "https://")):
         _probe(uri)
     with as_tracking_error("tracking server refused the connection", uri):
@@ -79,8 +91,37 @@ def as_tracking_error(failed: str, where: str) -> Iterator[None]:
             failed,
             where=where,
             found=" ".join(str(error).split())[:500],
-            remedy="Check the tracking server's log and MLFLOW_TRACKING_URI",
+            remedy=_remedy(error),
         ) from error
+
+
+def patient(method: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
+    """Repeat a method that may run twice, for a minute and a half, while the server is away."""
+
+    @wraps(method)
+    def repeating(*arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return method(*arguments, **options)
+            except TrackingError as error:
+                cause = error.__cause__
+                if not isinstance(cause, Exception) or is_refused_for_good(cause):
+                    raise
+                if getattr(cause, "error_code", "") in _NOT_ALLOWED or time.monotonic() > deadline:
+                    raise
+            time.sleep(_REPEAT_AFTER_S)
+
+    return repeating
+
+
+def _remedy(error: Exception) -> str:
+    code = getattr(error, "error_code", "")
+    if code == "RESOURCE_DOES_NOT_EXIST":
+        return "Check the name; the tracking server's pages list what there is"
+    if code in _NOT_ALLOWED:
+        return "Check the credentials in MLFLOW_TRACKING_USERNAME, _PASSWORD or _TOKEN"
+    return "Check the tracking server's log and MLFLOW_TRACKING_URI"
 
 
 def is_refused_for_good(error: Exception) -> bool:

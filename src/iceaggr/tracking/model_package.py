@@ -1,0 +1,124 @@
+"""Packing a saved model as an MLflow pyfunc: code and weights in one folder, no pickle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+
+import iceaggr
+from iceaggr.errors import TrackingError
+from iceaggr.events.schema import PULSE_COLUMNS
+from iceaggr.interfaces import ObjectStore
+from iceaggr.models.bundle import DOCUMENT, GEOMETRY, WEIGHTS
+
+BUNDLE = "model"
+"""Name of the saved model's folder among the artifacts of the MLflow model."""
+
+_INPUT = {
+    "event_id": DataType.long,
+    "sensor_id": DataType.long,
+    "time": DataType.long,
+    "charge": DataType.double,
+    "auxiliary": DataType.boolean,
+}
+_OUTPUT = {"event_id": DataType.long, **dict.fromkeys(("azimuth", "zenith", "kappa"), "double")}
+# What prediction imports: pinned as installed, so that MLflow neither guesses nor asks an index.
+_REQUIRED = (
+    *("boto3", "jinja2", "matplotlib", "mlflow", "numpy", "pandas", "psutil", "pyarrow"),
+    *("pydantic", "pyyaml", "rich", "safetensors", "scipy", "torch"),
+)
+_NOT_NEEDED = (
+    "__pycache__",
+    "cli.py",
+    "local_services",
+    "simulation",
+    "steps",
+    "tracking",
+    "training",
+)
+
+
+def signature() -> ModelSignature:
+    """Describe input and output; times in ns, charges in photo-electrons, angles in radians."""
+    assert set(_INPUT) == set(PULSE_COLUMNS), "the model takes the raw schema"
+    inputs = Schema([ColSpec(kind, name) for name, kind in _INPUT.items()])
+    return ModelSignature(inputs, Schema([ColSpec(kind, name) for name, kind in _OUTPUT.items()]))
+
+
+def input_example() -> pd.DataFrame:
+    """Make up two small events, a few pulses along one string."""
+    n_pulses = 12
+    return pd.DataFrame(
+        {
+            "event_id": np.repeat(np.array([1, 2], np.int64), n_pulses // 2),
+            "sensor_id": np.arange(n_pulses, dtype=np.int64) % 6 + 20,
+            "time": np.arange(n_pulses, dtype=np.int64) % 6 * 60 + 9_800,
+            "charge": np.linspace(0.5, 2.0, n_pulses),
+            "auxiliary": np.arange(n_pulses) % 3 == 0,
+        }
+    )
+
+
+def requirements() -> list[str]:
+    """Pin the packages that prediction needs at the versions installed here."""
+    return [f"{name}=={version(name).partition('+')[0]}" for name in _REQUIRED]
+
+
+def fetch_bundle(store: ObjectStore, folder_uri: str, into: Path) -> Path:
+    """Copy a saved model from storage to a local folder. Raises: StorageError."""
+    into.mkdir(parents=True)
+    for name in (WEIGHTS, GEOMETRY, DOCUMENT):
+        store.download(f"{folder_uri.rstrip('/')}/{name}", into / name)
+    return into
+
+
+def build_package(bundle: Path, target: Path, identity: Mapping[str, Any]) -> None:
+    """Write an MLflow model folder, then load it and predict its example.
+
+    bundle: local folder of the saved model. identity: run_id, model_id and artifact_path of MLflow.
+    Raises: TrackingError if the finished model cannot predict.
+    """
+    code = target.with_name(f"{target.name}-code") / "iceaggr"
+    source = Path(iceaggr.__file__).parent
+    shutil.copytree(source, code, ignore=shutil.ignore_patterns(*_NOT_NEEDED))
+    mlflow.pyfunc.save_model(
+        path=str(target),
+        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+        artifacts={BUNDLE: str(bundle)},
+        code_paths=[str(code)],
+        signature=signature(),
+        input_example=input_example(),
+        pip_requirements=requirements(),
+        mlflow_model=Model(**identity),
+    )
+    _check(target)
+
+
+def _check(target: Path) -> None:
+    example = input_example()
+    try:
+        answer = mlflow.pyfunc.load_model(str(target)).predict(example)
+    except Exception as error:
+        raise TrackingError(
+            "packed model cannot predict its own example",
+            where=str(target),
+            found=" ".join(f"{type(error).__name__}: {error}".split())[:400],
+            remedy="Nothing was registered; correct the saved model",
+        ) from error
+    expected = example["event_id"].nunique()
+    if list(answer.columns) != list(_OUTPUT) or len(answer) != expected:
+        raise TrackingError(
+            "packed model predicts something else",
+            where=str(target),
+            found=f"{len(answer)} rows of {list(answer.columns)}",
+            expected=f"{expected} rows of {list(_OUTPUT)}",
+        )

@@ -1,0 +1,251 @@
+"""The model registry: registering a model, finding the champion, replacing it, going back."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from iceaggr.errors import TrackingError
+from iceaggr.interfaces import ObjectStore
+from iceaggr.models.bundle import DOCUMENT
+from iceaggr.storage.uris import file_uri
+from iceaggr.tracking.connection import as_tracking_error, connect, patient
+from iceaggr.tracking.model_package import BUNDLE, build_package, fetch_bundle
+from iceaggr.tracking.promotion_lock import promotion_lock
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+PREVIOUS_TAG = "previous_champion"
+_CONTENT_TAG = "content_sha256"
+_MODELS = "models:/"
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """One version in the registry. run_id: the MLflow run that trained it."""
+
+    name: str
+    version: str
+    run_id: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def uri(self) -> str:
+        """Name it for `mlflow models serve` and `iceaggr predict`."""
+        return f"{_MODELS}{self.name}/{self.version}"
+
+
+class ModelRegistry:
+    """The registry of one tracking server; an empty URI means MLFLOW_TRACKING_URI.
+
+    Raises: TrackingError from every method, naming the model.
+    """
+
+    def __init__(self, tracking_uri: str = "") -> None:
+        self._client: MlflowClient = connect(tracking_uri)
+
+    @patient
+    def register(
+        self,
+        store: ObjectStore,
+        folder_uri: str,
+        model_name: str,
+        run_id: str,
+        tags: Mapping[str, str],
+    ) -> RegisteredModel:
+        """Register a saved model as a new version, under the alias challenger.
+
+        folder_uri: what `save_model` wrote. A retry with the same content returns the version that
+        is there already. The version appears only when all its files have arrived.
+        """
+        with (
+            as_tracking_error("cannot register the model", model_name),
+            tempfile.TemporaryDirectory(prefix="iceaggr-model-") as scratch,
+        ):
+            bundle = fetch_bundle(store, folder_uri, Path(scratch, BUNDLE))
+            content = hashlib.sha256((bundle / DOCUMENT).read_bytes()).hexdigest()
+            known = self._find(model_name, run_id, content)
+            if known is None:
+                model_id = self._upload(bundle, Path(scratch, "package"), model_name, run_id)
+                self._create_name(model_name)
+                known = self._client.create_model_version(
+                    model_name,
+                    source=f"{_MODELS}{model_id}",
+                    run_id=run_id,
+                    tags={**tags, _CONTENT_TAG: content},
+                    model_id=model_id,
+                    await_creation_for=60,
+                )
+            self._client.set_registered_model_alias(model_name, CHALLENGER, known.version)
+            return self.version(model_name, str(known.version))
+
+    def version(self, model_name: str, version: str) -> RegisteredModel:
+        """Describe one version."""
+        with as_tracking_error("no such model version", f"{_MODELS}{model_name}/{version}"):
+            return _described(self._client.get_model_version(model_name, version))
+
+    @patient
+    def champion(self, model_name: str) -> RegisteredModel | None:
+        """Find the champion, None before the first promotion."""
+        with as_tracking_error("cannot look up the champion", model_name):
+            return self._by_alias(model_name, CHAMPION)
+
+    @patient
+    def record_verdict(self, model: RegisteredModel, tags: Mapping[str, str]) -> None:
+        """Note on a version why it was promoted or not: verdict, margin, data digest."""
+        with as_tracking_error("cannot tag the model version", model.uri):
+            for key, value in tags.items():
+                self._client.set_model_version_tag(model.name, model.version, key, str(value))
+
+    @patient
+    def set_champion(
+        self, model: RegisteredModel, expected: RegisteredModel | None, tags: Mapping[str, str]
+    ) -> None:
+        """Make a version the champion, provided that `expected` still is.
+
+        expected: the champion that the decision compared with, None if there was none.
+        Promotions of one model exclude each other by a lock on the server, so of two decisions
+        made against the same champion one is refused here. Limit: a process that stalls for two
+        minutes while it holds the lock can lose it; it then notices before it returns.
+        """
+        with (
+            as_tracking_error("cannot promote the model", model.uri),
+            promotion_lock(self._client, model.name) as lock,
+        ):
+            found = self._by_alias(model.name, CHAMPION)
+            if found is not None and found.version == model.version:
+                return  # a retry of a promotion that succeeded
+            _check_unchanged(found, expected, model)
+            previous = {PREVIOUS_TAG: found.version} if found else {}
+            self.record_verdict(model, {**tags, **previous})
+            lock.assert_held()
+            self._client.set_registered_model_alias(model.name, CHAMPION, model.version)
+            lock.assert_held()
+            challenger = self._by_alias(model.name, CHALLENGER)
+            if challenger is not None and challenger.version == model.version:
+                self._client.delete_registered_model_alias(model.name, CHALLENGER)
+
+    @patient
+    def rollback(self, model_name: str) -> RegisteredModel:
+        """Give the title back to the champion before the present one, and return it."""
+        with (
+            as_tracking_error("cannot roll back", model_name),
+            promotion_lock(self._client, model_name) as lock,
+        ):
+            present = self._by_alias(model_name, CHAMPION)
+            if present is None or PREVIOUS_TAG not in present.tags:
+                raise TrackingError(
+                    "no previous champion to go back to",
+                    where=model_name,
+                    found=f"champion version {present.version}" if present else "no champion",
+                    remedy="Choose a version yourself in the MLflow registry",
+                )
+            previous = self.version(model_name, present.tags[PREVIOUS_TAG])
+            lock.assert_held()
+            self._client.set_registered_model_alias(model_name, CHAMPION, previous.version)
+            self.record_verdict(present, {"rolled_back": f"to version {previous.version}"})
+            return previous
+
+    @patient
+    def fetch(self, model_uri: str, into: Path) -> str:
+        """Give the folder URI of a saved model, for `load_model`.
+
+        model_uri: `models:/name@alias` or `models:/name/version`, which is downloaded below
+        `into`; any other URI is a folder already and is returned as it is.
+        """
+        if not model_uri.startswith(_MODELS):
+            return model_uri
+        with as_tracking_error("cannot fetch the model", model_uri):
+            found = self._resolve(model_uri)
+            folder = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{_MODELS}{found.name}/{found.version}/artifacts/{BUNDLE}",
+                dst_path=str(into),
+                tracking_uri=self._client.tracking_uri,
+                registry_uri=self._client.tracking_uri,
+            )
+        return file_uri(Path(folder))
+
+    def _resolve(self, model_uri: str) -> ModelVersion:
+        name, _, alias = model_uri.removeprefix(_MODELS).partition("@")
+        if alias:
+            return self._client.get_model_version_by_alias(name, alias)
+        name, _, version = name.rpartition("/")
+        if not name or not version.isdecimal():
+            raise TrackingError(
+                "not the URI of a registered model",
+                found=repr(model_uri),
+                expected="models:/name@champion or models:/name/3",
+            )
+        return self._client.get_model_version(name, version)
+
+    def _by_alias(self, model_name: str, alias: str) -> RegisteredModel | None:
+        try:
+            return _described(self._client.get_model_version_by_alias(model_name, alias))
+        except MlflowException as error:
+            # an unknown alias is INVALID_PARAMETER_VALUE, an unknown model RESOURCE_DOES_NOT_EXIST
+            if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+                return None
+            raise
+
+    def _find(self, model_name: str, run_id: str, content: str) -> ModelVersion | None:
+        versions = self._client.search_model_versions(f"name='{model_name}' and run_id='{run_id}'")
+        same = (v for v in versions if v.tags.get(_CONTENT_TAG) == content and v.status == "READY")
+        return next(same, None)
+
+    def _create_name(self, model_name: str) -> None:
+        try:
+            self._client.create_registered_model(
+                model_name, description="Direction of a neutrino from its raw IceCube pulses"
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _upload(self, bundle: Path, package: Path, model_name: str, run_id: str) -> str:
+        experiment = self._client.get_run(run_id).info.experiment_id
+        logged = self._client.create_logged_model(experiment, model_name, source_run_id=run_id)
+        status = "FAILED"
+        try:
+            location = logged.artifact_location
+            identity = {
+                "run_id": run_id,
+                "model_id": logged.model_id,
+                "model_uuid": logged.model_id,
+                "artifact_path": location,
+            }
+            build_package(bundle, package, identity)
+            self._client.log_model_artifacts(logged.model_id, str(package))
+            output = LoggedModelOutput(logged.model_id, step=0)
+            self._client.log_outputs(run_id, models=[output])
+            status = "READY"
+        finally:
+            self._client.finalize_logged_model(logged.model_id, status)
+        return str(logged.model_id)
+
+
+def _described(version: ModelVersion) -> RegisteredModel:
+    return RegisteredModel(
+        version.name, str(version.version), version.run_id or "", dict(version.tags)
+    )
+
+
+def _check_unchanged(
+    found: RegisteredModel | None, expected: RegisteredModel | None, model: RegisteredModel
+) -> None:
+    versions = [f"version {m.version}" if m else "no champion" for m in (found, expected)]
+    if versions[0] != versions[1]:
+        raise TrackingError(
+            "the champion changed while the decision was made",
+            where=model.name,
+            found=versions[0],
+            expected=f"{versions[1]}, with which version {model.version} was compared",
+            remedy="Run the promotion step again: it compares with the new champion",
+        )
