@@ -28,19 +28,19 @@ _AMANDA_Z_M = (-50.0, 450.0)
 """Depths 1500-2000 m, where the Pandel constants were fitted to AMANDA data."""
 
 
+_GRID_STEP_M, _GRID_HALF_M = 2.0, 1_200.0
+
+
 @dataclass(frozen=True)
 class Ice:
-    """Layered ice with running integrals of the inverse lengths, for averages over any path.
+    """Layered ice as running integrals of the inverse lengths, for averages over any path.
 
-    z_m: (L,) float64 ascending, metres.  scattering_integral, absorption_integral: (L,) integrals
-    of 1/length from the bottom to z_m, dimensionless.
+    scattering, absorption: (G,) integral of 1/length from the bottom of an even grid in z
+    (every 2 m, +-1200 m) to each of its points, dimensionless.
     """
 
-    z_m: Floats
-    scattering_integral: Floats
-    absorption_integral: Floats
-    scattering_per_m: Floats
-    absorption_per_m: Floats
+    scattering: Floats
+    absorption: Floats
 
     def mean_lengths(self, z_from_m: Floats, z_to_m: Floats) -> tuple[Floats, Floats]:
         """Average the ice between two depths (harmonic mean over the path).
@@ -51,33 +51,40 @@ class Ice:
         low = np.minimum(z_from_m, z_to_m) - 0.5
         high = np.maximum(z_from_m, z_to_m) + 0.5
         height = high - low
-        scattering = self._between(self.scattering_integral, self.scattering_per_m, low, high)
-        absorption = self._between(self.absorption_integral, self.absorption_per_m, low, high)
+        low_at, high_at = self._place(low), self._place(high)
+        scattering = _read(self.scattering, high_at) - _read(self.scattering, low_at)
+        absorption = _read(self.absorption, high_at) - _read(self.absorption, low_at)
         return height / scattering, height / absorption
 
-    def _between(self, integral: Floats, density: Floats, low: Floats, high: Floats) -> Floats:
-        def at(z: Floats) -> Floats:
-            inside = np.interp(z, self.z_m, integral)
-            below = np.minimum(z - self.z_m[0], 0.0) * density[0]
-            above = np.maximum(z - self.z_m[-1], 0.0) * density[-1]
-            return np.asarray(inside + below + above)
+    def _place(self, z_m: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
+        """Find the grid cell and the place in it; beyond the grid the last cell goes on."""
+        position = (z_m + _GRID_HALF_M) / _GRID_STEP_M
+        cell = np.clip(position.astype(np.int64), 0, len(self.scattering) - 2)
+        return cell, position - cell
 
-        return at(high) - at(low)
+
+def _read(integral: Floats, place: tuple[npt.NDArray[np.int64], Floats]) -> Floats:
+    cell, part = place
+    below = integral[cell]
+    return np.asarray(below + part * (integral[cell + 1] - below))
 
 
 @cache
 def south_pole_ice() -> Ice:
     """Load the built-in table: effective scattering and absorption lengths at 400 nm, 10 m steps.
 
+    The first and last layer go on outside the table.
     Source: SPICE Mie, arXiv:1301.5361; depths converted with the origin at 1948.07 m.
     """
     text = resources.files("iceaggr.resources").joinpath("ice_layers.csv").read_text()
     table = np.loadtxt(io.StringIO(text), delimiter=",", skiprows=1)
     table = table[np.argsort(table[:, 0])]
-    z_m, per_m = table[:, 0], 1.0 / table[:, 1:]
-    step = np.diff(z_m)[:, None] * 0.5 * (per_m[1:] + per_m[:-1])
-    integral = np.vstack([np.zeros((1, 2)), np.cumsum(step, axis=0)])
-    return Ice(z_m, integral[:, 0], integral[:, 1], per_m[:, 0], per_m[:, 1])
+    middle = np.arange(-_GRID_HALF_M, _GRID_HALF_M, _GRID_STEP_M) + 0.5 * _GRID_STEP_M
+    scattering, absorption = (
+        np.concatenate([[0.0], np.cumsum(_GRID_STEP_M * np.interp(middle, table[:, 0], per_m))])
+        for per_m in (1.0 / table[:, 1:]).T
+    )
+    return Ice(scattering, absorption)
 
 
 @cache

@@ -19,6 +19,7 @@ SHOWER_STEP_M = 0.3915 / 0.63207
 """Scale of the longitudinal gamma profile of electrons. Source: PPC f2k.cxx."""
 _TILT_EXPONENT, _TILT_SLOPE = 0.39, 2.61
 """Tilt of shower particles from the axis. Source: PPC pro.cu."""
+_N_EMISSION_BINS = 200
 _ACCEPTANCE = (0.34, 0.16, 0.0, 0.88, 0.0, -1.05, 0.0, 0.35)
 """Angular acceptance: polynomial in the cosine to the PMT axis. Source: PPC spice_ftp-v3m."""
 _HADRON_E0, _HADRON_M, _HADRON_F0 = 0.18792, 0.16268, 0.30974
@@ -105,12 +106,13 @@ def cascade_emission(cosine: Floats) -> Floats:
 
     cosine: (K,) of the angle between the shower axis and the photon.
     """
-    centres, density = _emission_table()
-    return np.asarray(np.interp(cosine, centres, density))
+    density = _emission_table()
+    cell = ((cosine + 1.0) * (0.5 * _N_EMISSION_BINS)).astype(np.int64)
+    return density[np.minimum(cell, _N_EMISSION_BINS - 1)]
 
 
 @cache
-def _emission_table() -> tuple[Floats, Floats]:
+def _emission_table() -> Floats:
     """Tabulate the emission: a tilted particle, then the Cherenkov cone about it (PPC pro.cu)."""
     n = 600
     u = (np.arange(n) + 0.5) / n
@@ -120,6 +122,5 @@ def _emission_table() -> tuple[Floats, Floats]:
     sin_tilt = np.sqrt(np.maximum(0.0, 1.0 - cos_tilt**2))
     turn = np.cos(np.pi * u)[None, :]
     cosine = cos_tilt * COS_CHERENKOV + sin_tilt * SIN_CHERENKOV * turn
-    counts, edges = np.histogram(cosine, bins=100, range=(-1.0, 1.0))
-    centres = 0.5 * (edges[1:] + edges[:-1])
-    return centres, counts / counts.mean()
+    counts, _ = np.histogram(cosine, bins=_N_EMISSION_BINS, range=(-1.0, 1.0))
+    return np.asarray(counts / counts.mean())

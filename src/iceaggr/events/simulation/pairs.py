@@ -26,7 +26,8 @@ MIN_EXPECTED_PE = 0.004
 """Pairs with less light are left out; their sum is below one photon for nearly every event."""
 _TRACK_RADIUS_M = 160.0
 _TRACKS_AT_ONCE = 64
-_RADII_M = np.array([50, 80, 120, 170, 230, 300, 400, 550, 1800], dtype=np.float64)
+_PAIRS_AT_ONCE = 20_000
+_RADII_M = np.array([40, 55, 70, 85, 100, 120, 140, 165, 190, 230, 270, 330, 400, 550, 1800.0])
 _CLEAR_ATTENUATION_M = 50.0
 
 # Pandel constants. Tracks: IceTray rpdf, "H2" ice. Cascades: AMANDA cascade reconstruction
@@ -130,11 +131,20 @@ def track_pairs(tracks: Tracks) -> Pairs:
 
 def cascade_pairs(cascades: Cascades) -> Pairs:
     """Pair cascades with sensors; the source is the mean point of the longitudinal profile."""
-    sensors = live_sensors()
     shape = light.shower_shape(cascades.energy_gev)
-    ahead = shape * light.SHOWER_STEP_M
-    centre = cascades.vertex_m + ahead[:, None] * cascades.axis
+    centre = cascades.vertex_m + (shape * light.SHOWER_STEP_M)[:, None] * cascades.axis
     row, sensor = _near_cascades(centre, cascades.energy_gev)
+    # in pieces that stay in the processor's cache
+    pieces = [slice(k, k + _PAIRS_AT_ONCE) for k in range(0, max(len(row), 1), _PAIRS_AT_ONCE)]
+    return concatenate_pairs(
+        [_lit_by_cascades(cascades, centre, shape, row[at], sensor[at]) for at in pieces]
+    )
+
+
+def _lit_by_cascades(
+    cascades: Cascades, centre: Floats, shape: Floats, row: Ints, sensor: Ints
+) -> Pairs:
+    sensors = live_sensors()
     way = sensors.xyz_m[sensor] - centre[row]
     distance = np.maximum(np.linalg.norm(way, axis=1), 0.5)
     cosine = np.clip((way * cascades.axis[row]).sum(axis=1) / distance, -1.0, 1.0)
@@ -155,7 +165,7 @@ def cascade_pairs(cascades: Cascades) -> Pairs:
     xi, rho = _pandel(
         distance * turn, _CASCADE_LAMBDA_M, _CASCADE_TAU_NS, scattering_m, absorption_m
     )
-    start = cascades.time_ns[row] + ahead[row] / SPEED_OF_LIGHT
+    start = cascades.time_ns[row] + shape[row] * light.SHOWER_STEP_M / SPEED_OF_LIGHT
     arrival = start + N_GROUP * distance / SPEED_OF_LIGHT
     event = cascades.event[row]
     return _bright(Pairs(event, sensor, expected, arrival, xi, rho, distance, cosine, shape[row]))
@@ -189,27 +199,28 @@ def _bright(pairs: Pairs) -> Pairs:
 
 def _near_tracks(tracks: Tracks) -> tuple[Ints, Ints, Floats, Floats]:
     """Find (track, sensor) within reach: rows, metre along the line, distance from it."""
-    x, y, z = live_sensors().xyz_m.T
-    parts: list[tuple[Ints, Ints, Floats, Floats]] = []
+    sensors = live_sensors().xyz_m
+    # single precision only chooses the pairs; their geometry is computed in double below
+    x, y, z = sensors.T.astype(np.float32)
+    nearest, travel = tracks.nearest_m.astype(np.float32), tracks.travel.astype(np.float32)
+    first = tracks.first_m.astype(np.float32) - _TRACK_RADIUS_M
+    last = tracks.last_m.astype(np.float32) + 2 * _TRACK_RADIUS_M
+    rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for start in range(0, len(tracks.event), _TRACKS_AT_ONCE):
         at = slice(start, start + _TRACKS_AT_ONCE)
-        ux, uy, uz = (tracks.travel[at, k, None] for k in range(3))
-        dx = x - tracks.nearest_m[at, 0, None]
-        dy = y - tracks.nearest_m[at, 1, None]
-        dz = z - tracks.nearest_m[at, 2, None]
-        along = dx * ux + dy * uy + dz * uz
+        dx, dy, dz = (p - nearest[at, k, None] for k, p in enumerate((x, y, z)))
+        along = dx * travel[at, 0, None] + dy * travel[at, 1, None] + dz * travel[at, 2, None]
         square = dx * dx + dy * dy + dz * dz - along * along
         near: npt.NDArray[np.bool_] = square < _TRACK_RADIUS_M**2
-        near &= along > tracks.first_m[at, None] - _TRACK_RADIUS_M
-        near &= along < tracks.last_m[at, None] + 2 * _TRACK_RADIUS_M
-        row, sensor = np.nonzero(near)
-        distance = np.sqrt(np.maximum(square[near], 0.25))
-        parts.append((row + start, sensor, along[near], distance))
-    if not parts:
-        empty = np.zeros(0)
-        return empty.astype(np.int64), empty.astype(np.int64), empty, empty
-    row, sensor, along, distance = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return row, sensor, along, distance
+        near &= (along > first[at, None]) & (along < last[at, None])
+        row, column = np.nonzero(near)
+        rows.append(row + start)
+        columns.append(column)
+    row, sensor = np.concatenate(rows), np.concatenate(columns)
+    way = sensors[sensor] - tracks.nearest_m[row]
+    exact = (way * tracks.travel[row]).sum(axis=1)
+    square = (way * way).sum(axis=1) - exact * exact
+    return row, sensor, exact, np.sqrt(np.maximum(square, 0.25))
 
 
 def _near_cascades(centre_m: Floats, energy_gev: Floats) -> tuple[Ints, Ints]:
@@ -223,10 +234,8 @@ def _near_cascades(centre_m: Floats, energy_gev: Floats) -> tuple[Ints, Ints]:
             continue
         tree = cKDTree(centre_m[members])
         found = tree.sparse_distance_matrix(live_sensors().tree, radius, output_type="ndarray")
-        # the tree promises no order; random numbers are dealt out in this one
-        order = np.lexsort((found["j"], found["i"]))
-        rows.append(members[found["i"][order]])
-        columns.append(found["j"][order].astype(np.int64))
+        rows.append(members[found["i"]])
+        columns.append(found["j"].astype(np.int64))
     if not rows:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     return np.concatenate(rows), np.concatenate(columns)
