@@ -59,6 +59,8 @@ def test_clean_keeps_everything_when_nothing_is_wrong():
         ("charge_pe", -np.inf, "charge_not_finite"),
         ("charge_pe", 0.0, "charge_not_positive"),
         ("charge_pe", -1.5, "charge_not_positive"),
+        ("charge_pe", 1e39, "charge_beyond_float32"),
+        ("charge_pe", 1e-46, "charge_beyond_float32"),
         ("sensor_id", 5160, "sensor_not_in_geometry"),
         ("sensor_id", -1, "sensor_not_in_geometry"),
         ("time_ns", -1, "time_negative"),

@@ -19,6 +19,10 @@ from iceaggr.events.pulses import PulseChunk, Pulses
 MAX_TIME_NS = 10_000_000
 """10 ms: a hundred times the longest readout window; anything later is no time."""
 
+MIN_CHARGE_PE = float(np.finfo(np.float32).smallest_subnormal)
+MAX_CHARGE_PE = float(np.finfo(np.float32).max)
+"""Batches hold charges as float32, where anything beyond these would be zero or infinite."""
+
 # float32 angles round up: 2 pi itself becomes 6.2831855
 MAX_AZIMUTH = 2 * np.pi + 1e-6
 MAX_ZENITH = np.pi + 1e-6
@@ -30,6 +34,7 @@ PULSE_REASONS = (
     "sensor_not_in_geometry",
     "charge_not_finite",
     "charge_not_positive",
+    "charge_beyond_float32",
     "event_rejected",
 )
 """Why a pulse is rejected: the first that applies."""
@@ -151,8 +156,8 @@ def _all_valid(pulses: Pulses, sensor_idx: npt.NDArray[np.integer]) -> bool:
         and sensor_idx.min() >= 0
         and pulses.time_ns.min() >= 0
         and pulses.time_ns.max() <= MAX_TIME_NS
-        and pulses.charge_pe.min() > 0
-        and pulses.charge_pe.max() < np.inf
+        and pulses.charge_pe.min() >= MIN_CHARGE_PE
+        and pulses.charge_pe.max() <= MAX_CHARGE_PE
     )
 
 
@@ -164,6 +169,8 @@ def _pulse_reason(pulses: Pulses, sensor_idx: npt.NDArray[np.integer]) -> npt.ND
         "sensor_not_in_geometry": sensor_idx < 0,
         "charge_not_finite": ~np.isfinite(pulses.charge_pe),
         "charge_not_positive": pulses.charge_pe <= 0,
+        "charge_beyond_float32": (pulses.charge_pe < MIN_CHARGE_PE)
+        | (pulses.charge_pe > MAX_CHARGE_PE),
     }
     return _first_reason(faults, PULSE_REASONS, len(pulses))
 
