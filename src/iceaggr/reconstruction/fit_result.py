@@ -51,13 +51,15 @@ class Hits:
         return Hits(self.event_idx[chosen], self.xyz_m[chosen], self.time_ns[chosen], self.n_events)
 
 
-def pulse_hits(batch: EventBatch) -> Hits:
-    """Take every pulse as a hit."""
-    dom = batch.pulse_dom_idx()
+def pulse_hits(batch: EventBatch, chosen: Tensor | None = None) -> Hits:
+    """Take every pulse, or every chosen one, as a hit. chosen: (N,) bool."""
+    dom, time_ns = batch.pulse_dom_idx(), batch.time_ns
+    if chosen is not None:
+        dom, time_ns = dom[chosen], time_ns[chosen]
     return Hits(
         batch.dom_event_idx()[dom],
         batch.xyz_m.double()[dom],
-        batch.time_ns.double(),
+        time_ns.double(),
         batch.n_events,
     )
 

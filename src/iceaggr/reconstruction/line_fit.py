@@ -18,12 +18,15 @@ MAX_PAIR_CELLS = 1_000_000
 
 
 def line_fit(batch: EventBatch) -> FitResult:
-    """Fit a line to all pulses with equal weights, as published for the IceCube competition.
+    """Fit a line to the triggering pulses with equal weights, or to all where those fix no line.
 
+    Auxiliary pulses are mostly noise, and the plain fit has no defence against noise: with them it
+    is hardly better than a guess, a straw man rather than a baseline.
     Fallback direction (ok = False) for events whose pulses share one time or one position.
     Source: IceTray linefit documentation, v = cov(r, t) / var(t).
     """
-    return _solve(pulse_hits(batch))
+    triggering = _solve(pulse_hits(batch, ~batch.auxiliary))
+    return choose(triggering.ok, triggering, _solve(pulse_hits(batch)))
 
 
 def improved_line_fit(batch: EventBatch) -> FitResult:
@@ -31,7 +34,7 @@ def improved_line_fit(batch: EventBatch) -> FitResult:
 
     Late hits are dropped (778 ns after another within 156 m), a Huber fit (153 m) finds the
     outliers, and the rest (residual below 116 m) is fitted again. Events with fewer than three
-    such DOMs use the plain fit of all their pulses.
+    such DOMs use the plain fit.
     Source: IceTray improved linefit documentation.
     """
     plain = line_fit(batch)
