@@ -56,7 +56,7 @@ def data_card_html(
         counts=[
             (plots.LABELS[n], Markup(plots.count_histogram(n, _of(present, n)))) for n in COUNTS
         ],
-        first_pulse=_first_pulse(present),
+        first_pulse=_first_pulse(present["train"]),
         directions=_directions(every),
         n_labelled=every.features["zenith"].n_values,
         detector=_detector_facts(every, detector),
@@ -72,7 +72,7 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["count"] = lambda n: f"{n:,}"
-    environment.filters["share"] = lambda x: f"{100 * x:.2f} %"
+    environment.filters["share"] = lambda x: f"{100 * x:.3g} %"
     environment.filters["figure"] = lambda x: f"{x:.5g}"
     return environment.from_string(text)
 
@@ -164,9 +164,16 @@ def _scaling_rows(train: Sketch, normalization: Normalization) -> list[dict[str,
     ]
 
 
-def _first_pulse(sketches: Mapping[str, Sketch]) -> Markup:
+def _first_pulse(train: Sketch) -> dict[str, Any]:
     name = "first_pulse_time_ns"
-    return Markup(plots.raw_histogram(name, _of(sketches, name)))
+    feature = train.features[name]
+    end = feature.binning.high
+    later = feature.share_beyond(-np.inf, end)
+    return {
+        "svg": Markup(plots.raw_histogram(name, {"train": feature})),
+        "end": end,
+        "later": later,
+    }
 
 
 def _directions(every: Sketch) -> list[tuple[str, Markup]]:

@@ -22,7 +22,7 @@ from iceaggr.shards.histograms import FeatureSketch, Floats
 
 # Okabe and Ito: told apart by colour-blind readers too
 SPLIT_COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
     "font.family": "sans-serif",
@@ -86,7 +86,10 @@ def raw_histogram(
     if name == "auxiliary":
         axes.set_xlim(-0.5, 1.5)
         axes.set_xticks([0, 1], ["false (HLC-like)", "true"])
-    axes.set_ylim(bottom=0)
+    if name == "first_pulse_time_ns":
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel(LABELS[name])
     axes.set_ylabel("share per bin")
     if len(features) > 1:
@@ -249,9 +252,10 @@ def _line(split: str) -> dict[str, Any]:
 
 
 def _core(features: Mapping[str, FeatureSketch], log: bool) -> tuple[float, float]:
-    """Choose the range that holds 99 % of every split, with a margin."""
-    low = min(f.quantile(0.005) for f in features.values())
-    high = max(f.quantile(0.995) for f in features.values())
+    """Choose the range that holds 99 % of every split, within the bins, with a margin."""
+    binning = next(iter(features.values())).binning
+    low = max(min(f.quantile(0.005) for f in features.values()), binning.low)
+    high = min(max(f.quantile(0.995) for f in features.values()), binning.high)
     if log:
         return max(low, 1e-9) / 1.3, high * 1.3
     margin = 0.05 * (high - low) or 1.0
@@ -261,7 +265,7 @@ def _core(features: Mapping[str, FeatureSketch], log: bool) -> tuple[float, floa
 def _canvas() -> tuple[Figure, Axes]:
     # fixed margins: a layout engine would draw every histogram twice
     figure = Figure(figsize=(5.2, 2.7))
-    return figure, figure.add_axes((0.13, 0.18, 0.85, 0.74))
+    return figure, figure.add_axes((0.13, 0.18, 0.83, 0.73))
 
 
 def _map_canvas(size: tuple[float, float]) -> tuple[Figure, Axes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -28,11 +29,8 @@ class Binning:
     n_bins: int
 
     def edges(self) -> Floats:
-        """Give the bin edges in the feature's unit: increasing float64."""
-        if self.spacing == "linear":
-            return np.linspace(self.low, self.high, self.n_bins + 1)
-        steps = np.geomspace(self.low, self.high, self.n_bins + 1)
-        return steps if self.spacing == "log10" else np.unique(np.round(steps)) - 0.5
+        """Give the bin edges in the feature's unit: increasing float64, read-only."""
+        return _edges(self)
 
     def bin_idx(self, values: Floats) -> npt.NDArray[np.int64]:
         """Find the bin of each value: 0 = below all bins, the last = above all bins.
@@ -58,6 +56,19 @@ class Binning:
     def n_slots(self) -> int:
         """Count the bins with the two outer ones."""
         return len(self.edges()) + 1
+
+
+@cache
+def _edges(binning: Binning) -> Floats:
+    low, high, n_edges = binning.low, binning.high, binning.n_bins + 1
+    if binning.spacing == "linear":
+        edges = np.linspace(low, high, n_edges)
+    elif binning.spacing == "log10":
+        edges = np.geomspace(low, high, n_edges)
+    else:
+        edges = np.unique(np.round(np.geomspace(low, high, n_edges))) - 0.5
+    edges.flags.writeable = False
+    return edges
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +206,8 @@ def summarise(
         nothing = vars(empty_feature(binning)) | {"n_not_finite": n_not_finite}
         return FeatureSketch(**nothing)
     bins = binning.bin_idx(values) if bin_idx is None else bin_idx
-    histogram = np.bincount(bins, weights=weights, minlength=binning.n_slots())
+    counted = np.bincount(bins, weights=weights, minlength=binning.n_slots())
+    histogram = counted.astype(np.float64, copy=False)
     # numpy adds pairwise, so that a million terms cost one or two digits, not six
     weight = float(weights.sum())
     product = weights * values
