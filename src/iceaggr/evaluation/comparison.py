@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,24 @@ class Comparison:
     n_events_of: dict[str, int]
     overall: pd.DataFrame
     bins: pd.DataFrame
-    html: str
+
+    @cached_property
+    def html(self) -> str:
+        """Render one self-contained page: the tables and the figure of all bins."""
+        names = ["model", "title"]
+        groups = [
+            (": ".join(str(part) for part in key), rows.to_dict("records"))
+            for key, rows in self.bins.groupby(names, sort=False)
+        ]
+        template = environment().get_template("comparison_report.html.j2")
+        return template.render(
+            reference=self.reference,
+            n_events=self.n_events,
+            n_events_of=self.n_events_of,
+            overall=self.overall.to_dict("records"),
+            groups=groups,
+            figure=draw_comparison(self.bins, self.reference),
+        )
 
     def text(self) -> str:
         """Write the overall table and the notable bins as plain text for a terminal."""
@@ -88,8 +106,7 @@ def compare_runs(
     )
     bins = pd.concat([_bins(shared, angle_deg, name, config) for name in others], ignore_index=True)
     n_events_of = {name: len(table) for name, table in events_by_name.items()}
-    html = _render(reference, len(everything), n_events_of, overall, bins)
-    return Comparison(reference, len(everything), n_events_of, overall, bins, html)
+    return Comparison(reference, len(everything), n_events_of, overall, bins)
 
 
 def _shared_events(events_by_name: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -202,28 +219,3 @@ def _text_table(rows: pd.DataFrame, label: str) -> Table:
             f"{row.get('p_adjusted', row['p_value']):.2g}",
         )
     return table
-
-
-def _render(
-    reference: str,
-    n_events: int,
-    n_events_of: dict[str, int],
-    overall: pd.DataFrame,
-    bins: pd.DataFrame,
-) -> str:
-    groups = [
-        (f"{model}: {title}", part.to_dict("records"))
-        for (model, title), part in bins.groupby(["model", "title"], sort=False)
-    ]
-    return (
-        environment()
-        .get_template("comparison_report.html.j2")
-        .render(
-            reference=reference,
-            n_events=n_events,
-            n_events_of=n_events_of,
-            overall=overall.to_dict("records"),
-            groups=groups,
-            figure=draw_comparison(bins, reference),
-        )
-    )

@@ -64,7 +64,8 @@ def draw(
 
 def angle_axis(axes: Axes, label: str = "Opening angle [deg]") -> None:
     """Set up a linear y axis of angles from 0 to what is drawn, with ticks every 30 degrees."""
-    top = min(180, 30 * math.ceil(max(float(axes.dataLim.ymax), 1.0) / 30))
+    drawn = float(axes.dataLim.ymax) if axes.has_data() else 180.0
+    top = min(180, 30 * math.ceil(max(drawn, 1.0) / 30))
     axes.set_ylabel(label)
     axes.set_ylim(0, top)
     axes.set_yticks(range(0, top + 1, 30))

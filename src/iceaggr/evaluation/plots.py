@@ -59,7 +59,7 @@ def draw_cumulative(events: pd.DataFrame, methods: list[str]) -> bytes:
         linear.set_xticks(range(0, 181, 30))
         linear.set_ylim(0, 1)
         logarithmic.set_xscale("log")
-        logarithmic.set_xlim(max(0.1, float(curves["model"][1:].min())), 180)
+        logarithmic.set_xlim(float(np.clip(np.quantile(curves["model"], 0.002), 0.1, 10)), 180)
         logarithmic.xaxis.set_major_formatter("{x:g}")
         handles, labels = logarithmic.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center")
@@ -85,8 +85,8 @@ def draw_against_energy(events: pd.DataFrame, classical: str, min_events: int) -
             axes.set_yticks(_ANGLE_TICKS, [f"{tick:g}" for tick in _ANGLE_TICKS])
             axes.set_xlabel("True neutrino energy [GeV]")
             axes.set_title(f"{topology.capitalize()}s ({len(chosen):,} events)")
-            reach = np.log10([axes.dataLim.xmin, axes.dataLim.xmax])
-            if np.isfinite(reach).all():
+            if axes.has_data():
+                reach = np.log10([axes.dataLim.xmin, axes.dataLim.xmax])
                 axes.set_xlim(10 ** np.floor(reach[0]), 10 ** np.ceil(reach[1]))
         panels[0].set_ylabel("Opening angle [deg]")
         _legend_below(figure, panels[0])
@@ -159,12 +159,15 @@ def draw_bias(events: pd.DataFrame, min_events: int) -> bytes:
                 axes.errorbar(
                     x, mean, error, color=color, marker=marker, capsize=2, label=f"{axis} component"
                 )
+        if axes.has_data():
+            axes.legend()
+        else:
+            _say_too_few(axes)
         axes.axhline(0.0, color=BLACK, linewidth=0.8)
         axes.set_xlim(-1, 1)
         axes.set_xticks((-1, -0.5, 0, 0.5, 1))
         axes.set_xlabel("cos(true zenith)   [−1 up-going … +1 down-going]")
         axes.set_ylabel("Mean of predicted − true unit vector")
-        axes.legend()
 
     return draw((7.2, 4.3), paint)
 
@@ -188,7 +191,8 @@ def _draw_by_topology(
             title = "All events" if name == "all" else f"{name.capitalize()}s"
             axes.set_title(f"{title} ({len(chosen):,} events)")
         # the panels share their y axis, so the one that reaches highest sets it
-        angle_axis(max(panels, key=lambda axes: float(axes.dataLim.ymax)), "")
+        drawn = [axes for axes in panels if axes.has_data()] or [panels[0]]
+        angle_axis(max(drawn, key=lambda axes: float(axes.dataLim.ymax)), "")
         panels[0].set_ylabel("Opening angle [deg]")
         _legend_below(figure, panels[0])
 
@@ -211,7 +215,7 @@ def _paint_profile(
     classical, min_events = comparison
     bins = _bins(slice_column(events, column), edges, min_events)
     if not bins:
-        axes.text(0.5, 0.5, "too few events", transform=axes.transAxes, ha="center", color=GREY)
+        _say_too_few(axes)
         return
     angle_deg, classical_deg = angles_of(events, "model"), angles_of(events, classical)
     x = [centre for centre, _ in bins]
@@ -229,9 +233,15 @@ def _paint_profile(
 def _paint_kinematic_floor(axes: Axes, events: pd.DataFrame, min_events: int) -> None:
     floor = np.rad2deg(events["neutrino_muon_angle"].to_numpy())
     bins = _bins(events["energy_gev"].to_numpy(), ENERGY_EDGES, min_events)
+    if not bins:
+        return
     x = [centre for centre, _ in bins]
     median = [np.nanmedian(floor[inside]) for _, inside in bins]
     axes.plot(x, median, color=BLUE, linestyle=":", label="Neutrino–muon angle, median")
+
+
+def _say_too_few(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "too few events", transform=axes.transAxes, ha="center", color=GREY)
 
 
 def _bins(

@@ -1,0 +1,100 @@
+"""The whole evaluation on synthetic tracks: numbers, figures and the page."""
+
+import io
+import math
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iceaggr.config import EvaluationConfig
+from iceaggr.evaluation import Evaluation, ReportContext, evaluate
+from iceaggr.evaluation.baselines import TITLES
+from iceaggr.evaluation.report import CAPTIONS
+from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
+
+BATCHES = [track_batch(100, seed=seed, first_event_id=1000 * seed) for seed in range(3)]
+CONFIG = EvaluationConfig(n_bootstrap=200, min_events_per_bin=50, n_displays=1)
+CONTEXT = ReportContext("Run <script>", {"Data digest": "sha256:12ab"}, {"model": {"d_model": 8}})
+
+
+@pytest.fixture(scope="module")
+def found() -> Evaluation:
+    return evaluate(LineFitModel(), BATCHES, truth_of(BATCHES), CONFIG, context=CONTEXT)
+
+
+def test_metrics_are_the_statistics_of_the_event_table(found):
+    angle = found.events["opening_angle_deg"].to_numpy()
+    assert found.metrics["test/n_events"] == 300
+    assert found.metrics["test/opening_angle_mean_deg"] == pytest.approx(angle.mean())
+    assert found.metrics["test/opening_angle_median_deg"] == pytest.approx(np.median(angle))
+    assert found.metrics["test/opening_angle_p68_deg"] == pytest.approx(np.quantile(angle, 0.68))
+    line_fit = found.events["line_fit_angle_deg"].to_numpy()
+    assert found.metrics["test/line_fit/opening_angle_mean_deg"] == pytest.approx(line_fit.mean())
+    gain = found.metrics["test/line_fit/gain_of_model_deg"]
+    assert gain == pytest.approx((line_fit - angle).mean())
+    tracks = found.events[found.events["topology"] == "track"]
+    expected = tracks["opening_angle_deg"].median()
+    assert found.metrics["test/track/opening_angle_median_deg"] == pytest.approx(expected)
+
+
+def test_metrics_are_finite_and_have_names_that_trackers_accept(found):
+    assert all(math.isfinite(value) for value in found.metrics.values())
+    assert all(re.fullmatch(r"test/[a-z0-9_/]+", name) for name in found.metrics)
+
+
+def test_headline_has_the_model_first_and_every_baseline(found):
+    names = [summary.name for summary in found.headline()]
+    assert names == list(TITLES)
+    assert found.headline()[0].gain is None
+
+
+def test_figures_are_pictures_with_something_drawn(found):
+    assert {*CAPTIONS, "event_best_1", "event_median_1", "event_worst_1"} == set(found.figures)
+    for name, png in found.figures.items():
+        picture = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+        assert picture.shape[1] >= 600, name
+        assert 0.002 < (picture < 250).mean() < 0.9, name
+
+
+def test_report_is_self_contained_small_and_escaped(found):
+    page = found.report_html
+    assert len(page) < 5_000_000
+    assert not re.search(r"(src|href)=[\"'](?!data:)", page)
+    assert "<script" not in page
+    assert "Run &lt;script&gt;" in page
+    assert "sha256:12ab" in page
+    assert "d_model: 8" in page
+    assert page.count("<img ") == len(found.figures)
+
+
+def test_report_shows_small_bins_as_small(found):
+    assert found.slices["small"].any()
+    assert found.report_html.count('<tr class="small">') == int(found.slices["small"].sum())
+
+
+def test_evaluation_works_without_truth():
+    found = evaluate(LineFitModel(), BATCHES[:1], None, CONFIG)
+    assert "angle_vs_energy" not in found.figures
+    assert not any("track/" in name for name in found.metrics)
+    assert "Energy of tracks" not in found.report_html
+
+
+@pytest.mark.parametrize("n_events", [1, 4])
+def test_evaluation_survives_a_handful_of_events(n_events):
+    batch = track_batch(n_events, seed=3)
+    found = evaluate(LineFitModel(), [batch], truth_of([batch]), CONFIG)
+    assert len(found.events) == n_events
+    assert all(math.isfinite(value) for value in found.metrics.values())
+    assert "nan" not in found.report_html.split("<body>")[1].split("base64")[0]
+
+
+def test_evaluation_is_reproducible():
+    config = CONFIG.model_copy(update={"n_displays": 0})
+    first, second = (evaluate(LineFitModel(), BATCHES[:1], None, config) for _ in range(2))
+    drop = [name for name in first.metrics if "microseconds" in name]
+    for name in drop:
+        first.metrics.pop(name), second.metrics.pop(name)
+    assert first.metrics == second.metrics
+    assert first.figures == second.figures

@@ -1,0 +1,99 @@
+"""Promotion: only a paired gain beyond its error counts, and calibration may not get worse."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from iceaggr.config import PromotionConfig
+from iceaggr.errors import EvaluationError
+from iceaggr.evaluation.promotion import decide_promotion
+
+CONFIG = PromotionConfig(min_sigma=2.0)
+
+
+def event_table(shift_deg: float = 0.0, kappa: float = 20.0, seed: int = 0) -> pd.DataFrame:
+    """Events whose angles follow kappa = 20, plus a shift; the same events for every call."""
+    rng = np.random.default_rng(0)
+    base = np.rad2deg(np.arccos(1 + np.log(rng.uniform(np.exp(-40), 1, 500)) / 20))
+    own = np.random.default_rng(seed).normal(0, 0.5, 500)
+    return pd.DataFrame(
+        {
+            "event_id": np.arange(500) * 7,
+            "opening_angle_deg": np.abs(base + shift_deg + own),
+            "constant_angle_deg": np.rad2deg(np.arccos(rng.uniform(-1, 1, 500))),
+            "kappa": kappa,
+        }
+    )
+
+
+def test_challenger_is_promoted_when_better_by_more_than_its_error():
+    verdict = decide_promotion(event_table(-1.0, seed=1), event_table(), CONFIG)
+    assert verdict.promote
+    assert verdict.margin_deg == pytest.approx(1.0, abs=0.2)
+    assert verdict.margin_error_deg == pytest.approx(0.5 * np.sqrt(2 / 500), rel=0.2)
+    assert verdict.n_events == 500
+    assert verdict.reason.startswith("promoted: better than the champion by ")
+
+
+def test_challenger_is_refused_when_the_gain_is_within_its_error():
+    same = decide_promotion(event_table(-0.02, seed=1), event_table(), CONFIG)
+    assert not same.promote
+    assert "2 standard errors are required" in same.reason
+
+
+def test_challenger_is_refused_when_worse():
+    verdict = decide_promotion(event_table(1.0, seed=1), event_table(), CONFIG)
+    assert not verdict.promote
+    assert verdict.margin_deg < 0
+    assert "worse than the champion by" in verdict.reason
+
+
+def test_champion_is_not_replaced_by_itself():
+    verdict = decide_promotion(event_table(), event_table(), PromotionConfig(min_sigma=0.0))
+    assert not verdict.promote
+    assert "no different from the champion" in verdict.reason
+
+
+def test_pairing_is_by_event_and_not_by_row():
+    shuffled = event_table(-1.0, seed=1).sample(frac=1, random_state=0)
+    ordered = decide_promotion(event_table(-1.0, seed=1), event_table(), CONFIG)
+    assert decide_promotion(shuffled, event_table(), CONFIG) == ordered
+
+
+def test_challenger_is_refused_when_calibration_is_worse():
+    overconfident = event_table(-1.0, kappa=200.0, seed=1)
+    verdict = decide_promotion(overconfident, event_table(), CONFIG)
+    assert not verdict.promote
+    assert "calibration is worse" in verdict.reason
+    tolerant = PromotionConfig(min_sigma=2.0, max_calibration_loss=1.0)
+    assert decide_promotion(overconfident, event_table(), tolerant).promote
+
+
+def test_first_model_is_promoted_when_it_beats_the_best_constant():
+    verdict = decide_promotion(event_table(), None, CONFIG)
+    assert verdict.promote
+    assert "best constant prediction (no champion yet)" in verdict.reason
+
+
+def test_first_model_is_refused_when_it_is_no_better_than_a_constant():
+    events = event_table()
+    events["opening_angle_deg"] = events["constant_angle_deg"].to_numpy()[::-1]
+    verdict = decide_promotion(events, None, CONFIG)
+    assert not verdict.promote
+    assert "best constant prediction" in verdict.reason
+
+
+def test_different_events_are_an_error():
+    with pytest.raises(EvaluationError, match=r"different events \[event_id 3493\]: found 1 event"):
+        decide_promotion(event_table(), event_table().head(499), CONFIG)
+
+
+def test_repeated_events_are_an_error():
+    twice = pd.concat([event_table(), event_table()])
+    with pytest.raises(EvaluationError, match=r"cannot be paired \[champion\]: found 1000 rows"):
+        decide_promotion(event_table(), twice, CONFIG)
+
+
+def test_first_model_needs_the_constant_baseline():
+    with pytest.raises(EvaluationError, match="first champion has no rival"):
+        decide_promotion(event_table().drop(columns="constant_angle_deg"), None, CONFIG)
