@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -202,7 +202,7 @@ class S3Store:
 
     def _body(self, answer: dict[str, Any]) -> bytes:
         self._s3.note_answer()
-        with answer["Body"] as body:
+        with closing(answer["Body"]) as body:  # not the body itself: that enters its raw stream
             data = cast(bytes, body.read())
         if len(data) != answer["ContentLength"]:
             raise IncompleteReadError(

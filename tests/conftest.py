@@ -1,0 +1,26 @@
+"""Real services for integration tests, started once and only when a test asks for them."""
+
+import pytest
+
+from iceaggr.local_services import LocalServices
+
+
+@pytest.fixture(scope="session")
+def local_services(tmp_path_factory):
+    """A running object store and MLflow server; their addresses, without touching os.environ."""
+    with LocalServices(tmp_path_factory.mktemp("services")) as addresses:
+        yield addresses
+
+
+@pytest.fixture
+def object_store_service(local_services, monkeypatch):
+    """The addresses of the services, with the environment set up for `open_store`."""
+    for name, value in local_services.env.items():
+        monkeypatch.setenv(name, value)
+    return local_services
+
+
+@pytest.fixture
+def mlflow_service(object_store_service):
+    """The same addresses; MLFLOW_TRACKING_URI is set, too."""
+    return object_store_service

@@ -1,0 +1,128 @@
+"""S3 against a real store: its errors; and against a broken one, which a socket plays."""
+
+import hashlib
+import http.server
+import threading
+
+import pytest
+
+from iceaggr.errors import StorageError
+from iceaggr.storage import open_store, s3_client
+
+KEYS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "not-to-be-printed"}
+
+
+@pytest.mark.integration
+def test_list_follows_all_pages(object_store_service):
+    store = open_store()
+    n_objects = 1_050  # a page holds 1,000
+    for i in range(n_objects):
+        store.write_bytes(f"s3://iceaggr/tests/pages/{i:04d}", b"")
+    found = [entry.uri[-4:] for entry in store.list("s3://iceaggr/tests/pages")]
+    assert found == [f"{i:04d}" for i in range(n_objects)]
+
+
+@pytest.mark.integration
+def test_ensure_bucket_twice_makes_one_bucket(object_store_service):
+    store = open_store()
+    with pytest.raises(StorageError, match="bucket not found.*'made-by-test'"):
+        store.stat("s3://made-by-test/x")
+    store.ensure_bucket("s3://made-by-test")
+    store.ensure_bucket("s3://made-by-test/any/key")
+    store.write_bytes("s3://made-by-test/x", b"1")
+    assert store.read_bytes("s3://made-by-test/x") == b"1"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "request_made",
+    [
+        lambda store: store.read_bytes("s3://no-such-bucket/x"),
+        lambda store: store.write_bytes("s3://no-such-bucket/x", b"1"),
+        lambda store: store.list("s3://no-such-bucket/x"),
+        lambda store: store.stat("s3://no-such-bucket/x"),
+        lambda store: store.open_input("s3://no-such-bucket/x"),
+    ],
+)
+def test_missing_bucket_is_not_taken_for_a_missing_object(object_store_service, request_made):
+    with pytest.raises(StorageError, match=r"bucket not found \[s3://no-such-bucket/x\]"):
+        request_made(open_store())
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("wrong", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_wrong_credentials_are_told_without_printing_them(object_store_service, wrong):
+    store = open_store({**object_store_service.env, wrong: "not-to-be-printed"})
+    for request_made in (store.read_bytes, store.stat, store.list):
+        with pytest.raises(StorageError, match="refused the credentials") as caught:
+            request_made("s3://iceaggr/x")
+        assert "not-to-be-printed" not in str(caught.value)
+        assert object_store_service.env["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
+
+
+@pytest.mark.integration
+def test_reading_fails_when_the_object_is_replaced_meanwhile(object_store_service):
+    store = open_store()
+    store.write_bytes("s3://iceaggr/tests/replaced", b"a" * 1_000_000)
+    file = store.open_input("s3://iceaggr/tests/replaced")
+    assert file.read(1) == b"a"
+    store.write_bytes("s3://iceaggr/tests/replaced", b"b" * 1_000_000)
+    file.seek(600_000)
+    with pytest.raises(StorageError, match="replaced while it was read"):
+        file.read(1)
+
+
+def test_unreachable_endpoint_is_named_at_once():
+    store = open_store({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", **KEYS})
+    with pytest.raises(StorageError, match="no answer from http://127.0.0.1:9") as caught:
+        store.read_bytes("s3://bucket/x")
+    assert "not-to-be-printed" not in str(caught.value)
+
+
+def test_endpoint_that_is_no_address_is_explained():
+    with pytest.raises(StorageError, match="not an endpoint address.*'localhost'"):
+        open_store({"AWS_ENDPOINT_URL": "localhost", **KEYS}).read_bytes("s3://bucket/x")
+
+
+class _Flaky(http.server.BaseHTTPRequestHandler):
+    """Breaks off the first bodies of every object, then sends all of it."""
+
+    content = b"0123456789" * 1_000
+    n_broken = 2
+    n_gets = 0
+
+    def do_GET(self):
+        type(self).n_gets += 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.send_header("ETag", hashlib.md5(self.content).hexdigest())
+        self.end_headers()
+        whole = self.n_gets > self.n_broken
+        self.wfile.write(self.content if whole else self.content[:500])
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def flaky_store(monkeypatch):
+    monkeypatch.setattr(s3_client.time, "sleep", lambda _: None)
+    _Flaky.n_gets = 0
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Flaky)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield open_store({"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", **KEYS})
+    server.shutdown()
+    server.server_close()
+
+
+def test_body_that_breaks_off_is_asked_for_again(flaky_store):
+    assert flaky_store.read_bytes("s3://bucket/x") == _Flaky.content
+    assert _Flaky.n_gets == _Flaky.n_broken + 1
+
+
+def test_body_that_always_breaks_off_is_an_error_in_the_end(flaky_store, monkeypatch):
+    monkeypatch.setattr(_Flaky, "n_broken", 1_000)
+    with pytest.raises(StorageError, match=r"request failed \[s3://bucket/x\]"):
+        flaky_store.read_bytes("s3://bucket/x")
+    assert _Flaky.n_gets == 8
