@@ -119,7 +119,7 @@ def learning_problem(result: ValidationResult, config: TrainingConfig) -> str:
             f"predictions have collapsed to one direction: their mean vector has length "
             f"{result.mean_vector_length:.3f}, more than {config.max_mean_vector_length:g}"
         )
-    if result.gain_deg <= 2 * result.gain_error_deg:
+    if not result.gain_deg > 2 * result.gain_error_deg:
         return (
             f"no better than the best constant prediction: {result.opening_angle_deg:.2f} against "
             f"{result.constant_opening_angle_deg:.2f} degrees, gain {result.gain_deg:.2f} "

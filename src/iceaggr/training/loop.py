@@ -63,7 +63,8 @@ class Loop:
         now = time.monotonic()
         self._started = now - state.elapsed_s
         self._validated_at = self._saved_at = now
-        self._n_events_here, self._train_s = 0, 0.0
+        self._first_step = state.step
+        self._n_events_here, self._train_s, self._save_s = 0, 0.0, 0.0
         self._rate = 0.0
 
     def run(self) -> None:
@@ -181,12 +182,14 @@ class Loop:
             self._save()
 
     def _reserve_s(self) -> float:
-        """Expect how long the last validation takes; before the first one, from the training."""
-        if self.state.validation_s > 0:
-            return VALIDATION_MARGIN * self.state.validation_s
-        # scoring an event costs less than learning from it, so this errs on the safe side
-        n_events = self.parts.validator.n_events_planned
-        return n_events * self._train_s / max(1, self._n_events_here)
+        """Expect how long the last step, validation and checkpoint take."""
+        event_s = self._train_s / max(1, self._n_events_here)
+        last_step_s = self._train_s / max(1, self.state.step - self._first_step)
+        validation_s = VALIDATION_MARGIN * self.state.validation_s
+        if validation_s == 0:
+            # scoring an event costs less than learning from it, so this errs on the safe side
+            validation_s = self.parts.validator.n_events_planned * event_s
+        return last_step_s + validation_s + self._save_s
 
     def _validate(self) -> None:
         started = time.monotonic()
@@ -210,7 +213,8 @@ class Loop:
         self.state.elapsed_s = started - self._started
         self.parts.keeper.save(self.state)
         self._saved_at = time.monotonic()
-        self.parts.reporter.window.paused(self._saved_at - started)
+        self._save_s = self._saved_at - started
+        self.parts.reporter.window.paused(self._save_s)
 
     def _save_and_leave(self) -> None:
         self._save()

@@ -33,6 +33,7 @@ class Reporter:
         self.processes = processes
         self.tracker = tracker
         self.on_progress = on_progress if processes.is_main else None
+        self._had_problem = False
 
     def point(self, state: RunState, learning_rate: float, n_steps_planned: int) -> None:
         """Report the steps since the last point, if any; every process must call it together."""
@@ -74,8 +75,10 @@ class Reporter:
         state.last_validation_opening_angle_deg = angle
         self._record({**result.metrics(), "validation/epoch": float(state.epoch)}, state)
         problem = check_learning_goes_on(result, self.settings, state.step)
-        if problem:
-            logger.warning("step %d: %s", state.step, problem)
+        # said when it begins and when it ends, not at every validation in between
+        if bool(problem) != self._had_problem:
+            logger.warning("step %d: %s", state.step, problem or "the model has begun to learn")
+        self._had_problem = bool(problem)
 
     def _record(self, metrics: dict[str, float], state: RunState) -> None:
         state.metrics |= {k: v if math.isfinite(v) else None for k, v in metrics.items()}

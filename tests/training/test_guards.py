@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from iceaggr.batches.event_batch import EventBatch
+from iceaggr.config import NormalizationConfig, TrainingConfig
+from iceaggr.errors import TrainingError
+from iceaggr.normalization import Normalization, Normalizer
+from iceaggr.training.guards import (
+    check_batch,
+    check_learning_goes_on,
+    check_step,
+    check_weights,
+    learning_problem,
+)
+from iceaggr.training.validation import ValidationResult
+from tests.batches.batch_builder import random_event_batch
+
+CONFIG = NormalizationConfig()
+FINE = torch.ones(())
+
+
+@pytest.fixture
+def batch() -> EventBatch:
+    batch = random_event_batch(4, seed=1)
+    return replace(batch, event_id=torch.tensor([11, 12, 13, 14]))
+
+
+def check(batch: EventBatch, normalization: Normalization | None = None) -> None:
+    normalizer = Normalizer(normalization or Normalization.seed())
+    check_batch(batch, normalizer, CONFIG, "step 3")
+
+
+def test_batch_passes_when_sound(batch: EventBatch) -> None:
+    check(batch)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_batch_with_a_bad_charge_names_its_event(batch: EventBatch, value: float) -> None:
+    charge = batch.charge_pe.clone()
+    pulses_before_third = batch.dom_pulse_offsets[batch.event_dom_offsets[2]]
+    charge[pulses_before_third] = value
+    with pytest.raises(TrainingError, match=r"refused before the model \[step 3\].*charge.*13"):
+        check(replace(batch, charge_pe=charge))
+
+
+def test_batch_of_raw_inputs_is_refused(batch: EventBatch) -> None:
+    with pytest.raises(TrainingError, match="badly scaled"):
+        check(batch, Normalization.raw())
+
+
+def test_batch_without_labels_is_refused(batch: EventBatch) -> None:
+    with pytest.raises(TrainingError, match=r"batch without labels.*event_id 11, 12"):
+        check(replace(batch, direction=None))
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0, 2.0])
+def test_batch_with_a_bad_label_names_its_event(batch: EventBatch, value: float) -> None:
+    assert batch.direction is not None
+    direction = batch.direction.clone()
+    direction[1] *= value
+    with pytest.raises(TrainingError, match=r"not a unit vector.*event_id 12,"):
+        check(replace(batch, direction=direction))
+
+
+def test_step_passes_when_finite(batch: EventBatch) -> None:
+    check_step(torch.ones(4), FINE, batch, nn.Linear(2, 2), "step 3")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_step_names_the_events_of_a_bad_loss(batch: EventBatch, value: float) -> None:
+    loss = torch.tensor([1.0, value, 1.0, 1.0])
+    with pytest.raises(TrainingError, match=r"loss is not finite \[step 3\].*1 of 4.*event_id 12,"):
+        check_step(loss, FINE, batch, nn.Linear(2, 2), "step 3")
+
+
+def test_step_names_a_bad_weight_before_the_loss_it_spoils(batch: EventBatch) -> None:
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.bias[0] = float("nan")
+    loss = torch.full((4,), float("nan"))
+    with pytest.raises(TrainingError, match=r"weight is not finite.*found bias; event_id 11, 12"):
+        check_step(loss, FINE, batch, model, "step 3")
+
+
+def test_step_names_a_bad_gradient(batch: EventBatch) -> None:
+    model = nn.Linear(2, 2)
+    model.weight.grad = torch.full((2, 2), float("nan"))
+    model.bias.grad = torch.zeros(2)
+    norm = torch.tensor(float("nan"))
+    with pytest.raises(TrainingError, match=r"gradient is not finite.*found weight; event_id 11"):
+        check_step(torch.ones(4), norm, batch, model, "step 3")
+
+
+def test_step_refuses_a_gradient_norm_that_overflows(batch: EventBatch) -> None:
+    norm = torch.tensor(float("inf"))
+    with pytest.raises(TrainingError, match="found their norm overflows; event_id 11"):
+        check_step(torch.ones(4), norm, batch, nn.Linear(2, 2), "step 3")
+
+
+def test_spoiled_weights_are_named(batch: EventBatch) -> None:
+    model = nn.Linear(2, 2)
+    check_weights(model, batch, "step 3")
+    with torch.no_grad():
+        model.weight[0, 0] = float("inf")
+    with pytest.raises(TrainingError, match=r"spoiled the weights \[step 3\].*found weight; event"):
+        check_weights(model, batch, "step 3")
+
+
+def result(gain: float, error: float, length: float) -> ValidationResult:
+    return ValidationResult(
+        n_events=100,
+        loss=1.5,
+        opening_angle_deg=88.0 - gain,
+        median_opening_angle_deg=88.0,
+        constant_opening_angle_deg=88.0,
+        gain_deg=gain,
+        gain_error_deg=error,
+        mean_vector_length=length,
+        mean_z=0.0,
+        true_mean_z=0.0,
+        seconds=1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("gain", "error", "length", "problem"),
+    [
+        (3.0, 1.0, 0.5, ""),
+        (1.9, 1.0, 0.5, "no better than the best constant"),
+        (-3.0, 1.0, 0.5, "no better than the best constant"),
+        (float("nan"), 1.0, 0.5, "no better than the best constant"),
+        (3.0, 1.0, 0.99, "collapsed to one direction"),
+    ],
+)
+def test_learning_problem_is_put_in_words(
+    gain: float, error: float, length: float, problem: str
+) -> None:
+    found = learning_problem(result(gain, error, length), TrainingConfig())
+    assert (problem in found) if problem else found == ""
+
+
+def test_run_that_does_not_learn_is_only_watched_unless_configured() -> None:
+    problem = check_learning_goes_on(result(0.0, 1.0, 0.5), TrainingConfig(), step=10**6)
+    assert "no better" in problem
+
+
+def test_run_that_does_not_learn_stops_from_the_configured_step_on() -> None:
+    config = TrainingConfig(stop_if_not_learning_after_n_steps=100)
+    bad = result(0.0, 1.0, 0.5)
+    assert "no better" in check_learning_goes_on(bad, config, step=99)
+    with pytest.raises(TrainingError, match=r"does not learn \[step 100, 100 validation events\]"):
+        check_learning_goes_on(bad, config, step=100)
