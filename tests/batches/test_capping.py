@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iceaggr.batches.capping import Candidates, cap_events
+from iceaggr.batches.capping import N_TIME_SLICES, Candidates, cap_events
 from iceaggr.config import BatchConfig
 from iceaggr.events.dom_events import DomEvents
 from tests.shards.dom_events_builder import random_dom_events
@@ -143,8 +143,53 @@ def pulse_tuples(events: DomEvents) -> list[tuple[float, ...]]:
 def test_candidates_that_tie_are_kept_in_their_order(cap: int) -> None:
     n = 30
     zeros = np.zeros(n, np.int64)
-    keep = Candidates(zeros, zeros, zeros, np.ones(n)).kept(cap)
-    again = Candidates(zeros, zeros, zeros, np.ones(n)).kept(cap)
+    keep = Candidates(np.array([n]), zeros, np.ones(n)).kept(cap)
+    again = Candidates(np.array([n]), zeros, np.ones(n)).kept(cap)
     assert keep.sum() == min(cap, n)
     np.testing.assert_array_equal(keep, again)
     assert keep[0]
+
+
+def kept_slowly(tier: list[int], charge: list[float], cap: int) -> list[bool]:
+    """Choose the rows of one segment as the rule is told: tier, then turns through the slices."""
+    chosen: set[int] = set()
+    for value in sorted(set(tier)):
+        rows = [row for row, t in enumerate(tier) if t == value]
+        slices: list[list[int]] = [[] for _ in range(N_TIME_SLICES)]
+        for rank, row in enumerate(rows):
+            slices[rank * N_TIME_SLICES // len(rows)].append(row)
+        brightest_first = [sorted(rows_, key=lambda row: (-charge[row], row)) for rows_ in slices]
+        for turn in range(len(rows)):
+            takers = [rows_[turn] for rows_ in brightest_first if turn < len(rows_)]
+            takers.sort(key=lambda row: (-charge[row], row))
+            chosen |= set(takers[: max(0, cap - len(chosen))])
+    return [row in chosen for row in range(len(tier))]
+
+
+@given(
+    segments=st.lists(
+        st.lists(
+            st.tuples(st.integers(0, 2), st.sampled_from([0.025, 1.0, 1.05, 30.0, 2762.0])),
+            min_size=1,
+            max_size=90,
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    cap=st.integers(1, 50),
+)
+@settings(max_examples=80, deadline=None)
+def test_candidates_are_chosen_as_the_rule_is_told(
+    segments: list[list[tuple[int, float]]], cap: int
+) -> None:
+    candidates = Candidates(
+        n_rows=np.array([len(segment) for segment in segments]),
+        tier=np.array([tier for segment in segments for tier, _ in segment]),
+        charge=np.array([charge for segment in segments for _, charge in segment]),
+    )
+    expected = [
+        keep
+        for segment in segments
+        for keep in kept_slowly([t for t, _ in segment], [q for _, q in segment], cap)
+    ]
+    assert candidates.kept(cap).tolist() == expected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -67,7 +67,7 @@ class EventLoader:
                 remedy="Shard more raw events or raise the share of this split",
             )
 
-    @property
+    @cached_property
     def n_events(self) -> int:
         """Count the events of an epoch, over all ranks."""
         return sum(entry.n_events for entry in self._entries)
@@ -87,17 +87,16 @@ class EventLoader:
                 n_spans += 0 if ends is None else len(ends)
         return -(-n_spans // self.world_size)
 
-    def epoch(self, epoch: int, position: Mapping[str, int] | None = None) -> Iterator[EventBatch]:
+    def epoch(self, epoch: int, position: Mapping[str, int] | None = None) -> Generator[EventBatch]:
         """Yield this rank's batches, from the beginning or from a saved position of this epoch.
 
         Batches come in the same order whatever the number of workers. Close the iterator (or use it
         up) to end the background threads.
         Raises: ShardError naming the shard that could not be used; StorageError.
         """
-        n_events_done = self._n_events_done(epoch, position)
-        return iter(()) if n_events_done == self.n_events else self._run(epoch, n_events_done)
+        return self._run(epoch, self._n_events_done(epoch, position))
 
-    def _run(self, epoch: int, n_events_done: int) -> Iterator[EventBatch]:
+    def _run(self, epoch: int, n_events_done: int) -> Generator[EventBatch]:
         with workers(self.config.n_workers) as executor:
             feed = self._feed(epoch, executor)
             spans = self._spans(feed, n_events_done)
@@ -117,7 +116,8 @@ class EventLoader:
         """Cut the rest of the epoch into batches, at the same places wherever the rest begins."""
         first = n_events_done
         for end in self._ends(feed, n_events_done):
-            yield Span(first, end)
+            if end > first:
+                yield Span(first, end)
             first = end
 
     def _ends(self, feed: WindowFeed, n_events_done: int) -> Iterator[int]:
