@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from iceaggr.events.simulation import light
+from iceaggr.events.simulation.ice import COS_CHERENKOV, SIN_CHERENKOV
+
+SCATTERING, ABSORPTION = np.array([25.0]), np.array([100.0])
+
+
+def test_point_flux_tends_to_the_inverse_square_near_the_source():
+    near = np.array([0.5])
+    expected = 1 / (4 * np.pi * near**2)
+    np.testing.assert_allclose(light.point_flux(near, SCATTERING, ABSORPTION), expected, rtol=0.05)
+
+
+def test_track_flux_tends_to_the_inverse_distance_near_the_track():
+    near = np.array([0.2])
+    expected = 1 / (2 * np.pi * near * SIN_CHERENKOV)
+    np.testing.assert_allclose(light.track_flux(near, SCATTERING, ABSORPTION), expected, rtol=0.05)
+
+
+@pytest.mark.parametrize("flux", [light.point_flux, light.track_flux])
+def test_flux_falls_with_distance_and_faster_in_dirty_ice(flux):
+    distance = np.linspace(5, 400, 50)
+    clear = flux(distance, 50 + 0 * distance, 200 + 0 * distance)
+    dirty = flux(distance, 50 + 0 * distance, 50 + 0 * distance)
+    assert (np.diff(clear) < 0).all()
+    assert (dirty[10:] < clear[10:]).all()
+
+
+def test_bare_muon_at_ten_metres_gives_five_photo_electrons_without_scattering():
+    flux = light.track_flux(np.array([10.0]), np.array([1e4]), np.array([1e4]))
+    photo_electrons = light.PHOTONS_PER_M * light.DOM_AREA_M2 * flux
+    np.testing.assert_allclose(photo_electrons, 5.1, rtol=0.02)
+
+
+def test_acceptance_is_largest_for_light_from_below():
+    cosine = np.linspace(-1, 1, 201)
+    acceptance = light.angular_acceptance(cosine)
+    assert cosine[np.argmax(acceptance)] > 0.8
+    np.testing.assert_allclose(acceptance.max(), 0.68, atol=0.03)
+    np.testing.assert_allclose(acceptance.mean(), light.ISOTROPIC_ACCEPTANCE, atol=0.01)
+
+
+def test_scattered_light_forgets_its_direction():
+    far, cosine = np.array([2_000.0, 2_000.0]), np.array([-1.0, 1.0])
+    acceptance = light.arrival_acceptance(cosine, far, np.array([25.0, 25.0]))
+    np.testing.assert_allclose(acceptance, light.ISOTROPIC_ACCEPTANCE, rtol=1e-6)
+
+
+def test_cascade_emission_peaks_at_the_cherenkov_angle_and_averages_to_one():
+    cosine = np.linspace(-1, 1, 20_001)[:-1]
+    emission = light.cascade_emission(cosine)
+    np.testing.assert_allclose(emission.mean(), 1.0, rtol=1e-3)
+    np.testing.assert_allclose(cosine[np.argmax(emission)], COS_CHERENKOV, atol=0.02)
+    assert emission[-1] > emission[0]
+
+
+def test_hadronic_cascades_are_dimmer_at_the_published_share():
+    rng = np.random.default_rng(1)
+    for energy, share in ((1e2, 0.75), (1e3, 0.83), (1e4, 0.88), (1e5, 0.92)):
+        seen = light.hadronic_light(np.full(20_000, energy), rng) / energy
+        np.testing.assert_allclose(seen.mean(), share, atol=0.01)
+
+
+def test_high_energy_muon_is_brighter():
+    none = np.zeros(2)
+    energy = np.array([1e2, 1e6])
+    faint, bright = light.muon_track_light(energy, none)
+    np.testing.assert_allclose([faint, bright], [1.28, 1.47], atol=0.01)
+    assert light.muon_track_light(energy, none + 1.0)[0] > faint + 5
