@@ -11,6 +11,7 @@ from iceaggr.config import NormalizationConfig
 from iceaggr.detector import icecube86, parse_geometry
 from iceaggr.errors import NormalizationError
 from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.joining import take_range
 from iceaggr.normalization import (
     INPUT_FEATURES,
     Normalization,
@@ -149,6 +150,18 @@ def test_fit_covers_a_heavy_tail_of_times() -> None:
     inputs = Normalizer(fit_normalization(sketch_events(events, DETECTOR)))(batch_of(events))
     assert (inputs.time_norm.abs() > 10).float().mean() < 1e-3
     check_inputs(inputs, batch_of(events), CONFIG)
+
+
+def test_fit_lets_a_bright_event_fill_a_batch_alone() -> None:
+    charge = EVENTS.charge_pe.copy()
+    last = slice(EVENTS.event_pulse_offsets()[-2], None)
+    charge[last] = 2762.0
+    events = replace(EVENTS, charge_pe=charge)
+    fitted = fit_normalization(sketch_events(events, DETECTOR))
+    alone = batch_of(take_range(events, EVENTS.n_events - 1, EVENTS.n_events))
+    inputs = Normalizer(fitted)(alone)
+    assert 5 < inputs.charge_norm.max() < 10
+    check_inputs(inputs, alone, CONFIG)
 
 
 def test_fit_names_every_constant_feature() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,7 +24,7 @@ from iceaggr.shards.sketches import Sketch
 
 INPUT_FEATURES = ("time_ns", "charge_pe", "auxiliary", "x_m", "y_m", "z_m", "sensor_idx")
 POSITIONS = ("x_m", "y_m", "z_m")
-TAIL_SHARE, TAIL_REACH = 0.001, 8.0
+TAIL_SHARE, TAIL_REACH, LOG_REACH = 0.001, 6.0, 9.5
 
 
 class FeatureScaling(BaseModel):
@@ -113,10 +113,11 @@ def parse_normalization(text: str | bytes, where: str = "normalisation") -> Norm
 def fit_normalization(sketch: Sketch, constant_features: Collection[str] = ()) -> Normalization:
     """Fit centre and scale to a sketch of the train split, each event counting equally.
 
-    Time, log10 charge and sensor row: mean, and the standard deviation or, for a heavy tail, an
-    eighth of the distance to the 0.1 % quantiles, whichever is larger. x, y and z have their own
-    means but one common scale, so that angles survive. The auxiliary flag becomes -1 or +1: a
-    fitted scale would blow up the rarer value.
+    Time, log10 charge and sensor row: mean, and the standard deviation or, for a heavy tail, a
+    sixth of the distance to the 0.1 % quantiles, whichever is larger. The extremes of log10 charge
+    stay within 9.5, because a bright event may fill a batch alone. x, y and z have their own means
+    but one common scale, so that angles survive. The auxiliary flag becomes -1 or +1: a fitted
+    scale would blow up the rarer value.
     constant_features: what this detector does not record; it becomes 0 with scale 1.
     Raises: NormalizationError naming every feature that is missing, not finite or constant.
     """
@@ -139,12 +140,16 @@ def fit_normalization(sketch: Sketch, constant_features: Collection[str] = ()) -
     )
 
 
-def _fit(feature: FeatureSketch, transform: Literal["identity", "log10"] = "identity") -> Any:
+def _fit(
+    feature: FeatureSketch, transform: Literal["identity", "log10"] = "identity"
+) -> FeatureScaling:
     if feature.is_constant:
         return FeatureScaling(transform=transform, centre=feature.low)
-    above = feature.quantile(1 - TAIL_SHARE) - feature.mean
-    below = feature.mean - feature.quantile(TAIL_SHARE)
-    scale = max(feature.std, above / TAIL_REACH, below / TAIL_REACH)
+    tails = (feature.quantile(1 - TAIL_SHARE), feature.quantile(TAIL_SHARE))
+    scale = max(feature.std, *(abs(tail - feature.mean) / TAIL_REACH for tail in tails))
+    if transform == "log10":
+        ends = (feature.low, feature.high)
+        scale = max(scale, *(abs(end - feature.mean) / LOG_REACH for end in ends))
     return FeatureScaling(transform=transform, centre=feature.mean, scale=scale)
 
 
