@@ -1,0 +1,170 @@
+"""`iceaggr bench loader`: how fast local shards become complete, normalised batches."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from iceaggr.batches import EventBatch, EventLoader
+from iceaggr.benchmarks.bench_input import cache_folder, repeated_raw_events
+from iceaggr.config import BatchConfig, DataConfig
+from iceaggr.detector import icecube86
+from iceaggr.normalization import Normalization, Normalizer
+from iceaggr.shards.manifest import ShardManifest, load_manifest, merge_manifests
+from iceaggr.shards.planning import plan_shards
+from iceaggr.shards.writing import shard_unit
+from iceaggr.storage import open_store
+
+N_SIMULATED, N_REPEATS = 5_000, 12
+N_LISTINGS = 3
+"""An epoch lists each shard so often, to have as many windows as an epoch of more events."""
+N_ROUNDS = 3
+WORKER_COUNTS = (0, 1, 2)
+
+# a fresh process, so that its peak is that of loading alone
+_PEAK_PROBE = """
+import resource, sys
+from iceaggr.benchmarks.loader import load_epoch, listed_manifest
+load_epoch(listed_manifest(sys.argv[1]), n_workers=int(sys.argv[2]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One epoch: events, wall-clock seconds, of these spent waiting for the loader, bytes given."""
+
+    n_events: int
+    n_pulses: int
+    seconds: float
+    waiting_s: float
+    n_bytes: int
+
+    @property
+    def events_per_s(self) -> float:
+        """Give the speed."""
+        return self.n_events / self.seconds
+
+
+def bench_loader() -> dict[str, Any]:
+    """Load epochs of shuffled batches of 256 events and normalise each, with one torch thread.
+
+    Worker counts are measured in turn, N_ROUNDS times; figures are medians. The memory copy is one
+    of the bytes read from shards and of the bytes given in batches, on one core.
+    Returns JSON types: events_per_s with the configured number of workers and by number of
+    workers, ratio_to_memory_copy, share_waiting (of the time, for the next batch),
+    peak_memory_gib of a fresh process, and what was loaded.
+    """
+    manifest_uri = _sharded()
+    manifest = listed_manifest(manifest_uri)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        load_epoch(manifest, n_workers=0)  # warms the page cache
+        passes: dict[int, list[Pass]] = {n: [] for n in WORKER_COUNTS}
+        copies = []
+        for _ in range(N_ROUNDS):
+            for n_workers, done in passes.items():
+                done.append(load_epoch(manifest, n_workers))
+            copies.append(_copy_seconds(manifest, passes[0][0].n_bytes))
+    finally:
+        torch.set_num_threads(n_threads)
+    n_default = min(BatchConfig().n_workers, max(WORKER_COUNTS))
+    speed = {n: statistics.median(p.events_per_s for p in done) for n, done in passes.items()}
+    seconds = statistics.median(p.seconds for p in passes[n_default])
+    one = passes[n_default][0]
+    return {
+        "events_per_s": round(speed[n_default]),
+        "events_per_s_by_n_workers": {str(n): round(value) for n, value in speed.items()},
+        "n_workers": n_default,
+        "ratio_to_memory_copy": round(seconds / statistics.median(copies), 2),
+        "share_waiting": round(
+            statistics.median(p.waiting_s / p.seconds for p in passes[n_default]), 3
+        ),
+        "peak_memory_gib": round(_peak_memory_gib(manifest_uri, n_default), 3),
+        "n_events": one.n_events,
+        "pulses_per_event": round(one.n_pulses / one.n_events, 1),
+        "batch_bytes_per_event": round(one.n_bytes / one.n_events),
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    }
+
+
+def listed_manifest(manifest_uri: str) -> ShardManifest:
+    """Read a manifest and list its train shards N_LISTINGS times."""
+    manifest = load_manifest(open_store(), manifest_uri)
+    return manifest.model_copy(update={"shards": manifest.shards_of("train") * N_LISTINGS})
+
+
+def load_epoch(manifest: ShardManifest, n_workers: int) -> Pass:
+    """Load and normalise one epoch."""
+    config = BatchConfig(n_workers=n_workers)
+    loader = EventLoader(open_store(), manifest, "train", icecube86(), config)
+    normalizer = Normalizer(Normalization.seed())
+    n_events = n_pulses = n_bytes = 0
+    waiting = 0.0
+    batches = loader.epoch(0)
+    began = time.perf_counter()
+    while True:
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        waiting += time.perf_counter() - asked
+        if batch is None:
+            break
+        normalizer(batch)
+        n_events += batch.n_events
+        n_pulses += batch.n_pulses + batch.n_pulses_dropped
+        n_bytes += _n_bytes(batch)
+    return Pass(n_events, n_pulses, time.perf_counter() - began, waiting, n_bytes)
+
+
+def _n_bytes(batch: EventBatch) -> int:
+    columns = [getattr(batch, field.name) for field in fields(batch)]
+    return sum(column.nbytes for column in columns if isinstance(column, torch.Tensor))
+
+
+def _copy_seconds(manifest: ShardManifest, n_batch_bytes: int) -> float:
+    """Time a copy of all bytes in portions of 64 MiB, memory to memory."""
+    n_bytes = n_batch_bytes + sum(entry.n_bytes for entry in manifest.shards)
+    source = np.ones(64 << 20, np.uint8)
+    target = np.empty_like(source)
+    target[:] = source
+    began = time.perf_counter()
+    for first in range(0, n_bytes, len(source)):
+        n = min(len(source), n_bytes - first)
+        target[:n] = source[:n]
+    return time.perf_counter() - began
+
+
+def _sharded() -> str:
+    """Shard the benchmark's raw events once; returns the URI of the manifest."""
+    raw_uri = repeated_raw_events(N_SIMULATED, N_REPEATS)
+    config = DataConfig()
+    digest = raw_uri.rstrip("/").rsplit("-", 1)[-1]
+    folder = cache_folder() / f"shards-{digest}"
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        store = open_store()
+        units = plan_shards(store, raw_uri, config, folder.as_uri())
+        merged = merge_manifests(shard_unit(store, u, folder.as_uri(), config) for u in units)
+        store.write_bytes(manifest.as_uri(), merged.to_json().encode())
+    return manifest.as_uri()
+
+
+def _peak_memory_gib(manifest_uri: str, n_workers: int) -> float:
+    probe = subprocess.run(
+        [sys.executable, "-c", _PEAK_PROBE, manifest_uri, str(n_workers)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(probe.stdout.split()[-1]) / 2**20
