@@ -114,16 +114,17 @@ def test_event_table_digest_changes_with_every_column(tmp_path):
 
 
 LONG_META_READER = """
-import resource, sys
+import sys
 from iceaggr.events.meta import read_event_tables
 from iceaggr.storage import open_store
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tables = read_event_tables(open_store(), sys.argv[1], [25], labelled=True)
 assert tables[25].n_events == 200_000, tables[25].n_events
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+lines = open("/proc/self/status").read().splitlines()
+print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_read_event_tables_needs_little_memory_for_ten_million_rows(tmp_path):
     write_long_meta(tmp_path / "train_meta.parquet", n_batches=50, n_events=200_000)
     result = subprocess.run(
@@ -132,7 +133,7 @@ def test_read_event_tables_needs_little_memory_for_ten_million_rows(tmp_path):
         text=True,
         check=True,
     )
-    kib = int(result.stdout)
+    kib = int(result.stdout)  # the whole process, interpreter and libraries included
     assert kib < 300 << 10
 
 
