@@ -158,8 +158,9 @@ class LocalServices:
 
     def _lost_a_port(self) -> bool:
         """Tell whether somebody took a port between our looking and the service's binding."""
-        logs = [self._log(name).read_text(errors="replace") for name in (STORE, TRACKING)]
-        return any("address already in use" in log for log in logs)
+        logs = [self._log(name) for name in (STORE, TRACKING)]
+        told = [log.read_text(errors="replace") for log in logs if log.exists()]
+        return any("address already in use" in text for text in told)
 
     def _mlflow_command(self, port: int) -> list[str]:
         return [
