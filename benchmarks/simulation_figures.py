@@ -5,12 +5,19 @@ Usage: python benchmarks/simulation_figures.py [N_EVENTS] [SEED]
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 
 from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.events.simulation.figures import figures_table, measure_figures
 from iceaggr.storage import open_store
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and its finished children."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def main() -> None:
@@ -23,8 +30,13 @@ def main() -> None:
             config = SimulationConfig(
                 n_events=n_events, n_events_per_file=5_000, seed=seed, n_processes=n_processes
             )
+            before = cpu_seconds()
             summary = simulate(store, f"file://{folder}/{n_processes}", config)
-            print(f"{n_processes} process(es): {summary.events_per_second:.0f} events/s")
+            per_cpu_second = n_events / (cpu_seconds() - before)
+            print(
+                f"{n_processes} process(es): {summary.events_per_second:.0f} events/s, "
+                f"{per_cpu_second:.0f} per second of processor time"
+            )
         print(figures_table(measure_figures(store, f"file://{folder}/2")))
 
 

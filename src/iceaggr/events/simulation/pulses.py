@@ -32,7 +32,7 @@ _TIME_UNITS_PER_NS = 16.0
 
 @dataclass
 class Pulses:
-    """N pulses sorted by event, sensor and time.
+    """N pulses sorted by event, sensor and time (time up to the blur of SLC hits).
 
     event, sensor: (N,) int64 rows; time_ns, charge_pe: (N,) float64; hlc: (N,) bool, in local
     coincidence; first_hlc: (N,) bool, opens a coincident readout of its DOM.

@@ -96,7 +96,7 @@ def _blocks_in_parallel(
             "a simulation process died",
             where="iceaggr.events.simulation",
             expected="all processes to finish",
-            remedy="Check the memory (about 1 GiB per process) or lower n_processes",
+            remedy="Check the memory (about 0.5 GiB per process) or lower n_processes",
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
