@@ -69,7 +69,7 @@ def test_displays_keep_few_events_however_many_pass():
     gallery, model = Gallery(2, seed=0), LineFitModel()
     batch = BATCHES[0]
     predictions = predict_batch(model, batch, "cpu")
-    for _ in range(20):
+    for _ in range(30):
         gallery.offer(batch, score_batch(batch, predictions), predictions.direction.numpy())
     assert len(gallery._spare) == N_SPARE_SNAPSHOTS
     assert len(gallery.choose(10.0)) == 6

@@ -18,7 +18,7 @@ STATISTICS = ("mean", "median", "p68", "p90", "share_above_90")
 QUANTILES = {"median": 0.5, "p68": 0.68, "p90": 0.9}
 """The quantile behind each quantile statistic."""
 
-N_GROUPS = 1024
+N_GROUPS = 256
 """Larger samples are resampled in this many groups of neighbours in sorted order."""
 
 
@@ -64,7 +64,7 @@ def estimate_mean(
     """Estimate a mean: standard error from the sample, interval from the bootstrap.
 
     values: (N,) float, any unit. Groups of neighbours in sorted order act as one value when
-    N > N_GROUPS: the variance inside a group is a millionth of the whole.
+    N > N_GROUPS: the variance inside a group is a hundred-thousandth of the whole.
     Raises: EvaluationError if a value is not finite or there is none.
     """
     ordered = np.sort(_checked(values)).astype(np.float64)

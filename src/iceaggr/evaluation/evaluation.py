@@ -16,15 +16,16 @@ from iceaggr.detector import Detector, icecube86
 from iceaggr.evaluation.baselines import CLASSICAL_FITS, TITLES
 from iceaggr.evaluation.calibration import risk_coverage
 from iceaggr.evaluation.confidence_plots import draw_calibration, draw_risk_coverage
+from iceaggr.evaluation.cumulative_plots import draw_cumulative, draw_cumulative_by_topology
 from iceaggr.evaluation.event_display import EventSnapshot, draw_event
 from iceaggr.evaluation.event_table import join_truth
 from iceaggr.evaluation.metrics import MethodSummary, flat_metrics, summarize_methods
 from iceaggr.evaluation.plots import (
+    draw_against_azimuth,
     draw_against_energy,
     draw_against_pulses,
     draw_against_zenith,
     draw_bias,
-    draw_cumulative,
     draw_zenith_map,
 )
 from iceaggr.evaluation.report import ReportContext, render_report
@@ -97,6 +98,7 @@ def draw_figures(
     has_truth = {"energy_gev", "topology"} <= set(events.columns)
     figures = {"opening_angle_cumulative": draw_cumulative(events, methods)}
     if has_truth:
+        figures["cumulative_by_topology"] = draw_cumulative_by_topology(events, methods)
         figures["angle_vs_energy"] = draw_against_energy(events, reference, min_events)
     curves = risk_coverage(events["opening_angle_deg"].to_numpy(), events["kappa"].to_numpy())
     return {
@@ -107,6 +109,7 @@ def draw_figures(
         "bias_vs_zenith": draw_bias(events, min_events),
         "calibration": draw_calibration(events),
         "accuracy_vs_kept_share": draw_risk_coverage(curves),
+        "angle_vs_azimuth": draw_against_azimuth(events, reference, min_events),
     }
 
 

@@ -66,7 +66,7 @@ def draw_event(event: EventSnapshot, detector: Detector, note: str) -> bytes:
     """
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_axes((-0.07, 0.05, 0.93, 0.87), projection="3d", computed_zorder=False)
+        axes = figure.add_axes((-0.02, 0.05, 0.88, 0.87), projection="3d", computed_zorder=False)
         assert isinstance(axes, Axes3D)
         _paint_detector(axes, detector)
         _paint_hits(figure, axes, event)

@@ -114,6 +114,12 @@ def join_truth(events: pd.DataFrame, truth: pd.DataFrame | None) -> pd.DataFrame
     return events.merge(truth[["event_id", *known]], on="event_id", how="left")
 
 
+def angles_of(events: pd.DataFrame, method: str) -> npt.NDArray[np.float64]:
+    """Read the opening angles of the model or of a baseline: (N,) degrees."""
+    column = "opening_angle_deg" if method == "model" else f"{method}_angle_deg"
+    return events[column].to_numpy(np.float64)
+
+
 def _segment_sums(
     values: npt.NDArray[np.generic], offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.generic]:

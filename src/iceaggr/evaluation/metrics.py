@@ -12,7 +12,7 @@ from iceaggr.config import EvaluationConfig
 from iceaggr.evaluation.baselines import CLASSICAL_FITS, TITLES
 from iceaggr.evaluation.bootstrap import Estimate, estimate_angles, estimate_mean
 from iceaggr.evaluation.calibration import calibration_gap, coverage, probability_inside, pulls
-from iceaggr.evaluation.plots import angles_of
+from iceaggr.evaluation.event_table import angles_of
 from iceaggr.evaluation.slices import TOPOLOGIES
 
 BASELINES = ("random", "constant", *CLASSICAL_FITS)
@@ -25,6 +25,7 @@ class MethodSummary:
 
     estimates: by statistic (degrees; share_above_90 a share).  gain: paired, mean angle of this
     baseline minus the model's on the same events, degrees; None for the model itself.
+    by_topology: the same estimates for tracks and for cascades, where the truth is known.
     seconds_per_event, failed_share: None where they say nothing (random and constant).
     """
 
@@ -32,6 +33,7 @@ class MethodSummary:
     title: str
     estimates: dict[str, Estimate]
     gain: Estimate | None
+    by_topology: dict[str, dict[str, Estimate]]
     seconds_per_event: float | None
     failed_share: float | None
 
@@ -53,9 +55,24 @@ def summarize_methods(
             difference = angle_deg - model
             gain = estimate_mean(difference, config.n_bootstrap, config.confidence, rng)
         estimates = estimate_angles(angle_deg, config.n_bootstrap, config.confidence, rng)
+        by_topology = {
+            topology: estimate_angles(
+                angles_of(chosen, name), config.n_bootstrap, config.confidence, rng
+            )
+            for topology, chosen in _topologies(events).items()
+        }
         seconds, failed = seconds_per_event.get(name), failed_share.get(name)
-        summaries.append(MethodSummary(name, TITLES[name], estimates, gain, seconds, failed))
+        summaries.append(
+            MethodSummary(name, TITLES[name], estimates, gain, by_topology, seconds, failed)
+        )
     return summaries
+
+
+def _topologies(events: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Split events by topology where it is known, without empty parts."""
+    names = TOPOLOGIES if "topology" in events else ()
+    parts = {name: events[events["topology"] == name] for name in names}
+    return {name: part for name, part in parts.items() if len(part)}
 
 
 def flat_metrics(
@@ -112,16 +129,15 @@ def _calibration_metrics(events: pd.DataFrame, prefix: str) -> dict[str, float]:
 def _topology_metrics(
     events: pd.DataFrame, summaries: list[MethodSummary], prefix: str
 ) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    for topology in TOPOLOGIES if "topology" in events else ():
-        chosen = events[events["topology"] == topology]
-        if chosen.empty:
-            continue
-        metrics[f"{prefix}/{topology}/n_events"] = float(len(chosen))
-        for summary in summaries:
-            angle_deg = angles_of(chosen, summary.name)
+    metrics = {
+        f"{prefix}/{topology}/n_events": float(len(chosen))
+        for topology, chosen in _topologies(events).items()
+    }
+    for summary in summaries:
+        for topology, estimates in summary.by_topology.items():
             folder = f"{prefix}/{topology}"
             folder = folder if summary.name == "model" else f"{folder}/{summary.name}"
-            metrics[f"{folder}/opening_angle_mean_deg"] = float(angle_deg.mean())
-            metrics[f"{folder}/opening_angle_median_deg"] = float(np.median(angle_deg))
+            for name in ("mean", "median"):
+                metrics[f"{folder}/opening_angle_{name}_deg"] = estimates[name].value
+                metrics[f"{folder}/opening_angle_{name}_error_deg"] = estimates[name].error
     return metrics

@@ -14,12 +14,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from iceaggr.evaluation.baselines import TITLES
+from iceaggr.evaluation.event_table import angles_of
 from iceaggr.evaluation.figure_style import (
     BLACK,
     BLUE,
     GREEN,
     GREY,
-    METHOD_LOOK,
     ORANGE,
     VERMILLION,
     angle_axis,
@@ -30,41 +30,11 @@ from iceaggr.evaluation.slices import TOPOLOGIES, slice_column
 
 FloatArray = npt.NDArray[np.floating]
 
-COUNT_EDGES = tuple(float(2**step) for step in range(2, 18))
+COUNT_EDGES = tuple(float(2 ** (0.5 * step)) for step in range(4, 36))
+AZIMUTH_EDGES = tuple(np.linspace(0.0, 60.0, 13))
 COSINE_EDGES = tuple(np.linspace(-1.0, 1.0, 13))
 _ANGLE_TICKS = (0.1, 0.3, 1, 3, 10, 30, 90, 180)
 ENERGY_EDGES = tuple(10 ** np.linspace(1.0, 8.0, 22))
-
-
-def angles_of(events: pd.DataFrame, method: str) -> FloatArray:
-    """Read the opening angles of the model or of a baseline: (N,) degrees."""
-    column = "opening_angle_deg" if method == "model" else f"{method}_angle_deg"
-    return events[column].to_numpy()
-
-
-def draw_cumulative(events: pd.DataFrame, methods: list[str]) -> bytes:
-    """Draw the cumulative distribution of the opening angle, linear and logarithmic."""
-    share = np.linspace(0.0, 1.0, min(len(events), 1500))
-    curves = {method: np.quantile(angles_of(events, method), share) for method in methods}
-
-    def paint(figure: Figure) -> None:
-        linear, logarithmic = figure.subplots(1, 2, sharey=True)
-        for axes in (linear, logarithmic):
-            for method, angle_deg in curves.items():
-                axes.plot(angle_deg, share, label=TITLES[method], **METHOD_LOOK[method])
-            axes.set_xlabel("Opening angle [deg]")
-            axes.axhline(0.5, color=GREY, linewidth=0.8)
-        linear.set_ylabel("Share of events below")
-        linear.set_xlim(0, 180)
-        linear.set_xticks(range(0, 181, 30))
-        linear.set_ylim(0, 1)
-        logarithmic.set_xscale("log")
-        logarithmic.set_xlim(float(np.clip(np.quantile(curves["model"], 0.002), 0.1, 10)), 180)
-        logarithmic.xaxis.set_major_formatter("{x:g}")
-        handles, labels = logarithmic.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center")
-
-    return draw((12.0, 4.1), paint)
 
 
 def draw_against_energy(events: pd.DataFrame, classical: str, min_events: int) -> bytes:
@@ -115,6 +85,21 @@ def draw_against_zenith(events: pd.DataFrame, classical: str, min_events: int) -
         axes.set_xlabel("cos(true zenith)   [−1 up-going … +1 down-going]")
 
     return _draw_by_topology(events, ("cos_zenith", COSINE_EDGES), (classical, min_events), label)
+
+
+def draw_against_azimuth(events: pd.DataFrame, classical: str, min_events: int) -> bytes:
+    """Draw median and central 68 % band against the true azimuth folded into the hexagonal grid."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        binning = ("azimuth_mod_60_deg", AZIMUTH_EDGES)
+        _paint_profile(axes, events, binning, (classical, min_events))
+        angle_axis(axes)
+        axes.set_xlim(0, 60)
+        axes.set_xlabel("True azimuth mod 60° [deg]")
+        _legend_below(figure, axes)
+
+    return draw((7.2, 4.6), paint)
 
 
 def draw_zenith_map(events: pd.DataFrame) -> bytes:

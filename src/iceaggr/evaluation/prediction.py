@@ -19,6 +19,10 @@ from iceaggr.errors import EvaluationError
 COLUMNS = ("event_id", "azimuth", "zenith", "kappa")
 """Columns of every table of predictions: int64, then float64 (radians, radians, number)."""
 
+PREDICTION_SCHEMA = pa.schema(
+    [(COLUMNS[0], pa.int64()), *((name, pa.float64()) for name in COLUMNS[1:])]
+)
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -69,7 +73,7 @@ def predict_batches(
     Raises: EvaluationError if a prediction is not finite.
     """
     tables = list(stream_predictions(model, batches, device))
-    return pa.concat_tables([_schema().empty_table(), *tables]).to_pandas()
+    return pa.concat_tables([PREDICTION_SCHEMA.empty_table(), *tables]).to_pandas()
 
 
 def stream_predictions(
@@ -85,7 +89,7 @@ def stream_predictions(
     """
     pending: list[pa.Table] = []
     for predictions in _predictions(model, batches, device):
-        pending.append(pa.table(predictions.columns(), schema=_schema()))
+        pending.append(pa.table(predictions.columns(), schema=PREDICTION_SCHEMA))
         if sum(table.num_rows for table in pending) >= n_rows_per_table:
             yield pa.concat_tables(pending).combine_chunks()
             pending = []
@@ -103,7 +107,3 @@ def _predictions(
             yield predict_batch(model, batch, device)
     finally:
         model.train(was_training)
-
-
-def _schema() -> pa.Schema:
-    return pa.schema([(COLUMNS[0], pa.int64()), *((name, pa.float64()) for name in COLUMNS[1:])])

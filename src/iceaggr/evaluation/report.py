@@ -25,6 +25,10 @@ CAPTIONS = {
         "Share of events whose opening angle is smaller than the value on the x axis, for the model"
         " and every baseline on the same events (left linear, right logarithmic)."
     ),
+    "cumulative_by_topology": (
+        "The same for tracks and cascades apart: tracks have a direction to fit, cascades hardly"
+        " more than a hint of one."
+    ),
     "angle_vs_energy": (
         "Median opening angle and central 68 % of events against true neutrino energy, tracks and"
         " cascades apart; the dotted line is the angle between neutrino and muon, below which no"
@@ -53,6 +57,10 @@ CAPTIONS = {
     "accuracy_vs_kept_share": (
         "Opening angle of the events that remain when only the highest κ are kept: the operating"
         " curve of an analysis that may discard events."
+    ),
+    "angle_vs_azimuth": (
+        "Median opening angle and central 68 % of events against true azimuth modulo 60°, the"
+        " symmetry of the string grid; a wave would be an artefact of the grid."
     ),
 }
 """One sentence or two below each figure."""
@@ -159,9 +167,9 @@ def plus_minus(estimate: Estimate, scale: float = 1.0) -> str:
     """Write value ± error with as many digits as the error deserves; no error is a dash."""
     value, error = scale * estimate.value, scale * estimate.error
     if not np.isfinite(error) or error == 0:
-        return f"{value:.2f}"
+        return f"{value:.2f}".replace("-", "−")
     digits = int(np.clip(1 - np.floor(np.log10(error)), 0, 4))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+    return f"{value:.{digits}f} ± {error:.{digits}f}".replace("-", "−")
 
 
 def data_uri(png: bytes) -> str:

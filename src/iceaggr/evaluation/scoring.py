@@ -25,7 +25,7 @@ from iceaggr.evaluation.event_display import EventSnapshot, snapshot
 from iceaggr.evaluation.event_table import Columns, concatenate, score_batch
 from iceaggr.evaluation.prediction import predict_batch
 
-N_SPARE_SNAPSHOTS = 48
+N_SPARE_SNAPSHOTS = 128
 """Events drawn at random while scoring, among which the median displays are found."""
 
 
