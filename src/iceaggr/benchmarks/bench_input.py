@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +23,40 @@ def cache_folder() -> Path:
     return Path(root) / "iceaggr" / "bench"
 
 
+def simulated_raw_events(n_events: int) -> str:
+    """Give the URI of one raw file of events with the simulation's default mix."""
+    config = SimulationConfig(n_events=n_events, n_events_per_file=n_events)
+    folder = cache_folder() / f"simulated-{_key(config.model_dump_json())}"
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}-{os.getpid()}")
+        simulate(open_store(), partial.as_uri(), config)
+        _publish(partial, folder)
+    return folder.as_uri()
+
+
 def repeated_raw_events(n_simulated: int, n_repeats: int) -> str:
     """Give the URI of one raw file: simulated events, repeated under new event ids.
 
     Repeating makes a long file in seconds with the simulation's mix of sizes; every repeat is
     decoded, sorted and written again, so the cost per pulse is that of different events.
     """
-    config = SimulationConfig(n_events=n_simulated, n_events_per_file=n_simulated)
-    made_of = [_INPUT_VERSION, config.model_dump_json(), n_repeats]
-    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
-    folder = cache_folder() / f"raw-{key}"
-    if not (folder / "train_meta.parquet").exists():
-        source = cache_folder() / f"simulated-{key}-{os.getpid()}"
-        simulate(open_store(), source.as_uri(), config)
-        _repeat(source, folder, n_repeats)
+    source = Path(simulated_raw_events(n_simulated).removeprefix("file://"))
+    folder = cache_folder() / f"repeated-{_key(source.name, n_repeats)}"
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}-{os.getpid()}")
+        _repeat(source, partial, n_repeats)
+        _publish(partial, folder)
     return folder.as_uri()
+
+
+def _key(*made_of: object) -> str:
+    return hashlib.sha256(repr([_INPUT_VERSION, *made_of]).encode()).hexdigest()[:12]
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    with suppress(OSError):  # another benchmark may have made the same folder meanwhile
+        partial.rename(folder)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _repeat(source: Path, folder: Path, n_repeats: int) -> None:
@@ -57,6 +78,4 @@ def _repeat(source: Path, folder: Path, n_repeats: int) -> None:
         )
         for k in steps
     ]
-    partial = folder / f"meta-{os.getpid()}.partial"
-    pd.concat(metas).to_parquet(partial, index=False)
-    partial.rename(folder / "train_meta.parquet")
+    pd.concat(metas).to_parquet(folder / "train_meta.parquet", index=False)
