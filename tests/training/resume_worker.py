@@ -1,9 +1,10 @@
-"""Trains below a folder; run as a program it is killed and restarted until it has finished.
+"""Trains twice below a folder: whole/ without a pause, killed/ with many.
 
     python -m tests.training.resume_worker FOLDER N_KILLS SEED
 
-The first process imports everything once and forks a trainer, which it kills with SIGKILL after a
-random time, N_KILLS times, and then lets finish. Prints how often a kill met a running trainer.
+The first process imports everything once and forks trainers. It kills those of killed/ with SIGKILL
+after a random time, N_KILLS times, and then lets the run finish. Prints how often a kill met a
+running trainer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from iceaggr.training import TrainingInputs, train
 from tests.training.small_runs import small_config, small_inputs
 
 # a checkpoint after every step, so that kills meet many writes
-EVERY_STEP = {"checkpoint_every_minutes": 1e-9, "ema_decay": 0.9, "n_epochs": 40}
+EVERY_STEP = {"checkpoint_every_minutes": 1e-9, "ema_decay": 0.9, "n_epochs": 6}
 
 
 def resume_config() -> ExperimentConfig:
@@ -47,25 +48,29 @@ def _trainer(inputs: TrainingInputs) -> int:
     return process
 
 
-def main(folder: Path, n_kills: int, seed: int) -> int:
-    """Kill and restart, then let the run finish. Returns the exit code of the last trainer."""
-    torch.set_num_threads(1)
-    inputs = resume_inputs(folder)
+def kill_and_restart(inputs: TrainingInputs, n_kills: int, seed: int) -> int:
+    """Train with kills until the run has finished; returns how many met a running trainer."""
     rng = random.Random(seed)
     n_met = 0
     for _ in range(n_kills):
         process = _trainer(inputs)
-        time.sleep(rng.uniform(0.05, 0.5))
+        time.sleep(rng.uniform(0.02, 0.4))
         os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
-        if os.WIFSIGNALED(status):
-            n_met += 1
-        elif os.WEXITSTATUS(status):
-            return os.WEXITSTATUS(status)
-    _, status = os.waitpid(_trainer(inputs), 0)
-    print(n_met)
-    return os.waitstatus_to_exitcode(status)
+        n_met += os.WIFSIGNALED(status)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+            sys.exit("a restarted trainer failed")
+    if os.waitpid(_trainer(inputs), 0)[1]:
+        sys.exit("the last trainer failed")
+    return n_met
+
+
+def main(folder: Path, n_kills: int, seed: int) -> None:
+    """Run both."""
+    torch.set_num_threads(1)
+    kill_and_restart(resume_inputs(folder / "whole"), 0, seed)
+    print(kill_and_restart(resume_inputs(folder / "killed"), n_kills, seed))
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

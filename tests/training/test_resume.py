@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_with_kills(folder: Path, n_kills: int, seed: int) -> int:
-    """Run until finished, with kills; returns how many met a running trainer."""
+    """Run whole/ and killed/ below a folder; returns how many kills met a running trainer."""
     done = subprocess.run(
         [
             sys.executable,
@@ -49,19 +49,18 @@ def last_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], int]:
 
 
 def check_kills_change_nothing(folder: Path, n_kills: int) -> None:
-    assert run_with_kills(folder / "whole", 0, seed=0) == 0
-    n_met = run_with_kills(folder / "killed", n_kills, seed=1)
+    n_met = run_with_kills(folder, n_kills, seed=1)
     assert n_met >= n_kills / 2, f"only {n_met} of {n_kills} kills met a running trainer"
     whole, n_steps = last_checkpoint(folder / "whole")
     killed, n_steps_killed = last_checkpoint(folder / "killed")
-    assert n_steps == n_steps_killed == 160
+    assert n_steps == n_steps_killed == 24
     assert whole.keys() == killed.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, killed[name]), name
 
 
 def test_run_killed_at_random_moments_ends_bit_identical(tmp_path: Path) -> None:
-    check_kills_change_nothing(tmp_path, n_kills=4)
+    check_kills_change_nothing(tmp_path, n_kills=3)
 
 
 @pytest.mark.slow
