@@ -1,0 +1,133 @@
+import json
+import subprocess
+import sys
+import urllib.request
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from iceaggr.batches import iter_batches
+from iceaggr.config import BatchConfig
+from iceaggr.errors import TrackingError
+from iceaggr.evaluation import predict_batches
+from iceaggr.events.reading import read_raw_events
+from iceaggr.models.bundle import DOCUMENT, load_model
+from iceaggr.storage import open_store
+from iceaggr.storage.uris import file_path
+from iceaggr.tracking.model_package import build_package, fetch_bundle, input_example, requirements
+from tests.events.raw_layout import write_raw_layout
+
+
+@pytest.fixture(scope="module")
+def package(saved_model, tmp_path_factory):
+    """The folder of a packed model."""
+    folder = tmp_path_factory.mktemp("package")
+    bundle = fetch_bundle(open_store(), saved_model, folder / "model")
+    build_package(bundle, folder / "packed", {"run_id": "0" * 32})
+    return folder / "packed"
+
+
+@pytest.fixture(scope="module")
+def pyfunc(package):
+    return mlflow.pyfunc.load_model(str(package))
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """A raw layout: its URI and the pulses of its only file."""
+    folder = tmp_path_factory.mktemp("raw")
+    uri = write_raw_layout(folder, n_files=1, n_events_per_file=40)
+    return uri, pd.read_parquet(folder / "train" / "batch_1.parquet").reset_index()
+
+
+@pytest.fixture(scope="module")
+def expected(saved_model, raw):
+    """What evaluation's own path predicts."""
+    store, loaded = open_store(), load_model(open_store(), saved_model)
+    chunks = read_raw_events(store, raw[0], folder="train", detector=loaded.detector)
+    return predict_batches(loaded.model, iter_batches(chunks, loaded.detector, BatchConfig()))
+
+
+def test_pyfunc_predicts_what_evaluation_predicts(pyfunc, raw, expected):
+    predicted = pyfunc.predict(raw[1])
+    assert expected["azimuth"].nunique() == 40, "the model must tell events apart"
+    pd.testing.assert_frame_equal(predicted, expected, rtol=0, atol=1e-6)
+
+
+def test_pyfunc_takes_pulses_in_any_order(pyfunc, raw, expected):
+    shuffled = raw[1].sample(frac=1.0, random_state=1)
+    predicted = pyfunc.predict(shuffled)
+    assert predicted["event_id"].tolist() == shuffled["event_id"].drop_duplicates().tolist()
+    in_order = predicted.sort_values("event_id", ignore_index=True)
+    wanted = expected.sort_values("event_id", ignore_index=True)
+    pd.testing.assert_frame_equal(in_order, wanted, rtol=0, atol=1e-5)
+
+
+def test_pyfunc_keeps_the_row_of_an_event_without_valid_pulses(pyfunc):
+    pulses = input_example()
+    pulses.loc[pulses["event_id"] == 1, "charge"] = np.nan
+    predicted = pyfunc.predict(pulses)
+    assert predicted["event_id"].tolist() == [1, 2]
+    assert predicted.loc[0, ["azimuth", "zenith", "kappa"]].isna().all()
+    alone = pyfunc.predict(pulses[pulses["event_id"] == 2])
+    assert predicted.loc[1].tolist() == pytest.approx(alone.loc[0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pulses: pulses.drop(columns="time"), r"missing inputs \['time'\]"),
+        (lambda pulses: pulses.astype({"charge": str}), "charge"),
+        (lambda pulses: pulses.assign(time=pulses["time"] + 0.5), "time"),
+    ],
+)
+def test_pyfunc_refuses_another_schema(pyfunc, change, message):
+    with pytest.raises(mlflow.MlflowException, match=message):
+        pyfunc.predict(change(input_example()))
+
+
+def test_package_holds_no_pickle_and_pins_what_it_needs(package):
+    names = {path.name for path in package.rglob("*") if path.is_file()}
+    assert not {name for name in names if name.endswith((".pkl", ".pickle", ".pt", ".pth"))}
+    assert {"weights.safetensors", "model.json", "geometry.csv", "pyfunc_model.py"} <= names
+    pinned = (package / "requirements.txt").read_text().split()
+    assert pinned == requirements()
+    assert all("==" in line and "+" not in line for line in pinned)
+
+
+def test_packed_model_brings_its_own_code(package):
+    code = (
+        "import mlflow, sys; model = mlflow.pyfunc.load_model(sys.argv[1]);"
+        "print(sorted({module.__file__ for name, module in sys.modules.items()"
+        " if name.split('.')[0] == 'iceaggr'})[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(package)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(str(package / "code" / "iceaggr"))
+
+
+def test_model_without_its_configuration_is_not_packed(saved_model, tmp_path):
+    bundle = fetch_bundle(open_store(), saved_model, tmp_path / "model")
+    document = json.loads((bundle / DOCUMENT).read_text())
+    document["facts"] = {}
+    (bundle / DOCUMENT).write_text(json.dumps(document))
+    with pytest.raises(TrackingError, match="does not say how its events were batched"):
+        build_package(bundle, tmp_path / "packed", {"run_id": "0" * 32})
+
+
+def test_bundle_is_fetched_whole(saved_model, tmp_path):
+    bundle = fetch_bundle(open_store(), saved_model, tmp_path / "model")
+    for path in file_path(saved_model).iterdir():
+        assert (bundle / path.name).read_bytes() == path.read_bytes()
+
+
+def post(uri, pulses):
+    body = json.dumps({"dataframe_split": json.loads(pulses.to_json(orient="split", index=False))})
+    request = urllib.request.Request(
+        f"{uri}/invocations", body.encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return pd.DataFrame(json.loads(answer.read())["predictions"])

@@ -1,0 +1,206 @@
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pandas as pd
+import pytest
+
+from iceaggr.errors import TrackingError
+from iceaggr.local_services.ports import choose_ports
+from iceaggr.models.bundle import DOCUMENT, load_model
+from iceaggr.storage import open_store
+from iceaggr.storage.uris import file_path
+from iceaggr.tracking import open_tracker, promotion_lock
+from iceaggr.tracking.model_package import input_example
+from iceaggr.tracking.promotion_lock import PromotionLock
+from iceaggr.tracking.registry import ModelRegistry, RegisteredModel
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def registry(mlflow_service):
+    return ModelRegistry()
+
+
+@pytest.fixture
+def name():
+    return f"model-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def run_id(mlflow_service):
+    with open_tracker("", "registry tests", uuid.uuid4().hex, "a run", "promote") as tracker:
+        return tracker.run_id
+
+
+@pytest.fixture
+def versions(registry, name):
+    """Three versions of a model, as rows of the registry only: quick to make."""
+    client = registry._client
+    client.create_registered_model(name)
+    made = [client.create_model_version(name, "s3://iceaggr/nowhere") for _ in range(3)]
+    return [RegisteredModel(name, str(version.version), "") for version in made]
+
+
+def promote(registry, model, expected):
+    registry.set_champion(model, expected, {"verdict": "promoted"})
+
+
+def test_registered_model_is_fetched_and_served(registry, name, run_id, saved_model, tmp_path):
+    store = open_store()
+    model = registry.register(store, saved_model, name, run_id, {"data_digest": "abc"})
+    assert (model.version, model.run_id, model.tags["data_digest"]) == ("1", run_id, "abc")
+    assert registry.register(store, saved_model, name, run_id, {}) == model  # a retry
+    assert registry.fetch(f"models:/{name}@challenger", tmp_path / "a")
+    promote(registry, model, None)
+    folder = registry.fetch(f"models:/{name}@champion", tmp_path / "b")
+    assert load_model(store, folder).facts == load_model(store, saved_model).facts
+    for path in file_path(saved_model).iterdir():
+        assert (file_path(folder) / path.name).read_bytes() == path.read_bytes()
+    _check_serving(f"models:/{name}@champion", saved_model)
+
+
+def _check_serving(model_uri, saved_model):
+    """Serve the model in a process of its own and compare with a prediction in this one."""
+    from tests.tracking.test_pyfunc_model import post
+
+    port = choose_ports({"model": 0})["model"]
+    options = ["-m", model_uri, "-p", str(port), "--env-manager", "local", "--workers", "1"]
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # for uvicorn
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "models", "serve", *options],
+        start_new_session=True,
+        env={**os.environ, "PATH": path},
+    )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(f"{uri}/ping", server)
+        served = post(uri, input_example())
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            post(uri, input_example().drop(columns="charge"))
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(timeout=20)
+    pd.testing.assert_frame_equal(served, _predicted_here(saved_model), atol=1e-6)
+
+
+def _wait_for(uri, server):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(uri, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("the model server did not come up")
+
+
+def _predicted_here(saved_model):
+    from iceaggr.tracking.pyfunc_model import RawPulseModel
+
+    model = RawPulseModel()
+    context = type("Context", (), {"artifacts": {"model": str(file_path(saved_model))}})
+    model.load_context(context)
+    return model.predict(context, input_example())
+
+
+def test_champion_is_none_before_the_first_promotion(registry, name, versions):
+    assert registry.champion(name) is None
+    assert registry.champion("no such model") is None
+
+
+def test_promotion_records_verdict_and_predecessor(registry, name, versions):
+    first, second, _ = versions
+    promote(registry, first, None)
+    registry.set_champion(second, first, {"verdict": "promoted", "margin_deg": "1.5"})
+    champion = registry.champion(name)
+    assert champion.version == second.version
+    assert champion.tags == {"verdict": "promoted", "margin_deg": "1.5", "previous_champion": "1"}
+    promote(registry, second, first)  # a retry of the same promotion changes nothing
+    assert registry.champion(name) == champion
+
+
+def test_promotion_is_refused_when_the_champion_changed(registry, name, versions):
+    first, second, third = versions
+    promote(registry, first, None)
+    promote(registry, second, first)
+    with pytest.raises(
+        TrackingError, match=r"champion changed.*found version 2, expected vers.* 1"
+    ):
+        promote(registry, third, first)
+    assert registry.champion(name).version == second.version
+    assert registry.version(name, third.version).tags == {}
+
+
+def test_concurrent_promotions_have_one_winner(mlflow_service, name, versions):
+    def attempt(model):
+        try:
+            promote(ModelRegistry(), model, None)
+        except TrackingError as error:
+            return error.what
+        return "won"
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(attempt, versions))
+    lost = "the champion changed while the decision was made"
+    assert sorted(results) == sorted(["won", lost, lost])
+    champion = ModelRegistry().champion(name)
+    assert champion.version == versions[results.index("won")].version
+
+
+def test_rollback_returns_to_the_previous_champion_once_for_each(registry, name, versions):
+    first, second, third = versions
+    for model, expected in [(first, None), (second, first), (third, second)]:
+        promote(registry, model, expected)
+    assert registry.rollback(name).version == second.version
+    assert registry.rollback(name).version == first.version
+    assert registry.champion(name).version == first.version
+    assert registry.version(name, third.version).tags["rolled_back"] == "to version 2"
+    with pytest.raises(TrackingError, match=r"no previous champion.*found champion version 1"):
+        registry.rollback(name)
+
+
+def test_lock_of_a_dead_promotion_is_broken_by_one_only(registry, name, monkeypatch):
+    client = registry._client
+    dead = PromotionLock(client, name)
+    dead.acquire(within_s=1)
+    with pytest.raises(TrackingError, match="another promotion does not end"):
+        PromotionLock(client, name).acquire(within_s=0.1)
+    monkeypatch.setattr(promotion_lock, "_LEASE_S", 0.0)
+    heir = PromotionLock(client, name)
+    heir.acquire(within_s=10)
+    heir.assert_held()
+    with pytest.raises(TrackingError, match="lost its lock"):
+        dead.assert_held()
+    dead.release()  # must not release the heir's
+    heir.assert_held()
+    heir.release()
+
+
+def test_failed_packing_registers_nothing(registry, name, run_id, saved_model, tmp_path):
+    for path in file_path(saved_model).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    document = json.loads((tmp_path / DOCUMENT).read_text())
+    document["facts"] = {}
+    (tmp_path / DOCUMENT).write_text(json.dumps(document))
+    with pytest.raises(TrackingError, match="cannot predict its own example"):
+        registry.register(open_store(), tmp_path.as_uri(), name, run_id, {})
+    with pytest.raises(TrackingError, match="cannot fetch the model"):
+        registry.fetch(f"models:/{name}/1", tmp_path / "fetched")
+
+
+@pytest.mark.parametrize("uri", ["models:/only-a-name", "models:/name/latest", "models:/@champion"])
+def test_uri_that_names_no_version_is_explained(registry, uri, tmp_path):
+    with pytest.raises(TrackingError, match=r"models:/name@champion|cannot fetch the model"):
+        registry.fetch(uri, tmp_path)
+
+
+def test_plain_folder_is_returned_as_it_is(registry, tmp_path):
+    assert registry.fetch("s3://bucket/model", tmp_path) == "s3://bucket/model"
