@@ -106,7 +106,7 @@ class ModelConfig(Section):
     """Dropout share in both transformers."""
     feedforward_factor: int = Field(4, ge=1)
     """Width of the feed-forward networks, in units of d_model."""
-    max_rows_per_chunk: int = Field(16384, ge=1)
+    max_rows_per_chunk: int = Field(8192, ge=1)
     """Pulses or DOMs computed at once; beyond, activations are recomputed to bound the memory."""
     dom_statistics: bool = False
     """Describe each DOM by order statistics of its pulses too; the only input at n_dom_layers 0."""
@@ -122,6 +122,10 @@ class ModelConfig(Section):
     """Describe DOMs and pulses in the frame of the seed: rotated positions, residual times."""
     seed_head: bool = False
     """Predict in the frame of the seed, starting at 'the seed is right'."""
+    seed_alternatives: bool = False
+    """Tell the event token the directions of the other classical fits, in the frame of the seed."""
+    point_fit: bool = False
+    """Measure distances and delays from a fitted point of light, not from the charge centre."""
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> ModelConfig:
@@ -131,6 +135,10 @@ class ModelConfig(Section):
             raise ValueError("n_dom_layers 0 needs dom_statistics, else nothing reads the pulses")
         if (self.seed_frame or self.seed_head) and self.seed == "none":
             raise ValueError("seed_frame and seed_head need a seed")
+        if (self.seed_alternatives or self.point_fit) and not self.seed_frame:
+            raise ValueError("seed_alternatives and point_fit describe the seed_frame: switch it on")
+        if self.seed_alternatives and not self.event_token:
+            raise ValueError("seed_alternatives are read by the event_token: switch it on")
         return self
 
 
@@ -215,6 +223,8 @@ class EvaluationConfig(Section):
     """Stop after the minibatch that completes this many test events; 0 = all."""
     min_events_per_bin: int = Field(100, ge=2)
     """A bin with fewer events is marked as small in tables and left out of figures' bands."""
+    likelihood_fit: bool = True
+    """Score the Pandel likelihood fit too, by far the slowest baseline (milliseconds per event)."""
     n_displays: int = Field(2, ge=0, le=6)
     """Event displays for each of the best, the median and the worst events."""
     seed: int = 0

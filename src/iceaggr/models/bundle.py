@@ -1,8 +1,8 @@
 """A saved model: a folder that holds all that prediction from raw pulses needs, and no pickle.
 
-    weights.safetensors   every parameter and buffer
-    model.json            format version, model configuration, normalisation, free facts, sha256
-    geometry.csv          the detector's table
+weights.safetensors   every parameter and buffer
+model.json            format version, model configuration, normalisation, free facts, sha256
+geometry.csv          the detector's table
 """
 
 from __future__ import annotations
@@ -119,9 +119,7 @@ def _document(store: ObjectStore, folder_uri: str) -> dict[str, Any]:
         version = document["format_version"]
         listed = set(document["sha256"])
     except (ValueError, KeyError, TypeError):
-        raise ModelError(
-            "not the document of a saved model", where=where, remedy=_REMEDY
-        ) from None
+        raise ModelError("not the document of a saved model", where=where, remedy=_REMEDY) from None
     if version != FORMAT_VERSION or listed != {WEIGHTS, GEOMETRY}:
         raise ModelError(
             "saved model of another format",
@@ -134,9 +132,7 @@ def _document(store: ObjectStore, folder_uri: str) -> dict[str, Any]:
     return loaded
 
 
-def _verified(
-    store: ObjectStore, folder_uri: str, name: str, document: Mapping[str, Any]
-) -> bytes:
+def _verified(store: ObjectStore, folder_uri: str, name: str, document: Mapping[str, Any]) -> bytes:
     where = f"{folder_uri}/{name}"
     try:
         data = store.read_bytes(where)

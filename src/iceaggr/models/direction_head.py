@@ -36,7 +36,8 @@ class DirectionHead(nn.Module):
         """
         raw = self.out(nn.functional.gelu(self.hidden(self.norm(embedding)))).float()
         if rotation is not None:
-            raw = torch.einsum("bij,bi->bj", rotation, raw)
+            # not a matrix product: autocast would round the direction to 0.2 degrees
+            raw = (rotation * raw[:, :, None]).sum(1)
         length = (raw.square().sum(-1, keepdim=True) + 1e-12).sqrt()
         kappa = torch.sinh(length.clamp(max=MAX_LENGTH))
         return DirectionOutput(raw * (kappa / length))

@@ -24,8 +24,8 @@ from iceaggr.models.seed_frame import (
     SeedFrame,
     seed_frame,
 )
+from iceaggr.models.seeds import find_seeds, n_alternatives
 from iceaggr.normalization import NormalizedInputs
-from iceaggr.reconstruction import SEED_FITS
 
 TIME_WAVES_NS = (50.0, 40_000.0)
 RESIDUAL_WAVES_NS = (20.0, 10_000.0)
@@ -67,17 +67,22 @@ class InputFeatures(nn.Module):
             self.n_dom_features += N_POSITION_FEATURES
         if statistics:
             self.n_dom_features += N_SHAPES + n_clocks * (2 * N_TIMES + self.time_waves.width(1))
-        self.n_event_features = N_SIZE_FEATURES + (N_EVENT_FEATURES if in_frame else 0)
+        self.n_event_features = N_SIZE_FEATURES
+        if in_frame:
+            self.n_event_features += N_EVENT_FEATURES + 3 * n_alternatives(config)
 
     @torch.no_grad()
     def forward(self, batch: EventBatch, inputs: NormalizedInputs) -> Features:
-        """Compute all features; none of them is differentiated."""
+        """Compute all features in float32, whatever the autocast; none is differentiated."""
+        with torch.autocast(batch.time_ns.device.type, enabled=False):
+            return self._features(batch, inputs)
+
+    def _features(self, batch: EventBatch, inputs: NormalizedInputs) -> Features:
         statistics = dom_statistics(batch)
         time_zero = event_time_ns(batch, statistics)[batch.dom_event_idx()]
         frame, rotation = None, None
         if self.config.seed != "none":
-            fit = SEED_FITS[self.config.seed](batch)
-            frame = seed_frame(batch, statistics, fit)
+            frame = seed_frame(batch, statistics, find_seeds(batch, self.config))
             rotation = frame.rotation
         if not self.config.seed_frame:
             frame = None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.models.dom_statistics import DomStatistics
-from iceaggr.reconstruction.fit_result import FitResult
+from iceaggr.models.seeds import Seeds
 from iceaggr.reconstruction.optics import LIGHT_NS_PER_M, cherenkov_time, track_geometry
 from iceaggr.reconstruction.segments import segment_mean, segment_quantile, segment_sum
 
@@ -26,9 +26,10 @@ class SeedFrame:
     """The seed of each event as a frame, and each DOM in it.
 
     rotation: (B, 3, 3) float32, rows are the axes; the last one points to the seed's origin
-    expected_ns: (D, 2) float32, when direct light is expected: of the track, of the charge centre
-    position: (D, 9) float32, near one: position in the frame, distances, direction from the centre
-    event_features: (B, 11) float32, near one: how the frame lies in the detector, how well it fits
+    expected_ns: (D, 2) float32, when direct light is expected: of the track, of the point
+    position: (D, 9) float32, near one: position in the frame, distances, direction from the point
+    event_features: (B, 11 + 3 K) float32, near one: how the frame lies in the detector, how well
+        track and point explain the first times, directions of the K alternatives
     """
 
     rotation: Tensor
@@ -53,13 +54,12 @@ def frame_axes(direction: Tensor) -> Tensor:
     return torch.stack([first, torch.linalg.cross(direction, first, dim=-1), direction], dim=1)
 
 
-def seed_frame(batch: EventBatch, statistics: DomStatistics, fit: FitResult) -> SeedFrame:
+def seed_frame(batch: EventBatch, statistics: DomStatistics, seeds: Seeds) -> SeedFrame:
     """Describe every DOM in the frame of its event's seed; finite for events of a single pulse."""
     event, n_events = batch.dom_event_idx(), batch.n_events
     first_ns = statistics.times_ns[:, 0]
     weight = torch.where(statistics.triggered, 1.0, 1e-3)
-    charge = statistics.charge_pe.clamp(max=100.0) * weight
-    centre = segment_mean(batch.xyz_m, event, n_events, charge)
+    fit, centre = seeds.fit, seeds.point_m
     rotation = frame_axes(fit.direction)
     along, distance = track_geometry(batch.xyz_m, fit.position_m[event], -fit.direction[event])
     centre_along, _ = track_geometry(centre, fit.position_m, -fit.direction)
@@ -77,34 +77,27 @@ def seed_frame(batch: EventBatch, statistics: DomStatistics, fit: FitResult) -> 
     scaled = [local / 200, torch.log1p(distance / 10)[:, None] / 3]
     scaled += [torch.log1p(radius / 10)[:, None] / 3, toward, batch.xyz_m[:, 2:] / 500]
     residual = (first_ns[:, None] - expected) / 100
-    features = _event_features(
-        rotation, centre, fit, _misfit(residual, weight, event, n_events), local, event
-    )
+    misfit = segment_mean(torch.log1p(residual.abs()), event, n_events, weight)
+    features = _event_features(rotation, seeds, misfit, local, event)
     return SeedFrame(rotation, expected, torch.cat(scaled, dim=-1), features)
 
 
-def _misfit(residual: Tensor, weight: Tensor, event: Tensor, n_events: int) -> Tensor:
-    """Measure how badly the track and the point explain the first times: (B, 2), near one."""
-    pulled = torch.log1p(residual.abs())
-    return segment_mean(pulled, event, n_events, weight)
-
-
 def _event_features(
-    rotation: Tensor, centre: Tensor, fit: FitResult, misfit: Tensor, local: Tensor, event: Tensor
+    rotation: Tensor, seeds: Seeds, misfit: Tensor, local: Tensor, event: Tensor
 ) -> Tensor:
-    n_events = len(centre)
-    extent = segment_mean(local.square(), event, n_events).sqrt()
+    """Describe the frame. misfit: (B, 2), mean log residual of first times to track and point."""
+    n_events = len(rotation)
+    extent = segment_mean(local.square(), event, n_events).sqrt() / 100
     up_and_tilt = rotation[:, [0, 2], 2]
-    n_doms = segment_sum(torch.ones_like(event, dtype=centre.dtype), event, n_events)
-    return torch.cat(
-        [
-            up_and_tilt,
-            torch.einsum("bij,bj->bi", rotation, centre) / 500,
-            misfit,
-            extent[:, :2].mean(1, keepdim=True),
-            extent[:, 2:],
-            fit.ok[:, None].float(),
-            torch.rsqrt(n_doms)[:, None],
-        ],
-        dim=-1,
-    )
+    n_doms = segment_sum(torch.ones_like(event, dtype=local.dtype), event, n_events)
+    columns = [
+        up_and_tilt,
+        torch.einsum("bij,bj->bi", rotation, seeds.point_m) / 500,
+        misfit,
+        extent[:, :2].mean(1, keepdim=True),
+        extent[:, 2:],
+        seeds.fit.ok[:, None].float(),
+        torch.rsqrt(n_doms)[:, None],
+        torch.einsum("bij,bkj->bki", rotation, seeds.alternatives).flatten(1),
+    ]
+    return torch.cat(columns, dim=-1)

@@ -6,7 +6,7 @@ Letters: K fits (an event has one per starting point), R hits of all fits, P par
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -34,15 +34,17 @@ class Geometry:
 class Source(Protocol):
     """A hypothesis with its parameters for K fits."""
 
-    time_ns: Tensor
+    @property
+    def time_ns(self) -> Tensor:
+        """Give the time of the source, (K,) ns."""
 
     def geometry(self, xyz_m: Tensor, fit: Tensor) -> Geometry:
         """Compute times and distances of hits. xyz_m: (R, 3); fit: (R,) fit of each hit."""
 
-    def moved(self, step: Tensor) -> Source:
+    def moved(self, step: Tensor) -> Self:
         """Take a step in the parameters, (K, P)."""
 
-    def where(self, chosen: Tensor, other: Source) -> Source:
+    def where(self, chosen: Tensor, other: Self) -> Self:
         """Take this source where chosen, (K,) bool, else the other."""
 
     def prior(self) -> tuple[Tensor, Tensor]:
@@ -61,6 +63,12 @@ class TrackSource:
     time_ns: Tensor
     start_m: Tensor
     across_width_m: float = 150.0
+
+    def take(self, rows: Tensor) -> TrackSource:
+        """Select fits. rows: (K',) int64."""
+        return TrackSource(
+            self.travel[rows], self.position_m[rows], self.time_ns[rows], self.start_m[rows]
+        )
 
     def axes(self) -> tuple[Tensor, Tensor]:
         """Build two unit vectors across the travel direction, each (K, 3)."""
@@ -98,9 +106,8 @@ class TrackSource:
         position = self.position_m + step[:, 2:3] * first + step[:, 3:4] * second
         return TrackSource(travel, position, self.time_ns + step[:, 4], self.start_m)
 
-    def where(self, chosen: Tensor, other: Source) -> TrackSource:
+    def where(self, chosen: Tensor, other: TrackSource) -> TrackSource:
         """Choose tracks, fit by fit."""
-        assert isinstance(other, TrackSource)
         column = chosen[:, None]
         return TrackSource(
             torch.where(column, self.travel, other.travel),
@@ -147,13 +154,10 @@ class PointSource:
 
     def moved(self, step: Tensor) -> PointSource:
         """Shift the points."""
-        return PointSource(
-            self.position_m + step[:, :3], self.time_ns + step[:, 3], self.start_m
-        )
+        return PointSource(self.position_m + step[:, :3], self.time_ns + step[:, 3], self.start_m)
 
-    def where(self, chosen: Tensor, other: Source) -> PointSource:
+    def where(self, chosen: Tensor, other: PointSource) -> PointSource:
         """Choose points, fit by fit."""
-        assert isinstance(other, PointSource)
         return PointSource(
             torch.where(chosen[:, None], self.position_m, other.position_m),
             torch.where(chosen, self.time_ns, other.time_ns),

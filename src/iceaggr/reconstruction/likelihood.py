@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,11 +13,13 @@ from iceaggr.reconstruction.hypotheses import EFFECTIVE_SLOPE, Source
 from iceaggr.reconstruction.pandel import ArrivalTable
 from iceaggr.reconstruction.segments import segment_sum
 
-NOISE_SHARE = {"triggered": 0.03, "auxiliary": 0.5}
+SourceT = TypeVar("SourceT", bound=Source)
+
+NOISE_SHARE = {"triggered": 0.2, "auxiliary": 0.97}
 NOISE_WINDOW_NS = 5000.0
-MAX_PHOTONS = 8.0
-RANGE_M = 120.0
-"""Light falls by e over this distance: of two sources that fit the times, the nearer is likelier."""
+MAX_PHOTONS = 4.0
+RANGE_M = 300.0
+"""Light falls by e over this distance: of two sources that fit the times, the nearer wins."""
 MAX_STEP = 0.35
 """Largest turn (rad), and largest shift in units of 200 m, of one iteration."""
 
@@ -94,8 +97,8 @@ def evaluate(source: Source, hits: TimedHits, table: ArrivalTable) -> Value:
 
 
 def minimise(
-    source: Source, hits: TimedHits, table: ArrivalTable, n_steps: int
-) -> tuple[Source, Tensor]:
+    source: SourceT, hits: TimedHits, table: ArrivalTable, n_steps: int
+) -> tuple[SourceT, Tensor]:
     """Minimise the cost by damped Newton steps, each fit with its own damping.
 
     Returns the best source found and its cost, (K,). A step that does not help is undone, so the
@@ -132,9 +135,7 @@ def _newton_step(value: Value, damping: Tensor) -> Tensor:
     return step / excess.clamp_min(1.0)
 
 
-def timed_hits(
-    batch: EventBatch, centre_m: Tensor, time_zero_ns: Tensor
-) -> TimedHits:
+def timed_hits(batch: EventBatch, centre_m: Tensor, time_zero_ns: Tensor) -> TimedHits:
     """Prepare the first pulse of each DOM: the first triggered one where there is one.
 
     centre_m: (B, 3); time_zero_ns: (B,): what positions and times are relative to.

@@ -75,9 +75,7 @@ class ArrivalTable:
 
     def to(self, device: torch.device) -> ArrivalTable:
         """Copy the table to a device."""
-        return ArrivalTable(
-            self.values.to(device), self.first_u, self.n_times, self.n_distances
-        )
+        return ArrivalTable(self.values.to(device), self.first_u, self.n_times, self.n_distances)
 
 
 @cache
@@ -99,9 +97,7 @@ def arrival_table(blur_ns: float) -> ArrivalTable:
         by_distance = np.gradient(values, distances, axis=1)
         columns += [values, by_time, by_distance]
     table = np.stack(columns, axis=-1).reshape(-1, N_COLUMNS)
-    return ArrivalTable(
-        torch.from_numpy(table.astype(np.float32)), first_u, n_times, n_distances
-    )
+    return ArrivalTable(torch.from_numpy(table.astype(np.float32)), first_u, n_times, n_distances)
 
 
 def _log_curves(
