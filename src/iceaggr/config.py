@@ -70,7 +70,7 @@ class BatchConfig(Section):
     """Token budget: no batch holds more DOMs than this, and batches mix like lengths; 0 = none."""
     n_mixed_shards: int = Field(32, ge=1)
     """Shards held in memory together, from all of which each batch draws its events."""
-    n_workers: int = Field(1, ge=0)
+    n_workers: int = Field(2, ge=0)
     """Background threads that read and assemble batches; 0 = in the caller."""
     n_batches_ahead: int = Field(16, ge=1)
     """Batches assembled before they are asked for."""

@@ -50,7 +50,7 @@ def test_best_constant_beats_every_direction_of_a_fine_grid(pull):
 
 
 def test_timer_measures_each_fit_on_each_event():
-    timer = BaselineTimer()
+    timer = BaselineTimer(CLASSICAL_FITS)
     batch = track_batch(20, seed=0)
     found = timer.angles_deg(batch)
     assert set(found) == set(CLASSICAL_FITS)

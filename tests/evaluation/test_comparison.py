@@ -54,12 +54,22 @@ def test_only_shared_events_count_and_the_text_says_so():
 
 
 def test_text_and_page_show_every_model():
-    runs = {"first": run(0, 1), "second <b>": run(-2, 2), "third": run(2, 3)}
+    runs = {"first": run(0, 1), "second <b>": run(-2, 2), "third [red]": run(2, 3)}
     found = compare_runs(runs, CONFIG)
     assert all(name in found.text() for name in runs)
     assert "second &lt;b&gt;" in found.html
     assert "<b>" not in found.html
     assert "data:image/png;base64," in found.html
+
+
+def test_text_names_the_bins_that_differ():
+    worse = run(0, 1)
+    few = worse["n_doms"] < 128
+    worse.loc[few, "opening_angle_deg"] += 30 + np.random.default_rng(0).normal(0, 1, few.sum())
+    text = compare_runs({"a": run(0, 1), "b": worse}, CONFIG).text()
+    assert "b: " in text
+    assert "bins differ from a at 5% after correction" in text
+    assert "DOMs, 64 to 128" in text
 
 
 def test_bins_hold_the_same_events_for_both_models():

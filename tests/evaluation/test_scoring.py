@@ -41,6 +41,13 @@ def test_every_method_is_scored_on_every_event():
     assert set(scored.seconds_per_event) == set(TITLES) - {"random", "constant"}
 
 
+def test_likelihood_fit_is_left_out_when_configured():
+    config = EvaluationConfig(likelihood_fit=False)
+    scored = score_events(LineFitModel(), BATCHES[:1], config)
+    assert "likelihood_fit_angle_deg" not in scored.events
+    assert "improved_line_fit_angle_deg" in scored.events
+
+
 def test_scoring_stops_after_the_batch_that_reaches_the_limit():
     config = EvaluationConfig(max_events=31)
     progress: list[int] = []

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from iceaggr.angles import opening_angle
 from iceaggr.batches.event_batch import EventBatch
+from iceaggr.config import EvaluationConfig
 from iceaggr.reconstruction import (
     FitResult,
     improved_line_fit,
@@ -44,11 +45,17 @@ TITLES = {
 """How each method is called in tables and figures, in their order."""
 
 
+def chosen_fits(config: EvaluationConfig) -> dict[str, Fit]:
+    """List the classical fits that the configuration asks for."""
+    skipped = () if config.likelihood_fit else ("likelihood_fit",)
+    return {name: fit for name, fit in CLASSICAL_FITS.items() if name not in skipped}
+
+
 @dataclass
 class BaselineTimer:
     """Runs the classical fits on minibatches; adds up their time and their failures."""
 
-    fits: dict[str, Fit] = field(default_factory=lambda: dict(CLASSICAL_FITS))
+    fits: dict[str, Fit]
     seconds: dict[str, float] = field(default_factory=dict)
     n_failed: dict[str, int] = field(default_factory=dict)
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
@@ -24,6 +25,9 @@ from iceaggr.evaluation.report import environment
 from iceaggr.evaluation.slices import available_dimensions, bin_label, dimension_bins
 
 LABEL_TOLERANCE_RAD = 1e-4
+SIGNIFICANT = 0.05
+N_SHOWN = 8
+"""Bins of each model that the text shows; the page shows all."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Comparison:
     overall: one row per model with mean_deg, median_deg and, against the reference, difference,
     error, low, high (degrees, negative = better than the reference) and p_value.
     bins: the same per bin, with p_adjusted (Holm) over all bins of a model.
+    confidence: of the intervals.
     """
 
     reference: str
@@ -41,6 +46,7 @@ class Comparison:
     n_events_of: dict[str, int]
     overall: pd.DataFrame
     bins: pd.DataFrame
+    confidence: float
 
     @cached_property
     def html(self) -> str:
@@ -65,19 +71,24 @@ class Comparison:
         console = Console(file=io.StringIO(), width=110, color_system=None)
         console.print(
             f"{self.n_events:,} shared test events; differences are paired, against "
-            f"{self.reference}, negative = better."
+            f"{self.reference}, negative = better.",
+            markup=False,
         )
         if any(n != self.n_events for n in self.n_events_of.values()):
             own = ", ".join(f"{name} {n:,}" for name, n in self.n_events_of.items())
-            console.print(f"Only shared events count; events of each: {own}.")
-        console.print(_text_table(self.overall, "model"))
-        notable = self.bins[(self.bins["p_adjusted"] < 0.05) & (self.bins["n_events"] > 1)]
-        if len(notable):
-            labels = notable["title"] + " " + notable["bin"]
-            console.print("Bins that differ at 5 % after correction for the number of bins:")
-            console.print(_text_table(notable.assign(place=labels), "place"))
-        else:
-            console.print("No bin differs at 5 % after correction for the number of bins.")
+            console.print(f"Only shared events count; events of each: {own}.", markup=False)
+        console.print(_text_table(self.overall, "model", self.confidence))
+        for model, rows in self.bins.groupby("model", sort=False):
+            notable = rows[rows["p_adjusted"] < SIGNIFICANT].sort_values("p_adjusted")
+            console.print(
+                f"{model}: {len(notable)} of {len(rows)} bins differ from {self.reference} at"
+                f" {SIGNIFICANT:.0%} after correction for the number of bins"
+                f"{'; the clearest:' if len(notable) else '.'}",
+                markup=False,
+            )
+            if len(notable):
+                named = notable.assign(bin=notable["title"] + ", " + notable["bin"])
+                console.print(_text_table(named.head(N_SHOWN), "bin", self.confidence))
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()
 
@@ -106,7 +117,7 @@ def compare_runs(
     )
     bins = pd.concat([_bins(shared, angle_deg, name, config) for name in others], ignore_index=True)
     n_events_of = {name: len(table) for name, table in events_by_name.items()}
-    return Comparison(reference, len(everything), n_events_of, overall, bins)
+    return Comparison(reference, len(everything), n_events_of, overall, bins, config.confidence)
 
 
 def _shared_events(events_by_name: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -203,14 +214,16 @@ def _holm(p_value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return adjusted
 
 
-def _text_table(rows: pd.DataFrame, label: str) -> Table:
+def _text_table(rows: pd.DataFrame, label: str, confidence: float) -> Table:
+    """Lay out rows in degrees, one per value of the column `label`."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(label)
-    for title in ("events", "mean [deg]", "median", "difference [deg]", "95 % interval", "p"):
-        table.add_column(title, justify="right")
+    interval = f"{100 * confidence:g} % interval"
+    for title in ("events", "mean", "median", "difference / deg", interval, "p"):
+        table.add_column(title, justify="right", no_wrap=True)
     for row in rows.to_dict("records"):
         table.add_row(
-            str(row[label]),
+            escape(str(row[label])),
             f"{row['n_events']:,.0f}",
             f"{row['mean_deg']:.2f}",
             f"{row['median_deg']:.2f}",

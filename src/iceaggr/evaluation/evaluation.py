@@ -18,7 +18,7 @@ from iceaggr.evaluation.calibration import risk_coverage
 from iceaggr.evaluation.confidence_plots import draw_calibration, draw_risk_coverage
 from iceaggr.evaluation.cumulative_plots import draw_cumulative, draw_cumulative_by_topology
 from iceaggr.evaluation.event_display import EventSnapshot, draw_event
-from iceaggr.evaluation.event_table import join_truth
+from iceaggr.evaluation.event_table import angles_of, join_truth
 from iceaggr.evaluation.metrics import MethodSummary, flat_metrics, summarize_methods
 from iceaggr.evaluation.plots import (
     draw_against_azimuth,
@@ -86,7 +86,8 @@ def evaluate(
 
 def best_classical(events: pd.DataFrame) -> str:
     """Name the classical fit with the smallest mean opening angle on these events."""
-    return min(CLASSICAL_FITS, key=lambda name: float(events[f"{name}_angle_deg"].mean()))
+    scored = [name for name in CLASSICAL_FITS if f"{name}_angle_deg" in events]
+    return min(scored, key=lambda name: float(angles_of(events, name).mean()))
 
 
 def draw_figures(

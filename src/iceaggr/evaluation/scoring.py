@@ -17,6 +17,7 @@ from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import EvaluationConfig
 from iceaggr.evaluation.baselines import (
     BaselineTimer,
+    chosen_fits,
     constant_angles_deg,
     random_angles_deg,
     true_direction,
@@ -56,7 +57,7 @@ def score_events(
     Raises: EvaluationError for unlabelled, repeated or no events and non-finite predictions.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    timer, gallery = BaselineTimer(), Gallery(config.n_displays, config.seed)
+    timer, gallery = BaselineTimer(chosen_fits(config)), Gallery(config.n_displays, config.seed)
     parts: list[Columns] = []
     n_scored, model_seconds = 0, 0.0
     was_training = model.training
