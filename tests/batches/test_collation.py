@@ -65,7 +65,7 @@ def collate_slowly(events: DomEvents, rows: list[int], detector: Detector) -> Ev
 def test_collate_equals_reading_pulse_by_pulse(seed: int, rows: list[int]) -> None:
     detector = parse_geometry(GEOMETRY, "test")
     events = random_dom_events(10, seed, median_pulses=15, detector=detector)
-    batch = collate(events, np.array(rows), detector, BatchConfig())
+    batch = collate(events, np.array(rows), detector, BatchConfig(max_pulses_per_dom=10**6))
     assert_same_batch(batch, collate_slowly(events, rows, detector))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from iceaggr.shards.manifest import ShardManifest
 from iceaggr.storage import open_store
 from tests.batches.shard_builder import write_shards
 from tests.batches.test_collation import assert_same_batch
+from tests.batches.test_shard_cache import CountingStore
 
 SIZES = [23, 40, 1, 17, 31, 8, 40, 25, 3, 12]
 N_EVENTS = sum(SIZES)
@@ -62,16 +64,17 @@ configs = st.builds(
     max_doms_per_batch=st.sampled_from([0, 20, 100]),
     seed=st.integers(0, 3),
 )
+shuffles = st.sampled_from([None, False])
 
 
 def run_ranks(
-    manifest: ShardManifest, config: BatchConfig, world: int, start: Position | None, rounds: int
+    one_of: Callable[[int, int], EventLoader], world: int, start: Position, rounds: int
 ) -> tuple[list[int], Position, list[int]]:
     """Let every rank do some rounds; returns ids, the position after, batches per rank."""
     seen: list[int] = []
     positions, counts = [], []
     for rank in range(world):
-        one = loader(manifest, config, rank=rank, world_size=world)
+        one = one_of(rank, world)
         iterator = one.epoch(2, start)
         batches = list(islice(iterator, rounds))
         del iterator
@@ -86,18 +89,23 @@ def run_ranks(
     config=configs,
     worlds=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5)),
     stops=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    shuffle=shuffles,
 )
-@settings(max_examples=35, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_epoch_repeats_and_skips_nothing_when_resumed_by_other_numbers_of_ranks(
     manifest: ShardManifest,
     config: BatchConfig,
     worlds: tuple[int, int, int],
     stops: tuple[int, int],
+    shuffle: bool | None,
 ) -> None:
+    def one_of(rank: int, world_size: int) -> EventLoader:
+        return loader(manifest, config, rank=rank, world_size=world_size, shuffle=shuffle)
+
     position: Position = {"epoch": 2, "n_events_done": 0}
     everything: list[int] = []
     for world, rounds in zip(worlds, (*stops, 10**6), strict=True):
-        seen, position, counts = run_ranks(manifest, config, world, position, rounds)
+        seen, position, counts = run_ranks(one_of, world, position, rounds)
         assert len(set(counts)) == 1
         everything += seen
         position = json.loads(json.dumps(position))
@@ -106,7 +114,7 @@ def test_epoch_repeats_and_skips_nothing_when_resumed_by_other_numbers_of_ranks(
 
 
 @given(config=configs, world=st.integers(1, 4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_n_batches_is_what_every_rank_gets(
     manifest: ShardManifest, config: BatchConfig, world: int
 ) -> None:
@@ -285,6 +293,18 @@ def test_loader_reads_through_its_cache_folder(manifest: ShardManifest, tmp_path
         assert left.n_events == right.n_events
     assert sorted(ids(batches)) == list(range(N_EVENTS))
     assert len(list((tmp_path / "cache").iterdir())) == len(SIZES)
+
+
+@pytest.mark.parametrize("n_workers", [0, 3])
+def test_loader_reads_at_most_one_window_ahead(manifest: ShardManifest, n_workers: int) -> None:
+    store = CountingStore()
+    config = BatchConfig(n_events=4, n_mixed_shards=2, n_workers=n_workers, n_batches_ahead=3)
+    iterator = EventLoader(store, manifest, "train", icecube86(), config).epoch(0)
+    next(iterator)
+    time.sleep(0.1)  # threads have the time to read too much
+    assert 2 <= len(store.reads) <= 4
+    list(iterator)
+    assert sorted(store.reads) == sorted(entry.uri for entry in manifest.shards)
 
 
 def test_loader_refuses_an_empty_split(manifest: ShardManifest) -> None:

@@ -11,23 +11,28 @@ import pytest
 from iceaggr.batches.shard_cache import ShardCache
 from iceaggr.errors import ShardError
 from iceaggr.shards.manifest import ShardManifest
-from iceaggr.storage import UriStore, open_store
+from iceaggr.storage import open_store
 from tests.batches.shard_builder import write_shards
 
 
 class CountingStore:
-    """The real store, which remembers what was downloaded."""
+    """The real store, which remembers what was read."""
 
     def __init__(self) -> None:
         self._store = open_store()
         self.downloads: list[str] = []
+        self.reads: list[str] = []
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
+    def read_bytes(self, uri: str) -> bytes:
+        self.reads.append(uri)
+        return self._store.read_bytes(uri)
+
     def download(self, uri: str, path: Path) -> None:
         self.downloads.append(uri)
-        UriStore.download(self._store, uri, path)
+        self._store.download(uri, path)
 
 
 @pytest.fixture

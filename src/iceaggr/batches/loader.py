@@ -80,11 +80,11 @@ class EventLoader:
         if not self.config.max_doms_per_batch:
             n_spans = -(-self.n_events // self.config.n_events)
         else:
-            orders = enumerate(self._n_doms_of(window) for window in self._windows(epoch))
             n_spans = 0
-            for number, n_doms in orders:
-                ends = self._order(epoch, number, n_doms).ends
-                n_spans += 0 if ends is None else len(ends)
+            for number, window in enumerate(self._windows(epoch)):
+                ends = self._order(epoch, number, window, self._n_doms_of(window)).ends
+                assert ends is not None
+                n_spans += len(ends)
         return -(-n_spans // self.world_size)
 
     def epoch(self, epoch: int, position: Mapping[str, int] | None = None) -> Generator[EventBatch]:
@@ -134,10 +134,11 @@ class EventLoader:
             yield from (start + ends[start + ends > n_events_done]).tolist()
 
     def _feed(self, epoch: int, executor: Executor) -> WindowFeed:
+        windows = self._windows(epoch)
         return WindowFeed(
-            windows=self._windows(epoch),
+            windows=windows,
             fill=self._fill,
-            order=lambda number, n_doms: self._order(epoch, number, n_doms),
+            order=lambda number, n_doms: self._order(epoch, number, windows[number], n_doms),
             table=SensorTable.of(self.detector),
             executor=executor,
         )
@@ -148,12 +149,13 @@ class EventLoader:
         )
         return [[self._entries[i] for i in window] for window in numbers]
 
-    def _order(self, epoch: int, number: int, n_doms: IntArray) -> WindowOrder:
+    def _order(
+        self, epoch: int, number: int, window: list[ShardEntry], n_doms: IntArray
+    ) -> WindowOrder:
         key = self._key(epoch, "window", number)
         if key is None:
             rows = np.arange(len(n_doms))
         else:
-            window = self._windows(epoch)[number]
             rows = mixed_order(np.array([entry.n_events for entry in window]), key)
         if not self.config.max_doms_per_batch:
             return WindowOrder(rows)

@@ -18,6 +18,7 @@ from iceaggr.batches import EventBatch, EventLoader
 from iceaggr.benchmarks.bench_input import cache_folder, repeated_raw_events
 from iceaggr.config import BatchConfig, DataConfig
 from iceaggr.detector import icecube86
+from iceaggr.interfaces import ObjectStore
 from iceaggr.normalization import Normalization, Normalizer
 from iceaggr.shards.manifest import ShardManifest, load_manifest, merge_manifests
 from iceaggr.shards.planning import plan_shards
@@ -33,8 +34,9 @@ WORKER_COUNTS = (0, 1, 2)
 # a fresh process, so that its peak is that of loading alone
 _PEAK_PROBE = """
 import resource, sys
+from iceaggr.config import BatchConfig
 from iceaggr.benchmarks.loader import load_epoch, listed_manifest
-load_epoch(listed_manifest(sys.argv[1]), n_workers=int(sys.argv[2]))
+load_epoch(listed_manifest(sys.argv[1]), BatchConfig(n_workers=int(sys.argv[2])))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -64,17 +66,17 @@ def bench_loader() -> dict[str, Any]:
     workers, ratio_to_memory_copy, share_waiting (of the time, for the next batch),
     peak_memory_gib of a fresh process, and what was loaded.
     """
-    manifest_uri = _sharded()
+    manifest_uri = sharded_events()
     manifest = listed_manifest(manifest_uri)
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        load_epoch(manifest, n_workers=0)  # warms the page cache
+        load_epoch(manifest, BatchConfig(n_workers=0))  # warms the page cache
         passes: dict[int, list[Pass]] = {n: [] for n in WORKER_COUNTS}
         copies = []
         for _ in range(N_ROUNDS):
             for n_workers, done in passes.items():
-                done.append(load_epoch(manifest, n_workers))
+                done.append(load_epoch(manifest, BatchConfig(n_workers=n_workers)))
             copies.append(_copy_seconds(manifest, passes[0][0].n_bytes))
     finally:
         torch.set_num_threads(n_threads)
@@ -104,10 +106,11 @@ def listed_manifest(manifest_uri: str) -> ShardManifest:
     return manifest.model_copy(update={"shards": manifest.shards_of("train") * N_LISTINGS})
 
 
-def load_epoch(manifest: ShardManifest, n_workers: int) -> Pass:
-    """Load and normalise one epoch."""
-    config = BatchConfig(n_workers=n_workers)
-    loader = EventLoader(open_store(), manifest, "train", icecube86(), config)
+def load_epoch(
+    manifest: ShardManifest, config: BatchConfig, store: ObjectStore | None = None
+) -> Pass:
+    """Load and normalise one epoch, from local files unless a store is given."""
+    loader = EventLoader(store or open_store(), manifest, "train", icecube86(), config)
     normalizer = Normalizer(Normalization.seed())
     n_events = n_pulses = n_bytes = 0
     waiting = 0.0
@@ -144,7 +147,7 @@ def _copy_seconds(manifest: ShardManifest, n_batch_bytes: int) -> float:
     return time.perf_counter() - began
 
 
-def _sharded() -> str:
+def sharded_events() -> str:
     """Shard the benchmark's raw events once; returns the URI of the manifest."""
     raw_uri = repeated_raw_events(N_SIMULATED, N_REPEATS)
     config = DataConfig()
