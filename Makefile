@@ -3,19 +3,40 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test lint up down bench
+.PHONY: setup run test test-all lint up down bench
 
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[local,dev]"
-	touch $@
+	@echo "installing into $(VENV) (a minute or two)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[local,dev]"
+	@touch $@
+
+# simulate events, run every step against a real object store and MLflow server, show the figures
+run: setup
+	@mkdir -p .iceaggr
+	@$(BIN)/python pipeline.py run --summary .iceaggr/summary.json
+
+# the same services, kept running for looking around
+up: setup
+	@$(BIN)/python -m iceaggr.local_services up
+
+down: setup
+	@$(BIN)/python -m iceaggr.local_services down
+
+test: setup
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-all: setup
+	$(BIN)/pytest
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: setup
-	$(BIN)/pytest
+bench: setup
+	$(BIN)/iceaggr bench shard
+	$(BIN)/iceaggr bench loader
+	$(BIN)/iceaggr bench train

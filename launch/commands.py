@@ -108,7 +108,8 @@ def _check_request(request: RunRequest) -> None:
 
 
 def _run(pipeline: Any, request: RunRequest) -> None:
-    console = Console()
+    # bound now: KFP's output is redirected to its log while the run goes on
+    console = Console(file=sys.stdout)
     with service_environment(STATE_FOLDER, console) as addresses:
         folder = STATE_FOLDER.absolute() / "runs" / uuid.uuid4().hex[:12]
         raw_uri, prepare = _raw_events(request)

@@ -22,12 +22,9 @@ def print_results(
     console.print()
     console.print(_angle_table(summary))
     console.print()
-    grid = Table.grid(padding=(0, 2))
-    for label, text in _facts(summary, addresses):
-        grid.add_row(label, text)
-    grid.add_row("report", str(report))
-    grid.add_row("log", str(log))
-    console.print(grid, highlight=False, soft_wrap=True)
+    for label, text in [*_facts(summary, addresses), ("report", str(report)), ("log", str(log))]:
+        # soft wrap keeps addresses and paths whole, so that they can be copied
+        console.print(f"{label:<8} {text}", highlight=False, soft_wrap=True)
 
 
 def _angle_table(summary: dict[str, Any]) -> Table:
@@ -57,14 +54,14 @@ def _facts(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str
         f"{summary['n_events_train']:,} train, {summary['n_events_validation']:,} validation,"
         f" {summary['n_events_test']:,} test"
     )
-    verdict = "[green]promoted[/]" if summary["promoted"] else "[yellow]not promoted[/]"
+    colour = "green" if summary["promoted"] else "yellow"
     where = f"{addresses.tracking_uri}  run {summary['mlflow_run_id']}"
     if not addresses.stay_up:
         where += "  (stopped now; `make up` brings it back)"
     return [
         ("events", events),
         ("pulses", pulses),
-        ("verdict", f"{verdict}: {summary['reason']}"),
+        ("verdict", f"[{colour}]{summary['reason']}[/]"),
         ("model", summary["model_uri"]),
         ("MLflow", where),
     ]

@@ -1,0 +1,83 @@
+"""Prediction of raw events, labelled or not, by a registered model or a model folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from iceaggr.batches import iter_batches
+from iceaggr.errors import ConfigError
+from iceaggr.evaluation.prediction import PREDICTION_SCHEMA, stream_predictions
+from iceaggr.events.cleaning import Account
+from iceaggr.events.layout import find_layout
+from iceaggr.events.meta import count_events
+from iceaggr.events.reading import read_raw_events
+from iceaggr.interfaces import ObjectStore
+from iceaggr.models.bundle import LoadedModel, load_model
+from iceaggr.progress import StepProgress
+from iceaggr.steps.promote_model import batches_of
+from iceaggr.storage import open_store
+
+
+def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
+    """Write event_id, azimuth, zenith, kappa of every raw event to a parquet file.
+
+    model_uri: `models:/name@champion`, `models:/name/3`, or the URI of a model folder. Memory is
+    bounded whatever the number of events; the file appears when it is complete.
+    Returns the number of events.  Raises: ConfigError, ModelError, RawDataError, TrackingError.
+    """
+    if not output.absolute().parent.is_dir():
+        raise ConfigError("folder does not exist", where=f"--output {output}")
+    store = open_store()
+    with StepProgress("predict") as progress, TemporaryDirectory() as folder:
+        loaded = _load(store, model_uri, Path(folder))
+        layout = find_layout(store, raw_uri)
+        total = sum(count_events(store, layout.meta.uri).values())
+        account = Account()
+        chunks = read_raw_events(store, raw_uri, detector=loaded.detector, account=account)
+        batches = iter_batches(chunks, loaded.detector, batches_of(loaded))
+        n_events = _write(
+            stream_predictions(loaded.model, batches),
+            output,
+            lambda done: progress.update(done, total, f"{done:,} events"),
+        )
+        progress.conclude(f"{n_events:,} events in {output}{_rejected(account)}")
+        return n_events
+
+
+def _write(tables: Iterator[pa.Table], output: Path, on_progress: Callable[[int], None]) -> int:
+    """Stream predictions to a hidden file and rename it when it is complete."""
+    part = output.with_name(f".{output.name}.{os.getpid()}")
+    n_events = 0
+    try:
+        with pq.ParquetWriter(part, PREDICTION_SCHEMA) as writer:
+            for table in tables:
+                writer.write_table(table)
+                n_events += table.num_rows
+                on_progress(n_events)
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
+    return n_events
+
+
+def _rejected(account: Account) -> str:
+    n_events = account.n_events_in - account.n_events_kept
+    n_pulses = account.n_pulses_in - account.n_pulses_kept
+    if not n_events and not n_pulses:
+        return ", nothing rejected"
+    reasons = {**account.rejected_events, **account.rejected_pulses}
+    return f", {n_events:,} events and {n_pulses:,} pulses rejected: {reasons}"
+
+
+def _load(store: ObjectStore, model_uri: str, folder: Path) -> LoadedModel:
+    if model_uri.startswith("models:/"):
+        from iceaggr.tracking.registry import ModelRegistry
+
+        return load_model(store, ModelRegistry().fetch(model_uri, folder))
+    return load_model(store, model_uri)

@@ -1,0 +1,183 @@
+"""Step 7: register the model; champion or not, with the reason."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from iceaggr.angles import opening_angle, unit_vector
+from iceaggr.batches import EventLoader
+from iceaggr.config import BatchConfig, ExperimentConfig
+from iceaggr.evaluation.prediction import predict_batches
+from iceaggr.evaluation.promotion import Verdict, decide_promotion
+from iceaggr.interfaces import ObjectStore, Tracker
+from iceaggr.models.bundle import LoadedModel, load_model
+from iceaggr.progress import StepProgress
+from iceaggr.shards.manifest import ShardManifest
+from iceaggr.steps.compute_statistics import manifest_facts
+from iceaggr.steps.context import RunContext
+from iceaggr.steps.documents import EvaluationPointer, ModelPointer, read_document
+from iceaggr.steps.training_inputs import read_manifest
+from iceaggr.tracking.registry import ModelRegistry, RegisteredModel
+
+
+def run_promote_model(
+    context: RunContext,
+    manifest_path: Path,
+    model_path: Path,
+    evaluation_path: Path,
+    *,
+    summary_path: Path,
+    verdict_path: Path,
+) -> dict[str, Any]:
+    """Register the model, compare it with the champion on the same events, decide, sum up.
+
+    Returns the headline of the summary, which is also written to storage and to summary_path.
+    Raises: TrackingError, ModelError, EvaluationError; nothing is promoted then.
+    """
+    with (
+        StepProgress("promote_model", run_id=context.run_id) as progress,
+        context.tracking("promote_model", last=True) as tracker,
+    ):
+        store = context.open_store()
+        manifest = read_manifest(manifest_path)
+        pointer = read_document(ModelPointer, model_path)
+        headline = read_document(EvaluationPointer, evaluation_path)
+        events = pd.read_parquet(io.BytesIO(store.read_bytes(headline.events_uri)))
+        registry = ModelRegistry()
+        registered, verdict = _judge(context, store, manifest, pointer, events, registry)
+        summary = make_summary(manifest, headline, registered, verdict, tracker.run_id)
+        text = json.dumps(summary, indent=1, sort_keys=True)
+        store.write_bytes(f"{context.run_uri}/summary.json", text.encode())
+        summary_path.write_text(text)
+        verdict_path.write_text(f"**{registered.uri}**\n\n{verdict.reason}\n")
+        _track(tracker, registered, verdict, text)
+        progress.conclude(verdict.reason)
+        return {name: summary[name] for name in ("model_uri", "promoted", "reason")}
+
+
+def _judge(
+    context: RunContext,
+    store: ObjectStore,
+    manifest: ShardManifest,
+    pointer: ModelPointer,
+    events: pd.DataFrame,
+    registry: ModelRegistry,
+) -> tuple[RegisteredModel, Verdict]:
+    settings = context.config.promotion
+    champion = registry.champion(settings.model_name)
+    registered = registry.register(
+        store,
+        pointer.model_uri,
+        settings.model_name,
+        pointer.mlflow_run_id,
+        {"data_digest": pointer.manifest_digest, "experiment": context.config.name},
+    )
+    rival = None
+    # a retry after a promotion that succeeded must not compare the model with itself
+    if champion is not None and champion.version != registered.version:
+        with TemporaryDirectory() as folder:
+            loaded = load_model(store, registry.fetch(champion.uri, Path(folder)))
+            rival = score_champion(loaded, store, manifest, events)
+    verdict = decide_promotion(events, rival, settings)
+    tags = {
+        "verdict": verdict.reason,
+        "margin_deg": f"{verdict.margin_deg:.4f} ± {verdict.margin_error_deg:.4f}",
+        "data_digest": manifest.digest(),
+    }
+    if verdict.promote:
+        registry.set_champion(registered, champion, tags)
+    else:
+        registry.record_verdict(registered, tags)
+    return registered, verdict
+
+
+def score_champion(
+    champion: LoadedModel, store: ObjectStore, manifest: ShardManifest, events: pd.DataFrame
+) -> pd.DataFrame:
+    """Predict the challenger's test events with the champion, in the champion's own batches.
+
+    events: the challenger's table, with event_id, true_azimuth, true_zenith in radians.
+    Returns event_id, opening_angle_deg, kappa of the same events, as promotion compares them.
+    """
+    loader = EventLoader(store, manifest, "test", champion.detector, batches_of(champion))
+    predicted = predict_batches(champion.model, loader.epoch(0))
+    both = events[["event_id", "true_azimuth", "true_zenith"]].merge(
+        predicted, on="event_id", validate="one_to_one"
+    )
+    angles = {name: torch.from_numpy(both[name].to_numpy(np.float64)) for name in both.columns[1:]}
+    difference = opening_angle(
+        unit_vector(angles["azimuth"], angles["zenith"]),
+        unit_vector(angles["true_azimuth"], angles["true_zenith"]),
+    )
+    return pd.DataFrame(
+        {
+            "event_id": both["event_id"],
+            "opening_angle_deg": torch.rad2deg(difference).numpy(),
+            "kappa": both["kappa"],
+        }
+    )
+
+
+def batches_of(loaded: LoadedModel) -> BatchConfig:
+    """Give the batch settings that a model was trained with: its caps are part of the model."""
+    experiment = loaded.facts.get("experiment")
+    return ExperimentConfig.model_validate(experiment).batches if experiment else BatchConfig()
+
+
+def make_summary(
+    manifest: ShardManifest,
+    headline: EvaluationPointer,
+    registered: RegisteredModel,
+    verdict: Verdict,
+    mlflow_run_id: str,
+) -> dict[str, Any]:
+    """Collect the figures of a whole run, with stable names."""
+    model, line_fit = headline.row("model"), headline.row("line_fit")
+    counts = {name: int(value) for name, value in manifest_facts(manifest).items()}
+    return {
+        **counts,
+        "n_events_test": headline.n_events,
+        "mean_opening_angle_deg": model.mean_deg,
+        "mean_opening_angle_error_deg": model.mean_error_deg,
+        "median_opening_angle_deg": model.median_deg,
+        "p68_opening_angle_deg": model.p68_deg,
+        "line_fit_mean_opening_angle_deg": line_fit.mean_deg,
+        "line_fit_median_opening_angle_deg": line_fit.median_deg,
+        "constant_mean_opening_angle_deg": headline.row("constant").mean_deg,
+        "data_digest": manifest.digest(),
+        "mlflow_run_id": mlflow_run_id,
+        "model_uri": registered.uri,
+        "promoted": verdict.promote,
+        "reason": verdict.reason,
+        "margin_deg": verdict.margin_deg,
+        "margin_error_deg": verdict.margin_error_deg,
+        "report_uri": headline.report_uri,
+        "events_uri": headline.events_uri,
+        "table": [row.model_dump() for row in headline.table],
+    }
+
+
+def _track(tracker: Tracker, registered: RegisteredModel, verdict: Verdict, text: str) -> None:
+    tracker.log_metrics(
+        {
+            "promotion/promoted": float(verdict.promote),
+            "promotion/margin_deg": verdict.margin_deg,
+            "promotion/margin_error_deg": verdict.margin_error_deg,
+        }
+    )
+    tracker.set_tags(
+        {
+            "verdict": verdict.reason,
+            "promoted": str(verdict.promote).lower(),
+            "model_version": registered.uri,
+        }
+    )
+    tracker.log_text(text, "summary.json")

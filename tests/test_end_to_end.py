@@ -1,0 +1,141 @@
+"""The whole pipeline through KFP's local runner, on small data, against real services."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+
+from iceaggr.events.simulation import SimulationConfig, simulate
+from iceaggr.storage import open_store
+from iceaggr.tracking.registry import ModelRegistry
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parent.parent
+N_EVENTS = 1200
+SUMMARY_KEYS = {
+    "mean_opening_angle_deg",
+    "median_opening_angle_deg",
+    "line_fit_mean_opening_angle_deg",
+    "n_events_train",
+    "n_events_test",
+    "pulses_in",
+    "pulses_kept",
+    "pulses_rejected",
+    "mlflow_run_id",
+    "model_uri",
+    "promoted",
+    "reason",
+}
+
+
+def small_config(folder: Path, name: str, model_name: str) -> Path:
+    """The laptop settings, shrunk until the pipeline takes seconds."""
+    settings = yaml.safe_load((ROOT / "configs" / "laptop.yaml").read_text())
+    settings["name"] = name
+    settings["data"] = {"n_events_per_shard": 128, "test_share": 0.2}
+    settings["batches"] = {**settings.get("batches", {}), "n_events": 64}
+    settings["training"] = {**settings["training"], "n_epochs": 2, "max_minutes": 0}
+    settings["learning_check"] = {"n_steps": 20}
+    settings["evaluation"] = {"n_bootstrap": 200}
+    settings["promotion"] = {"model_name": model_name}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def run_pipeline(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ICEAGGR_STATE_FOLDER": str(tmp_path / "state")}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "pipeline.py"), "run", *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+@pytest.fixture(scope="module")
+def raw_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = tmp_path_factory.mktemp("raw").as_uri()
+    simulate(open_store(), uri, SimulationConfig(n_events=N_EVENTS, n_events_per_file=400, seed=3))
+    return uri
+
+
+def test_pipeline_turns_raw_events_into_a_champion(
+    raw_uri: str, tmp_path: Path, mlflow_service: object
+) -> None:
+    config = small_config(tmp_path, "small", "end-to-end")
+    options = ["--raw-uri", raw_uri, "--config", str(config), "--experiment-name", "end-to-end"]
+    summary_path = tmp_path / "summary.json"
+    first = run_pipeline(tmp_path, *options, "--summary", str(summary_path))
+    assert first.returncode == 0, first.stdout + first.stderr
+    summary = json.loads(summary_path.read_text())
+    check_summary(summary)
+    check_screen(first.stdout)
+    check_tracking(summary)
+    champion = ModelRegistry().champion("end-to-end")
+    assert champion is not None
+    assert champion.uri == summary["model_uri"]
+
+    second = run_pipeline(tmp_path, *options, "--summary", str(summary_path))
+    assert second.returncode == 0, second.stdout + second.stderr
+    again = json.loads(summary_path.read_text())
+    assert again["n_source_files_reused"] == 3
+    assert not again["promoted"], "the same model is no better than itself"
+    assert "no different from the champion" in again["reason"]
+    assert ModelRegistry().champion("end-to-end") == champion
+    check_prediction(tmp_path)
+
+
+def check_summary(summary: dict[str, object]) -> None:
+    assert set(summary) >= SUMMARY_KEYS
+    assert summary["pulses_in"] == summary["pulses_kept"] + summary["pulses_rejected"]
+    assert summary["n_events_test"] > 150
+    assert summary["n_events_train"] > 700
+    assert summary["promoted"], summary["reason"]
+    assert summary["mean_opening_angle_deg"] < summary["constant_mean_opening_angle_deg"]
+
+
+def check_screen(text: str) -> None:
+    for step in ("plan_shards", "shard_events", "check_learning", "train_model", "promote_model"):
+        assert f"{step} " in text
+    for words in ("Line fit", "Best constant direction", "rejected", "MLflow", "report", "log"):
+        assert words in text
+    assert "Streamed logs" not in text, "KFP's own log belongs in a file"
+
+
+def check_tracking(summary: dict[str, object]) -> None:
+    run = mlflow.MlflowClient().get_run(summary["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["config/name"] == "small"
+    assert run.data.metrics["test/opening_angle_mean_deg"] == pytest.approx(
+        summary["mean_opening_angle_deg"]
+    )
+    assert run.inputs.dataset_inputs[0].dataset.digest == summary["data_digest"]
+    names = {item.path for item in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    assert {"data", "evaluation", "learning_check.html", "summary.json"} <= names
+
+
+def check_prediction(tmp_path: Path) -> None:
+    """Unlabelled events go through the champion."""
+    uri = (tmp_path / "unlabelled").as_uri()
+    config = SimulationConfig(n_events=100, n_events_per_file=50, seed=9, labels=False)
+    simulate(open_store(), uri, config)
+    output = tmp_path / "directions.parquet"
+    command = [sys.executable, "-m", "iceaggr.cli", "predict"]
+    options = ["--model", "models:/end-to-end@champion", "--raw-uri", uri, "--output", str(output)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_parquet(output)
+    assert list(table.columns) == ["event_id", "azimuth", "zenith", "kappa"]
+    assert table["event_id"].nunique() == 100
+    assert table["azimuth"].between(0, 2 * 3.1416).all()
+    assert table["zenith"].between(0, 3.1416).all()
+    assert (table["kappa"] > 0).all()
