@@ -47,6 +47,8 @@ class Binning:
         position = values - low
         position *= self.n_bins / (high - low)
         position += 1  # truncation is floor only for what is not negative
+        if len(position) and position.min() >= 0 and position.max() < self.n_bins + 1:
+            return position.astype(np.int64)
         np.clip(position, 0, self.n_bins + 1, out=position)
         bins = position.astype(np.int64)
         # the last bin includes its upper edge, as in numpy.histogram
@@ -195,11 +197,15 @@ def summarise(
     values: (n,) any number type or bool.  weights: (n,) float64, positive.  bin_idx: (n,) int64,
     when the caller knows the bins already. Returns the statistics, computed in float64.
     """
+    n_values = len(values)
+    if n_values and values.dtype.kind != "f" and bin_idx is None:
+        values, weights = _distinct_numbers(values, weights)
     values = values.astype(np.float64)
     n_not_finite = 0
     if len(values) and not (math.isfinite(values.min()) and math.isfinite(values.max())):
         finite = np.isfinite(values)
         n_not_finite = int(len(values) - finite.sum())
+        n_values -= n_not_finite
         values, weights = values[finite], weights[finite]
         bin_idx = None if bin_idx is None else bin_idx[finite]
     if not len(values):
@@ -208,22 +214,38 @@ def summarise(
     bins = binning.bin_idx(values) if bin_idx is None else bin_idx
     counted = np.bincount(bins, weights=weights, minlength=binning.n_slots())
     histogram = counted.astype(np.float64, copy=False)
-    # numpy adds pairwise, so that a million terms cost one or two digits, not six
+    # einsum multiplies and adds in one pass; a block of 2^16 terms costs it one or two digits
     weight = float(weights.sum())
-    product = weights * values
-    mean = float(product.sum()) / weight
+    mean = float(np.einsum("i,i->", weights, values)) / weight
     low, high = float(values.min()), float(values.max())
     np.subtract(values, mean, out=values)
     np.multiply(values, values, out=values)
-    np.multiply(weights, values, out=product)
+    m2 = float(np.einsum("i,i->", weights, values))
     return FeatureSketch(
         binning,
-        len(values),
+        n_values,
         n_not_finite,
         weight,
         mean,
-        float(product.sum()),
+        m2,
         low,
         high,
         histogram,
     )
+
+
+def _distinct_numbers(
+    values: npt.NDArray[np.number] | npt.NDArray[np.bool_], weights: Floats
+) -> tuple[npt.NDArray[np.number], Floats]:
+    """Add up the weights of equal whole numbers, where few numbers occur often.
+
+    Counts and flags: one pass instead of ten. Returns the numbers and their weights, or both
+    arrays as they are where that would not shorten them.
+    """
+    whole: npt.NDArray[Any] = values.view(np.uint8) if values.dtype == np.bool_ else values
+    low, high = int(whole.min()), int(whole.max())
+    if low < 0 or 16 * high >= len(whole):
+        return whole, weights
+    total = np.bincount(whole, weights=weights).astype(np.float64, copy=False)
+    found = np.flatnonzero(total)
+    return found, total[found]
