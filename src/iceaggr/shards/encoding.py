@@ -44,9 +44,10 @@ def encode_shard(events: DomEvents) -> bytes:
         pa.array(events.zenith, mask=np.isnan(events.zenith)),
         _lists(doms_type, events.event_dom_offsets, doms),
     ]
+    batch = pa.RecordBatch.from_arrays(columns, schema=schema)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+        writer.write_batch(batch)
     return sink.getvalue().to_pybytes()
 
 
