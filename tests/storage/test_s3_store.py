@@ -25,7 +25,7 @@ def test_list_follows_all_pages(object_store_service):
 @pytest.mark.integration
 def test_ensure_bucket_twice_makes_one_bucket(object_store_service):
     store = open_store()
-    with pytest.raises(StorageError, match="bucket not found.*'made-by-test'"):
+    with pytest.raises(StorageError, match=r"bucket not found.*'made-by-test'"):
         store.stat("s3://made-by-test/x")
     store.ensure_bucket("s3://made-by-test")
     store.ensure_bucket("s3://made-by-test/any/key")
@@ -74,13 +74,13 @@ def test_reading_fails_when_the_object_is_replaced_meanwhile(object_store_servic
 
 def test_unreachable_endpoint_is_named_at_once():
     store = open_store({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", **KEYS})
-    with pytest.raises(StorageError, match="no answer from http://127.0.0.1:9") as caught:
+    with pytest.raises(StorageError, match=r"no answer from http://127\.0\.0\.1:9") as caught:
         store.read_bytes("s3://bucket/x")
     assert "not-to-be-printed" not in str(caught.value)
 
 
 def test_endpoint_that_is_no_address_is_explained():
-    with pytest.raises(StorageError, match="not an endpoint address.*'localhost'"):
+    with pytest.raises(StorageError, match=r"not an endpoint address.*'localhost'"):
         open_store({"AWS_ENDPOINT_URL": "localhost", **KEYS}).read_bytes("s3://bucket/x")
 
 
@@ -105,15 +105,28 @@ class _Flaky(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def flaky_store(monkeypatch):
-    monkeypatch.setattr(s3_client.time, "sleep", lambda _: None)
-    _Flaky.n_gets = 0
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Flaky)
+def serve(port=0):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _Flaky)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield open_store({"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", **KEYS})
+    return server
+
+
+def end(server):
     server.shutdown()
     server.server_close()
+
+
+def store_at(server):
+    return open_store({"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", **KEYS})
+
+
+@pytest.fixture
+def flaky_store(monkeypatch):
+    monkeypatch.setattr(s3_client, "sleep", lambda _: None)
+    _Flaky.n_gets = 0
+    server = serve()
+    yield store_at(server)
+    end(server)
 
 
 def test_body_that_breaks_off_is_asked_for_again(flaky_store):
@@ -126,3 +139,23 @@ def test_body_that_always_breaks_off_is_an_error_in_the_end(flaky_store, monkeyp
     with pytest.raises(StorageError, match=r"request failed \[s3://bucket/x\]"):
         flaky_store.read_bytes("s3://bucket/x")
     assert _Flaky.n_gets == 8
+
+
+def test_store_that_has_answered_before_is_waited_for(monkeypatch):
+    server = serve()
+    store = store_at(server)
+    assert store.read_bytes("s3://bucket/x") == _Flaky.content
+    end(server)
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            waits.append(serve(server.server_port))
+
+    monkeypatch.setattr(s3_client, "sleep", wait)
+    assert store.read_bytes("s3://bucket/x") == _Flaky.content
+    *seconds, again = waits
+    end(again)
+    assert seconds == sorted(seconds), "waits grow"
+    assert len(seconds) == 3

@@ -143,7 +143,7 @@ def test_download_leaves_nothing_when_the_object_is_absent(store, root, tmp_path
 
 
 def test_upload_names_the_local_file_when_absent(store, root, tmp_path):
-    with pytest.raises(StorageError, match="nothing at .*no-such-file"):
+    with pytest.raises(StorageError, match=r"nothing at .*no-such-file"):
         store.upload(tmp_path / "no-such-file", f"{root}/x")
     assert store.stat(f"{root}/x") is None
 

@@ -97,6 +97,7 @@ def test_package_holds_no_pickle_and_pins_what_it_needs(package):
     assert all("==" in line and "+" not in line for line in pinned)
 
 
+@pytest.mark.integration  # a process of its own takes seconds
 def test_packed_model_brings_its_own_code(package):
     code = (
         "import mlflow, sys; model = mlflow.pyfunc.load_model(sys.argv[1]);"

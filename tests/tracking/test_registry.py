@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -16,10 +17,11 @@ from iceaggr.local_services.ports import choose_ports
 from iceaggr.models.bundle import DOCUMENT, load_model
 from iceaggr.storage import open_store
 from iceaggr.storage.uris import file_path
-from iceaggr.tracking import open_tracker, promotion_lock
+from iceaggr.tracking import connection, open_tracker, promotion_lock
 from iceaggr.tracking.model_package import input_example
 from iceaggr.tracking.promotion_lock import PromotionLock
 from iceaggr.tracking.registry import ModelRegistry, RegisteredModel
+from tests.tracking.outage import Door
 
 pytestmark = pytest.mark.integration
 
@@ -153,6 +155,23 @@ def test_concurrent_promotions_have_one_winner(mlflow_service, name, versions):
     assert sorted(results) == sorted(["won", lost, lost])
     champion = ModelRegistry().champion(name)
     assert champion.version == versions[results.index("won")].version
+
+
+def test_registry_waits_for_a_server_that_comes_back(mlflow_service, name, versions, monkeypatch):
+    monkeypatch.setattr(connection, "_REPEAT_AFTER_S", 0.1)
+    door = Door(mlflow_service.mlflow_uri)
+    door.open()
+    registry = ModelRegistry(door.uri)
+    promote(registry, versions[0], None)
+    door.shut()
+    back = threading.Timer(1.0, door.open)
+    back.start()
+    assert registry.champion(name).version == versions[0].version
+    back.join()
+    monkeypatch.setattr(connection, "_PATIENCE_S", 0.2)
+    door.shut()
+    with pytest.raises(TrackingError, match=r"cannot look up the champion \[model-"):
+        registry.champion(name)
 
 
 def test_rollback_returns_to_the_previous_champion_once_for_each(registry, name, versions):

@@ -45,7 +45,6 @@ def object_store_command(folder: Path, ports: Mapping[str, int]) -> list[str]:
         "-volume.preStopSeconds=0",
         f"-filer.port={ports['filer']}",
         f"-filer.port.grpc={ports['filer_grpc']}",
-        f"-filer.localSocket={data / 'filer.sock'}",
         "-s3",
         f"-s3.port={ports['s3']}",
         f"-s3.port.grpc={ports['s3_grpc']}",
@@ -69,7 +68,7 @@ def s3_identities(access_key: str, secret_key: str) -> str:
 
 def remove_sockets(ports: Mapping[str, int]) -> None:
     """Remove the sockets that SeaweedFS leaves in /tmp when it is killed."""
-    names = [f"seaweedfs-s3-{ports['s3']}.sock"]
+    names = [f"seaweedfs-{part}-{ports[part]}.sock" for part in ("s3", "filer")]
     names += [f"seaweedfs-{part}-grpc-{ports[f'{part}_grpc']}.sock" for part in _PARTS]
     for name in names:
         Path("/tmp", name).unlink(missing_ok=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 from collections.abc import Callable, Mapping
+from time import sleep
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -64,7 +64,7 @@ class S3Client:
                 if last or not known or not is_transient(error):
                     raise
             wait_s = min(0.5 * 2 ** (n_failed - 1), _LONGEST_WAIT_S)
-            time.sleep(wait_s * random.uniform(0.7, 1.3))  # workers must not come back together
+            sleep(wait_s * random.uniform(0.7, 1.3))  # workers must not come back together
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def note_answer(self) -> None:
