@@ -68,7 +68,7 @@ class BatchConfig(Section):
     """Pulses kept per DOM: triggering first, then by charge, always with the first one."""
     max_doms_per_batch: int = Field(0, ge=0)
     """Token budget: no batch holds more DOMs than this, and batches mix like lengths; 0 = none."""
-    n_mixed_shards: int = Field(32, ge=1)
+    n_mixed_shards: int = Field(16, ge=1)
     """Shards held in memory together, from all of which each batch draws its events."""
     n_workers: int = Field(2, ge=0)
     """Background threads that read and assemble batches; 0 = in the caller."""

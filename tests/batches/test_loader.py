@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iceaggr.batches import EventBatch, EventLoader
+from iceaggr.batches.event_pool import EventPool, Extent
 from iceaggr.batches.loader import Position
 from iceaggr.config import BatchConfig
 from iceaggr.detector import icecube86, parse_geometry
@@ -135,13 +136,15 @@ def test_batches_do_not_depend_on_the_number_of_workers(
         assert_same_batch(left, right)
 
 
-def test_batches_hold_the_events_they_name(manifest: ShardManifest) -> None:
+@pytest.mark.parametrize("n_mixed_shards", [1, 4])
+def test_batches_hold_the_events_they_name(manifest: ShardManifest, n_mixed_shards: int) -> None:
     in_order = {
         event_id: event
         for batch in loader(manifest, BatchConfig(n_events=1), shuffle=False).epoch(0)
         for event_id, event in [(int(batch.event_id), batch)]
     }
-    for batch in loader(manifest).epoch(0):
+    config = BatchConfig(n_events=16, n_mixed_shards=n_mixed_shards, n_workers=3)
+    for batch in loader(manifest, config).epoch(0):
         charge = torch.segment_reduce(
             batch.charge_pe,
             "sum",
@@ -305,6 +308,22 @@ def test_loader_reads_at_most_one_window_ahead(manifest: ShardManifest, n_worker
     assert 2 <= len(store.reads) <= 4
     list(iterator)
     assert sorted(store.reads) == sorted(entry.uri for entry in manifest.shards)
+
+
+def test_loader_uses_the_memory_of_a_window_again(
+    manifest: ShardManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[EventPool] = []
+    plain = EventPool.with_room_for
+
+    def counted(extent: Extent) -> EventPool:
+        made.append(plain(extent))
+        return made[-1]
+
+    monkeypatch.setattr(EventPool, "with_room_for", counted)
+    config = BatchConfig(n_events=4, n_mixed_shards=1, n_batches_ahead=1)
+    assert sorted(ids(loader(manifest, config).epoch(0))) == list(range(N_EVENTS))
+    assert len(made) < len(SIZES) // 2
 
 
 def test_loader_refuses_an_empty_split(manifest: ShardManifest) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from iceaggr.batches.ragged import IntArray, offsets_of, ragged_rows, rank_within
+from iceaggr.batches.ragged import IntArray, offsets_of, ragged_rows
 from iceaggr.config import BatchConfig
 from iceaggr.events.dom_events import DomEvents
 
@@ -54,48 +54,50 @@ class Candidates:
         quota = np.clip(cap - (np.cumsum(in_tiers, axis=1) - in_tiers), 0, in_tiers).ravel()
         keep = (quota == size)[group]
         # at most one tier of a segment is kept in part, so the rows of a group are adjacent
-        rows = np.flatnonzero(((quota > 0) & (quota < size))[group])
-        keep[rows] = _kept_in_part(group[rows], self.charge[rows], size, quota)
+        in_part = (quota > 0) & (quota < size)
+        rows = np.flatnonzero(in_part[group])
+        keep[rows] = _kept_in_part(self.charge[rows], size[in_part], quota[in_part])
         return keep
 
 
-def _kept_in_part(
-    group: IntArray, charge: npt.NDArray[np.floating], size: IntArray, quota: IntArray
-) -> BoolArray:
-    """Choose the quota of each group, whose rows are adjacent and in order of time.
+def _kept_in_part(charge: npt.NDArray[np.floating], size: IntArray, quota: IntArray) -> BoolArray:
+    """Choose the quota of each group of rows, which are in order of time.
 
-    Slices are equally populated, so quota // N_TIME_SLICES turns are complete; of the next turn
-    the brightest rows are kept.
+    size, quota: (G,) int64, 0 < quota < size. Slices are equally populated, so
+    quota // N_TIME_SLICES turns are complete; of the next turn the brightest rows are kept.
     """
-    time_slice = group * N_TIME_SLICES + rank_within(group) * N_TIME_SLICES // size[group]
-    turn = _rank_by_charge(time_slice, charge)
+    edges = -(-np.arange(N_TIME_SLICES + 1) * size[:, None] // N_TIME_SLICES)
+    turn = _rank_by_charge(np.diff(edges, axis=1).ravel(), charge)
     n_turns, n_left = np.divmod(quota, N_TIME_SLICES)
-    keep = turn < n_turns[group]
-    last = np.flatnonzero(turn == n_turns[group])
-    keep[last] = _rank_by_charge(group[last], charge[last]) < n_left[group[last]]
+    group_turns = np.repeat(n_turns, size)
+    keep = turn < group_turns
+    last = turn == group_turns
+    n_last = np.add.reduceat(last, offsets_of(size)[:-1], dtype=np.int64)
+    rows = np.flatnonzero(last)
+    keep[rows] = _rank_by_charge(n_last, charge[rows]) < np.repeat(n_left, n_last)
     return keep
 
 
-def _rank_by_charge(group: IntArray, charge: npt.NDArray[np.floating]) -> IntArray:
+def _rank_by_charge(size: IntArray, charge: npt.NDArray[np.floating]) -> IntArray:
     """Rank the rows of each group, the brightest first, of equal ones the earlier first.
 
-    group: (R,) int64, equal values adjacent. One sort of unique whole numbers, several times
-    faster than sorting by two keys and the same on every machine: 23 bits of group, 20 of charge
-    (the bits of a positive float are ordered like it; 12 are left of its mantissa), 21 of row.
+    size: (G,) int64, the number of rows of each group. Returns (R,) int64.
+    One sort of unique whole numbers, several times faster than sorting by two keys and the same
+    on every machine: 23 bits of group, 20 of charge (the bits of a positive float are ordered
+    like it; 12 are left of its mantissa), 21 of row.
     """
-    if not len(group):
-        return np.zeros(0, np.int64)
-    rank = rank_within(group)
-    number = np.cumsum(rank == 0) - 1
-    assert number[-1] < 1 << 23, "more groups than a shard can hold"
-    assert rank.max() < 1 << 21, "more rows in a group than a shard can hold"
+    size = size[size > 0]
+    assert len(size) < 1 << 23, "more groups than a shard can hold"
+    assert size.max(initial=0) < 1 << 21, "more rows in a group than a shard can hold"
+    rank = ragged_rows(np.zeros_like(size), size)
     brightness = np.maximum(charge, 0).astype(np.float32).view(np.uint32) >> np.uint32(11)
     faintness = np.uint64((1 << 20) - 1) - brightness.astype(np.uint64)
-    key = (number.astype(np.uint64) << np.uint64(41)) | (faintness << np.uint64(21))
-    order = np.argsort(key | rank.astype(np.uint64))
+    key = np.repeat(np.arange(len(size), dtype=np.uint64) << np.uint64(41), size)
+    key |= faintness << np.uint64(21)
+    key |= rank.view(np.uint64)
     # groups keep their places in the sort, so the ranks fit the sorted rows too
     ranked = np.empty_like(rank)
-    ranked[order] = rank
+    ranked[np.argsort(key)] = rank
     return ranked
 
 
@@ -125,15 +127,15 @@ def _kept_doms(events: DomEvents, cap: int) -> BoolArray | None:
     doms = ragged_rows(events.event_dom_offsets[over], counts[over])
     n_pulses = np.diff(events.dom_pulse_offsets)[doms]
     pulses = ragged_rows(events.dom_pulse_offsets[doms], n_pulses)
-    dom = np.repeat(np.arange(len(doms)), n_pulses)
-    charge = np.bincount(dom, events.charge_pe[pulses], len(doms)).astype(np.float64)
-    n_triggering = np.bincount(dom, ~events.auxiliary[pulses], len(doms))
+    starts = offsets_of(n_pulses)[:-1]
+    charge = np.add.reduceat(events.charge_pe[pulses], starts)
+    only_auxiliary = np.logical_and.reduceat(events.auxiliary[pulses], starts)
     by_time = np.lexsort(
         (events.time_ns[events.dom_pulse_offsets[doms]], np.repeat(over, counts[over]))
     )
     candidates = Candidates(
         n_rows=counts[over],
-        tier=(n_triggering[by_time] == 0).astype(np.int64),
+        tier=only_auxiliary[by_time].astype(np.int64),
         charge=charge[by_time],
     )
     keep = np.ones(events.n_doms, bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from iceaggr.config import BatchConfig
 from iceaggr.detector import Detector
 from iceaggr.errors import DetectorError, ShardError
 from iceaggr.events.dom_events import DomEvents
+from iceaggr.shards.manifest import ShardEntry
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,17 @@ class Extent:
         )
 
     @classmethod
-    def of(cls, events: DomEvents) -> Extent:
+    def of(cls, events: DomEvents | ShardEntry) -> Extent:
         """Measure events."""
         return cls(events.n_events, events.n_doms, events.n_pulses)
+
+    @classmethod
+    def of_all(cls, shards: Iterable[ShardEntry]) -> Extent:
+        """Measure several shards together."""
+        return sum((cls.of(entry) for entry in shards), NOTHING)
+
+
+NOTHING = Extent(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -83,11 +93,30 @@ class EventPool:
             auxiliary=np.empty(n, np.bool_),
         )
 
+    def first(self, extent: Extent) -> EventPool:
+        """Give a view of the first rows, to be filled anew."""
+        b, d, n = extent.n_events, extent.n_doms, extent.n_pulses
+        return EventPool(
+            event_id=self.event_id[:b],
+            direction=self.direction[:b],
+            dom_start=self.dom_start[:b],
+            n_doms=self.n_doms[:b],
+            pulse_start=self.pulse_start[:b],
+            n_pulses=self.n_pulses[:b],
+            n_doms_dropped=self.n_doms_dropped[:b],
+            n_pulses_dropped=self.n_pulses_dropped[:b],
+            sensor_idx=self.sensor_idx[:d],
+            dom_n_pulses=self.dom_n_pulses[:d],
+            time_ns=self.time_ns[:n],
+            charge_pe=self.charge_pe[:n],
+            auxiliary=self.auxiliary[:n],
+        )
+
     @classmethod
     def of(cls, events: DomEvents, detector: Detector, config: BatchConfig) -> EventPool:
         """Hold the given events. Raises: as `fill`."""
         pool = cls.with_room_for(Extent.of(events))
-        pool.fill(Extent(0, 0, 0), events, detector, config)
+        pool.fill(NOTHING, events, detector, config)
         return pool
 
     @property

@@ -28,14 +28,3 @@ def ragged_rows(starts: IntArray, counts: IntArray) -> IntArray:
     rows = np.arange(offsets[-1])
     rows += np.repeat(starts - offsets[:-1], counts)
     return rows
-
-
-def rank_within(group: IntArray) -> IntArray:
-    """Count the rows of each group upwards from zero.
-
-    group: (R,) int64, equal values adjacent. Returns (R,) int64.
-    """
-    new = np.ones(len(group), bool)
-    new[1:] = group[1:] != group[:-1]
-    starts = np.flatnonzero(new)
-    return np.arange(len(group)) - np.repeat(starts, np.diff(np.append(starts, len(group))))

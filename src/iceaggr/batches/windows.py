@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from iceaggr.batches.collation import Gatherer, SensorTable, join_batches
 from iceaggr.batches.dealing import Span
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.batches.event_pool import EventPool, Extent
+from iceaggr.batches.event_pool import NOTHING, EventPool, Extent
 from iceaggr.batches.ragged import IntArray, offsets_of
 from iceaggr.shards.manifest import ShardEntry
 
@@ -49,21 +50,23 @@ class Window:
 class Reading:
     """A window whose shards are being read into a pool."""
 
-    def __init__(self, entries: Sequence[ShardEntry], executor: Executor, fill: FillPool) -> None:
+    def __init__(
+        self, entries: Sequence[ShardEntry], memory: EventPool, executor: Executor, fill: FillPool
+    ) -> None:
+        self.memory = memory
         self._entries = entries
         self._executor = executor
         self._fill = fill
         self._futures: list[Future[None]] = []
-        self._end = Extent(0, 0, 0)
-        sizes = (Extent(entry.n_events, entry.n_doms, entry.n_pulses) for entry in entries)
-        self._pool = EventPool.with_room_for(sum(sizes, Extent(0, 0, 0)))
+        self._end = NOTHING
+        self._pool = memory.first(Extent.of_all(entries))
 
     def advance(self, share: float) -> None:
         """Start reading until this share of the shards is under way."""
         n_wanted = min(len(self._entries), math.ceil(share * len(self._entries)))
         for entry in self._entries[len(self._futures) : n_wanted]:
             self._futures.append(self._executor.submit(self._fill, self._pool, self._end, entry))
-            self._end += Extent(entry.n_events, entry.n_doms, entry.n_pulses)
+            self._end += Extent.of(entry)
 
     def finish(self) -> EventPool:
         """Wait for all shards. Raises: what reading one of them raised."""
@@ -90,8 +93,14 @@ class WindowFeed:
         self._executor = executor
         self._reading: dict[int, Reading] = {}
         self._ready: dict[int, Future[Window]] = {}
-        sizes = [sum(entry.n_events for entry in window) for window in windows]
-        self.starts = offsets_of(np.array(sizes, np.int64))
+        extents = [Extent.of_all(window) for window in windows]
+        self.starts = offsets_of(np.array([extent.n_events for extent in extents], np.int64))
+        self._largest = Extent(
+            max(extent.n_events for extent in extents),
+            max(extent.n_doms for extent in extents),
+            max(extent.n_pulses for extent in extents),
+        )
+        self._spare_memory: list[EventPool] = []
 
     def window(self, number: int) -> Future[Window]:
         """Give a window, reading it now if that was not asked for before."""
@@ -127,12 +136,20 @@ class WindowFeed:
 
     def _ask(self, number: int, share: float) -> None:
         if number not in self._reading:
-            self._reading[number] = Reading(self._windows[number], self._executor, self._fill)
+            # fresh pages cost as much as what is written to them, so memory is used again
+            spare = self._spare_memory
+            memory = spare.pop() if spare else EventPool.with_room_for(self._largest)
+            self._reading[number] = Reading(
+                self._windows[number], memory, self._executor, self._fill
+            )
         self._reading[number].advance(share)
 
     def _assemble(self, number: int, reading: Reading) -> Window:
         pool = reading.finish()
-        return Window(Gatherer(pool, self._table), self._order(number, pool.n_doms))
+        window = Window(Gatherer(pool, self._table), self._order(number, pool.n_doms))
+        # free again once no waiting task refers to the window
+        weakref.finalize(window, self._spare_memory.append, reading.memory)
+        return window
 
 
 def _gather(pieces: list[tuple[Future[Window], Span]]) -> EventBatch:
