@@ -11,10 +11,10 @@ from iceaggr.config import NormalizationConfig, TrainingConfig
 from iceaggr.errors import TrainingError
 from iceaggr.normalization import Normalization, Normalizer
 from iceaggr.training.guards import (
+    SteppedWeights,
     check_batch,
     check_learning_goes_on,
     check_step,
-    check_weights,
     learning_problem,
 )
 from iceaggr.training.validation import ValidationResult
@@ -104,11 +104,11 @@ def test_step_refuses_a_gradient_norm_that_overflows(batch: EventBatch) -> None:
 
 def test_spoiled_weights_are_named(batch: EventBatch) -> None:
     model = nn.Linear(2, 2)
-    check_weights(model, batch, "step 3")
+    SteppedWeights.of(model, batch, "step 3").check(model)
     with torch.no_grad():
         model.weight[0, 0] = float("inf")
     with pytest.raises(TrainingError, match=r"spoiled the weights \[step 3\].*found weight; event"):
-        check_weights(model, batch, "step 3")
+        SteppedWeights.of(model, batch, "step 3").check(model)
 
 
 def result(gain: float, error: float, length: float) -> ValidationResult:

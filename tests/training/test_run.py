@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,10 +99,9 @@ def test_time_limit_ends_the_run_validation_included(tmp_path: Path) -> None:
     training = {"n_epochs": 100_000, "max_minutes": 3 / 60, "schedule": "one_cycle"}
     tracker = RecordingTracker()
     config = small_config(training={**training, "checkpoint_every_n_epochs": 1000})
-    started = time.monotonic()
     result = train(small_inputs(tmp_path, config, tracker=tracker))
     assert result.stopped == "time"
-    assert 1.0 < time.monotonic() - started < 5.0
+    assert 0.5 < result.minutes * 60 < 4.0
     rates = tracker.curve("train/learning_rate")
     assert max(rates) == pytest.approx(1e-3, rel=0.1)
     assert rates[-1] < 1e-4
@@ -226,6 +224,27 @@ def test_planted_nan_is_caught_at_its_step_and_the_checkpoint_stays_good(
     assert all(torch.isfinite(t).all() for t in checkpoint.tensors["model"].values())
     monkeypatch.undo()
     assert train(inputs).n_steps == 8
+
+
+def test_weights_spoiled_by_the_step_before_a_checkpoint_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = small_inputs(tmp_path, small_config())
+    step = torch.optim.AdamW.step
+    taken = []
+
+    def spoiling(self: torch.optim.AdamW, *args: Any) -> Any:
+        step(self, *args)
+        taken.append(1)
+        if len(taken) == 4:
+            self.param_groups[0]["params"][0].data.view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoiling)
+    with pytest.raises(TrainingError, match=r"spoiled the weights \[step 4\].*event_id \d+"):
+        train(inputs)
+    checkpoint = CheckpointFolder(inputs.store, inputs.output_uri, 1).read_latest()
+    assert checkpoint is not None
+    assert checkpoint.document["state"]["step"] == 0
 
 
 def test_planted_nan_in_the_data_is_caught_before_the_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -89,23 +90,35 @@ def check_step(
     )
 
 
-def check_weights(model: nn.Module, batch: EventBatch, where: str) -> None:
-    """Refuse weights that an optimiser step has spoiled.
+@dataclass(frozen=True)
+class SteppedWeights:
+    """The weights after a step, not looked at yet: looking waits for the device.
 
-    Raises: TrainingError naming the parameters.
+    norm: () sum of the norms of all parameters, not finite if any of them is not.
     """
-    parameters = [p.detach() for p in model.parameters()]
-    total = torch.stack(torch._foreach_norm(parameters)).sum()
-    if bool(torch.isfinite(total)):
-        return
-    names = _not_finite((name, p.detach()) for name, p in model.named_parameters())
-    raise TrainingError(
-        "the optimiser step spoiled the weights",
-        where=where,
-        found=f"{names or 'their norm overflows'}; {_events(batch.event_id)}",
-        expected="finite weights",
-        remedy="The last good checkpoint is kept; lower the learning rate",
-    )
+
+    norm: Tensor
+    event_id: Tensor
+    where: str
+
+    @classmethod
+    def of(cls, model: nn.Module, batch: EventBatch, where: str) -> SteppedWeights:
+        """Note what a step on a batch left behind."""
+        parameters = [p.detach() for p in model.parameters()]
+        return cls(torch.stack(torch._foreach_norm(parameters)).sum(), batch.event_id, where)
+
+    def check(self, model: nn.Module) -> None:
+        """Look. Raises: TrainingError naming the parameters that the step has spoiled."""
+        if bool(torch.isfinite(self.norm)):
+            return
+        names = _not_finite((name, p.detach()) for name, p in model.named_parameters())
+        raise TrainingError(
+            "the optimiser step spoiled the weights",
+            where=self.where,
+            found=f"{names or 'their norm overflows'}; {_events(self.event_id)}",
+            expected="finite weights",
+            remedy="The last good checkpoint is kept; lower the learning rate",
+        )
 
 
 def learning_problem(result: ValidationResult, config: TrainingConfig) -> str:

@@ -38,7 +38,11 @@ class Keeper:
         self.processes = processes
 
     def save(self, state: RunState) -> None:
-        """Write a checkpoint; every process must call it together, for its random state."""
+        """Write a checkpoint; every process must call it together, for its random state.
+
+        Raises: TrainingError if the last step has spoiled the weights; the old one is kept.
+        """
+        self.step.check_weights()
         random_states = self.processes.gather_objects(random_state())
         if not self.processes.is_main:
             return

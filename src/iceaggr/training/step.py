@@ -16,7 +16,7 @@ from iceaggr.models import DirectionModel
 from iceaggr.training.averaging import AveragedWeights
 from iceaggr.training.device import autocast
 from iceaggr.training.distributed import Processes
-from iceaggr.training.guards import check_step, check_weights
+from iceaggr.training.guards import SteppedWeights, check_step
 from iceaggr.training.optimizer import build_optimizer, set_learning_rate
 
 
@@ -50,6 +50,7 @@ class OptimiserStep:
         decay = config.training.ema_decay
         self.average = AveragedWeights(self.model, decay) if decay else None
         self._parallel_model = processes.wrap(self.model, device)
+        self._stepped: SteppedWeights | None = None
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
 
     @contextmanager
@@ -61,14 +62,24 @@ class OptimiserStep:
             with self.average.applied(self.model):
                 yield self.model
 
+    def check_weights(self) -> None:
+        """Check what the last step left, before it is used again or written anywhere.
+
+        Not at the end of the step itself: by now the device has long computed the answer.
+        Raises: TrainingError naming that step, its events and the spoiled parameters.
+        """
+        if self._stepped is not None:
+            self._stepped.check(self.model)
+        self._stepped = None
+
     def take(
         self, batch: EventBatch, step: int, progress: float, learning_rate: float, n_events: int
     ) -> StepOutcome:
         """Take step number `step` (from 1) on a labelled batch.
 
         n_events: events of this step over all processes; the loss is the mean over all of them.
-        Raises: TrainingError, before any weight has changed, if loss or gradient is not finite;
-        after the step, if the weights are not.
+        Raises: TrainingError, before any weight has changed, if loss or gradient is not finite, or
+        if the step before has spoiled the weights.
         """
         where = f"step {step}"
         set_learning_rate(self.optimizer, learning_rate)
@@ -82,12 +93,13 @@ class OptimiserStep:
         (event_loss.sum() * scale).backward()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        self.check_weights()
         check_step(event_loss.detach(), norm, batch, self.model, where)
         torch.nn.utils.clip_grads_with_norm_(
             self._parameters, self.config.training.max_gradient_norm, norm
         )
         self.optimizer.step()
-        check_weights(self.model, batch, where)
+        self._stepped = SteppedWeights.of(self.model, batch, where)
         if self.average is not None:
             self.average.update(self.model, step)
         return StepOutcome(event_loss.detach(), output.vector.detach(), norm)
