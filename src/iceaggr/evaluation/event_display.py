@@ -66,7 +66,7 @@ def draw_event(event: EventSnapshot, detector: Detector, note: str) -> bytes:
     """
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_axes((-0.02, 0.05, 0.88, 0.87), projection="3d", computed_zorder=False)
+        axes = figure.add_axes((0.02, 0.05, 0.83, 0.87), projection="3d", computed_zorder=False)
         assert isinstance(axes, Axes3D)
         _paint_detector(axes, detector)
         _paint_hits(figure, axes, event)
@@ -146,7 +146,7 @@ def _frame(axes: Axes3D, detector: Detector) -> None:
     axes.set_xlabel("x [m]", fontsize=9, labelpad=-2)
     axes.set_ylabel("y [m]", fontsize=9, labelpad=-2)
     axes.zaxis.set_rotate_label(False)
-    axes.set_zlabel("z [m]", fontsize=9, labelpad=-2, rotation=90)
+    axes.set_zlabel("z [m]", fontsize=9, labelpad=-3, rotation=90)
 
 
 def _view_azimuth_deg(event: EventSnapshot) -> float:

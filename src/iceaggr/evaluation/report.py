@@ -65,6 +65,9 @@ CAPTIONS = {
 }
 """One sentence or two below each figure."""
 
+MAX_PULL = 3.0
+"""A coverage farther from nominal than this many of its errors is called wrong."""
+
 WIDE_FROM = 1.9
 """Figures wider than this, relative to their height, take the full width of the page."""
 
@@ -143,16 +146,27 @@ def verdict_sentences(
     for rival in (reference, "constant"):
         gain = next(summary.gain for summary in summaries if summary.name == rival)
         if gain is not None:
-            sentences.append(_gain_sentence(TITLES[rival].lower(), gain))
+            sentences.append(_gain_sentence(_in_sentence(TITLES[rival]), gain))
     pit = probability_inside(
         np.deg2rad(events["opening_angle_deg"].to_numpy()), events["kappa"].to_numpy()
     )
-    at_68 = next(found for found in coverage(pit) if found.level == 0.68)
-    pull = (at_68.share - at_68.level) / at_68.error
-    judgement = "too large (underconfident)" if pull > 0 else "too small (overconfident)"
-    claim = "calibrated within 3σ" if abs(pull) <= 3 else f"claimed errors are {judgement}"
-    sentences.append(f"{100 * at_68.share:.1f} % of events lie in their 68 % region: {claim}.")
-    return sentences
+    return [*sentences, _calibration_sentence(pit)]
+
+
+def _calibration_sentence(pit: np.ndarray) -> str:
+    found = coverage(pit)
+    levels = " / ".join(f"{100 * one.level:.0f}" for one in found)
+    shares = " / ".join(f"{100 * one.share:.1f}" for one in found)
+    pulls = [(one.share - one.level) / one.error for one in found]
+    if all(abs(pull) <= MAX_PULL for pull in pulls):
+        claim = f"κ is calibrated within {MAX_PULL:.0f}σ"
+    elif all(pull > 0 for pull in pulls):
+        claim = "claimed errors are too large (underconfident)"
+    elif all(pull < 0 for pull in pulls):
+        claim = "claimed errors are too small (overconfident)"
+    else:
+        claim = "the errors do not have the shape that κ claims"
+    return f"{shares} % of events lie in their {levels} % regions: {claim}."
 
 
 def group_slices(slices: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -181,6 +195,10 @@ def _aspect(png: bytes) -> float:
     # the header of a PNG holds width and height as big-endian integers
     width, height = struct.unpack(">II", png[16:24])
     return float(width / height)
+
+
+def _in_sentence(title: str) -> str:
+    return title if title.startswith("Pandel") else title[0].lower() + title[1:]
 
 
 def _gain_sentence(rival: str, gain: Estimate) -> str:

@@ -1,0 +1,55 @@
+"""The words and digits of the report: what is claimed must follow from the numbers."""
+
+import math
+
+import numpy as np
+import pytest
+
+from iceaggr.evaluation.bootstrap import Estimate
+from iceaggr.evaluation.report import _calibration_sentence, _gain_sentence, plus_minus
+
+
+def estimate(value: float, error: float) -> Estimate:
+    return Estimate(value, error, value - 2 * error, value + 2 * error)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (56.308, 0.512, "56.31 ± 0.51"),
+        (124.7, 1.04, "124.7 ± 1.0"),
+        (-4.1333, 0.0253, "−4.133 ± 0.025"),
+        (1234.0, 37.0, "1234 ± 37"),
+        (3.14159, math.nan, "3.14"),
+    ],
+)
+def test_error_decides_the_number_of_digits(value, error, text):
+    assert plus_minus(estimate(value, error)) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (5.0, "Better than the line fit by 5.00 ± 0.50 deg (paired, 10σ)."),
+        (-5.0, "Worse than the line fit by 5.00 ± 0.50 deg (paired, 10σ)."),
+        (0.9, "Not distinguishable from the line fit: paired gain 0.90 ± 0.50 deg."),
+    ],
+)
+def test_gain_is_named_only_beyond_its_error(value, text):
+    assert _gain_sentence("line fit", estimate(value, 0.5)) == text
+
+
+@pytest.mark.parametrize(
+    ("power", "claim"),
+    [(1.0, "calibrated within 3σ"), (2.0, "underconfident"), (0.5, "overconfident")],
+)
+def test_calibration_is_judged_by_all_levels(power, claim):
+    pit = np.linspace(0, 1, 5001) ** power
+    assert claim in _calibration_sentence(pit)
+
+
+def test_calibration_of_the_wrong_shape_is_called_that():
+    pit = np.concatenate([np.full(600, 0.01), np.full(400, 0.99)])
+    sentence = _calibration_sentence(pit)
+    assert sentence.startswith("60.0 / 60.0 / 60.0 % of events lie in their 50 / 68 / 90 % regions")
+    assert "do not have the shape" in sentence
