@@ -173,23 +173,15 @@ class CountingStore:
 
 
 def write_long_meta(path, n_batches, n_events):
-    schema = pa.schema(
-        [("batch_id", pa.int64())]
-        + [(name, pa.int64()) for name in ("event_id", "first_pulse_index", "last_pulse_index")]
-        + [(name, pa.float32()) for name in ("azimuth", "zenith")]
-    )
+    names = ["batch_id", "event_id", "first_pulse_index", "last_pulse_index", "azimuth", "zenith"]
     rng = np.random.default_rng(0)
-    with pq.ParquetWriter(path, schema) as writer:
+    last = np.cumsum(rng.integers(1, 300, n_events)) - 1
+    first = np.concatenate([[0], last[:-1] + 1])
+    angle = rng.random(n_events, np.float32)
+    types = [pa.int64()] * 4 + [pa.float32()] * 2
+    schema = pa.schema(list(zip(names, types, strict=True)))
+    with pq.ParquetWriter(path, schema, use_dictionary=["batch_id"]) as writer:
         for batch_id in range(1, n_batches + 1):
-            last = np.cumsum(rng.integers(1, 300, n_events)) - 1
-            first = np.concatenate([[0], last[:-1] + 1])
-            angle = rng.random(n_events, np.float32)
-            columns = [
-                np.full(n_events, batch_id),
-                batch_id * 10**7 + np.arange(n_events),
-                first,
-                last,
-                angle,
-                angle,
-            ]
+            event_id = batch_id * 10**7 + np.arange(n_events)
+            columns = [np.full(n_events, batch_id), event_id, first, last, angle, angle]
             writer.write_table(pa.table(columns, schema=schema))

@@ -94,3 +94,35 @@ def test_open_parquet_passes_storage_errors_on(tmp_path):
         open_parquet(open_store(), (tmp_path / "batch_9.parquet").as_uri()),
     ):
         pass
+
+
+def test_open_parquet_passes_storage_errors_on_while_reading(tmp_path):
+    path = tmp_path / "batch_1.parquet"
+    pd.DataFrame({"a": np.arange(100_000)}).to_parquet(path)
+
+    class FailingStore:
+        def open_input(self, uri):
+            return FailingFile(path.open("rb"))
+
+    with (
+        pytest.raises(StorageError, match="connection lost"),
+        open_parquet(FailingStore(), path.as_uri()) as file,
+    ):
+        list(file.iter_batches())
+
+
+class FailingFile:
+    """A file whose connection breaks once the footer is read."""
+
+    closed = False
+
+    def __init__(self, file):
+        self._file = file
+
+    def read(self, n_bytes=-1):
+        if self._file.tell() < 1000:
+            raise StorageError("connection lost")
+        return self._file.read(n_bytes)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)

@@ -167,8 +167,8 @@ def _check_ranges(
 
 def _batch_bounds(file: Any, row_group: int) -> tuple[int, int] | None:
     group = file.metadata.row_group(row_group)
-    index = file.schema_arrow.names.index("batch_id")
-    statistics = group.column(index).statistics
+    columns = (group.column(index) for index in range(group.num_columns))
+    statistics = next(c.statistics for c in columns if c.path_in_schema == "batch_id")
     if statistics is None or not statistics.has_min_max or statistics.null_count:
         return None
     return int(statistics.min), int(statistics.max)

@@ -65,7 +65,7 @@ class _Job:
     n_pulses_in_file: int
     detector: Detector
     config: DataConfig
-    labelled: bool
+    plan: ShardPlan
     folder_uri: str
 
 
@@ -119,7 +119,7 @@ def _job(unit: _Unit, file: PlannedFile) -> _Job:
         n_pulses_in_file=int(full.n_pulses.sum()),
         detector=unit.detector,
         config=unit.config,
-        labelled=plan.labelled,
+        plan=plan,
         folder_uri=f"{unit.store_uri}/shards/{key}",
     )
 
@@ -161,7 +161,7 @@ def _stream_shards(
     """Pass the file through cleaning, grouping and splitting; give the events read so far."""
     config = job.config
     for chunk in stream_pulses(job.store, job.file.uri, job.n_pulses_in_file, job.table):
-        cleaned = clean(chunk, job.table, job.detector, job.labelled, account)
+        cleaned = clean(chunk, job.table, job.detector, job.plan.labelled, account)
         quarantine.add(chunk, cleaned, job.table)
         if len(cleaned.events):
             split = split_idx(
@@ -204,8 +204,9 @@ def _source_file(job: _Job, account: Account, sketch_uri: str, quarantine_uri: s
 
 def _manifest(job: _Job, source: SourceFile, entries: list[ShardEntry]) -> ShardManifest:
     return ShardManifest(
-        geometry_uri="",  # the caller names it: the same geometry may lie elsewhere next time
-        labelled=job.labelled,
+        geometry_uri=job.plan.geometry_uri,
+        labelled=job.plan.labelled,
+        notes=job.plan.notes,
         split_salt=job.config.split_salt,
         validation_share=job.config.validation_share,
         test_share=job.config.test_share,
