@@ -41,16 +41,16 @@ class RunRequest:
     summary_path: Path | None
 
 
-def main(pipeline: Any) -> None:
+def main(make_pipeline: Callable[..., Any]) -> None:
     """Serve the verbs; every expected error ends in one line on stderr and exit code 1."""
     try:
-        _app(pipeline)()
+        _app(make_pipeline)()
     except IceaggrError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def _app(pipeline: Any) -> typer.Typer:
+def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
     @app.command("compile")
@@ -58,7 +58,7 @@ def _app(pipeline: Any) -> typer.Typer:
         output: Annotated[Path, typer.Option(help="File to write, ends in .yaml")],
     ) -> None:
         """Compile the graph to KFP IR YAML."""
-        print(f"wrote {compile_pipeline(pipeline, output)}")
+        print(f"wrote {compile_pipeline(make_pipeline(cluster=True), output)}")
 
     @app.command()
     def run(
@@ -89,7 +89,7 @@ def _app(pipeline: Any) -> typer.Typer:
             summary_path=summary,
         )
         _check_request(request)
-        _run(pipeline, request)
+        _run(make_pipeline(cluster=False), request)
 
     return app
 
@@ -116,7 +116,7 @@ def _run(pipeline: Any, request: RunRequest) -> None:
         arguments = {
             "config": request.config.model_dump(mode="json"),
             "experiment_name": request.experiment_name,
-            "max_train_minutes": request.max_train_minutes,
+            "train_max_minutes": request.max_train_minutes,
             "raw_uri": raw_uri,
             "work_uri": request.work_uri,
         }

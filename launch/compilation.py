@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kfp import compiler
 
 from iceaggr.errors import ConfigError
+from launch.dropdowns import DROPDOWNS, add_dropdowns
 
 
 def compile_pipeline(pipeline: Any, output: Path) -> Path:
-    """Write the graph as IR YAML.
+    """Write the graph as IR YAML: pipeline, then what Kubernetes adds to it.
 
     Raises: ConfigError if the file name does not end in .yaml or its folder does not exist.
     """
@@ -23,4 +25,7 @@ def compile_pipeline(pipeline: Any, output: Path) -> Path:
     if not output.parent.is_dir():
         raise ConfigError("folder does not exist", where=str(output.parent.absolute()))
     compiler.Compiler().compile(pipeline, str(output))
+    documents = list(yaml.safe_load_all(output.read_text()))
+    add_dropdowns(documents[0]["root"], DROPDOWNS)
+    output.write_text(yaml.safe_dump_all(documents, sort_keys=True))
     return output

@@ -18,6 +18,7 @@ STEPS = (
     "train_model",
     "evaluate_model",
     "promote_model",
+    "close_run",
 )
 _MARKS = {
     "done": "[green]✓[/]",

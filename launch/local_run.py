@@ -67,6 +67,7 @@ def run_here(
     progress_path = folder / "progress.jsonl"
     progress_path.touch()
     log_path = folder / "kfp.log"
+    failure: Exception | None = None
     with _following(progress_path, display), _kfp_log(log_path):
         os.environ[PROGRESS_FILE_VARIABLE] = str(progress_path)
         try:
@@ -80,8 +81,6 @@ def run_here(
             pipeline(**arguments)
         except Exception as error:
             failure = error
-        else:
-            failure = None
         finally:
             del os.environ[PROGRESS_FILE_VARIABLE]
     messages = _read_messages(progress_path)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from iceaggr.config import ExperimentConfig, parse_config
 from iceaggr.errors import ConfigError, TrackingError
@@ -43,11 +43,13 @@ class RunContext:
         return open_store()
 
     @contextmanager
-    def tracking(self, step: str, *, last: bool = False) -> Iterator[Tracker]:
+    def tracking(
+        self, step: str, *, end: Literal["FINISHED", "FAILED", "KILLED"] | None = None
+    ) -> Iterator[Tracker]:
         """Open this run's tracker for the time of one step, found or created by the run's id.
 
-        last: the step after which the run is finished. A step that fails marks the run failed,
-        with the reason.
+        end: how the run ends with this step; None = others follow. A step that fails marks the run
+        failed, with the reason.
         Raises: TrackingError if MLFLOW_TRACKING_URI is not set or the server does not answer.
         """
         if not self.tracked:
@@ -70,7 +72,7 @@ class RunContext:
             tracker.set_tags({"failed_step": step, "failure": str(error) or type(error).__name__})
             tracker.finish("FAILED")
             raise
-        tracker.finish("FINISHED" if last else None)
+        tracker.finish(end)
 
 
 def make_context(

@@ -44,7 +44,7 @@ def run_promote_model(
     """
     with (
         StepProgress("promote_model", run_id=context.run_id) as progress,
-        context.tracking("promote_model", last=True) as tracker,
+        context.tracking("promote_model", end="FINISHED") as tracker,
     ):
         store = context.open_store()
         manifest = read_manifest(manifest_path)

@@ -1,0 +1,82 @@
+"""What only a cluster acts on: resources, retries, credentials, placement of the training pod.
+
+The local runner gets none of it: there a failing step ends the run at once, and credentials are
+those of the shell. Nothing here holds a value of a credential, only the names of its keys.
+"""
+
+from typing import Any
+
+from kfp import kubernetes
+from kfp.dsl.pipeline_channel import PipelineChannel
+
+SETTINGS_CONFIG_MAP = "iceaggr-settings"
+"""ConfigMap of the namespace, keys: mlflow-tracking-uri, object-store-endpoint, -region."""
+OBJECT_STORE_SECRET = "iceaggr-object-store"
+"""Secret of the namespace, keys: access-key-id, secret-access-key."""
+TRACKING_SECRET = "iceaggr-mlflow"
+"""Secret of the namespace, keys: username, password, token; absent where MLflow asks for none."""
+
+SETTINGS_ENVIRONMENT = {
+    "mlflow-tracking-uri": "MLFLOW_TRACKING_URI",
+    "object-store-endpoint": "AWS_ENDPOINT_URL",
+    "object-store-region": "AWS_DEFAULT_REGION",
+}
+OBJECT_STORE_ENVIRONMENT = {
+    "access-key-id": "AWS_ACCESS_KEY_ID",
+    "secret-access-key": "AWS_SECRET_ACCESS_KEY",
+}
+TRACKING_ENVIRONMENT = {
+    "username": "MLFLOW_TRACKING_USERNAME",
+    "password": "MLFLOW_TRACKING_PASSWORD",
+    "token": "MLFLOW_TRACKING_TOKEN",
+}
+
+
+def settle(task: Any, cpu: Any, memory: Any, n_retries: int = 2) -> Any:
+    """Give a step its resources, its retries and its credentials. Returns the step.
+
+    cpu, memory: Kubernetes quantities such as "2" and "8Gi", or string parameters of the pipeline.
+    """
+    _bring(task, cpu, memory)
+    task.set_cpu_request(cpu)
+    # request = limit: a pod that may use more memory than it asked for is the first to be evicted
+    task.set_memory_request(memory).set_memory_limit(memory)
+    # all steps are idempotent, and training goes on from its last checkpoint
+    task.set_retry(
+        n_retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="900s"
+    )
+    # optional: where something is missing the step says what, while Kubernetes would wait silently;
+    # with workload identity there are no keys at all
+    kubernetes.use_config_map_as_env(
+        task, SETTINGS_CONFIG_MAP, dict(SETTINGS_ENVIRONMENT), optional=True
+    )
+    kubernetes.use_secret_as_env(
+        task, OBJECT_STORE_SECRET, dict(OBJECT_STORE_ENVIRONMENT), optional=True
+    )
+    kubernetes.use_secret_as_env(task, TRACKING_SECRET, dict(TRACKING_ENVIRONMENT), optional=True)
+    return task
+
+
+def place_training(
+    task: Any, gpu_count: Any, gpu_type: Any, node_selector: Any, tolerations: Any
+) -> Any:
+    """Put the training step on a node with GPUs. Returns the step.
+
+    gpu_count: a string, never a number: the backend drops numbers without an error, and the pod
+    would start without a GPU.
+    """
+    _bring(task, gpu_count, gpu_type)
+    task.set_accelerator_type(gpu_type).set_accelerator_limit(gpu_count)
+    kubernetes.add_node_selector_json(task, node_selector)
+    kubernetes.add_toleration_json(task, tolerations)
+    # NCCL and gloo exchange data of one machine through shared memory, of which a pod has 64 MiB
+    kubernetes.empty_dir_mount(
+        task, volume_name="dshm", mount_path="/dev/shm", medium="Memory", size_limit="8Gi"
+    )
+    return task
+
+
+def _bring(task: Any, *values: Any) -> None:
+    # the compiler hands a parameter down into loops and exit handlers only if a step there is known
+    # to read it, and it overlooks what is read for resources alone
+    task.register_pipeline_channels([v for v in values if isinstance(v, PipelineChannel)])

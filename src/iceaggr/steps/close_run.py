@@ -1,0 +1,50 @@
+"""Last step: close the MLflow run, whatever the end, and delete what a finished run needs no more.
+
+Deleted are the checkpoints of a run that succeeded: they hold optimiser states and are several
+times the size of the model. A failed or stopped run keeps them, because retrying it in the UI goes
+on from them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from iceaggr.interfaces import ObjectStore
+from iceaggr.progress import StepProgress
+from iceaggr.steps.context import RunContext
+
+# the backend says COMPLETE, the local runner SUCCEEDED
+_SUCCEEDED = ("COMPLETE", "SUCCEEDED")
+
+EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+def run_close_run(context: RunContext, state: str) -> EndStatus:
+    """Set the final state of the MLflow run and clean up. Returns that state.
+
+    state: as KFP gives it. A run without summary.json did not finish, whatever KFP says.
+    Raises: StorageError, TrackingError.
+    """
+    with StepProgress("close_run", run_id=context.run_id) as progress:
+        store = context.open_store()
+        status = end_status(state, store.stat(f"{context.run_uri}/summary.json") is not None)
+        n_deleted = _delete_checkpoints(store, context) if status == "FINISHED" else 0
+        with context.tracking("close_run", end=status):
+            pass
+        progress.conclude(f"run {status.lower()}, {n_deleted} checkpoint files deleted")
+        return status
+
+
+def end_status(state: str, has_summary: bool) -> EndStatus:
+    """Translate KFP's final state: neither success nor failure means that the run was stopped."""
+    if state in _SUCCEEDED:
+        return "FINISHED" if has_summary else "FAILED"
+    return "FAILED" if state == "FAILED" else "KILLED"
+
+
+def _delete_checkpoints(store: ObjectStore, context: RunContext) -> int:
+    found = store.list(f"{context.run_uri}/training/checkpoints/")
+    # latest.json last: an interrupted deletion must not look like a run that never began
+    for item in sorted(found, key=lambda item: item.uri.endswith("/latest.json")):
+        store.delete(item.uri)
+    return len(found)
