@@ -25,7 +25,10 @@ def cache_folder() -> Path:
 
 def simulated_raw_events(n_events: int) -> str:
     """Give the URI of one raw file of events with the simulation's default mix."""
-    config = SimulationConfig(n_events=n_events, n_events_per_file=n_events)
+    # below a block or two, starting processes costs more than the events
+    config = SimulationConfig(
+        n_events=n_events, n_events_per_file=n_events, n_processes=0 if n_events > 1000 else 1
+    )
     folder = cache_folder() / f"simulated-{_key(config.model_dump_json())}"
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}-{os.getpid()}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -67,12 +69,12 @@ def stream_pulses(
     Raises: RawDataError if the file is damaged or does not fit its meta rows.
     """
     ends = np.cumsum(table.n_pulses)
-    with open_parquet(store, uri) as file:
+    with open_parquet(store, uri) as file, closing(_read_ahead(file, uri)) as portions:
         check_columns(file.schema_arrow, PULSE_COLUMNS, uri)
         _check_length(file.metadata.num_rows, n_rows, uri)
         done, first_pulse, parts = 0, 0, [_decode(file.schema_arrow.empty_table(), uri)]
-        for rows in file.iter_batches(PULSES_PER_READ, columns=list(PULSE_COLUMNS)):
-            parts.append(_decode(rows, uri))
+        for portion in portions:
+            parts.append(portion)
             n_read = first_pulse + sum(map(len, parts))
             stop = int(np.searchsorted(ends, n_read, side="right"))
             if stop == done:
@@ -96,6 +98,17 @@ def decode_pulses(rows: pa.Table, where: str) -> Pulses:
     """
     check_columns(rows.schema, PULSE_COLUMNS, where)
     return _decode(rows, where)
+
+
+def _read_ahead(file: Any, uri: str) -> Generator[Pulses]:
+    """Decode the next portion in a thread while the caller works on this one."""
+    batches = file.iter_batches(PULSES_PER_READ, columns=list(PULSE_COLUMNS))
+    decoded = (_decode(rows, uri) for rows in batches)
+    with ThreadPoolExecutor(1, thread_name_prefix="pulse-reader") as thread:
+        upcoming = thread.submit(next, decoded, None)
+        while (portion := upcoming.result()) is not None:
+            upcoming = thread.submit(next, decoded, None)
+            yield portion
 
 
 def _check_length(found: int, expected: int, uri: str) -> None:
