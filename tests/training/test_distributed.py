@@ -15,9 +15,11 @@ from iceaggr.training.distributed import Processes, joined_processes
 ROOT = Path(__file__).parents[2]
 
 
-def run_processes(folder: Path, n_processes: int, n_events: int) -> dict[str, Any]:
+def run_processes(
+    folder: Path, n_processes: int, n_events: int, n_train: int = 72
+) -> dict[str, Any]:
     folder.mkdir()
-    module = ["-m", "tests.training.parallel_worker", str(folder), str(n_events)]
+    module = ["-m", "tests.training.parallel_worker", str(folder), str(n_events), str(n_train)]
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
     done = subprocess.run(
         [sys.executable, *launch, *module],
@@ -58,3 +60,11 @@ def test_two_processes_give_the_curves_of_one_with_the_same_global_batch(tmp_pat
     for name, curve in one["curves"].items():
         assert len(curve) > 0
         assert two["curves"][name] == pytest.approx(curve, rel=2e-4), name
+
+
+@pytest.mark.slow
+def test_events_fewer_than_processes_are_left_out_and_counted(tmp_path: Path) -> None:
+    two = run_processes(tmp_path / "two", n_processes=2, n_events=8, n_train=65)
+    assert two["n_events_seen"] == 3 * 64
+    assert two["curves"]["train/n_events_left_out"][-1] == 2
+    assert len(two["curves"]["train/loss"]) == 3 * 4

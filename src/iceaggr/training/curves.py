@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import Tensor
 
 from iceaggr.angles import opening_angle
+from iceaggr.batches.event_batch import EventBatch
 from iceaggr.training.distributed import Processes
 from iceaggr.training.step import StepOutcome
 
@@ -21,7 +21,10 @@ _N_SUMS = 6
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Means over the events of some steps, over all processes; angles in degrees."""
+    """Means over the events of some steps, over all processes; angles in degrees.
+
+    pulses_dropped_share: of all pulses of these events, what the configured caps left out
+    """
 
     loss: float
     opening_angle_deg: float
@@ -32,6 +35,7 @@ class CurvePoint:
     learning_rate: float
     events_per_s: float
     data_wait_share: float
+    pulses_dropped_share: float
     memory_gib: float
 
     def metrics(self) -> dict[str, float]:
@@ -50,23 +54,26 @@ class CurveWindow:
         self._sums = torch.zeros(_N_SUMS, dtype=torch.float64, device=self.device)
         self._gradient_norm = torch.zeros((), dtype=torch.float64, device=self.device)
         self._n_events = 0
-        self._n_steps = 0
+        self._n_steps = self._n_pulses = self._n_pulses_dropped = 0
         self._wait_s = 0.0
         self._paused_s = 0.0
         self._started = time.monotonic()
 
     @torch.no_grad()
-    def add(self, outcome: StepOutcome, true: Tensor) -> None:
-        """Add a step and its true unit vectors, (B, 3)."""
+    def add(self, outcome: StepOutcome, batch: EventBatch) -> None:
+        """Add a step and its labelled batch."""
+        assert batch.direction is not None, "check_batch lets only labelled events pass"
         vector = outcome.vector.double()
         length = vector.norm(dim=-1, keepdim=True)
         unit = vector / length.clamp_min(1e-12)
-        angle = opening_angle(unit, true.double())
+        angle = opening_angle(unit, batch.direction.double())
         sums = [outcome.event_loss.double().sum(), angle.sum(), *unit.sum(dim=0), length.sum()]
         self._sums += torch.stack(sums)
         self._gradient_norm += outcome.gradient_norm.double()
         self._n_events += len(vector)
         self._n_steps += 1
+        self._n_pulses += batch.n_pulses
+        self._n_pulses_dropped += batch.n_pulses_dropped
 
     def waited(self, seconds: float) -> None:
         """Count time spent waiting for a batch."""
@@ -86,10 +93,12 @@ class CurveWindow:
         seconds = max(1e-9, time.monotonic() - self._started - self._paused_s)
         mine = [*self._sums.tolist(), float(self._gradient_norm), self._n_events, self._n_steps]
         mine += [self._wait_s, seconds, _memory_bytes(self.device)]
+        mine += [self._n_pulses, self._n_pulses_dropped]
         everyone = processes.gather(mine)
         self._clear()
         total = everyone.sum(dim=0).tolist()
-        loss, angle, x, y, z, kappa, norm, n_events, n_steps, waited, all_seconds, memory = total
+        loss, angle, x, y, z, kappa, norm, n_events, n_steps = total[:9]
+        waited, all_seconds, memory, n_pulses, n_dropped = total[9:]
         return CurvePoint(
             loss=loss / n_events,
             opening_angle_deg=math.degrees(angle / n_events),
@@ -100,6 +109,7 @@ class CurveWindow:
             learning_rate=learning_rate,
             events_per_s=n_events * processes.world_size / all_seconds,
             data_wait_share=waited / all_seconds,
+            pulses_dropped_share=n_dropped / max(1.0, n_pulses + n_dropped),
             memory_gib=memory / _GIB,
         )
 

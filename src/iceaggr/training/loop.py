@@ -133,8 +133,7 @@ class Loop:
         outcome = parts.step.take(
             loaded.placed, state.step + 1, state.progress, self._rate, n_events
         )
-        assert loaded.placed.direction is not None, "check_batch lets only labelled events pass"
-        parts.reporter.window.add(outcome, loaded.placed.direction)
+        parts.reporter.window.add(outcome, loaded.placed)
         state.step += 1
         state.n_events_seen += n_events
         self._n_events_here += n_events

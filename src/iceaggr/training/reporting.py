@@ -40,7 +40,12 @@ class Reporter:
         if self.window.is_empty:
             return
         point = self.window.point(self.processes, learning_rate)
-        self._record({**point.metrics(), "train/progress": state.progress}, state)
+        counters = {
+            "train/progress": state.progress,
+            "train/n_events_seen": float(state.n_events_seen),
+            "train/n_events_left_out": float(state.n_events_left_out),
+        }
+        self._record({**point.metrics(), **counters}, state)
         if self.on_progress is None:
             return
         validated = state.last_validation_opening_angle_deg
