@@ -36,7 +36,7 @@ class EventTransformer(nn.Module):
             doms, places, event_dom_offsets = _put_first(doms, token, places, event_dom_offsets)
 
         def run(chunk: Chunk) -> Tensor:
-            x = doms[chunk.rows]
+            x = doms.index_select(0, chunk.rows)
             biases = None if self.bias is None else self.bias(places[chunk.rows], chunk)
             for layer in self.layers:
                 x = layer(x, chunk, biases)
@@ -64,7 +64,7 @@ def _put_first(
     source[~is_dom] = len(doms) + event
     nowhere = places.new_full((n_events, places.shape[1]), torch.nan)
     return (
-        torch.cat([doms, token.to(doms.dtype)])[source],
+        torch.cat([doms, token.to(doms.dtype)]).index_select(0, source),
         torch.cat([places, nowhere])[source],
         new_offsets,
     )

@@ -40,7 +40,9 @@ class Group:
         """Shape the chunk's rows (R, ...) into (n, L, ...); padding repeats a real row."""
         if self.gather is None:
             return rows[self.start : self.stop].view(self.n, self.length, *rows.shape[1:])
-        return rows[self.gather]
+        # index_select has the cheaper backward pass
+        flat = rows.index_select(0, self.gather.flatten())
+        return flat.view(self.n, self.length, *rows.shape[1:])
 
     def unpad(self, padded: Tensor) -> Tensor:
         """Undo `pad`: (n, L, ...) into (stop - start, ...)."""

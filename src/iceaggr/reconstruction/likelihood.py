@@ -18,6 +18,7 @@ SourceT = TypeVar("SourceT", bound=Source)
 NOISE_SHARE = {"triggered": 0.2, "auxiliary": 0.97}
 NOISE_WINDOW_NS = 5000.0
 MAX_PHOTONS = 4.0
+MIN_TRIGGERED = 3
 RANGE_M = 300.0
 """Light falls by e over this distance: of two sources that fit the times, the nearer wins."""
 MAX_STEP = 0.35
@@ -136,26 +137,30 @@ def _newton_step(value: Value, damping: Tensor) -> Tensor:
 
 
 def timed_hits(batch: EventBatch, centre_m: Tensor, time_zero_ns: Tensor) -> TimedHits:
-    """Prepare the first pulse of each DOM: the first triggered one where there is one.
+    """Prepare the first triggering pulse of each DOM that has one.
 
+    Events with fewer than three such DOMs use the first pulses of all. Auxiliary hits are mostly
+    noise: with a fair noise share they would move no fit, only slow it down.
     centre_m: (B, 3); time_zero_ns: (B,): what positions and times are relative to.
     """
     dom, event = batch.pulse_dom_idx(), batch.dom_event_idx()
-    n_doms = batch.n_doms
     late = torch.full_like(batch.time_ns, torch.inf)
-    first = late.new_full((n_doms,), torch.inf)
+    first = late.new_full((batch.n_doms,), torch.inf)
     clean_times = torch.where(batch.auxiliary, late, batch.time_ns)
     first = first.scatter_reduce_(0, dom, clean_times, "amin")
     triggered = torch.isfinite(first)
     first = torch.where(triggered, first, batch.time_ns[batch.dom_pulse_offsets[:-1]])
-    charge = segment_sum(batch.charge_pe.clamp_min(0), dom, n_doms)
+    charge = segment_sum(batch.charge_pe.clamp_min(0), dom, batch.n_doms)
     photons = torch.where(triggered, charge.clamp(1.0, MAX_PHOTONS), torch.ones_like(charge))
     noise = torch.where(triggered, NOISE_SHARE["triggered"], NOISE_SHARE["auxiliary"])
+    n_triggered = segment_sum(triggered.float(), event, batch.n_events)
+    kept = triggered | (n_triggered < MIN_TRIGGERED)[event]
+    event = event[kept]
     return TimedHits(
         event,
-        batch.xyz_m - centre_m[event],
-        first - time_zero_ns[event],
-        noise.to(first.dtype),
-        photons,
+        batch.xyz_m[kept] - centre_m[event],
+        first[kept] - time_zero_ns[event],
+        noise[kept].to(first.dtype),
+        photons[kept],
         batch.n_events,
     )
