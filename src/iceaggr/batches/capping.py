@@ -95,9 +95,12 @@ def _rank_by_charge(size: IntArray, charge: npt.NDArray[np.floating]) -> IntArra
     key = np.repeat(np.arange(len(size), dtype=np.uint64) << np.uint64(41), size)
     key |= faintness << np.uint64(21)
     key |= rank.view(np.uint64)
+    key.sort()
     # groups keep their places in the sort, so the ranks fit the sorted rows too
+    row = (key & np.uint64((1 << 21) - 1)).view(np.int64)
+    row += np.repeat(offsets_of(size)[:-1], size)
     ranked = np.empty_like(rank)
-    ranked[np.argsort(key)] = rank
+    ranked[row] = rank
     return ranked
 
 
@@ -111,7 +114,12 @@ def cap_events(events: DomEvents, config: BatchConfig) -> tuple[DomEvents, Dropp
     if dom_keep is None and pulse_keep is None:
         nothing = np.zeros(events.n_events, np.int64)
         return events, Dropped(nothing, nothing)
-    capped = _select(events, dom_keep, pulse_keep)
+    if dom_keep is None:
+        dom_keep = np.ones(events.n_doms, bool)
+    if pulse_keep is None:
+        pulse_keep = np.ones(events.n_pulses, bool)
+    n_pulses = np.minimum(np.diff(events.dom_pulse_offsets), config.max_pulses_per_dom)
+    capped = _select(events, dom_keep, pulse_keep, n_pulses)
     dropped = Dropped(
         n_doms=np.diff(events.event_dom_offsets) - np.diff(capped.event_dom_offsets),
         n_pulses=np.diff(events.event_pulse_offsets()) - np.diff(capped.event_pulse_offsets()),
@@ -159,22 +167,23 @@ def _kept_pulses(events: DomEvents, cap: int) -> BoolArray | None:
 
 
 def _select(
-    events: DomEvents, dom_keep: BoolArray | None, pulse_keep: BoolArray | None
+    events: DomEvents, dom_keep: BoolArray, pulse_keep: BoolArray, n_pulses: IntArray
 ) -> DomEvents:
-    """Keep some DOMs and, of these, some pulses; None keeps all."""
-    n_pulses = np.diff(events.dom_pulse_offsets)
-    if dom_keep is None:
-        dom_keep = np.ones(events.n_doms, bool)
-    keep = np.repeat(dom_keep, n_pulses)
-    if pulse_keep is not None:
-        keep &= pulse_keep
-        n_pulses = np.diff(offsets_of(keep)[events.dom_pulse_offsets])
+    """Keep some DOMs and, of these, some pulses.
+
+    n_pulses: (D,) int64, what pulse_keep keeps of each DOM.
+    """
+    gone = np.flatnonzero(~dom_keep)
+    starts = events.dom_pulse_offsets[gone]
+    pulse_keep[ragged_rows(starts, events.dom_pulse_offsets[gone + 1] - starts)] = False
+    pulses = np.flatnonzero(pulse_keep)
+    # mode="clip" only skips a search for rows out of range
     return replace(
         events,
         event_dom_offsets=offsets_of(dom_keep)[events.event_dom_offsets],
         sensor_id=events.sensor_id[dom_keep],
         dom_pulse_offsets=offsets_of(n_pulses[dom_keep]),
-        time_ns=events.time_ns[keep],
-        charge_pe=events.charge_pe[keep],
-        auxiliary=events.auxiliary[keep],
+        time_ns=events.time_ns.take(pulses, mode="clip"),
+        charge_pe=events.charge_pe.take(pulses, mode="clip"),
+        auxiliary=events.auxiliary.take(pulses, mode="clip"),
     )

@@ -43,11 +43,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @dataclass(frozen=True)
 class Pass:
-    """One epoch: events, wall-clock seconds, of these spent waiting for the loader, bytes given."""
+    """One epoch: events, seconds by the clock and on all cores, seconds waiting, bytes given."""
 
     n_events: int
     n_pulses: int
     seconds: float
+    cpu_s: float
     waiting_s: float
     n_bytes: int
 
@@ -63,8 +64,9 @@ def bench_loader() -> dict[str, Any]:
     Worker counts are measured in turn, N_ROUNDS times; figures are medians. The memory copy is one
     of the bytes read from shards and of the bytes given in batches, on one core.
     Returns JSON types: events_per_s with the configured number of workers and by number of
-    workers, ratio_to_memory_copy, share_waiting (of the time, for the next batch),
-    peak_memory_gib of a fresh process, and what was loaded.
+    workers, cpu_us_per_event (all cores together; hardly moved by a busy machine, unlike the
+    speed), ratio_to_memory_copy, share_waiting (of the time, for the next batch), peak_memory_gib
+    of a fresh process, and what was loaded.
     """
     manifest_uri = sharded_events()
     manifest = listed_manifest(manifest_uri)
@@ -88,6 +90,9 @@ def bench_loader() -> dict[str, Any]:
         "events_per_s": round(speed[n_default]),
         "events_per_s_by_n_workers": {str(n): round(value) for n, value in speed.items()},
         "n_workers": n_default,
+        "cpu_us_per_event": round(
+            1e6 * statistics.median(p.cpu_s / p.n_events for p in passes[n_default]), 2
+        ),
         "ratio_to_memory_copy": round(seconds / statistics.median(copies), 2),
         "share_waiting": round(
             statistics.median(p.waiting_s / p.seconds for p in passes[n_default]), 3
@@ -115,7 +120,7 @@ def load_epoch(
     n_events = n_pulses = n_bytes = 0
     waiting = 0.0
     batches = loader.epoch(0)
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     while True:
         asked = time.perf_counter()
         batch = next(batches, None)
@@ -126,7 +131,14 @@ def load_epoch(
         n_events += batch.n_events
         n_pulses += batch.n_pulses + batch.n_pulses_dropped
         n_bytes += _n_bytes(batch)
-    return Pass(n_events, n_pulses, time.perf_counter() - began, waiting, n_bytes)
+    return Pass(
+        n_events=n_events,
+        n_pulses=n_pulses,
+        seconds=time.perf_counter() - began,
+        cpu_s=time.process_time() - cpu_began,
+        waiting_s=waiting,
+        n_bytes=n_bytes,
+    )
 
 
 def _n_bytes(batch: EventBatch) -> int:
