@@ -22,7 +22,7 @@ from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.writing import shard_unit
 from iceaggr.storage import open_store
 
-N_SIMULATED, N_REPEATS = 5_000, 12
+N_SIMULATED, N_REPEATS = 5_000, 24
 N_ROUNDS = 3
 
 # a fresh process, so that its peak is that of sharding alone; VmHWM because ru_maxrss starts at the

@@ -15,8 +15,10 @@ from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, encode_shard
 from iceaggr.shards.manifest import ShardEntry, Split
 from iceaggr.shards.sketches import Sketch, sketch_events
 
-N_WRITER_THREADS = 2
-MAX_SHARDS_IN_FLIGHT = 3
+N_WRITER_THREADS = 3
+"""One more than a small machine has cores: a thread that awaits storage computes nothing."""
+MAX_SHARDS_IN_FLIGHT = 4
+"""Full shards that may wait, so that memory stays bounded when storage is slow."""
 
 
 @dataclass
