@@ -1,4 +1,8 @@
+import signal
+import subprocess
+import sys
 import threading
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -186,6 +190,34 @@ def test_shard_unit_finishes_what_a_killed_run_began(tmp_path, n_writes):
     for name, data in contents(tmp_path / "alone" / "shards").items():
         if name.endswith(".arrow"):
             assert (tmp_path / "out" / "shards" / name).read_bytes() == data
+
+
+SHARDING_PROCESS = """
+import sys
+from iceaggr.config import DataConfig
+from iceaggr.shards.writing import shard_unit
+from iceaggr.storage import open_store
+shard_unit(open_store(), sys.argv[1], sys.argv[2], DataConfig(n_events_per_shard=2))
+"""
+
+
+def test_shard_unit_finishes_what_a_process_began_that_was_killed(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=1, n_events_per_file=400)
+    config, out_uri = DataConfig(n_events_per_shard=2), (tmp_path / "out").as_uri()
+    unit = plan_shards(STORE, uri, config, out_uri)[0]
+    process = subprocess.Popen([sys.executable, "-c", SHARDING_PROCESS, unit, out_uri])
+    while process.poll() is None and not list(tmp_path.glob("out/shards/*/*.arrow")):
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert not list(tmp_path.glob("out/shards/*/manifest.json"))
+    manifest = shard_unit(STORE, unit, out_uri, config)
+    alone = shard_all(uri, tmp_path / "alone", config)
+    assert manifest.digest() == alone.digest()
+    # what the store lists: a killed process may leave its unfinished, unlisted file behind
+    listed = [stored.uri.rsplit("/", 1)[-1] for stored in STORE.list(f"{out_uri}/shards")]
+    assert sorted(listed) == sorted(path.name for path in tmp_path.glob("alone/shards/*/*"))
 
 
 def test_shard_unit_writes_the_manifest_last(tmp_path):
