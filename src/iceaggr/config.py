@@ -222,7 +222,7 @@ class EvaluationConfig(Section):
     max_events: int = Field(0, ge=0)
     """Stop after the minibatch that completes this many test events; 0 = all."""
     min_events_per_bin: int = Field(100, ge=2)
-    """A bin with fewer events is marked as small in tables and left out of figures' bands."""
+    """A bin with fewer events is marked as small in tables."""
     likelihood_fit: bool = True
     """Score the Pandel likelihood fit too, by far the slowest baseline (milliseconds per event)."""
     n_displays: int = Field(2, ge=0, le=6)

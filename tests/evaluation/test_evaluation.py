@@ -16,7 +16,7 @@ from iceaggr.evaluation.report import CAPTIONS
 from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
 
 BATCHES = [track_batch(100, seed=seed, first_event_id=1000 * seed) for seed in range(3)]
-CONFIG = EvaluationConfig(n_bootstrap=200, min_events_per_bin=50, n_displays=1)
+CONFIG = EvaluationConfig(n_bootstrap=100, min_events_per_bin=50, n_displays=1)
 CONTEXT = ReportContext("Run <script>", {"Data digest": "sha256:12ab"}, {"model": {"d_model": 8}})
 
 

@@ -28,7 +28,7 @@ from iceaggr.evaluation.plots import (
     draw_bias,
     draw_zenith_map,
 )
-from iceaggr.evaluation.report import ReportContext, render_report
+from iceaggr.evaluation.report import MIN_EVENTS_DRAWN, ReportContext, render_report
 from iceaggr.evaluation.scoring import ScoredEvents, score_events
 from iceaggr.evaluation.slices import slice_table
 
@@ -95,7 +95,7 @@ def draw_figures(
 ) -> dict[str, bytes]:
     """Draw every figure that these events allow: name -> PNG, in the order of the report."""
     methods = ["model", *(name for name in TITLES if f"{name}_angle_deg" in events)]
-    min_events = min(config.min_events_per_bin, 30)
+    min_events = min(config.min_events_per_bin, MIN_EVENTS_DRAWN)
     has_truth = {"energy_gev", "topology"} <= set(events.columns)
     figures = {"opening_angle_cumulative": draw_cumulative(events, methods)}
     if has_truth:

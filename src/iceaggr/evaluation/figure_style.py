@@ -9,7 +9,6 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -71,7 +70,13 @@ def angle_axis(axes: Axes, label: str = "Opening angle [deg]") -> None:
     axes.set_yticks(range(0, top + 1, 30))
 
 
-def log_axis(axis: Axis, between: tuple[int, ...]) -> None:
-    """Label a logarithmic axis at each decade times 1 and times the digits `between`, no more."""
-    axis.set_major_locator(LogLocator(subs=(1.0, *between)))
-    axis.set_minor_formatter(NullFormatter())
+def log_x_axis(axes: Axes, digits: tuple[int, ...]) -> None:
+    """Make x logarithmic, from tick to tick, with ticks at `digits` times each power of ten."""
+    axes.set_xscale("log")
+    if axes.has_data():
+        ticks = [digit * 10.0**power for power in range(-3, 13) for digit in digits]
+        low = max(tick for tick in ticks if tick <= max(axes.dataLim.xmin, ticks[0]))
+        high = min(tick for tick in ticks if tick >= min(axes.dataLim.xmax, ticks[-1]))
+        axes.set_xlim(low, high if high > low else 10.0 * low)
+    axes.xaxis.set_major_locator(LogLocator(subs=tuple(float(digit) for digit in digits)))
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from iceaggr.evaluation.figure_style import (
     VERMILLION,
     angle_axis,
     draw,
-    log_axis,
+    log_x_axis,
 )
 from iceaggr.evaluation.slices import TOPOLOGIES, slice_column
 
@@ -49,16 +47,12 @@ def draw_against_energy(events: pd.DataFrame, classical: str, min_events: int) -
             _paint_profile(axes, chosen, binning, (classical, min_events))
             if "neutrino_muon_angle" in chosen and topology == "track":
                 _paint_kinematic_floor(axes, chosen, min_events)
-            axes.set_xscale("log")
+            log_x_axis(axes, (1,))
             axes.set_yscale("log")
-            log_axis(axes.xaxis, ())
             axes.set_ylim(0.1, 180)
             axes.set_yticks(_ANGLE_TICKS, [f"{tick:g}" for tick in _ANGLE_TICKS])
             axes.set_xlabel("True neutrino energy [GeV]")
             axes.set_title(f"{topology.capitalize()}s ({len(chosen):,} events)")
-            if axes.has_data():
-                reach = np.log10([axes.dataLim.xmin, axes.dataLim.xmax])
-                axes.set_xlim(10 ** np.floor(reach[0]), 10 ** np.ceil(reach[1]))
         panels[0].set_ylabel("Opening angle [deg]")
         _legend_below(figure, panels[0])
 
@@ -69,9 +63,8 @@ def draw_against_pulses(events: pd.DataFrame, classical: str, min_events: int) -
     """Draw median and central 68 % band against the number of pulses, by topology if known."""
 
     def label(axes: Axes) -> None:
-        axes.set_xscale("log")
+        log_x_axis(axes, (1, 2, 5))
         axes.set_xlabel("Pulses in the event")
-        log_axis(axes.xaxis, (2, 5))
         axes.xaxis.set_major_formatter("{x:g}")
 
     return _draw_by_topology(events, ("n_pulses", COUNT_EDGES), (classical, min_events), label)
@@ -243,14 +236,19 @@ def _say_too_few(axes: Axes) -> None:
 
 
 def _bins(values: FloatArray, edges: tuple[float, ...], min_events: int) -> Bins:
-    """Cut into bins with enough events: the median value inside (its place on x) and the mask."""
-    return list(_filled_bins(values, edges, min_events))
+    """Cut into bins with enough events: the median value inside (its place on x) and the mask.
 
-
-def _filled_bins(
-    values: FloatArray, edges: tuple[float, ...], min_events: int
-) -> Iterator[tuple[float, npt.NDArray[np.bool_]]]:
-    for low, high in pairwise(edges):
-        inside = (values >= low) & (values < high)
-        if inside.sum() >= min_events:
-            yield float(np.median(values[inside])), inside
+    Neighbours are merged from below until min_events are inside; what is left at the end joins the
+    last bin, and so does what lies beyond the edges: every event is in one bin, or there is none.
+    """
+    masks: list[npt.NDArray[np.bool_]] = []
+    pending = np.zeros(len(values), bool)
+    place = np.searchsorted(edges[1:-1], values, side="right")
+    for number in range(len(edges) - 1):
+        pending = pending | (place == number)
+        if pending.sum() >= min_events:
+            masks.append(pending)
+            pending = np.zeros(len(values), bool)
+    if masks:
+        masks[-1] = masks[-1] | pending
+    return [(float(np.median(values[inside])), inside) for inside in masks]

@@ -65,6 +65,9 @@ CAPTIONS = {
 }
 """One sentence or two below each figure."""
 
+MIN_EVENTS_DRAWN = 30
+"""Events in a bin of a figure, at least, unless the configuration asks for fewer in tables."""
+
 MAX_PULL = 3.0
 """A coverage farther from nominal than this many of its errors is called wrong."""
 
@@ -121,6 +124,7 @@ def render_report(
             context=context,
             config=config,
             n_events=len(events),
+            min_events=min(config.min_events_per_bin, MIN_EVENTS_DRAWN),
             summaries=summaries,
             reference=TITLES[results["reference"]],
             verdict=verdict_sentences(events, summaries, results["reference"]),
