@@ -198,6 +198,23 @@ def predict(
     run_predict(model, raw_uri.rstrip("/"), output)
 
 
+@app.command("convert-graphnet")
+def convert_graphnet(
+    database: Annotated[Path, typer.Option(help="SQLite file: tables total and mc_truth")],
+    out: Uri,
+    accept_missing: Annotated[
+        list[str], typer.Option(help="charge, auxiliary: what the source lacks and may be constant")
+    ],
+) -> None:
+    """Convert another detector's events to the raw layout, stating what they lack."""
+    from iceaggr.events.sources import GraphnetSqlite, convert_graphnet_sqlite
+    from iceaggr.storage import open_store
+
+    settings = GraphnetSqlite(accept_missing=tuple(accept_missing))
+    for note in convert_graphnet_sqlite(open_store(), database, out.rstrip("/"), settings):
+        print(note)
+
+
 @app.command()
 def bench(
     what: Annotated[Benchmark, typer.Argument(help="What to measure")],

@@ -81,8 +81,8 @@ class ShardManifest(_Document):
         return sum(entry.n_events for entry in self.shards_of(split))
 
     def digest(self) -> str:
-        """Hash the content (shard hashes and their order), not where it lies: 16 hex digits."""
-        content = [[entry.split, entry.sha256, entry.n_events] for entry in self.shards]
+        """Hash the content (shard hashes and splits), wherever it lies: 16 hex digits."""
+        content = sorted([entry.split, entry.sha256, entry.n_events] for entry in self.shards)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:

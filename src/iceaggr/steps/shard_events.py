@@ -18,7 +18,11 @@ def run_shard_events(context: RunContext, work_unit: str, manifest_path: Path) -
     label = work_unit.rpartition("#")[2]
     with StepProgress("shard_events", task=label, run_id=context.run_id) as progress:
         manifest = shard_unit(
-            context.open_store(), work_unit, context.work_uri, context.config.data
+            context.open_store(),
+            work_unit,
+            context.work_uri,
+            context.config.data,
+            on_progress=progress.update,
         )
         manifest_path.write_text(manifest.to_json())
         facts = {
