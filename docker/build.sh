@@ -1,0 +1,43 @@
+#!/bin/sh
+# Builds the image with the first engine that answers: docker, podman or buildah.
+#
+#   BASE_IMAGE   a Debian 12 image, best by digest
+#   IMAGE        name and tag of the result; the tag is never moved: one commit, one tag
+#   TORCH        torch requirement, e.g. torch==2.13.0 or torch==2.13.0+cpu
+#   IMAGE_FLAGS  further flags for the engine: mounts of certificates, a pip configuration or a
+#                folder of wheels (`-v /host/pip.conf:/etc/pip.conf:ro`), --isolation, --network
+#
+# Docker has no mounts at build time; give it `--network` and `--build-arg PIP_...` or a registry
+# mirror instead.
+set -eu
+cd "$(dirname "$0")/.."
+
+BASE_IMAGE=${BASE_IMAGE:-docker.io/library/debian:12-slim}
+IMAGE=${IMAGE:?name the image, e.g. IMAGE=registry.example.org/iceaggr:0.1.0}
+TORCH=${TORCH:-torch==2.13.0}
+IMAGE_FLAGS=${IMAGE_FLAGS:-}
+
+if docker info >/dev/null 2>&1; then
+  engine="docker build"
+elif command -v podman >/dev/null; then
+  engine="podman build --layers"
+elif command -v buildah >/dev/null; then
+  engine="buildah build --layers"
+else
+  echo "error: no image engine: neither docker (with a daemon), podman nor buildah" >&2
+  exit 1
+fi
+
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
+commit=$(git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || true)
+
+# shellcheck disable=SC2086  # the flags are several words
+exec $engine $IMAGE_FLAGS \
+  --file docker/Dockerfile \
+  --build-arg "BASE_IMAGE=$BASE_IMAGE" \
+  --build-arg "TORCH=$TORCH" \
+  --build-arg "IMAGE=$IMAGE" \
+  --build-arg "VERSION=$version" \
+  --build-arg "COMMIT=${commit:-unknown}" \
+  --tag "$IMAGE" \
+  .
