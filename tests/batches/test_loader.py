@@ -185,13 +185,13 @@ def test_neighbours_of_the_raw_file_meet_no_more_often_than_in_a_perfect_shuffle
     n_shards, n_events, size = 64, 256, 32
     mixed = write_shards(tmp_path, [n_events] * n_shards, median_pulses=1.0)
     config = BatchConfig(n_events=size, n_mixed_shards=16)
-    n_epochs, met, mixes = 3, np.zeros(4), []
+    n_epochs, met, mixes = 3, np.zeros(8), []
     for epoch in range(n_epochs):
         batch_of = np.empty(n_shards * n_events, int)
         for number, batch in enumerate(loader(mixed, config).epoch(epoch)):
             batch_of[batch.event_id] = number
             mixes.append(len(np.unique(batch.event_id // n_events)))
-        met += [(batch_of[d:] == batch_of[:-d]).sum() for d in (1, 2, 3, 4)]
+        met += [(batch_of[d:] == batch_of[:-d]).sum() for d in range(1, 9)]
     expected = n_epochs * (size - 1)  # N - 1 pairs, which each meet with (size - 1) / (N - 1)
     assert (met <= expected + 3 * np.sqrt(expected)).all(), met
     assert min(mixes) >= 8

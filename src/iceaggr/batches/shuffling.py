@@ -15,10 +15,10 @@ from iceaggr.batches.collation import batch_ends
 from iceaggr.batches.ragged import IntArray, offsets_of
 from iceaggr.config import BatchConfig
 
-N_NEIGHBOURS = 4
+N_NEIGHBOURS = 8
 """Events this close in a shard are kept apart in the order."""
-NEIGHBOUR_GAP = 1 / 32
-"""How far apart, as a share of the window."""
+NEIGHBOUR_GAP = 1 / 64
+"""How far apart, as a share of the window: two batches of 256 of 16 shards of 2048 events."""
 MAX_REDRAWS = 64
 """Each round leaves about half of the neighbours that are too close, so far fewer are needed."""
 N_GROUPED_BATCHES = 16
