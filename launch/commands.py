@@ -1,4 +1,4 @@
-"""The command line of pipeline.py: compile and run."""
+"""The command line of pipeline.py: compile and run; submit and schedule are added to it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.console import Console
 
 from iceaggr.config import ExperimentConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
+from launch.cluster_commands import add_cluster_commands
 from launch.compilation import compile_pipeline
 from launch.display import RunDisplay
 from launch.local_run import run_here
@@ -91,6 +92,7 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
         _check_request(request)
         _run(make_pipeline(cluster=False), request)
 
+    add_cluster_commands(app, make_pipeline)
     return app
 
 

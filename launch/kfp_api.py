@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -13,13 +16,23 @@ from typing import Any
 import kfp
 import urllib3
 from kfp.client import ServiceAccountTokenVolumeCredentials
+from kfp_server_api import V2beta1GetHealthzResponse
 from kfp_server_api.exceptions import ApiException
 
 from iceaggr.errors import ConfigError, IceaggrError
 
+_HOST_VARIABLE = "KF_PIPELINES_ENDPOINT"
+_PROBE_TIMEOUT_S = 20
+_FIRST_SERVER_ERROR = 500
+_TOO_MANY_REQUESTS = 429
+
 
 class SubmissionError(IceaggrError):
     """The Kubeflow Pipelines API refused a request or could not be reached."""
+
+
+class ServerAwayError(SubmissionError):
+    """The server is out of reach or out of order, maybe only for now."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +55,33 @@ class Connection:
     ca_file: Path | None = None
 
 
+class _Client(kfp.Client):
+    """KFP's client, but one attempt to see whether the server is there: the base tries for long."""
+
+    def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
+        answer = self._healthz_api.healthz_service_get_healthz(
+            _preload_content=False, _request_timeout=_PROBE_TIMEOUT_S
+        )
+        try:
+            health = json.loads(answer.data)
+            return V2beta1GetHealthzResponse(multi_user=bool(health.get("multi_user")))
+        except (ValueError, AttributeError):
+            # behind a login, whoever has no valid session is led to its page: an answer of 200
+            raise SubmissionError(
+                "this is not the Kubeflow Pipelines API, or it asks for a login first",
+                where=self._existing_config.host,
+                found=f"{answer.headers.get('Content-Type', 'no content type')} instead of JSON",
+                remedy="Check --host, and give --token-file or --cookies-file",
+            ) from None
+
+
 def connect(connection: Connection) -> kfp.Client:
     """Open the client and ask the server whether it is well.
 
-    Raises: ConfigError for a missing file or two ways of authentication; SubmissionError if the
-    server does not answer or refuses the credentials.
+    Raises: ConfigError for a missing file, two ways of authentication or a missing namespace;
+    SubmissionError if the server does not answer or refuses the credentials.
     """
-    given = {
-        "--token-file": connection.token_file,
-        "--service-account-token-file": connection.service_account_token_file,
-        "--cookies-file": connection.cookies_file,
-    }
-    _check_authentication(given)
+    _check_files(connection)
     arguments: dict[str, Any] = {"host": connection.host or None, "verify_ssl": True}
     if connection.namespace:
         arguments["namespace"] = connection.namespace
@@ -67,31 +95,54 @@ def connect(connection: Connection) -> kfp.Client:
         arguments["cookies"] = connection.cookies_file.read_text().strip()
     if connection.ca_file:
         arguments["ssl_ca_cert"] = str(connection.ca_file)
-    where = connection.host or os.environ.get("KF_PIPELINES_ENDPOINT", "in-cluster service")
-    with api_errors(where), warnings.catch_warnings():
+    with api_errors(address(connection)), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        client = kfp.Client(**arguments)
-        # not client.get_kfp_healthz(): it retries for a minute before it admits defeat
-        client._healthz_api.healthz_service_get_healthz(_request_timeout=20)
+        with contextlib.redirect_stdout(io.StringIO()):
+            client = _Client(**arguments)
+        health = client.get_kfp_healthz()
+    if health.multi_user and not client.get_user_namespace():
+        raise ConfigError(
+            "this installation has several users and needs to know whose run it is",
+            where="--namespace",
+            found="nothing",
+            expected="the namespace of your profile",
+        )
     return client
 
 
-def _check_authentication(given: dict[str, Path | None]) -> None:
-    used = {name: path for name, path in given.items() if path is not None}
+def address(connection: Connection) -> str:
+    """Name the server for messages and links."""
+    return connection.host or os.environ.get(_HOST_VARIABLE, "") or "the service of this cluster"
+
+
+def run_link(connection: Connection, run_id: str) -> str:
+    """Give the page of a run in the UI."""
+    return f"{address(connection).rstrip('/')}/#/runs/details/{run_id}"
+
+
+def _check_files(connection: Connection) -> None:
+    ways = {
+        "--token-file": connection.token_file,
+        "--service-account-token-file": connection.service_account_token_file,
+        "--cookies-file": connection.cookies_file,
+    }
+    used = [name for name, path in ways.items() if path is not None]
     if len(used) > 1:
         raise ConfigError(
             "two ways of authentication", found=", ".join(used), expected="at most one"
         )
-    for name, path in used.items():
-        if not path.is_file():
+    for name, path in {**ways, "--ca-file": connection.ca_file}.items():
+        if path is not None and not path.is_file():
             raise ConfigError("file not found", where=f"{name} {path}")
 
 
 _REMEDIES = {
     401: "Give a valid token: --token-file, --service-account-token-file or --cookies-file",
     403: "Ask for the rights to create runs in this namespace, or give another --namespace",
+    400: "The server did not accept the values, see above",
     404: "Is this the address of a Kubeflow Pipelines 2.x API?",
 }
+_SERVER_REMEDY = "The server's log says more; what was done so far stays, so try again"
 
 
 @contextmanager
@@ -100,18 +151,29 @@ def api_errors(where: str) -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        body = " ".join(str(error.body or error.reason).split())[:300]
-        raise SubmissionError(
+        body = _sentence_of(error)
+        status = error.status or 0
+        away = status >= _FIRST_SERVER_ERROR or status == _TOO_MANY_REQUESTS
+        raise (ServerAwayError if away else SubmissionError)(
             "Kubeflow Pipelines refused the request",
             where=where,
-            found=f"HTTP {error.status}: {body}",
-            remedy=_REMEDIES.get(error.status or 0, ""),
+            found=f"HTTP {status}: {body}",
+            remedy=_REMEDIES.get(status, _SERVER_REMEDY),
         ) from None
     except urllib3.exceptions.HTTPError as error:
         reason = getattr(error, "reason", None) or error
-        raise SubmissionError(
+        raise ServerAwayError(
             "Kubeflow Pipelines cannot be reached",
             where=where,
             found=" ".join(str(reason).split())[:300],
             remedy="Check --host and, for TLS, --ca-file",
         ) from None
+
+
+def _sentence_of(error: ApiException) -> str:
+    body = error.body or error.reason or ""
+    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body)
+    with contextlib.suppress(ValueError, AttributeError):
+        document = json.loads(text)
+        text = str(document.get("message") or document.get("error") or text)
+    return " ".join(text.split())[:300]

@@ -2,7 +2,8 @@
 
 The API has no update and display names are not unique, so replacing means: create the new one, then
 disable and delete every older one of that name. A hash of the specification, kept in the
-description, tells an unchanged schedule from a changed one.
+description, tells an unchanged schedule from a changed one. A schedule owns the workflows that it
+started, and deleting it would end them: while one of its runs goes on, it stays, disabled.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import kfp
 
 from iceaggr.errors import ConfigError
 from launch.kfp_api import api_errors
-from launch.submission import PipelineVersion
+from launch.submission import FINAL_STATES, RunOrder, equals, find_or_create_experiment
 
 _HASH_LABEL = "iceaggr-spec:"
 # Source: robfig/cron v1, the parser of the scheduled-workflow controller: seconds come first.
@@ -39,13 +40,13 @@ class Schedule:
 
     name: str
     cron: str
-    experiment: str
-    version: PipelineVersion
-    values: dict[str, Any] = field(default_factory=dict)
+    order: RunOrder
 
     def spec_hash(self) -> str:
         """Hash everything that a change of must replace the schedule."""
-        spec = [self.cron, self.experiment, self.version.version_id, self.values]
+        order = self.order
+        spec = [self.cron, order.experiment, order.version.version_id, order.values]
+        spec.append(order.service_account)
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -58,6 +59,21 @@ class ScheduleEntry:
     cron: str
     enabled: bool
     spec_hash: str
+    experiment_id: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What was done to the schedules of one name.
+
+    current: the one that stays; None after a deletion
+    n_kept: disabled ones that stay because a run of theirs goes on; the next call deletes them
+    """
+
+    current: ScheduleEntry | None
+    created: bool
+    n_deleted: int
+    n_kept: int
 
 
 def check_cron(cron: str) -> None:
@@ -108,15 +124,15 @@ def _cron_number(text: str, names: tuple[str, ...], first: int) -> int | None:
 
 def list_schedules(client: kfp.Client, name: str = "") -> list[ScheduleEntry]:
     """List the recurring runs, all or those of one name."""
-    wanted = json.dumps(
-        {"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]}
-    )
     entries: list[ScheduleEntry] = []
     token = ""
     with api_errors("schedules"):
         while True:
             page = client.list_recurring_runs(
-                page_token=token, page_size=100, filter=wanted if name else None
+                page_token=token,
+                page_size=100,
+                namespace=client.get_user_namespace() or None,
+                filter=equals("display_name", name) if name else None,
             )
             entries += [_entry(run) for run in page.recurring_runs or []]
             token = page.next_page_token or ""
@@ -133,11 +149,12 @@ def _entry(run: Any) -> ScheduleEntry:
         cron=str(schedule.cron) if schedule else "",
         enabled=str(run.status) == "ENABLED",
         spec_hash=description.partition(_HASH_LABEL)[2].split(" ")[0],
+        experiment_id=str(run.experiment_id or ""),
     )
 
 
-def replace_schedule(client: kfp.Client, schedule: Schedule) -> tuple[ScheduleEntry, bool]:
-    """Make the schedule what is asked; returns it and whether anything was changed.
+def replace_schedule(client: kfp.Client, schedule: Schedule) -> Changes:
+    """Make the schedule what is asked.
 
     The new one exists before the old ones go, so a failure half-way leaves two, never none, and
     the next call cleans up.  Raises: ConfigError for a bad cron expression; SubmissionError.
@@ -145,40 +162,62 @@ def replace_schedule(client: kfp.Client, schedule: Schedule) -> tuple[ScheduleEn
     check_cron(schedule.cron)
     present = list_schedules(client, schedule.name)
     same = [e for e in present if e.enabled and e.spec_hash == schedule.spec_hash()]
-    keep = same[0] if same else _create(client, schedule)
-    stale = [e for e in present if e.recurring_run_id != keep.recurring_run_id]
-    for entry in stale:
-        _remove(client, entry)
-    return keep, not same or bool(stale)
+    current = same[0] if same else _create(client, schedule)
+    stale = [e for e in present if e.recurring_run_id != current.recurring_run_id]
+    n_deleted = sum(_remove(client, entry) for entry in stale)
+    return Changes(current, not same, n_deleted, len(stale) - n_deleted)
+
+
+def delete_schedule(client: kfp.Client, name: str) -> Changes:
+    """Disable and delete every schedule of a name. Raises: ConfigError if there is none."""
+    entries = list_schedules(client, name)
+    if not entries:
+        raise ConfigError(
+            "no such schedule", where=f"--name {name}", remedy="`schedule --list` shows all"
+        )
+    n_deleted = sum(_remove(client, entry) for entry in entries)
+    return Changes(None, False, n_deleted, len(entries) - n_deleted)
 
 
 def _create(client: kfp.Client, schedule: Schedule) -> ScheduleEntry:
+    order = schedule.order
+    experiment_id = find_or_create_experiment(client, order.experiment)
     with api_errors("schedule creation"):
-        experiment_id = client.create_experiment(schedule.experiment).experiment_id
         made = client.create_recurring_run(
             experiment_id=experiment_id,
             job_name=schedule.name,
-            description=f"{_HASH_LABEL}{schedule.spec_hash()} {schedule.version.name}",
+            description=f"{_HASH_LABEL}{schedule.spec_hash()} {order.version.name}",
             cron_expression=schedule.cron,
             max_concurrency=1,
             no_catchup=True,
-            params=schedule.values,
-            pipeline_id=schedule.version.pipeline_id,
-            version_id=schedule.version.version_id,
+            params=order.values,
+            pipeline_id=order.version.pipeline_id,
+            version_id=order.version.version_id,
+            service_account=order.service_account or None,
         )
     return _entry(made)
 
 
-def delete_schedule(client: kfp.Client, name: str) -> int:
-    """Delete every schedule of a name. Returns their number."""
-    entries = list_schedules(client, name)
-    for entry in entries:
-        _remove(client, entry)
-    return len(entries)
-
-
-def _remove(client: kfp.Client, entry: ScheduleEntry) -> None:
-    # disabled first: deleting an enabled schedule could race with a run that it is just starting
+def _remove(client: kfp.Client, entry: ScheduleEntry) -> bool:
+    # disabled first: an enabled schedule could start a run between the question and the deletion
     with api_errors("schedule removal"):
         client.disable_recurring_run(entry.recurring_run_id)
+        if _has_live_run(client, entry):
+            return False
         client.delete_recurring_run(entry.recurring_run_id)
+        return True
+
+
+def _has_live_run(client: kfp.Client, entry: ScheduleEntry) -> bool:
+    token = ""
+    while True:
+        page = client.list_runs(
+            page_token=token, page_size=100, experiment_id=entry.experiment_id or None
+        )
+        for run in page.runs or []:
+            own = run.recurring_run_id == entry.recurring_run_id
+            if own and str(run.state) not in FINAL_STATES:
+                return True
+        token = page.next_page_token or ""
+        if not token:
+            return False

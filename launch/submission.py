@@ -1,8 +1,10 @@
-"""Submit a run: upload the pipeline version if its content is new, start, print, follow."""
+"""Submit a run: upload the pipeline version if its content is new, start, follow."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import tempfile
 import time
@@ -13,13 +15,14 @@ from typing import Any
 
 import kfp
 import yaml
+from kfp_server_api.exceptions import ApiException
 
-from iceaggr.errors import ConfigError
 from launch.compilation import compile_pipeline
-from launch.kfp_api import SubmissionError, api_errors
+from launch.kfp_api import ServerAwayError, SubmissionError, api_errors
 
-_FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-_SECONDS_BETWEEN_POLLS = 10.0
+FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+_CONFLICT = 409
+_MAX_FAILURES = 10
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class CompiledPipeline:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Give the parameters of the run form with their types and defaults."""
+        """Give the parameters of the run form with their types, defaults and allowed values."""
         document = next(yaml.safe_load_all(self.text))
         inputs: dict[str, Any] = document["root"].get("inputDefinitions", {})
         return dict(inputs.get("parameters", {}))
@@ -59,64 +62,52 @@ def compile_text(pipeline: Any, name: str) -> CompiledPipeline:
         return CompiledPipeline(name=name, text=path.read_text())
 
 
-def parse_settings(compiled: CompiledPipeline, settings: list[str]) -> dict[str, Any]:
-    """Read `name=value` settings by the types of the pipeline's parameters.
-
-    Raises: ConfigError for an unknown parameter or a value of another type.
-    """
-    known = compiled.parameters
-    values: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals or name not in known:
-            raise ConfigError(
-                "unknown parameter" if equals else "not a setting",
-                where=f"--set {setting}",
-                expected=f"name=value with one of {', '.join(sorted(known))}",
-            )
-        values[name] = _typed(text, known[name]["parameterType"], setting)
-    return values
-
-
-def _typed(text: str, kind: str, setting: str) -> Any:
-    if kind == "STRING":
-        return text
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    expected: dict[str, tuple[type, ...]] = {
-        "NUMBER_DOUBLE": (int, float),
-        "NUMBER_INTEGER": (int,),
-        "BOOLEAN": (bool,),
-        "LIST": (list,),
-        "STRUCT": (dict,),
-    }
-    right = isinstance(value, expected[kind]) and (kind == "BOOLEAN" or not isinstance(value, bool))
-    if not right:
-        raise ConfigError(
-            "bad value of a parameter", where=f"--set {setting}", expected=f"{kind}, as JSON"
-        )
-    return value
-
-
 def upload_version(client: kfp.Client, compiled: CompiledPipeline) -> PipelineVersion:
     """Upload the graph unless this very content is there already."""
+    name = compiled.version_name
     with api_errors("pipeline upload"), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         path.write_text(compiled.text)
-        pipeline_id = client.get_pipeline_id(compiled.name)
-        if pipeline_id is None:
-            pipeline_id = client.upload_pipeline(str(path), pipeline_name=compiled.name).pipeline_id
-        known = _find_version(client, pipeline_id, compiled.version_name)
-        if known is not None:
-            return PipelineVersion(pipeline_id, known, compiled.version_name, uploaded=False)
-        made = client.upload_pipeline_version(
-            str(path), pipeline_version_name=compiled.version_name, pipeline_id=pipeline_id
+        pipeline_id = _find_pipeline(client, compiled.name) or _upload_pipeline(
+            client, path, compiled.name
         )
-        return PipelineVersion(
-            pipeline_id, made.pipeline_version_id, compiled.version_name, uploaded=True
-        )
+        known = _find_version(client, pipeline_id, name)
+        if known is None:
+            version_id, uploaded = _upload_version(client, path, pipeline_id, name)
+            return PipelineVersion(pipeline_id, version_id, name, uploaded)
+        return PipelineVersion(pipeline_id, known, name, uploaded=False)
+
+
+def _find_pipeline(client: kfp.Client, name: str) -> str | None:
+    # not client.get_pipeline_id(), which cannot be told the namespace
+    found = client._pipelines_api.pipeline_service_list_pipelines(
+        filter=equals("display_name", name), **_namespace(client)
+    )
+    pipelines = found.pipelines or []
+    return str(pipelines[0].pipeline_id) if pipelines else None
+
+
+def _upload_pipeline(client: kfp.Client, path: Path, name: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()):
+        made = client.upload_pipeline(str(path), pipeline_name=name, **_namespace(client))
+    return str(made.pipeline_id)
+
+
+def _upload_version(
+    client: kfp.Client, path: Path, pipeline_id: str, name: str
+) -> tuple[str, bool]:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            made = client.upload_pipeline_version(
+                str(path), pipeline_version_name=name, pipeline_id=pipeline_id
+            )
+        return str(made.pipeline_version_id), True
+    except ApiException as error:
+        # somebody else uploads the same content at this moment: the name says that it is the same
+        other = _find_version(client, pipeline_id, name) if error.status == _CONFLICT else None
+        if other is None:
+            raise
+        return other, False
 
 
 def _find_version(client: kfp.Client, pipeline_id: str, name: str) -> str | None:
@@ -131,36 +122,79 @@ def _find_version(client: kfp.Client, pipeline_id: str, name: str) -> str | None
             return None
 
 
-def start_run(
-    client: kfp.Client, version: PipelineVersion, experiment: str, values: dict[str, Any]
-) -> str:
-    """Start a run of an uploaded version in a named experiment. Returns the run's id."""
-    with api_errors("run creation"):
-        experiment_id = client.create_experiment(experiment).experiment_id
+def equals(key: str, value: str) -> str:
+    """Write the API's filter for one equal field."""
+    predicate = {"operation": "EQUALS", "key": key, "stringValue": value}
+    return json.dumps({"predicates": [predicate]})
+
+
+def _namespace(client: kfp.Client) -> dict[str, str]:
+    namespace = client.get_user_namespace()
+    return {"namespace": namespace} if namespace else {}
+
+
+def find_or_create_experiment(client: kfp.Client, name: str) -> str:
+    """Find or create the experiment that lists the runs. Returns its id."""
+    with api_errors(f"experiment {name}"), contextlib.redirect_stdout(io.StringIO()):
+        return str(client.create_experiment(name).experiment_id)
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """Which run to start, and where it is listed.
+
+    experiment: KFP experiment.  values: parameters that differ from their defaults.
+    service_account: of the pods; empty = that of the installation
+    """
+
+    version: PipelineVersion
+    experiment: str
+    values: dict[str, Any]
+    service_account: str = ""
+
+
+def start_run(client: kfp.Client, order: RunOrder) -> str:
+    """Start a run of an uploaded version. Returns the run's id."""
+    experiment_id = find_or_create_experiment(client, order.experiment)
+    started = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    with api_errors("run creation"), contextlib.redirect_stdout(io.StringIO()):
         run = client.run_pipeline(
             experiment_id=experiment_id,
-            job_name=f"{version.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",
-            params=values,
-            pipeline_id=version.pipeline_id,
-            version_id=version.version_id,
+            job_name=f"{order.version.name}-{started}",
+            params=order.values,
+            pipeline_id=order.version.pipeline_id,
+            version_id=order.version.version_id,
+            service_account=order.service_account or None,
         )
     return str(run.run_id)
 
 
-def follow_run(client: kfp.Client, run_id: str, say: Callable[[str], None]) -> None:
+def follow_run(
+    client: kfp.Client, run_id: str, say: Callable[[str], None], pause_s: float = 10.0
+) -> None:
     """Wait for the end of a run, saying each change of state.
 
-    Raises: SubmissionError if it does not succeed.
+    A server that is away for a while is waited for: the run goes on without us.
+    Raises: SubmissionError if the run does not succeed, or if the server stays away.
     """
-    state = ""
-    while state not in _FINAL_STATES:
-        with api_errors("run status"):
-            now = str(client.get_run(run_id).state or "PENDING")
+    state, n_failures = "", 0
+    while state not in FINAL_STATES:
+        if state:
+            time.sleep(pause_s)
+        try:
+            with api_errors(f"state of run {run_id}"):
+                now = str(client.get_run(run_id).state or "PENDING")
+        except ServerAwayError as error:
+            n_failures += 1
+            if n_failures == _MAX_FAILURES:
+                raise
+            say(f"{error.what}, asking again")
+            state = state or "unknown"
+            continue
+        n_failures = 0
         if now != state:
-            say(f"{run_id} {now}")
-            state = now
-        if state not in _FINAL_STATES:
-            time.sleep(_SECONDS_BETWEEN_POLLS)
+            say(now)
+        state = now
     if state != "SUCCEEDED":
         raise SubmissionError(
             "the run did not succeed", where=run_id, found=state, remedy="See its steps in the UI"

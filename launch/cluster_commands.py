@@ -1,0 +1,148 @@
+"""The verbs of pipeline.py that talk to a cluster: submit and schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from iceaggr.errors import ConfigError
+from launch.kfp_api import Connection, connect, run_link
+from launch.schedule import (
+    Changes,
+    Schedule,
+    check_cron,
+    delete_schedule,
+    list_schedules,
+    replace_schedule,
+)
+from launch.settings import run_values
+from launch.submission import (
+    CompiledPipeline,
+    RunOrder,
+    compile_text,
+    follow_run,
+    start_run,
+    upload_version,
+)
+
+MakePipeline = Callable[..., Any]
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="NAME=VALUE, or config.SECTION.FIELD=VALUE; may be repeated"),
+]
+ConfigPath = Annotated[Path | None, typer.Option("--config", help="Settings, YAML")]
+Host = Annotated[
+    str, typer.Option(help="Address of KFP; empty = KF_PIPELINES_ENDPOINT, else this cluster")
+]
+Namespace = Annotated[str, typer.Option(help="Your namespace, where KFP has several users")]
+Experiment = Annotated[str, typer.Option(help="KFP experiment that lists the runs")]
+ServiceAccount = Annotated[str, typer.Option(help="Of the pods; empty = the installation's")]
+TokenFile = Annotated[Path | None, typer.Option(help="File with a bearer token")]
+AccountToken = Annotated[
+    Path | None,
+    typer.Option("--service-account-token-file", help="Projected service account token"),
+]
+CookiesFile = Annotated[Path | None, typer.Option(help="File with the cookie of a session")]
+CaFile = Annotated[Path | None, typer.Option(help="Certificate authority of the server, PEM")]
+
+
+def add_cluster_commands(app: typer.Typer, make_pipeline: MakePipeline) -> None:
+    """Add the verbs submit and schedule to a command line."""
+    _add_submit(app, make_pipeline)
+    _add_schedule(app, make_pipeline)
+
+
+def _add_submit(app: typer.Typer, make_pipeline: MakePipeline) -> None:
+    @app.command()
+    def submit(
+        settings: Settings = None,
+        config: ConfigPath = None,
+        host: Host = "",
+        namespace: Namespace = "",
+        experiment: Experiment = "iceaggr",
+        service_account: ServiceAccount = "",
+        wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end")] = False,
+        token_file: TokenFile = None,
+        service_account_token_file: AccountToken = None,
+        cookies_file: CookiesFile = None,
+        ca_file: CaFile = None,
+    ) -> None:
+        """Start a run on a cluster; the graph is uploaded if its content is new."""
+        connection = Connection(
+            host, namespace, token_file, service_account_token_file, cookies_file, ca_file
+        )
+        # all that can be wrong here is found before anything is sent
+        compiled = _compiled(make_pipeline)
+        values = run_values(compiled.parameters, settings or [], config)
+        client = connect(connection)
+        version = upload_version(client, compiled)
+        print(f"pipeline {version.name} ({'uploaded' if version.uploaded else 'was there'})")
+        run_id = start_run(client, RunOrder(version, experiment, values, service_account))
+        print(f"run      {run_link(connection, run_id)}", flush=True)
+        if wait:
+            follow_run(client, run_id, lambda words: print(f"{run_id} {words}", flush=True))
+
+
+def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
+    @app.command()
+    def schedule(
+        cron: Annotated[
+            str, typer.Option(help='Six fields, seconds first: "0 0 3 * * 0" = Sundays at 03:00')
+        ] = "",
+        name: Annotated[str, typer.Option(help="Name of the schedule")] = "iceaggr-retraining",
+        list_: Annotated[bool, typer.Option("--list", help="Show the schedules")] = False,
+        delete: Annotated[bool, typer.Option("--delete", help="Delete the schedule")] = False,
+        settings: Settings = None,
+        config: ConfigPath = None,
+        host: Host = "",
+        namespace: Namespace = "",
+        experiment: Experiment = "iceaggr",
+        service_account: ServiceAccount = "",
+        token_file: TokenFile = None,
+        service_account_token_file: AccountToken = None,
+        cookies_file: CookiesFile = None,
+        ca_file: CaFile = None,
+    ) -> None:
+        """Create or replace a schedule: one run at a time, missed times are not caught up."""
+        if (bool(cron), list_, delete).count(True) != 1:
+            raise ConfigError(
+                "schedule does one thing", expected="one of --cron, --list and --delete"
+            )
+        connection = Connection(
+            host, namespace, token_file, service_account_token_file, cookies_file, ca_file
+        )
+        if list_:
+            for entry in list_schedules(connect(connection)):
+                state = "enabled" if entry.enabled else "disabled"
+                print(f"{entry.name:<30} {entry.cron:<20} {state:<9} {entry.recurring_run_id}")
+        elif delete:
+            _tell(name, delete_schedule(connect(connection), name))
+        else:
+            check_cron(cron)
+            compiled = _compiled(make_pipeline)
+            values = run_values(compiled.parameters, settings or [], config)
+            client = connect(connection)
+            order = RunOrder(upload_version(client, compiled), experiment, values, service_account)
+            _tell(name, replace_schedule(client, Schedule(name, cron, order)))
+
+
+def _compiled(make_pipeline: MakePipeline) -> CompiledPipeline:
+    pipeline = make_pipeline(cluster=True)
+    return compile_text(pipeline, pipeline.name)
+
+
+def _tell(name: str, changes: Changes) -> None:
+    if changes.current is not None:
+        done = "created" if changes.created else "unchanged"
+        print(f"schedule {name} {done}: {changes.current.cron}")
+    if changes.n_deleted:
+        print(f"deleted  {changes.n_deleted} of the same name")
+    if changes.n_kept:
+        print(
+            f"disabled {changes.n_kept} of the same name, whose run still goes on: deleting would"
+            " end it. The next call deletes"
+        )
