@@ -118,14 +118,20 @@ class WindowFeed:
             start, end = self.starts[number], self.starts[number + 1]
             piece = Span(int(max(span.first, start) - start), int(min(span.end, end) - start))
             pieces.append((self.window(number), piece))
-        for done in [number for number in self._ready if number < first]:
-            del self._ready[done]
+        self._forget_before(first)
         if last + 1 < len(self._windows) and last + 1 not in self._ready:
             progress = (span.end - self.starts[last]) / (self.starts[last + 1] - self.starts[last])
             self._ask(last + 1, progress / READ_AHEAD_SHARE)
             if progress >= READ_AHEAD_SHARE:
                 self.window(last + 1)
         return self._executor.submit(_gather, pieces)
+
+    def _forget_before(self, first: int) -> None:
+        """Let go of windows that are used up, or passed over because other ranks have them."""
+        for done in [number for number in self._ready if number < first]:
+            del self._ready[done]
+        for passed in [number for number in self._reading if number < first]:
+            del self._reading[passed]
 
     def _windows_of(self, span: Span) -> tuple[int, int]:
         """Find the first and the last window of a span."""
