@@ -145,3 +145,11 @@ def final_weights(inputs: TrainingInputs) -> dict[str, torch.Tensor]:
     checkpoint = CheckpointFolder(inputs.store, inputs.output_uri, 1).read_latest()
     assert checkpoint is not None
     return checkpoint.tensors["model"]
+
+
+def same_weights(a: TrainingInputs, b: TrainingInputs) -> bool:
+    """Tell whether two runs have ended with the same weights, bit for bit."""
+    first, second = final_weights(a), final_weights(b)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )

@@ -67,7 +67,7 @@ def learning_check_table(inputs: TrainingInputs) -> list[LearningRow]:
     Rows are ordered by inputs, then rate. Each starts from the same weights.
     Raises: ShardError if the train split is empty or a shard is damaged.
     """
-    batches = fixed_batches(inputs, choose_device(inputs.config.training))
+    batches = fixed_batches(inputs, _device(inputs.config.training))
     kinds = [inputs.normalization]
     if inputs.normalization.preset != "raw":
         kinds.append(Normalization.raw())
@@ -86,7 +86,7 @@ def check_learning(inputs: TrainingInputs) -> LearningRow:
     """
     config = inputs.config
     rate = config.training.learning_rate
-    batches = fixed_batches(inputs, choose_device(config.training))
+    batches = fixed_batches(inputs, _device(config.training))
     row = try_rate(config, batches, inputs.normalization, rate)
     inputs.tracker.log_metrics(
         {
@@ -150,6 +150,12 @@ def try_rate(
     )
     logger.info("%s inputs at rate %g: %s", row.inputs, row.learning_rate, row.verdict)
     return row
+
+
+def _device(config: TrainingConfig) -> torch.device:
+    # the check is a step of its own, and cheap: it runs without the GPU that training will ask for
+    wanted = "auto" if config.device == "cuda" else config.device
+    return choose_device(config.model_copy(update={"device": wanted}))
 
 
 def _verdict(refusal: str, finite: bool, fall: float, min_fall: float) -> str:

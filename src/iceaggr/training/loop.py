@@ -76,14 +76,13 @@ class Loop:
             self._save()
         if self.state.validation_due:
             self._validate()
-        while not self.state.stopped:
+        while not self.state.stopped and self.state.epoch < self.settings.n_epochs:
             self._run_epoch()
             if self.state.validation_due:
                 self._validate()
-            if self.state.epoch >= self.settings.n_epochs:
-                self.state.stopped = "epochs"
-            elif self.state.epoch % self.settings.checkpoint_every_n_epochs == 0:
-                self._save()
+                if self.state.epoch % self.settings.checkpoint_every_n_epochs == 0:
+                    self._save()
+        self.state.stopped = self.state.stopped or "epochs"
         self._log()
         if self.state.validated_step != self.state.step:
             self._validate()

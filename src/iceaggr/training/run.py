@@ -43,7 +43,7 @@ def train(inputs: TrainingInputs, on_progress: ProgressCallback | None = None) -
         try:
             with Interruption() as interruption:
                 state = parts.keeper.restore(inputs.require_checkpoint)
-                if not state.stopped:
+                if not state.is_finished:
                     Loop(parts, state, interruption).run()
                 return _finish(inputs, parts, state)
         except IceaggrError as error:

@@ -51,6 +51,11 @@ class RunState:
     metrics: dict[str, float | None] = field(default_factory=dict)
     stopped: str = ""
 
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether the run has ended and its last weights are validated."""
+        return bool(self.stopped) and self.validated_step == self.step
+
     def to_document(self) -> dict[str, Any]:
         """Give the state as plain JSON values."""
         return asdict(self)

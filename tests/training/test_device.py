@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+
+import pytest
+import torch
+
+from iceaggr.batches.event_batch import EventBatch
+from iceaggr.config import TrainingConfig
+from iceaggr.training.device import autocast, choose_device, placed, positioned
+from tests.batches.batch_builder import random_event_batch
+
+CPU = torch.device("cpu")
+
+
+class CountingLoader:
+    """Two batches; notes when its iterator is closed."""
+
+    def __init__(self) -> None:
+        self.position: dict[str, int] = {}
+        self.is_closed = False
+
+    def epoch(self, epoch: int, position: Mapping[str, int] | None = None) -> Iterator[EventBatch]:
+        first = position["n_events_done"] if position else 0
+        try:
+            for number in range(first, 2):
+                self.position = {"epoch": epoch, "n_events_done": number + 1}
+                yield random_event_batch(2, seed=number)
+        finally:
+            self.is_closed = True
+
+    def n_batches(self, epoch: int) -> int:
+        return 2
+
+
+def test_batch_keeps_the_position_it_came_with_when_read_ahead() -> None:
+    pairs = list(positioned(CountingLoader(), epoch=3))
+    assert [position["n_events_done"] for _, position in pairs] == [1, 2]
+    assert {position["epoch"] for _, position in pairs} == {3}
+
+
+def test_epoch_goes_on_from_a_position() -> None:
+    loader = CountingLoader()
+    (_, first), _ = positioned(loader, epoch=0)
+    ((batch, _),) = positioned(loader, epoch=0, position=first)
+    assert torch.equal(batch.time_ns, random_event_batch(2, seed=1).time_ns)
+
+
+def test_leaving_an_epoch_early_ends_the_loader() -> None:
+    loader = CountingLoader()
+    with closing(positioned(loader, epoch=0)) as batches:
+        for _ in placed(batches, CPU):
+            break
+    assert loader.is_closed
+
+
+def test_cpu_uses_batches_where_they_are() -> None:
+    loaded = list(placed(positioned(CountingLoader(), epoch=0), CPU))
+    assert [one.position["n_events_done"] for one in loaded] == [1, 2]
+    assert all(one.host is one.placed for one in loaded)
+
+
+def test_device_cpu_is_taken_even_where_there_is_a_gpu() -> None:
+    assert choose_device(TrainingConfig(device="cpu")) == CPU
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)],
+)
+def test_precision_of_the_forward_pass_on_a_cpu(precision: str, dtype: torch.dtype) -> None:
+    config = TrainingConfig.model_validate({"precision": precision})
+    with autocast(CPU, config):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_copies_are_whole_when_read_ahead() -> None:
+    device = torch.device("cuda", 0)
+    for one in placed(positioned(CountingLoader(), epoch=0), device):
+        assert one.placed.time_ns.is_cuda
+        assert torch.equal(one.placed.time_ns.cpu(), one.host.time_ns)
