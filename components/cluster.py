@@ -45,6 +45,10 @@ def settle(task: Any, cpu: Any, memory: Any, n_retries: int = 2) -> Any:
     task.set_retry(
         n_retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="900s"
     )
+    # network policies know our pods by it
+    kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "iceaggr")
+    # as the image does by itself; `restricted` pod security wants it said
+    kubernetes.set_security_context(task, run_as_non_root=True)
     # optional: where something is missing the step says what, while Kubernetes would wait silently;
     # with workload identity there are no keys at all
     kubernetes.use_config_map_as_env(
