@@ -164,11 +164,23 @@ def evaluate(folder: Folder) -> None:
 
 
 @app.command()
-def promote(folder: Folder) -> None:
+def promote(
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder that the steps of one run share")
+    ] = None,
+    rollback: Annotated[str, typer.Option(help="Restore the previous champion of this model")] = "",
+) -> None:
     """Register the model and make it champion if it is better on the same events."""
     from iceaggr.steps.promote_model import run_promote_model
     from iceaggr.steps.run_folder import RunFolder
 
+    if rollback:
+        from iceaggr.tracking.registry import ModelRegistry
+
+        print(f"champion is {ModelRegistry().rollback(rollback).uri} again")
+        return
+    if folder is None:
+        raise ConfigError("nothing to promote", expected="--folder, or --rollback MODEL_NAME")
     run = RunFolder.open(folder)
     if "MLFLOW_TRACKING_URI" not in os.environ:
         raise ConfigError(
@@ -196,6 +208,19 @@ def predict(
     from iceaggr.steps.predict import run_predict
 
     run_predict(model, raw_uri.rstrip("/"), output)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="MLflow runs, ids or names; the first is the reference")
+    ],
+    page: Annotated[Path | None, typer.Option(help="HTML page to write")] = None,
+) -> None:
+    """Compare runs, paired on the test events they share."""
+    from iceaggr.steps.compare import run_compare
+
+    run_compare(runs, page)
 
 
 @app.command("convert-graphnet")

@@ -59,6 +59,7 @@ def run_promote_model(
         summary_path.write_text(text)
         verdict_path.write_text(f"**{registered.uri}**\n\n{verdict.reason}\n")
         _track(tracker, registered, verdict, text)
+        tracker.set_tags({"mlflow.note.content": description(summary)})
         progress.conclude(verdict.reason)
         return {name: summary[name] for name in ("model_uri", "promoted", "reason")}
 
@@ -163,6 +164,25 @@ def make_summary(
         "events_uri": headline.events_uri,
         "table": [row.model_dump() for row in headline.table],
     }
+
+
+def description(summary: dict[str, Any]) -> str:
+    """Write the headline as Markdown, which MLflow shows at the top of the run."""
+    rows = [
+        f"| {row['title']} | {row['mean_deg']:.2f} ± {row['mean_error_deg']:.2f} "
+        f"| {row['median_deg']:.2f} ± {row['median_error_deg']:.2f} |"
+        for row in summary["table"]
+    ]
+    return "\n".join(
+        [
+            f"**{summary['reason']}**\n",
+            f"| opening angle, {summary['n_events_test']:,} test events | mean [deg] | median [deg] |",
+            "|---|---|---|",
+            *rows,
+            f"\n{summary['pulses_in']:,} pulses in = {summary['pulses_kept']:,} kept"
+            f" + {summary['pulses_rejected']:,} rejected; report: artifact evaluation/report.html",
+        ]
+    )
 
 
 def _track(tracker: Tracker, registered: RegisteredModel, verdict: Verdict, text: str) -> None:
