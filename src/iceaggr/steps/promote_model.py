@@ -176,7 +176,7 @@ def description(summary: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"**{summary['reason']}**\n",
-            f"| opening angle, {summary['n_events_test']:,} test events | mean [deg] | median [deg] |",
+            f"| opening angle, {summary['n_events_test']:,} test events | mean, deg | median, deg |",
             "|---|---|---|",
             *rows,
             f"\n{summary['pulses_in']:,} pulses in = {summary['pulses_kept']:,} kept"
