@@ -1,0 +1,361 @@
+"""A Kubeflow Pipelines API that keeps its state in memory and speaks real HTTP.
+
+Every request body must be one that the official client's models can hold, without unknown fields;
+every answer is made from these models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import re
+import ssl
+import threading
+import uuid
+from email.parser import BytesParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
+
+import kfp_server_api as api
+import yaml
+
+_CLIENT = api.ApiClient(api.Configuration())
+V2 = "/apis/v2beta1"
+
+
+class HttpError(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def strict(kind: str, body: bytes):
+    """Read a body as one of the client's models; a field that it does not have is an error."""
+    document = json.loads(body)
+    known = set(getattr(api, kind).attribute_map.values())
+    if unknown := set(document) - known:
+        raise HttpError(400, f"unknown fields {sorted(unknown)} of {kind}")
+    return _CLIENT.deserialize(SimpleNamespace(data=body.decode()), kind)
+
+
+class KfpStandIn:
+    """State and behaviour of the server; `url` once it is started."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None, multi_user: bool = False) -> None:
+        self.multi_user = multi_user
+        self.required_headers: dict[str, str] = {}
+        self.failures: list[tuple[str, str, int]] = []
+        self.states: list[str] = []
+        self.requests: list[str] = []
+        self.seen_headers: list[dict[str, str]] = []
+        self.pipelines: list[api.V2beta1Pipeline] = []
+        self.versions: list[api.V2beta1PipelineVersion] = []
+        self.experiments: list[api.V2beta1Experiment] = []
+        self.runs: list[api.V2beta1Run] = []
+        self.schedules: list[api.V2beta1RecurringRun] = []
+        self.login_page = False
+        self.page_size = 2
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        scheme = "https" if tls else "http"
+        self.url = f"{scheme}://localhost:{self._server.server_port}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
+
+    def __enter__(self) -> KfpStandIn:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def fail(self, method: str, path: str, status: int) -> None:
+        """Answer the next request of this kind with an error; status 0 = cut the connection."""
+        self.failures.append((method, path, status))
+
+    def names(self, method: str, pattern: str) -> list[str]:
+        """List the requests of one kind, in order."""
+        return [r for r in self.requests if r.startswith(method) and re.search(pattern, r)]
+
+    # what the API does
+
+    def get_healthz(self, query, body):
+        return api.V2beta1GetHealthzResponse(multi_user=self.multi_user)
+
+    def list_pipelines(self, query, body):
+        found = [p for p in self.pipelines if _matches(p, query)]
+        return api.V2beta1ListPipelinesResponse(pipelines=found or None, total_size=len(found))
+
+    def upload_pipeline(self, query, body):
+        _check_package(body)
+        made = api.V2beta1Pipeline(
+            pipeline_id=_id(), display_name=query["name"], namespace=query.get("namespace")
+        )
+        self.pipelines.append(made)
+        # like the real one: uploading a pipeline makes its first version, named like itself
+        self._add_version(made.pipeline_id, query["name"])
+        return made
+
+    def upload_version(self, query, body):
+        _check_package(body)
+        self._pipeline(query["pipelineid"])
+        if any(v.display_name == query["name"] for v in self.versions):
+            raise HttpError(409, f"pipeline version {query['name']} already exists")
+        return self._add_version(query["pipelineid"], query["name"])
+
+    def list_versions(self, query, body, pipeline_id):
+        self._pipeline(pipeline_id)
+        mine = [v for v in self.versions if v.pipeline_id == pipeline_id]
+        items, token = self._page(mine, query)
+        return api.V2beta1ListPipelineVersionsResponse(
+            pipeline_versions=items, next_page_token=token, total_size=len(mine)
+        )
+
+    def list_experiments(self, query, body):
+        found = [e for e in self.experiments if _matches(e, query)]
+        return api.V2beta1ListExperimentsResponse(experiments=found or None)
+
+    def create_experiment(self, query, body):
+        made = strict("V2beta1Experiment", body)
+        if self.multi_user and not made.namespace:
+            raise HttpError(400, "namespace is empty")
+        made.experiment_id = _id()
+        self.experiments.append(made)
+        return made
+
+    def create_run(self, query, body):
+        made = strict("V2beta1Run", body)
+        self._check_reference(made.pipeline_version_reference)
+        self._experiment(made.experiment_id)
+        made.run_id, made.state = _id(), "PENDING"
+        self.runs.append(made)
+        return made
+
+    def get_run(self, query, body, run_id):
+        run = next((r for r in self.runs if r.run_id == run_id), None)
+        if run is None:
+            raise HttpError(404, f"run {run_id} not found")
+        run.state = self.states.pop(0) if self.states else run.state
+        return run
+
+    def list_runs(self, query, body):
+        items, token = self._page(self.runs, query)
+        return api.V2beta1ListRunsResponse(runs=items, next_page_token=token)
+
+    def create_recurring_run(self, query, body):
+        made = strict("V2beta1RecurringRun", body)
+        self._check_reference(made.pipeline_version_reference)
+        self._experiment(made.experiment_id)
+        # Source: the API server accepts 1..10 and robfig/cron v1 with seconds first
+        if not 1 <= int(made.max_concurrency) <= 10:
+            raise HttpError(400, "max_concurrency must be in 1..10")
+        if len(made.trigger.cron_schedule.cron.split()) != 6:
+            raise HttpError(400, "bad cron expression")
+        made.recurring_run_id = _id()
+        made.status = "ENABLED" if made.mode == "ENABLE" else "DISABLED"
+        made.created_at = datetime.datetime.now(datetime.UTC)
+        self.schedules.append(made)
+        return made
+
+    def list_recurring_runs(self, query, body):
+        if self.multi_user and not query.get("namespace"):
+            raise HttpError(400, "namespace is empty")
+        found = [s for s in self.schedules if _matches(s, query)]
+        items, token = self._page(found, query)
+        return api.V2beta1ListRecurringRunsResponse(recurring_runs=items, next_page_token=token)
+
+    def disable_recurring_run(self, query, body, schedule_id):
+        self._schedule(schedule_id).status = "DISABLED"
+        return {}
+
+    def delete_recurring_run(self, query, body, schedule_id):
+        self.schedules.remove(self._schedule(schedule_id))
+        return {}
+
+    # internals
+
+    def _add_version(self, pipeline_id, name):
+        made = api.V2beta1PipelineVersion(
+            pipeline_id=pipeline_id, pipeline_version_id=_id(), display_name=name
+        )
+        self.versions.append(made)
+        return made
+
+    def _page(self, items, query):
+        start = int(query.get("page_token") or 0)
+        end = start + min(self.page_size, int(query.get("page_size") or 10))
+        return items[start:end] or None, str(end) if end < len(items) else None
+
+    def _pipeline(self, pipeline_id):
+        return _only([p for p in self.pipelines if p.pipeline_id == pipeline_id], "pipeline")
+
+    def _experiment(self, experiment_id):
+        found = [e for e in self.experiments if e.experiment_id == experiment_id]
+        return _only(found, "experiment")
+
+    def _schedule(self, schedule_id):
+        found = [s for s in self.schedules if s.recurring_run_id == schedule_id]
+        return _only(found, "recurring run")
+
+    def _check_reference(self, reference):
+        found = [
+            v
+            for v in self.versions
+            if v.pipeline_id == reference.pipeline_id
+            and v.pipeline_version_id == reference.pipeline_version_id
+        ]
+        _only(found, "pipeline version")
+
+
+ROUTES = [
+    ("GET", f"{V2}/healthz", "get_healthz"),
+    ("GET", f"{V2}/pipelines", "list_pipelines"),
+    ("POST", f"{V2}/pipelines/upload", "upload_pipeline"),
+    ("POST", f"{V2}/pipelines/upload_version", "upload_version"),
+    ("GET", f"{V2}/pipelines/([^/]+)/versions", "list_versions"),
+    ("GET", f"{V2}/experiments", "list_experiments"),
+    ("POST", f"{V2}/experiments", "create_experiment"),
+    ("POST", f"{V2}/runs", "create_run"),
+    ("GET", f"{V2}/runs", "list_runs"),
+    ("GET", f"{V2}/runs/([^/:]+)", "get_run"),
+    ("POST", f"{V2}/recurringruns", "create_recurring_run"),
+    ("GET", f"{V2}/recurringruns", "list_recurring_runs"),
+    ("POST", f"{V2}/recurringruns/([^/:]+):disable", "disable_recurring_run"),
+    ("DELETE", f"{V2}/recurringruns/([^/:]+)", "delete_recurring_run"),
+]
+
+
+def _handler(server: KfpStandIn) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def _serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if "multipart" in self.headers.get("Content-Type", ""):
+                body = _uploaded_file(self.headers["Content-Type"], body)
+            parts = urlsplit(self.path)
+            query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+            server.requests.append(f"{self.command} {parts.path}")
+            server.seen_headers.append(dict(self.headers))
+            try:
+                answer = self._answer(parts.path, query, body)
+                status, document = 200, _CLIENT.sanitize_for_serialization(answer)
+            except HttpError as error:
+                status, document = error.status, {"error": str(error), "message": str(error)}
+            if status == 0:
+                self.close_connection = True
+                self.connection.close()
+                return
+            self._send(status, json.dumps(document).encode(), "application/json")
+
+        def _answer(self, path, query, body):
+            if server.login_page:
+                self._send(200, b"<html>log in</html>", "text/html")
+                raise _AnsweredError
+            for failure in server.failures:
+                if failure[0] == self.command and re.fullmatch(failure[1], path):
+                    server.failures.remove(failure)
+                    raise HttpError(failure[2], "made to fail")
+            for name, value in server.required_headers.items():
+                if self.headers.get(name) != value:
+                    raise HttpError(403 if self.headers.get(name) else 401, "not allowed")
+            for method, pattern, name in ROUTES:
+                match = re.fullmatch(pattern, path)
+                if match and method == self.command:
+                    return getattr(server, name)(query, body, *match.groups())
+            raise HttpError(404, f"no route {path}")
+
+        def _send(self, status: int, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def _quiet(self) -> None:
+            with contextlib.suppress(_AnsweredError):
+                self._serve()
+
+        do_GET = do_POST = do_DELETE = _quiet  # noqa: N815
+
+    return Handler
+
+
+class _AnsweredError(Exception):
+    pass
+
+
+def _uploaded_file(content_type: str, body: bytes) -> bytes:
+    message = BytesParser().parsebytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
+    return next(p.get_payload(decode=True) for p in message.get_payload() if p.get_filename())
+
+
+def _check_package(body: bytes) -> None:
+    documents = list(yaml.safe_load_all(body))
+    if "pipelineInfo" not in documents[0] or "platforms" not in documents[1]:
+        raise HttpError(400, "not a compiled pipeline")
+
+
+def _matches(item, query: dict[str, str]) -> bool:
+    predicates = json.loads(query.get("filter") or "{}").get("predicates", [])
+    for predicate in predicates:
+        # the SDK writes the operation as the enum's number or its name
+        assert predicate["operation"] in ("EQUALS", 1), predicate
+        if getattr(item, predicate["key"]) != predicate["stringValue"]:
+            return False
+    return True
+
+
+def _only(found, what: str):
+    if len(found) != 1:
+        raise HttpError(404, f"{what} not found")
+    return found[0]
+
+
+def _id() -> str:
+    return str(uuid.uuid4())
+
+
+def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """Make a certificate for localhost; the file to trust, and the server's side of it."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path, key_path = folder / "server.pem", folder / "key.pem"
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key_path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path, key_path)
+    return path, context

@@ -1,0 +1,128 @@
+import json
+
+import pytest
+
+import pipeline
+from launch import commands
+from launch.submission import compile_text
+from tests.launch.kfp_stand_in import KfpStandIn
+
+
+@pytest.fixture(scope="module")
+def graph():
+    """The real graph, compiled once: the commands compile it anew each time otherwise."""
+    made = pipeline.make_pipeline(cluster=True)
+    return compile_text(made, made.name)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, graph):
+    """Run pipeline.py with arguments; returns exit code, stdout, stderr."""
+    monkeypatch.setattr("launch.cluster_commands.compile_text", lambda made, name: graph)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["pipeline.py", *arguments])
+        with pytest.raises(SystemExit) as exit_info:
+            commands.main(pipeline.make_pipeline)
+        captured = capsys.readouterr()
+        return exit_info.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_submit_uploads_starts_and_prints_the_link(server, call):
+    code, out, err = call("submit", "--host", server.url, "--set", "raw_uri=s3://b/raw")
+    assert (code, err) == (0, "")
+    run = server.runs[0]
+    assert f"{server.url}/#/runs/details/{run.run_id}" in out
+    assert "(uploaded)" in out
+    assert run.runtime_config.parameters == {"raw_uri": "s3://b/raw"}
+
+
+def test_submit_takes_the_address_from_the_environment(server, call, monkeypatch):
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
+    code, out, _ = call("submit")
+    assert code == 0
+    assert f"{server.url}/#/runs/details/" in out
+
+
+def test_submit_waits_for_the_end(server, call):
+    server.states = ["SUCCEEDED"]
+    code, out, _ = call("submit", "--host", server.url, "--wait")
+    assert code == 0
+    assert out.rstrip().endswith("SUCCEEDED")
+
+
+def test_submit_fails_when_the_run_fails(server, call):
+    server.states = ["FAILED"]
+    code, _, err = call("submit", "--host", server.url, "--wait")
+    assert code == 1
+    assert err.startswith("error: the run did not succeed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "raw_url=x"], "unknown parameter [--set raw_url=x]"),
+        (["--set", "train_gpu_count=three"], "train_gpu_count has another value than allowed"),
+        (["--config", "absent.yaml"], "configuration file not found [absent.yaml]"),
+        (["--token-file", "absent"], "file not found [--token-file absent]"),
+    ],
+)
+def test_submit_sends_nothing_when_the_request_is_wrong(server, call, arguments, message):
+    code, out, err = call("submit", "--host", server.url, *arguments)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert server.requests == []
+
+
+def test_submit_says_when_nobody_listens(call):
+    code, _, err = call("submit", "--host", "http://127.0.0.1:9")
+    assert code == 1
+    assert "error: Kubeflow Pipelines cannot be reached [http://127.0.0.1:9]" in err
+
+
+def test_schedule_creates_lists_replaces_and_deletes(server, call):
+    where = ["--host", server.url]
+    assert "created: 0 0 3 * * 0" in call("schedule", "--cron", "0 0 3 * * 0", *where)[1]
+    assert "unchanged" in call("schedule", "--cron", "0 0 3 * * 0", *where)[1]
+    changed = call("schedule", "--cron", "0 0 4 * * 0", "--set", "train_gpu_count=1", *where)[1]
+    assert "created: 0 0 4 * * 0\ndeleted  1 of the same name" in changed
+    listed = call("schedule", "--list", *where)[1]
+    assert "iceaggr-retraining" in listed
+    assert "0 0 4 * * 0" in listed
+    assert "enabled" in listed
+    assert "deleted  1" in call("schedule", "--delete", *where)[1]
+    assert server.schedules == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--list", "--delete"], ["--list", "--cron", "0 0 3 * * 0"]]
+)
+def test_schedule_does_one_thing_at_a_time(call, arguments):
+    code, _, err = call("schedule", *arguments)
+    assert code == 1
+    assert "one of --cron, --list and --delete" in err
+
+
+def test_schedule_refuses_a_bad_cron_expression_before_anything_is_sent(server, call):
+    code, _, err = call("schedule", "--cron", "0 3 * * 0", "--host", server.url)
+    assert code == 1
+    assert "found 5 fields, expected 6" in err
+    assert server.requests == []
+
+
+def test_every_dropdown_default_reaches_the_server_as_text(server, call):
+    call("submit", "--host", server.url, "--set", "train_gpu_count=2")
+    sent = json.loads(json.dumps(server.runs[0].runtime_config.parameters))
+    assert sent == {"train_gpu_count": "2"}
+
+
+def test_submit_works_on_a_server_with_several_users(call):
+    with KfpStandIn(multi_user=True) as server:
+        code, _, err = call("submit", "--host", server.url)
+        assert code == 1
+        assert "--namespace" in err
+        assert call("submit", "--host", server.url, "--namespace", "ana")[0] == 0
+        assert server.experiments[0].namespace == "ana"

@@ -1,0 +1,100 @@
+import pytest
+
+from iceaggr.errors import ConfigError
+from launch.kfp_api import Connection, ServerAwayError, SubmissionError, connect, run_link
+from tests.launch.kfp_stand_in import KfpStandIn, certificate
+
+
+def written(path, text):
+    path.write_text(text + "\n")
+    return path
+
+
+def test_connect_sends_the_token_of_the_file(server, tmp_path):
+    server.required_headers = {"authorization": "Bearer secret-token"}
+    connect(Connection(server.url, token_file=written(tmp_path / "token", "secret-token")))
+    assert server.names("GET", "healthz")
+
+
+def test_connect_reads_the_service_account_token_again_when_it_is_renewed(server, tmp_path):
+    path = written(tmp_path / "token", "first")
+    server.required_headers = {"authorization": "Bearer first"}
+    client = connect(Connection(server.url, service_account_token_file=path))
+    server.required_headers = {"authorization": "Bearer second"}
+    written(path, "second")
+    assert client.list_experiments().experiments is None
+
+
+def test_connect_sends_the_cookies_of_the_file(server, tmp_path):
+    server.required_headers = {"Cookie": "authservice_session=abc"}
+    path = written(tmp_path / "cookies", "authservice_session=abc")
+    connect(Connection(server.url, cookies_file=path))
+    assert all(h["Cookie"] == "authservice_session=abc" for h in server.seen_headers)
+
+
+def test_connect_says_what_to_give_when_the_server_asks_for_a_login(server):
+    server.required_headers = {"authorization": "Bearer secret-token"}
+    with pytest.raises(SubmissionError, match=r"HTTP 401: not allowed. Give a valid token"):
+        connect(Connection(server.url))
+
+
+def test_connect_never_shows_the_token_that_was_refused(server, tmp_path):
+    server.required_headers = {"authorization": "Bearer right"}
+    path = written(tmp_path / "token", "wrong-secret")
+    with pytest.raises(SubmissionError, match=r"HTTP 403: not allowed. Ask for the rights") as info:
+        connect(Connection(server.url, token_file=path))
+    assert "wrong-secret" not in str(info.value)
+
+
+def test_connect_recognises_a_login_page(server):
+    server.login_page = True
+    with pytest.raises(SubmissionError, match=r"asks for a login first .*text/html instead"):
+        connect(Connection(server.url))
+
+
+def test_connect_says_when_the_address_is_another_service(server):
+    server.fail("GET", ".*/healthz", 404)
+    with pytest.raises(SubmissionError, match=r"HTTP 404.*Is this the address of a Kubeflow"):
+        connect(Connection(server.url))
+
+
+def test_connect_says_when_the_server_is_out_of_order(server):
+    server.fail("GET", ".*/healthz", 500)
+    with pytest.raises(ServerAwayError, match="HTTP 500: made to fail"):
+        connect(Connection(server.url))
+
+
+def test_connect_says_when_nobody_listens():
+    with pytest.raises(ServerAwayError, match=r"cannot be reached .*Connection refused"):
+        connect(Connection("http://127.0.0.1:9"))
+
+
+def test_connect_trusts_only_the_given_authority(tmp_path):
+    path, tls = certificate(tmp_path)
+    with KfpStandIn(tls) as server:
+        with pytest.raises(ServerAwayError, match=r"CERTIFICATE_VERIFY_FAILED.*--ca-file"):
+            connect(Connection(server.url))
+        connect(Connection(server.url, ca_file=path))
+
+
+def test_connect_asks_for_the_namespace_of_a_server_with_several_users():
+    with KfpStandIn(multi_user=True) as server:
+        with pytest.raises(ConfigError, match=r"--namespace.*expected the namespace of your"):
+            connect(Connection(server.url))
+        connect(Connection(server.url, namespace="ana"))
+
+
+def test_connect_refuses_two_ways_of_authentication(tmp_path):
+    token, cookies = written(tmp_path / "token", "a"), written(tmp_path / "cookies", "b")
+    with pytest.raises(ConfigError, match="two ways of authentication: found --token-file, --coo"):
+        connect(Connection("http://x", token_file=token, cookies_file=cookies))
+
+
+@pytest.mark.parametrize("option", ["token_file", "cookies_file", "ca_file"])
+def test_connect_names_a_file_that_is_missing(tmp_path, option):
+    with pytest.raises(ConfigError, match=r"file not found \[--.* /.*/absent\]"):
+        connect(Connection("http://x", **{option: tmp_path / "absent"}))
+
+
+def test_run_link_points_to_the_page_of_the_run():
+    assert run_link(Connection("https://kfp/"), "1") == "https://kfp/#/runs/details/1"

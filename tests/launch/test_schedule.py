@@ -1,0 +1,190 @@
+import pytest
+
+from iceaggr.errors import ConfigError
+from launch.kfp_api import Connection, ServerAwayError, SubmissionError, connect
+from launch.schedule import (
+    Schedule,
+    check_cron,
+    delete_schedule,
+    list_schedules,
+    replace_schedule,
+)
+from launch.submission import RunOrder, start_run, upload_version
+from tests.launch.kfp_stand_in import KfpStandIn
+
+SUNDAYS = "0 0 3 * * 0"
+MONDAYS = "0 0 3 * * MON"
+
+
+@pytest.fixture
+def client(server):
+    return connect(Connection(server.url))
+
+
+@pytest.fixture
+def order(client, compiled):
+    return RunOrder(upload_version(client, compiled), "retraining", {"n": 4})
+
+
+@pytest.mark.parametrize(
+    "cron",
+    [
+        SUNDAYS,
+        MONDAYS,
+        "0 */15 * * * *",
+        "30 5 1-5,10 ? JAN-MAR SUN",
+        "0 0 0 1 1 ?",
+        "5/10 * * * * 6",
+    ],
+)
+def test_check_cron_accepts_what_the_controller_accepts(cron):
+    check_cron(cron)
+
+
+@pytest.mark.parametrize(
+    ("cron", "wrong"),
+    [
+        ("0 3 * * 0", "5 fields"),
+        ("0 0 3 * * 0 2026", "7 fields"),
+        ("", "0 fields"),
+        ("60 0 3 * * 0", "second '60'"),
+        ("0 0 24 * * 0", "hour '24'"),
+        ("0 0 3 0 * 0", "day of month '0'"),
+        ("0 0 3 * 13 0", "month '13'"),
+        ("0 0 3 * * 7", "day of week '7'"),
+        ("0 0 3 * * FOO", "day of week 'FOO'"),
+        ("0 9-3 3 * * 0", "minute '9-3'"),
+        ("0 */0 3 * * 0", r"minute '\*/0'"),
+        ("0 ? 3 * * 0", r"minute '\?'"),
+        ("0 0 -3 * * 0", "hour '-3'"),
+    ],
+)
+def test_check_cron_names_the_field_that_is_wrong(cron, wrong):
+    with pytest.raises(ConfigError, match=f"bad cron expression.*found {wrong}"):
+        check_cron(cron)
+
+
+def test_replace_schedule_creates_one_as_asked(server, client, order):
+    changes = replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    assert changes.created
+    made = server.schedules[0]
+    assert (made.display_name, made.trigger.cron_schedule.cron) == ("weekly", SUNDAYS)
+    assert (made.no_catchup, int(made.max_concurrency), made.status) == (True, 1, "ENABLED")
+    assert made.pipeline_version_reference.pipeline_version_id == order.version.version_id
+    assert made.runtime_config.parameters == {"n": 4}
+
+
+def test_replace_schedule_leaves_an_equal_one_alone(server, client, order):
+    first = replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    before = len(server.requests)
+    again = replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    assert (again.created, again.n_deleted, again.current) == (False, 0, first.current)
+    assert not [r for r in server.requests[before:] if not r.startswith("GET")]
+
+
+def test_replace_schedule_replaces_when_time_values_or_version_change(
+    server, client, order, changed
+):
+    replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    orders = [
+        Schedule("weekly", MONDAYS, order),
+        Schedule("weekly", MONDAYS, RunOrder(order.version, order.experiment, {"n": 5})),
+        Schedule("weekly", MONDAYS, RunOrder(upload_version(client, changed), "retraining", {})),
+    ]
+    for schedule in orders:
+        changes = replace_schedule(client, schedule)
+        assert (changes.created, changes.n_deleted) == (True, 1)
+        assert len(server.schedules) == 1
+        assert server.schedules[0].recurring_run_id == changes.current.recurring_run_id
+
+
+def test_replace_schedule_creates_the_new_one_before_the_old_one_goes(server, client, order):
+    replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    before = len(server.requests)
+    replace_schedule(client, Schedule("weekly", MONDAYS, order))
+    writes = [r.split("/")[-1] for r in server.requests[before:] if not r.startswith("GET")]
+    assert writes[0] == "recurringruns"
+    assert writes[1].endswith(":disable")
+    assert len(writes) == 3
+
+
+def test_replace_schedule_cleans_up_after_a_crash_between_create_and_delete(server, client, order):
+    replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    server.fail("POST", ".*:disable", 500)
+    with pytest.raises(ServerAwayError, match=r"schedule removal.*HTTP 500"):
+        replace_schedule(client, Schedule("weekly", MONDAYS, order))
+    assert len(server.schedules) == 2
+    changes = replace_schedule(client, Schedule("weekly", MONDAYS, order))
+    assert (changes.created, changes.n_deleted) == (False, 1)
+    assert [s.trigger.cron_schedule.cron for s in server.schedules] == [MONDAYS]
+
+
+def test_replace_schedule_removes_two_stale_ones(server, client, order):
+    for cron in (SUNDAYS, MONDAYS, "0 0 4 * * *"):
+        replace_schedule(client, Schedule(cron, cron, order))
+    for stale in server.schedules[:2]:
+        stale.display_name = "daily"
+    server.schedules[2].display_name = "daily"
+    changes = replace_schedule(client, Schedule("daily", "0 0 5 * * *", order))
+    assert (changes.created, changes.n_deleted, len(server.schedules)) == (True, 3, 1)
+
+
+def test_replace_schedule_replaces_an_equal_one_that_is_disabled(server, client, order):
+    replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    server.schedules[0].status = "DISABLED"
+    changes = replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    assert (changes.created, changes.n_deleted) == (True, 1)
+
+
+def test_replace_schedule_leaves_other_names_alone(server, client, order):
+    replace_schedule(client, Schedule("daily", SUNDAYS, order))
+    replace_schedule(client, Schedule("weekly", MONDAYS, order))
+    assert {s.display_name for s in server.schedules} == {"daily", "weekly"}
+
+
+def test_replace_schedule_keeps_an_old_one_whose_run_goes_on(server, client, order):
+    old = replace_schedule(client, Schedule("weekly", SUNDAYS, order)).current
+    # more runs than fit on one page, the live one last
+    for _ in range(3):
+        start_run(client, order)
+    for run in server.runs:
+        run.state, run.recurring_run_id = "SUCCEEDED", old.recurring_run_id
+    server.runs[-1].state = "RUNNING"
+    changes = replace_schedule(client, Schedule("weekly", MONDAYS, order))
+    assert (changes.n_deleted, changes.n_kept) == (0, 1)
+    assert [s.status for s in server.schedules] == ["DISABLED", "ENABLED"]
+    server.runs[-1].state = "FAILED"
+    assert replace_schedule(client, Schedule("weekly", MONDAYS, order)).n_deleted == 1
+
+
+def test_replace_schedule_changes_nothing_when_the_new_one_is_refused(server, client, order):
+    replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    server.fail("POST", ".*/recurringruns", 403)
+    with pytest.raises(SubmissionError, match=r"schedule creation.*HTTP 403"):
+        replace_schedule(client, Schedule("weekly", MONDAYS, order))
+    assert [s.status for s in server.schedules] == ["ENABLED"]
+
+
+def test_list_schedules_reads_every_page(server, client, order):
+    for name in "abcde":
+        replace_schedule(client, Schedule(name, SUNDAYS, order))
+    assert [entry.name for entry in list_schedules(client)] == list("abcde")
+
+
+def test_list_schedules_asks_in_the_namespace_of_the_user(compiled):
+    with KfpStandIn(multi_user=True) as server:
+        client = connect(Connection(server.url, namespace="ana"))
+        order = RunOrder(upload_version(client, compiled), "retraining", {})
+        replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+        assert [entry.name for entry in list_schedules(client)] == ["weekly"]
+
+
+def test_delete_schedule_disables_and_deletes(server, client, order):
+    replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    changes = delete_schedule(client, "weekly")
+    assert (changes.current, changes.n_deleted, server.schedules) == (None, 1, [])
+
+
+def test_delete_schedule_says_when_there_is_none(client):
+    with pytest.raises(ConfigError, match=r"no such schedule \[--name weekly\]"):
+        delete_schedule(client, "weekly")

@@ -1,0 +1,128 @@
+import pytest
+
+from launch.kfp_api import Connection, ServerAwayError, SubmissionError, connect
+from launch.submission import RunOrder, follow_run, start_run, upload_version
+from tests.launch.kfp_stand_in import KfpStandIn
+
+
+@pytest.fixture
+def client(server):
+    return connect(Connection(server.url))
+
+
+def test_upload_version_uploads_a_content_once(server, client, compiled):
+    first = upload_version(client, compiled)
+    again = upload_version(client, compiled)
+    assert (first.uploaded, again.uploaded) == (True, False)
+    assert first.version_id == again.version_id
+    assert len(server.names("POST", "upload_version$")) == 1
+
+
+def test_upload_version_finds_a_version_on_a_later_page(server, client, compiled, changed):
+    first = upload_version(client, compiled)
+    server.page_size = 1
+    upload_version(client, changed)
+    assert upload_version(client, compiled).version_id == first.version_id
+
+
+def test_upload_version_adds_a_version_when_the_content_changes(server, client, compiled, changed):
+    versions = [upload_version(client, item) for item in (compiled, changed)]
+    assert versions[0].pipeline_id == versions[1].pipeline_id
+    assert versions[0].name != versions[1].name
+    assert len(server.names("POST", "pipelines/upload$")) == 1
+
+
+def test_upload_version_takes_the_version_of_somebody_who_was_faster(server, client, compiled):
+    upload_version(client, compiled)
+    real, answers = server.list_versions, iter([True])
+
+    def too_early(query, body, pipeline_id):
+        answer = real(query, body, pipeline_id)
+        if next(answers, False):
+            answer.pipeline_versions = None
+            answer.next_page_token = None
+        return answer
+
+    server.list_versions = too_early
+    assert not upload_version(client, compiled).uploaded
+    assert len(server.names("POST", "upload_version$")) == 2
+
+
+def test_upload_version_goes_on_after_an_upload_that_failed(server, client, compiled):
+    server.fail("POST", ".*/upload_version", 500)
+    with pytest.raises(ServerAwayError, match=r"pipeline upload.*HTTP 500"):
+        upload_version(client, compiled)
+    assert upload_version(client, compiled).uploaded
+    assert len(server.pipelines) == 1
+
+
+def test_upload_version_uploads_into_the_namespace_of_the_user(compiled):
+    with KfpStandIn(multi_user=True) as server:
+        upload_version(connect(Connection(server.url, namespace="ana")), compiled)
+        assert server.pipelines[0].namespace == "ana"
+
+
+def test_start_run_sends_version_values_and_account(server, client, compiled):
+    version = upload_version(client, compiled)
+    run_id = start_run(client, RunOrder(version, "nightly", {"n": 3}, "trainer"))
+    run = server.runs[0]
+    assert run.run_id == run_id
+    assert run.pipeline_version_reference.pipeline_version_id == version.version_id
+    assert run.runtime_config.parameters == {"n": 3}
+    assert run.service_account == "trainer"
+    assert [e.display_name for e in server.experiments] == ["nightly"]
+
+
+def test_start_run_uses_the_experiment_that_is_there(server, client, compiled):
+    version = upload_version(client, compiled)
+    for _ in range(2):
+        start_run(client, RunOrder(version, "nightly", {}))
+    assert len(server.experiments) == 1
+    assert len({run.experiment_id for run in server.runs}) == 1
+
+
+def test_start_run_says_that_the_user_may_not(server, client, compiled):
+    version = upload_version(client, compiled)
+    server.fail("POST", ".*/runs", 403)
+    with pytest.raises(SubmissionError, match=r"run creation.*HTTP 403.*Ask for the rights"):
+        start_run(client, RunOrder(version, "nightly", {}))
+
+
+def test_follow_run_says_each_change_and_ends_with_success(server, client, compiled):
+    run_id = start_run(client, RunOrder(upload_version(client, compiled), "nightly", {}))
+    server.states = ["PENDING", "RUNNING", "RUNNING", "SUCCEEDED"]
+    said = []
+    follow_run(client, run_id, said.append, pause_s=0.0)
+    assert said == ["PENDING", "RUNNING", "SUCCEEDED"]
+
+
+@pytest.mark.parametrize("end", ["FAILED", "CANCELED", "SKIPPED"])
+def test_follow_run_fails_when_the_run_does_not_succeed(server, client, compiled, end):
+    run_id = start_run(client, RunOrder(upload_version(client, compiled), "nightly", {}))
+    server.states = ["RUNNING", end]
+    with pytest.raises(SubmissionError, match=f"the run did not succeed .*found {end}"):
+        follow_run(client, run_id, lambda words: None, pause_s=0.0)
+
+
+def test_follow_run_waits_for_a_server_that_comes_back(server, client, compiled):
+    run_id = start_run(client, RunOrder(upload_version(client, compiled), "nightly", {}))
+    server.states = ["RUNNING", "SUCCEEDED"]
+    for status in (503, 500):
+        server.fail("GET", ".*/runs/.*", status)
+    said = []
+    follow_run(client, run_id, said.append, pause_s=0.0)
+    assert said[-2:] == ["RUNNING", "SUCCEEDED"]
+    assert len(said) == 4
+
+
+def test_follow_run_gives_up_on_a_server_that_stays_away(server, client, compiled):
+    run_id = start_run(client, RunOrder(upload_version(client, compiled), "nightly", {}))
+    for _ in range(10):
+        server.fail("GET", ".*/runs/.*", 503)
+    with pytest.raises(ServerAwayError, match="HTTP 503"):
+        follow_run(client, run_id, lambda words: None, pause_s=0.0)
+
+
+def test_follow_run_stops_at_once_when_the_run_is_gone(client):
+    with pytest.raises(SubmissionError, match="HTTP 404: run nowhere not found"):
+        follow_run(client, "nowhere", lambda words: None, pause_s=0.0)

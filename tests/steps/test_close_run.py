@@ -1,0 +1,67 @@
+import pytest
+
+from iceaggr.config import ExperimentConfig
+from iceaggr.steps.close_run import end_status, run_close_run
+from iceaggr.steps.context import RunContext
+
+
+@pytest.fixture
+def run(tmp_path):
+    """An untracked run with two checkpoints and a model."""
+    context = RunContext("run-1", "x", tmp_path.as_uri(), ExperimentConfig(), tracked=False)
+    store = context.open_store()
+    for name in ("checkpoints/latest.json", "checkpoints/step-1/model.safetensors", "model/m.json"):
+        store.write_bytes(f"{context.run_uri}/training/{name}", b"x")
+    return context
+
+
+def names(context):
+    return [item.uri.split("/training/")[1] for item in context.open_store().list(context.run_uri)]
+
+
+def summed_up(context):
+    context.open_store().write_bytes(f"{context.work_uri}/runs/run-1/summary.json", b"{}")
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "SUCCEEDED"])
+def test_close_run_deletes_the_checkpoints_of_a_finished_run(run, state):
+    run.open_store().write_bytes(f"{run.work_uri}/runs/run-2/training/checkpoints/latest.json", b"")
+    summed_up(run)
+    assert run_close_run(run, state) == "FINISHED"
+    left = [item.uri.removeprefix(run.work_uri) for item in run.open_store().list(run.work_uri)]
+    assert left == [
+        "/runs/run-1/summary.json",
+        "/runs/run-1/training/model/m.json",
+        "/runs/run-2/training/checkpoints/latest.json",
+    ]
+
+
+@pytest.mark.parametrize(("state", "end"), [("FAILED", "FAILED"), ("RUNNING", "KILLED")])
+def test_close_run_keeps_the_checkpoints_that_a_retry_needs(run, state, end):
+    assert run_close_run(run, state) == end
+    assert len(names(run)) == 3
+
+
+def test_close_run_can_be_repeated(run):
+    summed_up(run)
+    assert [run_close_run(run, "COMPLETE") for _ in range(2)] == ["FINISHED", "FINISHED"]
+
+
+def test_end_status_does_not_believe_in_success_without_a_summary():
+    assert end_status("COMPLETE", has_summary=False) == "FAILED"
+    assert end_status("COMPLETE", has_summary=True) == "FINISHED"
+    assert end_status("", has_summary=False) == "KILLED"
+
+
+@pytest.mark.integration
+def test_close_run_sets_the_state_of_the_mlflow_run(mlflow_service, tmp_path):
+    from mlflow import MlflowClient
+
+    context = RunContext("run-7", "closing", tmp_path.as_uri(), ExperimentConfig())
+    with context.tracking("plan_shards"):
+        pass
+    run_close_run(context, "CANCELED")
+    client = MlflowClient(mlflow_service.mlflow_uri)
+    experiment = client.get_experiment_by_name("closing").experiment_id
+    (found,) = client.search_runs([experiment])
+    assert found.info.status == "KILLED"
