@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test test-all lint up down bench
+.PHONY: setup run test test-all lint up down bench image manifests
 
 setup: $(VENV)/.installed
 
@@ -40,3 +40,18 @@ bench: setup
 	$(BIN)/iceaggr bench shard
 	$(BIN)/iceaggr bench loader
 	$(BIN)/iceaggr bench train
+
+# the image of all steps, with docker, podman or buildah; see docker/build.sh for the variables
+IMAGE ?= registry.example.org/iceaggr:0.1.0
+image:
+	@IMAGE="$(IMAGE)" docker/build.sh
+
+# everything that kubectl applies, rendered into build/manifests and checked
+NAMESPACE ?= kubeflow
+OVERLAYS := existing standalone
+manifests: setup
+	@mkdir -p build/manifests
+	@$(foreach o,$(OVERLAYS),kubectl kustomize manifests/overlays/$(o) > build/manifests/$(o).yaml &&) true
+	@ICEAGGR_IMAGE="$(IMAGE)" $(BIN)/python -m launch.kubernetes_manifests --namespace $(NAMESPACE) \
+	  build/manifests/pipeline.yaml
+	@PYTHONPATH=. $(BIN)/python manifests/check.py build/manifests/*.yaml

@@ -1,0 +1,184 @@
+"""Check rendered manifests: `python manifests/check.py FILE...`, exit code 1 if anything is wrong.
+
+Every object must fit the strict schema of its kind, where an unknown field is an error. Schemas of
+Kubernetes itself come with kubernetes-validate, those of other kinds lie in manifests/schemas/. For
+the house rules see `_pod_problems` and `_object_problems`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+KUBERNETES_VERSION = "1.32"
+_SCHEMAS = Path(__file__).parent / "schemas"
+_POD_PATHS = {
+    "Pod": "spec",
+    "Deployment": "spec.template.spec",
+    "StatefulSet": "spec.template.spec",
+    "DaemonSet": "spec.template.spec",
+    "Job": "spec.template.spec",
+    "CronJob": "spec.jobTemplate.spec.template.spec",
+}
+_SERVERS = ("Deployment", "StatefulSet", "DaemonSet")
+_CLUSTER_WIDE = ("Namespace", "ClusterRole", "ClusterRoleBinding", "ClusterTrainingRuntime")
+_IMAGE_VERSION = re.compile(r":v?\d[\w.+-]*$|@sha256:[0-9a-f]{64}$")
+_SECRET_NAME = re.compile(r"password|secret|token|(?<!public[-_])key|credential", re.IGNORECASE)
+
+
+def problems(document: dict[str, Any]) -> list[str]:
+    """List what is wrong with one object; each line begins with its kind and name."""
+    kind = document.get("kind", "?")
+    name = document.get("metadata", {}).get("name", "?")
+    found = list(_schema_problems(document))
+    if not found:
+        found = [*_object_problems(document)]
+        for template in _job_templates(document):
+            found += problems(template)
+        if kind in _POD_PATHS:
+            found += _pod_problems(_at(document, _POD_PATHS[kind]), server=kind in _SERVERS)
+    return [f"{kind} {name}: {problem}" for problem in found]
+
+
+def _schema_problems(document: dict[str, Any]) -> Iterator[str]:
+    own = _SCHEMAS / f"{document.get('kind', '').lower()}.json"
+    try:
+        if own.exists():
+            jsonschema.validate(document, json.loads(own.read_text()))
+        else:
+            kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+    except jsonschema.ValidationError as error:
+        where = ".".join(str(part) for part in error.path)
+        yield f"{where}: {error.message[:300]}"
+    except kubernetes_validate.SchemaNotFoundError as error:
+        yield error.message
+    if document.get("kind") == "PipelineVersion":
+        yield from _pipeline_problems(document.get("spec", {}))
+
+
+def _pipeline_problems(spec: dict[str, Any]) -> Iterator[str]:
+    messages = {
+        "pipelineSpec": pipeline_spec_pb2.PipelineSpec(),
+        "platformSpec": pipeline_spec_pb2.PlatformSpec(),
+    }
+    for field, message in messages.items():
+        try:
+            json_format.ParseDict(spec.get(field, {}), message)
+        except json_format.ParseError as error:
+            yield f"spec.{field}: {error}"
+
+
+def _object_problems(document: dict[str, Any]) -> Iterator[str]:
+    kind, metadata = document["kind"], document["metadata"]
+    if kind == "Secret":
+        yield "secrets are made by the operator, see docs/runbook.md"
+    if kind not in _CLUSTER_WIDE and not metadata.get("namespace"):
+        yield "no namespace"
+    if kind == "ConfigMap":
+        for key in document.get("data", {}):
+            if _SECRET_NAME.search(key):
+                yield f"data.{key}: a secret in a ConfigMap?"
+    if kind in ("Role", "ClusterRole"):
+        for rule in document["rules"]:
+            if "*" in rule["verbs"] + rule["resources"] + rule["apiGroups"]:
+                yield f"rights without limit: {rule}"
+            if "secrets" in rule["resources"] and not rule.get("resourceNames"):
+                yield "may read every secret of the namespace"
+    if kind == "PipelineVersion":
+        for name, executor in document["spec"]["pipelineSpec"]["deploymentSpec"][
+            "executors"
+        ].items():
+            yield from _image_problems(name, executor["container"]["image"])
+
+
+def _job_templates(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Give the jobs of a training runtime as the Jobs that they become."""
+    if document["kind"] == "ClusterTrainingRuntime":
+        for job in document["spec"]["template"]["spec"]["replicatedJobs"]:
+            yield {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": {"name": job["name"], "namespace": "of-the-run"},
+                "spec": job["template"]["spec"],
+            }
+
+
+def _pod_problems(pod: dict[str, Any], *, server: bool) -> Iterator[str]:
+    """Restricted pod security, least rights, limits, probes of servers, no secret in the clear."""
+    security = pod.get("securityContext", {})
+    if not security.get("runAsNonRoot") or not security.get("runAsUser"):
+        yield "securityContext: runAsNonRoot and a runAsUser other than 0 are missing"
+    if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        yield "securityContext.seccompProfile is not RuntimeDefault"
+    if pod.get("automountServiceAccountToken") is not False:
+        yield "automountServiceAccountToken is not false"
+    for field in ("hostNetwork", "hostPID", "hostIPC"):
+        if pod.get(field):
+            yield f"{field} is set"
+    for volume in pod.get("volumes", []):
+        if "hostPath" in volume:
+            yield f"volume {volume['name']}: hostPath"
+        if "emptyDir" in volume and not (volume["emptyDir"] or {}).get("sizeLimit"):
+            yield f"volume {volume['name']}: no sizeLimit"
+    for container in [*pod.get("initContainers", []), *pod["containers"]]:
+        for problem in _container_problems(container, server=server):
+            yield f"container {container['name']}: {problem}"
+
+
+def _container_problems(container: dict[str, Any], *, server: bool) -> Iterator[str]:
+    security = container.get("securityContext", {})
+    if security.get("allowPrivilegeEscalation") is not False or security.get("privileged"):
+        yield "securityContext.allowPrivilegeEscalation is not false"
+    if "ALL" not in security.get("capabilities", {}).get("drop", []):
+        yield "securityContext.capabilities: ALL are not dropped"
+    if not security.get("readOnlyRootFilesystem"):
+        yield "securityContext.readOnlyRootFilesystem is not true"
+    for bound in ("requests", "limits"):
+        for resource in ("cpu", "memory"):
+            if resource not in container.get("resources", {}).get(bound, {}):
+                yield f"no resources.{bound}.{resource}"
+    if server:
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            if probe not in container:
+                yield f"no {probe}"
+    for variable in container.get("env", []):
+        if _SECRET_NAME.search(variable["name"]) and variable.get("value", "/")[:1] != "/":
+            yield f"env {variable['name']}: a secret in the clear?"
+    yield from _image_problems("image", container.get("image", ""))
+
+
+def _image_problems(where: str, image: str) -> Iterator[str]:
+    if not _IMAGE_VERSION.search(image):
+        yield f"{where}: {image!r} names no version"
+
+
+def _at(document: dict[str, Any], path: str) -> dict[str, Any]:
+    for part in path.split("."):
+        document = document[part]
+    return document
+
+
+def main(paths: list[str]) -> int:
+    """Check files; prints what is wrong."""
+    n_objects = 0
+    found: list[str] = []
+    for path in paths:
+        for document in yaml.safe_load_all(Path(path).read_text()):
+            n_objects += 1
+            found += [f"{path}: {problem}" for problem in problems(document)]
+    print(*found, f"checked {n_objects} objects, {len(found)} problems", sep="\n")
+    return 1 if found or not n_objects else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""Make the secrets of the `standalone` overlay: new random keys, printed as one YAML stream.
+
+python manifests/new_credentials.py | kubectl apply --filename -
+
+Nothing is stored here; each call makes other keys. The policies of manifests/policies/ go along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SERVICES_NAMESPACE = "iceaggr"
+_POLICIES = Path(__file__).parent / "policies"
+# key pair -> its policy; the administrator only makes the buckets
+_USERS = {"pipeline": "pipeline", "ingest": "ingest", "tracking": "tracking", "admin": ""}
+
+
+def identities(keys: dict[str, dict[str, str]]) -> str:
+    """Write SeaweedFS's configuration: each user with the policy of its name.
+
+    keys: user -> access-key-id and secret-access-key
+    """
+    users: list[dict[str, Any]] = []
+    for user, policy in _USERS.items():
+        pair = keys[user]
+        rights: dict[str, Any] = {"policyNames": [policy]} if policy else {"actions": ["Admin"]}
+        credential = {
+            "accessKey": pair["access-key-id"],
+            "secretKey": pair["secret-access-key"],
+        }
+        users.append({"name": user, "credentials": [credential], **rights})
+    policies = [
+        {"name": policy, "content": (_POLICIES / f"{policy}.json").read_text()}
+        for policy in _USERS.values()
+        if policy
+    ]
+    return json.dumps({"identities": users, "policies": policies})
+
+
+def new_keys() -> dict[str, dict[str, str]]:
+    """Draw a key pair for each user."""
+    return {
+        user: {
+            "access-key-id": secrets.token_hex(10).upper(),
+            "secret-access-key": secrets.token_hex(20),
+        }
+        for user in _USERS
+    }
+
+
+def secret_objects(keys: dict[str, dict[str, str]], run_namespace: str) -> list[dict[str, Any]]:
+    """Describe the secrets that the manifests name."""
+    here = SERVICES_NAMESPACE
+    return [
+        _secret("iceaggr-object-store-identities", here, {"identities.json": identities(keys)}),
+        _secret("iceaggr-object-store-admin", here, keys["admin"]),
+        _secret("iceaggr-object-store-ingest", here, keys["ingest"]),
+        _secret("iceaggr-mlflow-object-store", here, keys["tracking"]),
+        # hexadecimal: it becomes part of a URL
+        _secret("iceaggr-mlflow-database", here, {"password": secrets.token_hex(20)}),
+        _secret("iceaggr-object-store", run_namespace, keys["pipeline"]),
+    ]
+
+
+def _secret(name: str, namespace: str, values: dict[str, str]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {"app.kubernetes.io/part-of": "iceaggr"},
+        },
+        "type": "Opaque",
+        "stringData": values,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run-namespace", default="kubeflow", help="where the steps run")
+    print(yaml.safe_dump_all(secret_objects(new_keys(), parser.parse_args().run_namespace)))

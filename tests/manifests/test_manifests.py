@@ -1,0 +1,217 @@
+"""What kubectl renders is valid, restricted and says what the pipeline expects."""
+
+import re
+
+import pytest
+import yaml
+
+from components.cluster import (
+    OBJECT_STORE_ENVIRONMENT,
+    OBJECT_STORE_SECRET,
+    SETTINGS_CONFIG_MAP,
+    SETTINGS_ENVIRONMENT,
+)
+from launch.kubernetes_manifests import pipeline_objects
+from launch.submission import CompiledPipeline, compile_text
+from manifests.check import main, problems
+from manifests.new_credentials import new_keys, secret_objects
+from pipeline import PIPELINE_NAME, make_pipeline
+from tests.manifests.rendering import OVERLAYS, find, render
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return compile_text(make_pipeline(cluster=True), PIPELINE_NAME)
+
+
+@pytest.fixture
+def objects(compiled):
+    return pipeline_objects(compiled, "what it does", "kubeflow")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlay_has_no_problem(overlay):
+    assert [problem for document in render(overlay) for problem in problems(document)] == []
+
+
+def _pod(document):
+    return document["spec"]["template"]["spec"]
+
+
+def _container(document):
+    return _pod(document)["containers"][0]
+
+
+BREACHES = {
+    "unknown field": (lambda d: _pod(d).update(restartPolice="Always"), "restartPolice"),
+    "misspelt nested field": (
+        lambda d: _container(d)["livenessProbe"]["httpGet"].update(pathh="/"),
+        "pathh",
+    ),
+    "wrong type": (lambda d: d["spec"].update(replicas="1"), "replicas"),
+    "no limits": (lambda d: _container(d)["resources"].pop("limits"), r"resources\.limits\.memory"),
+    "no cpu request": (
+        lambda d: _container(d)["resources"]["requests"].pop("cpu"),
+        r"resources\.requests\.cpu",
+    ),
+    "tag latest": (lambda d: _container(d).update(image="a/b:latest"), "names no version"),
+    "no tag": (lambda d: _container(d).update(image="host:5000/a/b"), "names no version"),
+    "no pod security": (lambda d: _pod(d).pop("securityContext"), "runAsNonRoot"),
+    "root": (lambda d: _pod(d)["securityContext"].update(runAsUser=0), "other than 0"),
+    "no container security": (
+        lambda d: _container(d).pop("securityContext"),
+        "allowPrivilegeEscalation",
+    ),
+    "capabilities": (
+        lambda d: _container(d)["securityContext"].pop("capabilities"),
+        "ALL are not dropped",
+    ),
+    "writable root": (
+        lambda d: _container(d)["securityContext"].update(readOnlyRootFilesystem=False),
+        "readOnlyRootFilesystem",
+    ),
+    "no probe": (lambda d: _container(d).pop("livenessProbe"), "no livenessProbe"),
+    "token": (
+        lambda d: _pod(d).pop("automountServiceAccountToken"),
+        "automountServiceAccountToken",
+    ),
+    "secret in the clear": (
+        lambda d: _container(d)["env"].append({"name": "DB_PASSWORD", "value": "hunter2"}),
+        "in the clear",
+    ),
+    "disk without limit": (
+        lambda d: _pod(d)["volumes"].append({"name": "x", "emptyDir": {}}),
+        "volume x: no sizeLimit",
+    ),
+    "host path": (
+        lambda d: _pod(d)["volumes"].append({"name": "x", "hostPath": {"path": "/"}}),
+        "volume x: hostPath",
+    ),
+    "no namespace": (lambda d: d["metadata"].pop("namespace"), "no namespace"),
+}
+
+
+@pytest.mark.parametrize("breach", BREACHES)
+def test_problems_names_a_breach(breach):
+    change, message = BREACHES[breach]
+    server = find(render("standalone"), "Deployment", "mlflow")
+    change(server)
+    found = problems(server)
+    assert re.search(message, "\n".join(found)), found
+    assert found[0].startswith("Deployment mlflow: ")
+
+
+def test_problems_names_a_breach_inside_a_training_runtime():
+    runtime = find(render("existing"), "ClusterTrainingRuntime", "iceaggr")
+    job = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]
+    job["template"]["spec"]["containers"][0]["comand"] = []
+    assert "comand" in problems(runtime)[0]
+    runtime = find(render("existing"), "ClusterTrainingRuntime", "iceaggr")
+    runtime["spec"]["mlPolicy"]["torch"]["nProcPerNode"] = 4
+    assert "nProcPerNode" in problems(runtime)[0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"apiGroups": [""], "resources": ["pods"], "verbs": ["*"]}, "without limit"),
+        ({"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}, "every secret"),
+    ],
+)
+def test_problems_names_rights_that_are_too_wide(rule, message):
+    role = find(render("existing"), "Role", "iceaggr-runner")
+    role["rules"].append(rule)
+    assert message in problems(role)[0]
+
+
+def test_problems_refuses_secrets_and_unknown_kinds():
+    secret = secret_objects(new_keys(), "kubeflow")[0]
+    assert "made by the operator" in problems(secret)[0]
+    unknown = {"apiVersion": "example.org/v1", "kind": "Thing", "metadata": {"name": "x"}}
+    assert "Couldn't find schema" in problems(unknown)[0]
+
+
+def test_check_fails_on_a_file_with_a_problem_and_on_an_empty_one(tmp_path, capsys):
+    path = tmp_path / "objects.yaml"
+    path.write_text(yaml.safe_dump(find(render("existing"), "ResourceQuota", "iceaggr-gpus")))
+    assert main([str(path)]) == 0
+    path.write_text(path.read_text().replace("hard:", "hart:"))
+    assert main([str(path)]) == 1
+    assert "hart" in capsys.readouterr().out
+    path.write_text("")
+    assert main([str(path)]) == 1
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlay_holds_the_settings_that_the_steps_ask_for(overlay):
+    settings = find(render(overlay), "ConfigMap", SETTINGS_CONFIG_MAP)
+    assert set(settings["data"]) == set(SETTINGS_ENVIRONMENT)
+    assert all(settings["data"].values())
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlay_names_one_image_everywhere(overlay):
+    text = yaml.safe_dump(render(overlay))
+    ours = set(re.findall(r"\S*/iceaggr:\S+", text))
+    assert len(ours) == 1
+    job = find(render(overlay), "CronJob", "iceaggr-schedule")["spec"]["jobTemplate"]["spec"]
+    variables = {v["name"]: v["value"] for v in _container({"spec": job})["env"]}
+    assert {variables["ICEAGGR_IMAGE"]} == ours
+
+
+def test_new_credentials_makes_each_secret_that_a_manifest_names():
+    documents = render("standalone")
+    wanted = set()
+    for document in documents:
+        if document["kind"] in ("Deployment", "StatefulSet", "Job"):
+            text = yaml.safe_dump(document)
+            space = document["metadata"]["namespace"]
+            wanted |= {(space, name) for name in re.findall(r"secretName: (\S+)", text)}
+            wanted |= {
+                (space, variable["valueFrom"]["secretKeyRef"]["name"])
+                for variable in _container(document).get("env", [])
+                if "secretKeyRef" in variable.get("valueFrom", {})
+            }
+    assert len(wanted) == 4
+    secrets = secret_objects(new_keys(), "kubeflow")
+    made = {(s["metadata"]["namespace"], s["metadata"]["name"]): s for s in secrets}
+    assert wanted | {("kubeflow", OBJECT_STORE_SECRET)} <= set(made)
+    steps = made["kubeflow", OBJECT_STORE_SECRET]
+    assert set(steps["stringData"]) == set(OBJECT_STORE_ENVIRONMENT)
+
+
+def test_new_keys_differ_each_time():
+    assert new_keys() != new_keys()
+
+
+def test_pipeline_objects_have_no_problem(objects):
+    assert [problem for document in objects for problem in problems(document)] == []
+    assert [document["kind"] for document in objects] == ["Pipeline", "PipelineVersion"]
+
+
+def test_pipeline_version_is_named_by_its_content(compiled, objects):
+    assert objects[1]["metadata"]["name"] == compiled.version_name
+    changed = CompiledPipeline(compiled.name, compiled.text.replace("work", "play"))
+    assert pipeline_objects(changed, "", "kubeflow")[1]["metadata"]["name"] != compiled.version_name
+
+
+def test_pipeline_version_keeps_the_whole_compiled_text(compiled, objects):
+    spec, platform = yaml.safe_load_all(compiled.text)
+    assert objects[1]["spec"]["pipelineSpec"] == spec
+    assert objects[1]["spec"]["platformSpec"] == platform
+
+
+def test_problems_names_a_pipeline_spec_that_kfp_would_refuse(objects):
+    objects[1]["spec"]["pipelineSpec"]["rooot"] = {}
+    assert "rooot" in problems(objects[1])[0]
+
+
+def test_every_step_has_the_label_that_the_network_policies_select(compiled):
+    policy = find(render("existing"), "NetworkPolicy", "iceaggr-egress")
+    (label,) = policy["spec"]["podSelector"]["matchLabels"].items()
+    spec, platform = yaml.safe_load_all(compiled.text)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(executors) == set(spec["deploymentSpec"]["executors"])
+    for executor in executors.values():
+        assert label in executor["podMetadata"]["labels"].items()
+        assert executor["securityContext"]["runAsNonRoot"] is True

@@ -1,0 +1,221 @@
+"""The policy documents, enforced by a real SeaweedFS with the arguments of the manifest."""
+
+import json
+import os
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from iceaggr.local_services.processes import start_process
+from iceaggr.storage import open_store
+from manifests.new_credentials import identities, new_keys
+from tests.manifests.rendering import find, render
+
+pytestmark = pytest.mark.integration
+
+MULTIPART_BYTES = 5 << 20
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        # gRPC takes the port plus 10,000
+        port = listener.getsockname()[1]
+    return port if port < 50_000 else free_port()
+
+
+def answers(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=2) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """The object store of the `standalone` overlay; gives its address and the keys of its users."""
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    (folder / "data").mkdir()
+    keys = new_keys()
+    (folder / "identities.json").write_text(identities(keys))
+    server = find(render("standalone"), "StatefulSet", "object-store")
+    (container,) = server["spec"]["template"]["spec"]["containers"]
+    _, *flags = container["command"]
+    ports = {name: free_port() for name in ("s3", "master", "volume", "filer")}
+    arguments = [
+        argument.replace("/data", str(folder / "data"))
+        .replace("/etc/seaweedfs", str(folder))
+        .replace("=8333", f"={ports['s3']}")
+        for argument in container["args"]
+    ]
+    arguments += [f"-{name}.port={ports[name]}" for name in ("master", "volume", "filer")]
+    program = str(Path(sys.executable).parent / "weed")
+    process = start_process("weed", [program, *flags, *arguments], folder / "log", os.environ)
+    url = f"http://127.0.0.1:{ports['s3']}"
+    try:
+        deadline = time.monotonic() + 60
+        probe = url + container["readinessProbe"]["httpGet"]["path"]
+        while not answers(probe):
+            assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
+            time.sleep(0.2)
+        admin = open_store(environment(url, keys["admin"]))
+        for bucket in ("iceaggr", "mlflow"):
+            make_bucket(admin, bucket, deadline)
+        yield url, keys
+    finally:
+        process.stop(1.0)
+
+
+def environment(url, pair):
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": pair["access-key-id"],
+        "AWS_SECRET_ACCESS_KEY": pair["secret-access-key"],
+    }
+
+
+def make_bucket(admin, bucket, deadline):
+    while True:
+        try:
+            return admin.ensure_bucket(f"s3://{bucket}")
+        except Exception:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def clients(store):
+    url, keys = store
+    return {
+        user: boto3.client(
+            "s3",
+            endpoint_url=url,
+            region_name="us-east-1",
+            aws_access_key_id=pair["access-key-id"],
+            aws_secret_access_key=pair["secret-access-key"],
+            config=Config(proxies={}, retries={"total_max_attempts": 2}),
+        )
+        for user, pair in keys.items()
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def contents(clients):
+    clients["ingest"].put_object(Bucket="iceaggr", Key="raw/events", Body=b"raw")
+    clients["pipeline"].put_object(Bucket="iceaggr", Key="work/shard", Body=b"shard")
+    clients["tracking"].put_object(Bucket="mlflow", Key="artifact", Body=b"artifact")
+
+
+def multipart(client, bucket, key):
+    upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+    where = {"Bucket": bucket, "Key": key, "UploadId": upload}
+    part = client.upload_part(PartNumber=1, Body=b"x" * MULTIPART_BYTES, **where)
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    client.complete_multipart_upload(MultipartUpload=parts, **where)
+
+
+ACTIONS = {
+    "list": lambda c, bucket, key: c.list_objects_v2(Bucket=bucket, Prefix=key),
+    "read": lambda c, bucket, key: c.get_object(Bucket=bucket, Key=key),
+    "write": lambda c, bucket, key: c.put_object(Bucket=bucket, Key=key, Body=b"new"),
+    "write once": lambda c, bucket, key: c.put_object(
+        Bucket=bucket, Key=key, Body=b"new", IfNoneMatch="*"
+    ),
+    "write parts": multipart,
+    "delete": lambda c, bucket, key: c.delete_object(Bucket=bucket, Key=key),
+    "make bucket": lambda c, bucket, key: c.create_bucket(Bucket=bucket),
+    "delete bucket": lambda c, bucket, key: c.delete_bucket(Bucket=bucket),
+}
+
+ALLOWED = [
+    ("pipeline", "list", "iceaggr", "raw/"),
+    ("pipeline", "read", "iceaggr", "raw/events"),
+    ("pipeline", "list", "iceaggr", "work/"),
+    ("pipeline", "read", "iceaggr", "work/shard"),
+    ("pipeline", "write", "iceaggr", "work/model"),
+    ("pipeline", "write once", "iceaggr", "work/once"),
+    ("pipeline", "write parts", "iceaggr", "work/checkpoint"),
+    ("pipeline", "delete", "iceaggr", "work/model"),
+    ("ingest", "write", "iceaggr", "raw/more"),
+    ("ingest", "write parts", "iceaggr", "raw/many"),
+    ("ingest", "list", "iceaggr", "raw/"),
+    ("tracking", "write", "mlflow", "model"),
+    ("tracking", "read", "mlflow", "artifact"),
+    ("tracking", "delete", "mlflow", "model"),
+]
+REFUSED = [
+    ("pipeline", "write", "iceaggr", "raw/events"),
+    ("pipeline", "write parts", "iceaggr", "raw/events"),
+    ("pipeline", "delete", "iceaggr", "raw/events"),
+    ("pipeline", "write", "iceaggr", "elsewhere/x"),
+    ("pipeline", "read", "iceaggr", "elsewhere/x"),
+    ("pipeline", "list", "mlflow", ""),
+    ("pipeline", "read", "mlflow", "artifact"),
+    ("pipeline", "write", "mlflow", "x"),
+    ("pipeline", "make bucket", "another", ""),
+    ("pipeline", "delete bucket", "mlflow", ""),
+    ("ingest", "delete", "iceaggr", "raw/events"),
+    ("ingest", "read", "iceaggr", "work/shard"),
+    ("ingest", "write", "iceaggr", "work/shard"),
+    ("tracking", "read", "iceaggr", "work/shard"),
+    ("tracking", "write", "iceaggr", "raw/events"),
+]
+
+
+def label(case):
+    return " ".join(case)
+
+
+@pytest.mark.parametrize("case", ALLOWED, ids=label)
+def test_policy_allows(clients, case):
+    user, action, bucket, key = case
+    ACTIONS[action](clients[user], bucket, key)
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=label)
+def test_policy_refuses(clients, case):
+    user, action, bucket, key = case
+    with pytest.raises(ClientError, match="AccessDenied"):
+        ACTIONS[action](clients[user], bucket, key)
+
+
+def test_policy_lets_the_pipeline_tell_an_absent_object_from_a_forbidden_one(store):
+    url, keys = store
+    mine = open_store(environment(url, keys["pipeline"]))
+    assert mine.stat("s3://iceaggr/work/absent") is None
+    assert mine.read_bytes("s3://iceaggr/raw/events") == b"raw"
+
+
+def test_store_refuses_unknown_keys_and_strangers(store, clients):
+    url, _ = store
+    stranger = boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name="us-east-1",
+        aws_access_key_id="nobody",
+        aws_secret_access_key="nothing",
+        config=Config(proxies={}),
+    )
+    with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+        stranger.list_objects_v2(Bucket="iceaggr")
+    assert not answers(f"{url}/iceaggr/raw/events")
+
+
+def test_identities_name_a_policy_for_everybody_but_the_administrator():
+    document = json.loads(identities(new_keys()))
+    without = [user["name"] for user in document["identities"] if "policyNames" not in user]
+    assert without == ["admin"]
+    named = {policy["name"] for policy in document["policies"]}
+    assert named == {"pipeline", "ingest", "tracking"}
