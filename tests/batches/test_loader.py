@@ -301,7 +301,7 @@ def test_loader_reads_through_its_cache_folder(manifest: ShardManifest, tmp_path
 @pytest.mark.parametrize("n_workers", [0, 3])
 def test_loader_reads_at_most_one_window_ahead(manifest: ShardManifest, n_workers: int) -> None:
     store = CountingStore()
-    config = BatchConfig(n_events=4, n_mixed_shards=2, n_workers=n_workers, n_batches_ahead=3)
+    config = BatchConfig(n_events=1, n_mixed_shards=2, n_workers=n_workers, n_batches_ahead=3)
     iterator = EventLoader(store, manifest, "train", icecube86(), config).epoch(0)
     next(iterator)
     time.sleep(0.1)  # threads have the time to read too much
@@ -321,7 +321,7 @@ def test_loader_uses_the_memory_of_a_window_again(
         return made[-1]
 
     monkeypatch.setattr(EventPool, "with_room_for", counted)
-    config = BatchConfig(n_events=4, n_mixed_shards=1, n_batches_ahead=1)
+    config = BatchConfig(n_events=1, n_mixed_shards=1, n_batches_ahead=1)
     assert sorted(ids(loader(manifest, config).epoch(0))) == list(range(N_EVENTS))
     assert len(made) < len(SIZES) // 2
 

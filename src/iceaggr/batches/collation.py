@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,35 +46,79 @@ class Gatherer:
 
         event_rows: (B,) int64 rows of the pool, any order.
         """
+        return self.gather_several([event_rows])[0]
+
+    def gather_several(self, rows_of_batches: Sequence[IntArray]) -> list[EventBatch]:
+        """Copy the selected events of several batches at once; each batch is a view.
+
+        Threads hand the interpreter over at every array operation, so a few long ones cost less
+        than many short ones.
+        """
         pool = self.pool
-        n_doms, n_pulses = pool.n_doms[event_rows], pool.n_pulses[event_rows]
-        doms = torch.from_numpy(ragged_rows(pool.dom_start[event_rows], n_doms))
-        pulses = torch.from_numpy(ragged_rows(pool.pulse_start[event_rows], n_pulses))
-        sensor_idx = _take(pool.sensor_idx, doms).long()
-        rows = sensor_idx.numpy()
+        rows = np.concatenate(rows_of_batches)
+        n_doms, n_pulses = pool.n_doms[rows], pool.n_pulses[rows]
+        doms = torch.from_numpy(ragged_rows(pool.dom_start[rows], n_doms))
+        pulses = torch.from_numpy(ragged_rows(pool.pulse_start[rows], n_pulses))
+        sensor_idx = _take(pool.sensor_idx, doms).astype(np.int64)
         # mode="clip" skips a second look for rows out of range; filling the pool refused them.
         # torch would take ten times as long to copy rows of three
-        xyz_m = self.table.xyz_m.take(rows, axis=0, mode="clip")
-        efficiency = self.table.efficiency.take(rows, mode="clip")
-        direction = torch.from_numpy(pool.direction[event_rows]) if self._is_labelled else None
-        return EventBatch(
-            event_id=torch.from_numpy(pool.event_id[event_rows]),
-            event_dom_offsets=torch.from_numpy(offsets_of(n_doms)),
+        whole = _Columns(
+            rows=rows,
+            dom_offsets=offsets_of(n_doms),
+            pulse_offsets=offsets_of(n_pulses),
             sensor_idx=sensor_idx,
-            xyz_m=torch.from_numpy(xyz_m),
-            efficiency=torch.from_numpy(efficiency),
-            dom_pulse_offsets=torch.from_numpy(offsets_of(_take(pool.dom_n_pulses, doms).numpy())),
+            xyz_m=self.table.xyz_m.take(sensor_idx, axis=0, mode="clip"),
+            efficiency=self.table.efficiency.take(sensor_idx, mode="clip"),
+            dom_pulse_offsets=offsets_of(_take(pool.dom_n_pulses, doms)),
             time_ns=_take(pool.time_ns, pulses),
             charge_pe=_take(pool.charge_pe, pulses),
-            auxiliary=_take(pool.auxiliary.view(np.uint8), pulses).view(torch.bool),
+            auxiliary=_take(pool.auxiliary.view(np.uint8), pulses).view(np.bool_),
+        )
+        edges = offsets_of(np.array([len(part) for part in rows_of_batches])).tolist()
+        return [self._batch(whole, first, end) for first, end in pairwise(edges)]
+
+    def _batch(self, whole: _Columns, first: int, end: int) -> EventBatch:
+        """Give events [first, end) as views."""
+        pool, rows = self.pool, whole.rows[first:end]
+        d = slice(whole.dom_offsets[first], whole.dom_offsets[end])
+        n = slice(whole.pulse_offsets[first], whole.pulse_offsets[end])
+        dom_offsets = whole.dom_offsets[first : end + 1] - d.start
+        dom_pulse_offsets = whole.dom_pulse_offsets[d.start : d.stop + 1] - n.start
+        direction = torch.from_numpy(pool.direction[rows]) if self._is_labelled else None
+        return EventBatch(
+            event_id=torch.from_numpy(pool.event_id[rows]),
+            event_dom_offsets=torch.from_numpy(dom_offsets),
+            sensor_idx=torch.from_numpy(whole.sensor_idx[d]),
+            xyz_m=torch.from_numpy(whole.xyz_m[d]),
+            efficiency=torch.from_numpy(whole.efficiency[d]),
+            dom_pulse_offsets=torch.from_numpy(dom_pulse_offsets),
+            time_ns=torch.from_numpy(whole.time_ns[n]),
+            charge_pe=torch.from_numpy(whole.charge_pe[n]),
+            auxiliary=torch.from_numpy(whole.auxiliary[n]),
             direction=direction,
-            n_doms_dropped=int(pool.n_doms_dropped[event_rows].sum()),
-            n_pulses_dropped=int(pool.n_pulses_dropped[event_rows].sum()),
+            n_doms_dropped=int(pool.n_doms_dropped[rows].sum()),
+            n_pulses_dropped=int(pool.n_pulses_dropped[rows].sum()),
         )
 
 
-def _take(column: npt.NDArray[Any], rows: Tensor) -> Tensor:
-    return torch.from_numpy(column).index_select(0, rows)
+@dataclass(frozen=True)
+class _Columns:
+    """Events of several batches, one after the other; offsets count from the first event."""
+
+    rows: IntArray
+    dom_offsets: IntArray
+    pulse_offsets: IntArray
+    sensor_idx: IntArray
+    xyz_m: npt.NDArray[np.float32]
+    efficiency: npt.NDArray[np.float32]
+    dom_pulse_offsets: IntArray
+    time_ns: npt.NDArray[np.float32]
+    charge_pe: npt.NDArray[np.float32]
+    auxiliary: npt.NDArray[np.bool_]
+
+
+def _take(column: npt.NDArray[Any], rows: Tensor) -> npt.NDArray[Any]:
+    return torch.from_numpy(column).index_select(0, rows).numpy()
 
 
 def collate(

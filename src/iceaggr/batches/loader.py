@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ Position = dict[str, int]
 """{"epoch": e, "n_events_done": n}: n counts the events of all ranks, so any number may go on."""
 
 GIB = 1024**3
+N_TOGETHER = 8
+"""Batches that are assembled in one go."""
 
 
 @dataclass(eq=False)
@@ -101,16 +104,17 @@ class EventLoader:
             feed = self._feed(epoch, executor)
             spans = self._spans(feed, n_events_done)
             tasks = self._tasks(feed, deal(spans, self.rank, self.world_size))
-            n_ahead = self.config.n_batches_ahead if self.config.n_workers else 0
-            for batch, n_done in in_order(tasks, n_ahead):
-                self.position = {"epoch": epoch, "n_events_done": n_done}
-                yield batch
+            n_ahead = -(-self.config.n_batches_ahead // N_TOGETHER) if self.config.n_workers else 0
+            for batches, deals in in_order(tasks, n_ahead):
+                for batch, one in zip(batches, deals, strict=True):
+                    self.position = {"epoch": epoch, "n_events_done": one.n_events_done}
+                    yield batch
 
     def _tasks(
         self, feed: WindowFeed, deals: Iterator[Deal]
-    ) -> Iterator[tuple[Future[EventBatch], int]]:
-        for one in deals:
-            yield feed.gather(one.span), one.n_events_done
+    ) -> Iterator[tuple[Future[list[EventBatch]], list[Deal]]]:
+        while together := list(islice(deals, N_TOGETHER)):
+            yield feed.gather([one.span for one in together]), together
 
     def _spans(self, feed: WindowFeed, n_events_done: int) -> Iterator[Span]:
         """Cut the rest of the epoch into batches, at the same places wherever the rest begins."""

@@ -47,6 +47,18 @@ class Window:
     order: WindowOrder
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Part of a window, which is perhaps still being read."""
+
+    window: Future[Window]
+    span: Span
+
+    def rows(self) -> IntArray:
+        """Wait for the window and give the rows of its pool."""
+        return self.window.result().order.rows[self.span.first : self.span.end]
+
+
 class Reading:
     """A window whose shards are being read into a pool."""
 
@@ -110,21 +122,29 @@ class WindowFeed:
             self._ready[number] = self._executor.submit(self._assemble, number, reading)
         return self._ready[number]
 
-    def gather(self, span: Span) -> Future[EventBatch]:
-        """Assemble a batch in the background and read ahead in step."""
+    def gather(self, spans: Sequence[Span]) -> Future[list[EventBatch]]:
+        """Assemble some batches in the background and read ahead in step."""
+        located = [self._pieces(span) for span in spans]
+        last_span = spans[-1]
+        self._forget_before(self._windows_of(spans[0])[0])
+        last = self._windows_of(last_span)[1]
+        if last + 1 < len(self._windows) and last + 1 not in self._ready:
+            size = self.starts[last + 1] - self.starts[last]
+            progress = (last_span.end - self.starts[last]) / size
+            self._ask(last + 1, progress / READ_AHEAD_SHARE)
+            if progress >= READ_AHEAD_SHARE:
+                self.window(last + 1)
+        return self._executor.submit(_gather, located)
+
+    def _pieces(self, span: Span) -> list[Piece]:
+        """Find the windows of a span, and its part of each."""
         first, last = self._windows_of(span)
         pieces = []
         for number in range(first, last + 1):
             start, end = self.starts[number], self.starts[number + 1]
-            piece = Span(int(max(span.first, start) - start), int(min(span.end, end) - start))
-            pieces.append((self.window(number), piece))
-        self._forget_before(first)
-        if last + 1 < len(self._windows) and last + 1 not in self._ready:
-            progress = (span.end - self.starts[last]) / (self.starts[last + 1] - self.starts[last])
-            self._ask(last + 1, progress / READ_AHEAD_SHARE)
-            if progress >= READ_AHEAD_SHARE:
-                self.window(last + 1)
-        return self._executor.submit(_gather, pieces)
+            part = Span(int(max(span.first, start) - start), int(min(span.end, end) - start))
+            pieces.append(Piece(self.window(number), part))
+        return pieces
 
     def _forget_before(self, first: int) -> None:
         """Let go of windows that are used up, or passed over because other ranks have them."""
@@ -158,9 +178,12 @@ class WindowFeed:
         return window
 
 
-def _gather(pieces: list[tuple[Future[Window], Span]]) -> EventBatch:
-    batches = []
-    for future, piece in pieces:
-        window = future.result()
-        batches.append(window.gatherer.gather(window.order.rows[piece.first : piece.end]))
-    return join_batches(batches)
+def _gather(located: list[list[Piece]]) -> list[EventBatch]:
+    windows = {id(piece.window) for pieces in located for piece in pieces}
+    if len(windows) == 1:
+        window = located[0][0].window.result()
+        return window.gatherer.gather_several([pieces[0].rows() for pieces in located])
+    return [
+        join_batches([piece.window.result().gatherer.gather(piece.rows()) for piece in pieces])
+        for pieces in located
+    ]
