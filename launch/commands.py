@@ -48,7 +48,8 @@ def main(make_pipeline: Callable[..., Any]) -> None:
         _app(make_pipeline)()
     except IceaggrError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        # an interrupted training has a code of its own, which asks for a retry
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:

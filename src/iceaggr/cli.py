@@ -39,7 +39,8 @@ def main() -> None:
         app()
     except IceaggrError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        # an interrupted training has a code of its own, which asks for a retry
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 @app.command()

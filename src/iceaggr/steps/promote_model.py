@@ -169,14 +169,14 @@ def make_summary(
 def description(summary: dict[str, Any]) -> str:
     """Write the headline as Markdown, which MLflow shows at the top of the run."""
     rows = [
-        f"| {row['title']} | {row['mean_deg']:.2f} ± {row['mean_error_deg']:.2f} "
-        f"| {row['median_deg']:.2f} ± {row['median_error_deg']:.2f} |"
+        f"| {row['title']} | {row['mean_deg']:.2f} ± {row['mean_error_deg']:.2f}° "
+        f"| {row['median_deg']:.2f} ± {row['median_error_deg']:.2f}° |"
         for row in summary["table"]
     ]
     return "\n".join(
         [
             f"**{summary['reason']}**\n",
-            f"| opening angle, {summary['n_events_test']:,} test events | mean, deg | median, deg |",
+            f"| opening angle, {summary['n_events_test']:,} test events | mean | median |",
             "|---|---|---|",
             *rows,
             f"\n{summary['pulses_in']:,} pulses in = {summary['pulses_kept']:,} kept"
