@@ -124,6 +124,8 @@ class ModelConfig(Section):
     """Predict in the frame of the seed, starting at 'the seed is right'."""
     seed_alternatives: bool = False
     """Tell the event token the directions of the other classical fits, in the frame of the seed."""
+    vector_readout: bool = False
+    """Add to the prediction the DOMs' positions in the seed's frame, weighted by the network."""
     point_fit: bool = False
     """Measure distances and delays from a fitted point of light, not from the charge centre."""
 
@@ -137,6 +139,8 @@ class ModelConfig(Section):
             raise ValueError("seed_frame and seed_head need a seed")
         if (self.seed_alternatives or self.point_fit) and not self.seed_frame:
             raise ValueError("seed_alternatives and point_fit describe the seed_frame: switch it on")
+        if self.vector_readout and not (self.seed_frame and self.seed_head):
+            raise ValueError("vector_readout needs seed_frame and seed_head")
         if self.seed_alternatives and not self.event_token:
             raise ValueError("seed_alternatives are read by the event_token: switch it on")
         return self
@@ -181,7 +185,7 @@ class TrainingConfig(Section):
     n_checkpoints_kept: int = Field(2, ge=1)
     """Newest checkpoints that stay in storage."""
     validation_every_minutes: float = Field(0.0, ge=0)
-    """Minutes between validations inside an epoch; 0 = only at its end and at the end of the run."""
+    """Minutes between validations inside an epoch; 0 = only at its end and that of the run."""
     max_validation_events: int = Field(10_000, ge=1)
     """Validation reads at most this many events, always the same ones."""
     stop_if_not_learning_after_n_steps: int = Field(0, ge=0)
@@ -209,7 +213,7 @@ class LearningCheckConfig(Section):
     n_events_per_batch: int = Field(64, ge=8)
     """Events in each of these batches."""
     min_loss_drop: float = Field(0.005, ge=0)
-    """Fall of the mean loss over the fixed events, after against before, that counts as learning."""
+    """Fall of the mean loss over the fixed events that counts as learning."""
 
 
 class EvaluationConfig(Section):

@@ -28,13 +28,17 @@ class DirectionHead(nn.Module):
                 self.out.weight.mul_(0.1)
                 self.out.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
 
-    def forward(self, embedding: Tensor, rotation: Tensor | None = None) -> DirectionOutput:
+    def forward(
+        self, embedding: Tensor, vector: Tensor, rotation: Tensor | None = None
+    ) -> DirectionOutput:
         """Predict.
 
-        embedding: (B, C). rotation: (B, 3, 3), rows are the axes of the frame the prediction is
-        made in, or None for the detector's own. Returns vectors in the detector's frame.
+        embedding: (B, C). vector: (B, 3), added to what the embedding says.
+        rotation: (B, 3, 3), rows are the axes of the frame the prediction is made in, or None for
+        the detector's own. Returns vectors in the detector's frame.
         """
         raw = self.out(nn.functional.gelu(self.hidden(self.norm(embedding)))).float()
+        raw = raw + vector
         if rotation is not None:
             # not a matrix product: autocast would round the direction to 0.2 degrees
             raw = (rotation * raw[:, :, None]).sum(1)

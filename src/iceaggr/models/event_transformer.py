@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -9,11 +11,32 @@ from iceaggr.config import ModelConfig
 from iceaggr.models.packed_transformer import PackedLayer, run_chunks
 from iceaggr.models.packing import Chunk, pack
 from iceaggr.models.relative_bias import RelativeBias
+from iceaggr.models.seed_frame import N_VECTORS
 from iceaggr.reconstruction.segments import segment_mean
+
+VECTOR_GAIN = 5.0
+"""Weights near one give vectors of the length that a prediction of some confidence has."""
+
+
+@dataclass(frozen=True)
+class DomInputs:
+    """What the event transformer is told of each DOM.
+
+    embedding: (D, C).  places: (D, 4) float32, x, y, z in m and first time in ns
+    vectors: (D, V, 3) float32, vectors in the frame of the prediction; V may be 0
+    """
+
+    embedding: Tensor
+    places: Tensor
+    vectors: Tensor
 
 
 class EventTransformer(nn.Module):
-    """Transforms the DOMs of each event together, and reads out their mean or an event token."""
+    """Transforms the DOMs of each event together, and reads out their mean or an event token.
+
+    With a vector readout, each DOM also weighs its own vectors, and their mean is read out: the
+    network then need not learn to multiply, only which DOMs point where the light came from.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -22,49 +45,69 @@ class EventTransformer(nn.Module):
         self.layers = nn.ModuleList(PackedLayer(config) for _ in range(config.n_event_layers))
         self.norm = nn.LayerNorm(config.d_model)
         self.bias = RelativeBias(config.n_heads) if config.relative_bias else None
+        self.vector_weights = (
+            nn.Linear(config.d_model, N_VECTORS) if config.vector_readout else None
+        )
+        if self.vector_weights is not None:
+            # the prediction starts at the seed, undisturbed
+            nn.init.zeros_(self.vector_weights.weight)
+            nn.init.zeros_(self.vector_weights.bias)
 
     def forward(
-        self, doms: Tensor, token: Tensor | None, places: Tensor, event_dom_offsets: Tensor
-    ) -> Tensor:
+        self, doms: DomInputs, token: Tensor | None, event_dom_offsets: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Embed events.
 
-        doms: (D, C), DOM embeddings that know their position. token: (B, C), one event token
-        each, or None. places: (D, 4) float32, x, y, z in m and first time in ns, for the relative
-        bias. event_dom_offsets: (B+1,) int64. Returns (B, C).
+        token: (B, C), one event token each, or None. event_dom_offsets: (B+1,) int64.
+        Returns embeddings (B, C), and the weighted mean of the DOMs' vectors (B, 3), which is 0
+        without a vector readout.
         """
         if token is not None:
-            doms, places, event_dom_offsets = _put_first(doms, token, places, event_dom_offsets)
+            doms, event_dom_offsets = _put_first(doms, token, event_dom_offsets)
 
         def run(chunk: Chunk) -> Tensor:
-            x = doms.index_select(0, chunk.rows)
-            biases = None if self.bias is None else self.bias(places[chunk.rows], chunk)
+            x = doms.embedding.index_select(0, chunk.rows)
+            biases = None if self.bias is None else self.bias(doms.places[chunk.rows], chunk)
             for layer in self.layers:
                 x = layer(x, chunk, biases)
             x = self.norm(x)
+            vector = self._read_vector(x, doms.vectors[chunk.rows], chunk)
             if token is None:
-                return segment_mean(x, chunk.segment, chunk.n_segments)
-            is_token = torch.ones_like(chunk.segment, dtype=torch.bool)
-            is_token[1:] = chunk.segment[1:] != chunk.segment[:-1]
-            return x[is_token]
+                pooled = segment_mean(x, chunk.segment, chunk.n_segments)
+            else:
+                is_token = torch.ones_like(chunk.segment, dtype=torch.bool)
+                is_token[1:] = chunk.segment[1:] != chunk.segment[:-1]
+                pooled = x[is_token]
+            return torch.cat([pooled.float(), vector], dim=-1)
 
-        return run_chunks(pack(event_dom_offsets, self.max_rows), run)
+        read = run_chunks(pack(event_dom_offsets, self.max_rows), run)
+        return read[:, :-3], read[:, -3:]
+
+    def _read_vector(self, x: Tensor, vectors: Tensor, chunk: Chunk) -> Tensor:
+        if self.vector_weights is None:
+            return x.new_zeros(chunk.n_segments, 3, dtype=torch.float32)
+        weights = VECTOR_GAIN * self.vector_weights(x).float()
+        return segment_mean((weights[:, :, None] * vectors).sum(1), chunk.segment, chunk.n_segments)
 
 
-def _put_first(
-    doms: Tensor, token: Tensor, places: Tensor, offsets: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Put one token before the DOMs of each event; a token's place is not a number."""
-    n_events = len(token)
-    event = torch.arange(n_events, device=offsets.device)
+def _put_first(doms: DomInputs, token: Tensor, offsets: Tensor) -> tuple[DomInputs, Tensor]:
+    """Put one token before the DOMs of each event; it lies nowhere and has no vectors."""
+    n_events, n_doms = len(token), len(doms.embedding)
     new_offsets = offsets + torch.arange(n_events + 1, device=offsets.device)
-    is_dom = torch.ones(len(doms) + n_events, dtype=torch.bool, device=doms.device)
+    is_dom = torch.ones(n_doms + n_events, dtype=torch.bool, device=offsets.device)
     is_dom[new_offsets[:-1]] = False
-    source = torch.empty(len(doms) + n_events, dtype=torch.int64, device=doms.device)
-    source[is_dom] = torch.arange(len(doms), device=doms.device)
-    source[~is_dom] = len(doms) + event
-    nowhere = places.new_full((n_events, places.shape[1]), torch.nan)
-    return (
-        torch.cat([doms, token.to(doms.dtype)]).index_select(0, source),
-        torch.cat([places, nowhere])[source],
-        new_offsets,
+    source = torch.empty(n_doms + n_events, dtype=torch.int64, device=offsets.device)
+    source[is_dom] = torch.arange(n_doms, device=offsets.device)
+    source[~is_dom] = n_doms + torch.arange(n_events, device=offsets.device)
+
+    def joined(rows: Tensor, of_token: Tensor) -> Tensor:
+        return torch.cat([rows, of_token]).index_select(0, source)
+
+    nowhere = doms.places.new_full((n_events, doms.places.shape[1]), torch.nan)
+    nothing = doms.vectors.new_zeros((n_events, *doms.vectors.shape[1:]))
+    together = DomInputs(
+        joined(doms.embedding, token.to(doms.embedding.dtype)),
+        joined(doms.places, nowhere),
+        joined(doms.vectors, nothing),
     )
+    return together, new_offsets

@@ -10,7 +10,7 @@ from iceaggr.config import ModelConfig
 from iceaggr.models.direction_head import DirectionHead
 from iceaggr.models.direction_output import DirectionOutput
 from iceaggr.models.dom_transformer import DomTransformer
-from iceaggr.models.event_transformer import EventTransformer
+from iceaggr.models.event_transformer import DomInputs, EventTransformer
 from iceaggr.models.input_features import InputFeatures
 from iceaggr.normalization import Normalization, Normalizer
 
@@ -48,10 +48,15 @@ class DirectionModel(nn.Module):
             embedded = self.dom_transformer(features.pulses, batch.dom_pulse_offsets)
             doms = torch.cat([embedded, doms.to(embedded.dtype)], dim=-1)
         token = None if self.token_embed is None else self.token_embed(features.events)
-        events = self.event_transformer(
-            self.dom_embed(doms), token, features.places, batch.event_dom_offsets
+        vectors = features.vectors
+        if vectors is None:
+            vectors = features.places.new_zeros(batch.n_doms, 0, 3)
+        events, vector = self.event_transformer(
+            DomInputs(self.dom_embed(doms), features.places, vectors),
+            token,
+            batch.event_dom_offsets,
         )
-        return self.head(events, features.rotation if self.config.seed_head else None)
+        return self.head(events, vector, features.rotation if self.config.seed_head else None)
 
     def n_parameters(self) -> int:
         """Count the trainable parameters."""

@@ -40,6 +40,7 @@ class Features:
     pulses: (N, F) float32; doms: (D, F') float32; events: (B, F'') float32
     places: (D, 4) float32, x, y, z in m and first time in ns relative to the event
     rotation: (B, 3, 3) float32, the seed's frame, or None without a seed
+    vectors: (D, 3, 3) float32, where each DOM lies in that frame, or None
     """
 
     pulses: Tensor
@@ -47,6 +48,7 @@ class Features:
     events: Tensor
     places: Tensor
     rotation: Tensor | None
+    vectors: Tensor | None
 
 
 class InputFeatures(nn.Module):
@@ -97,6 +99,7 @@ class InputFeatures(nn.Module):
             events=torch.cat(events, dim=-1),
             places=torch.cat([batch.xyz_m, first], dim=-1),
             rotation=rotation,
+            vectors=None if frame is None else frame.vectors,
         )
 
     def _pulses(self, batch: EventBatch, inputs: NormalizedInputs, clocks: list[Tensor]) -> Tensor:

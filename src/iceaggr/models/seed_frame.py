@@ -19,6 +19,7 @@ from iceaggr.reconstruction.segments import segment_mean, segment_quantile, segm
 
 N_EVENT_FEATURES = 11
 N_POSITION_FEATURES = 9
+N_VECTORS = 3
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class SeedFrame:
     rotation: (B, 3, 3) float32, rows are the axes; the last one points to the seed's origin
     expected_ns: (D, 2) float32, when direct light is expected: of the track, of the point
     position: (D, 9) float32, near one: position in the frame, distances, direction from the point
+    vectors: (D, 3, 3) float32, near one, in the frame: the position on the track's scale, the
+        direction from the point, and the direction across the track times the way along it
     event_features: (B, 11 + 3 K) float32, near one: how the frame lies in the detector, how well
         track and point explain the first times, directions of the K alternatives
     """
@@ -35,6 +38,7 @@ class SeedFrame:
     rotation: Tensor
     expected_ns: Tensor
     position: Tensor
+    vectors: Tensor
     event_features: Tensor
 
 
@@ -79,7 +83,11 @@ def seed_frame(batch: EventBatch, statistics: DomStatistics, seeds: Seeds) -> Se
     residual = (first_ns[:, None] - expected) / 100
     misfit = segment_mean(torch.log1p(residual.abs()), event, n_events, weight)
     features = _event_features(rotation, seeds, misfit, local, event)
-    return SeedFrame(rotation, expected, torch.cat(scaled, dim=-1), features)
+    # a late hit far along the track turns it, as a lever does
+    lever = local / (distance + 10.0)[:, None] * (local[:, 2:] / 200)
+    lever[:, 2] = 0
+    vectors = torch.stack([local / 200, toward, lever], dim=1)
+    return SeedFrame(rotation, expected, torch.cat(scaled, dim=-1), vectors, features)
 
 
 def _event_features(
