@@ -30,6 +30,7 @@ class Benchmark(StrEnum):
 
     shard = "shard"
     loader = "loader"
+    streaming = "streaming"
     train = "train"
 
 
@@ -256,6 +257,10 @@ def bench(
         from iceaggr.benchmarks.loader import bench_loader
 
         result = bench_loader()
+    elif what is Benchmark.streaming:
+        from iceaggr.benchmarks.streaming import bench_streaming
+
+        result = bench_streaming()
     else:
         from iceaggr.benchmarks.train import bench_train
 
