@@ -54,4 +54,4 @@ manifests: setup
 	@$(foreach o,$(OVERLAYS),kubectl kustomize manifests/overlays/$(o) > build/manifests/$(o).yaml &&) true
 	@ICEAGGR_IMAGE="$(IMAGE)" $(BIN)/python -m launch.kubernetes_manifests --namespace $(NAMESPACE) \
 	  build/manifests/pipeline.yaml
-	@PYTHONPATH=. $(BIN)/python manifests/check.py build/manifests/*.yaml
+	@$(BIN)/python manifests/check.py build/manifests/*.yaml

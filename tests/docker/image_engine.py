@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UID = 12345
-_ENVIRONMENT_FORMAT = '{{range .OCIv1.Config.Env}}{{println .}}{{end}}'
+_ENVIRONMENT_FORMAT = "{{range .OCIv1.Config.Env}}{{println .}}{{end}}"
 
 # Without a daemon there is buildah; its `run` knows no read-only root, so the root is mounted here:
 # own mount and process namespaces, any user id, no capability, no way to gain one.

@@ -1,8 +1,6 @@
 """The image runs a component as Kubeflow Pipelines would, in the strictest pod there is."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,12 +12,10 @@ from iceaggr.config import ExperimentConfig
 from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.shards.planning import plan_shards
 from iceaggr.storage import open_store
-from tests.docker.image_engine import find_engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 ROOT = Path(__file__).parents[2]
-BUILT_IMAGE = "localhost/iceaggr:test"
 PROBE = """
 id -u; id -g
 touch /opt/application/x 2>/dev/null && echo wrote outside /tmp
@@ -28,30 +24,6 @@ grep CapBnd /proc/self/status
 command -v pip && echo pip is there
 exit 0
 """
-
-
-@pytest.fixture(scope="module")
-def run_in_image():
-    """Run commands in the image named by ICEAGGR_TEST_IMAGE, or in one that is built now.
-
-    docker/build.sh says what BASE_IMAGE, TORCH and IMAGE_FLAGS change in the build.
-    """
-    engine = find_engine()
-    if engine is None:
-        pytest.skip("no image engine: neither docker, podman nor, as root, buildah with setpriv")
-    name = os.environ.get("ICEAGGR_TEST_IMAGE", "")
-    if not name:
-        name = BUILT_IMAGE
-        built = subprocess.run(
-            [ROOT / "docker" / "build.sh"],
-            env=os.environ | {"IMAGE": name},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert built.returncode == 0, built.stderr[-3000:]
-    with engine.image(name) as run:
-        yield run
 
 
 def component_command(component, folder, parameters) -> list[str]:
@@ -91,9 +63,7 @@ def test_image_runs_plan_shards_as_kfp_would(run_in_image, mlflow_service, tmp_p
     done = run_in_image(command, scratch, mlflow_service.env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     output = json.loads((scratch / "kfp" / "executor_output.json").read_text())
-    assert output["parameterValues"]["Output"] == plan_shards(
-        store, raw_uri, config.data, work_uri
-    )
+    assert output["parameterValues"]["Output"] == plan_shards(store, raw_uri, config.data, work_uri)
 
 
 def test_image_is_confined_and_holds_no_pip(run_in_image, tmp_path):

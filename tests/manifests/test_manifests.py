@@ -4,6 +4,7 @@ import re
 
 import pytest
 import yaml
+from kubeflow_trainer_api.models import TrainerV1alpha1ClusterTrainingRuntime
 
 from components.cluster import (
     OBJECT_STORE_ENVIRONMENT,
@@ -215,3 +216,9 @@ def test_every_step_has_the_label_that_the_network_policies_select(compiled):
     for executor in executors.values():
         assert label in executor["podMetadata"]["labels"].items()
         assert executor["securityContext"]["runAsNonRoot"] is True
+
+
+def test_training_runtime_keeps_every_field_in_the_models_of_the_trainer_api():
+    runtime = find(render("existing"), "ClusterTrainingRuntime", "iceaggr")
+    model = TrainerV1alpha1ClusterTrainingRuntime.from_dict(runtime)
+    assert model.to_dict() == runtime
