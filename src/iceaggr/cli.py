@@ -266,3 +266,7 @@ def bench(
 
         result = bench_train(config)
     print(json.dumps(result, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()
