@@ -9,27 +9,14 @@ from typing import Any
 from kfp import kubernetes
 from kfp.dsl.pipeline_channel import PipelineChannel
 
-SETTINGS_CONFIG_MAP = "iceaggr-settings"
-"""ConfigMap of the namespace, keys: mlflow-tracking-uri, object-store-endpoint, -region."""
-OBJECT_STORE_SECRET = "iceaggr-object-store"
-"""Secret of the namespace, keys: access-key-id, secret-access-key."""
-TRACKING_SECRET = "iceaggr-mlflow"
-"""Secret of the namespace, keys: username, password, token; absent where MLflow asks for none."""
-
-SETTINGS_ENVIRONMENT = {
-    "mlflow-tracking-uri": "MLFLOW_TRACKING_URI",
-    "object-store-endpoint": "AWS_ENDPOINT_URL",
-    "object-store-region": "AWS_DEFAULT_REGION",
-}
-OBJECT_STORE_ENVIRONMENT = {
-    "access-key-id": "AWS_ACCESS_KEY_ID",
-    "secret-access-key": "AWS_SECRET_ACCESS_KEY",
-}
-TRACKING_ENVIRONMENT = {
-    "username": "MLFLOW_TRACKING_USERNAME",
-    "password": "MLFLOW_TRACKING_PASSWORD",
-    "token": "MLFLOW_TRACKING_TOKEN",
-}
+from iceaggr.machines.credentials import (
+    OBJECT_STORE_ENVIRONMENT,
+    OBJECT_STORE_SECRET,
+    SETTINGS_CONFIG_MAP,
+    SETTINGS_ENVIRONMENT,
+    TRACKING_ENVIRONMENT,
+    TRACKING_SECRET,
+)
 
 
 def settle(task: Any, cpu: Any, memory: Any, n_retries: int = 2) -> Any:

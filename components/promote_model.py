@@ -33,9 +33,8 @@ def promote_model(
     """
     from pathlib import Path
 
-    from iceaggr.steps.promote_model import run_promote_model
-
     from iceaggr.steps.context import make_context
+    from iceaggr.steps.promote_model import run_promote_model
 
     context = make_context(run_id, experiment_name, work_uri, config)
     facts = run_promote_model(

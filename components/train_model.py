@@ -29,20 +29,19 @@ def train_model(
         run_id: Identity of the pipeline run.
         config: Settings, see configs/.
         max_train_minutes: Wall-clock limit of training; 0 = as configured.
-        gpu_count: GPUs of this step as text, "0" = CPU.
+        gpu_count: GPUs of this step as text, one process each; "0" = CPU.
         model: Where the trained model lies.
         metrics: Validation figures of the trained model.
     """
     from pathlib import Path
 
     from iceaggr.steps.context import make_context
-    from iceaggr.steps.train_model import run_train_model
+    from iceaggr.steps.train_on_machines import run_train_here
 
     context = make_context(run_id, experiment_name, work_uri, config)
-    facts = run_train_model(
+    facts = run_train_here(
         context,
-        Path(manifest.path),
-        Path(normalization.path),
+        (Path(manifest.path), Path(normalization.path)),
         model_path=Path(model.path),
         max_train_minutes=max_train_minutes,
         gpu_count=gpu_count,

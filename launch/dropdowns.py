@@ -13,6 +13,7 @@ from iceaggr.errors import ConfigError
 
 DROPDOWNS: dict[str, tuple[str, ...]] = {
     "train_gpu_count": ("0", "1", "2", "4", "8"),
+    "train_nodes": ("1", "2", "4", "8"),
 }
 
 

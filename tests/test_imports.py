@@ -28,10 +28,17 @@ RANKS = {
     "tracking": 5,
     "local_services": 5,
     "benchmarks": 5,
+    "machines": 5,
     "steps": 6,
     "cli": 7,
 }
-CLIENT_ROOMS = {"boto3": {"storage"}, "botocore": {"storage"}, "mlflow": {"tracking"}, "kfp": set()}
+CLIENT_ROOMS = {
+    "boto3": {"storage"},
+    "botocore": {"storage"},
+    "mlflow": {"tracking"},
+    "kfp": set(),
+    "kubernetes": {"machines"},
+}
 
 
 def imported_modules(path: Path) -> set[str]:

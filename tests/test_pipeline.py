@@ -14,7 +14,7 @@ from iceaggr.config import parse_config
 from launch.compilation import compile_pipeline
 from launch.dropdowns import DROPDOWNS
 
-STEPS = {
+LOCAL_STEPS = {
     "plan-shards",
     "shard-events",
     "compute-statistics",
@@ -24,6 +24,7 @@ STEPS = {
     "promote-model",
     "close-run",
 }
+STEPS = {*LOCAL_STEPS, "train-on-machines"}
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,43 @@ def test_training_takes_its_gpus_from_text_parameters(graph):
         assert parameters[name]["parameterType"] == "STRING"
 
 
+def test_several_machines_are_launched_by_a_pod_without_gpus(graph):
+    assert "accelerator" not in containers(graph)["train-on-machines"]["resources"]
+    given = tasks(graph)["train-on-machines"]["inputs"]["parameters"]
+    assert given["image"]["runtimeValue"]["constant"] == IMAGE
+    assert given["n_nodes"]["componentInputParameter"].endswith("train_nodes")
+
+
+def test_one_of_the_two_trainings_runs_and_its_model_goes_on(graph):
+    branches = [
+        task["triggerPolicy"]["condition"]
+        for task in tasks(graph).values()
+        if "condition" in task.get("triggerPolicy", {})
+    ]
+    condition = "inputs.parameter_values['pipelinechannel--train_nodes'] == '1'"
+    assert branches == [condition, f"!({condition})"]
+    selected = [
+        part["dag"]["outputs"]["artifacts"]
+        for part in graph["components"].values()
+        if len(part.get("dag", {}).get("outputs", {}).get("artifacts", {})) == 1
+    ]
+    producers = {
+        selector["producerSubtask"]
+        for outputs in selected
+        for output in outputs.values()
+        for selector in output["artifactSelectors"]
+    }
+    assert {"train-model", "train-on-machines"} <= producers
+
+
+def test_every_parameter_that_kubernetes_reads_is_handed_down_to_the_task(graph, kubernetes):
+    for executor, settings in kubernetes["deploymentSpec"]["executors"].items():
+        step = executor.removeprefix("exec-")
+        (given,) = [names for _, dag_tasks, names in dags(graph) if step in dag_tasks]
+        read = set(re.findall(r"componentInputParameter': '([^']+)'", str(settings)))
+        assert read <= given, step
+
+
 def test_training_alone_is_placed_and_has_shared_memory(kubernetes):
     executors = kubernetes["deploymentSpec"]["executors"]
     training = executors["exec-train-model"]
@@ -193,5 +231,5 @@ def test_the_last_step_runs_whatever_the_end(graph):
 def test_the_local_graph_has_the_same_steps_without_retries(tmp_path):
     local = compile_pipeline(pipeline.make_pipeline(cluster=False), tmp_path / "local.yaml")
     graph = next(yaml.safe_load_all(local.read_text()))
-    assert set(containers(graph)) == STEPS
+    assert set(containers(graph)) == LOCAL_STEPS
     assert not [name for name, task in tasks(graph).items() if "retryPolicy" in task]

@@ -1,0 +1,142 @@
+"""The few requests to Kubernetes that a TrainJob needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import urllib3
+from kubernetes import client, config
+
+from iceaggr.errors import TrainingError
+
+_GROUP, _VERSION, _PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_TIMEOUT_S = 30
+_NOT_FOUND, _CONFLICT, _FIRST_SERVER_ERROR, _TOO_MANY = 404, 409, 500, 429
+
+
+class KubernetesError(TrainingError):
+    """Kubernetes refused a request."""
+
+
+class KubernetesAwayError(KubernetesError):
+    """Kubernetes is out of reach or out of order, maybe only for now."""
+
+
+class JobApi:
+    """TrainJobs of one namespace."""
+
+    def __init__(self, api_client: Any, namespace: str) -> None:
+        self.namespace = namespace
+        self._objects = client.CustomObjectsApi(api_client)
+        self._core = client.CoreV1Api(api_client)
+
+    @staticmethod
+    def of_this_pod() -> JobApi:
+        """Connect with the service account of the pod that this runs in.
+
+        Raises: KubernetesError outside a cluster.
+        """
+        try:
+            config.load_incluster_config()
+        except config.ConfigException as error:
+            raise KubernetesError(
+                "several machines need a cluster",
+                found=str(error),
+                expected="a pod with a service account",
+                remedy="Train on one machine here: train_nodes 1",
+            ) from None
+        return JobApi(client.ApiClient(), _NAMESPACE_FILE.read_text().strip())
+
+    def create(self, job: dict[str, Any]) -> bool:
+        """Create a job; False when one of this name is there already."""
+        try:
+            with _errors(f"creating TrainJob {job['metadata']['name']}"):
+                self._objects.create_namespaced_custom_object(
+                    *self._where(), job, _request_timeout=_TIMEOUT_S
+                )
+        except KubernetesError as error:
+            if error.found == _CONFLICT:
+                return False
+            raise
+        return True
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """Read a job, None when there is none."""
+        try:
+            with _errors(f"reading TrainJob {name}"):
+                job: dict[str, Any] = self._objects.get_namespaced_custom_object(
+                    *self._where(), name, _request_timeout=_TIMEOUT_S
+                )
+        except KubernetesError as error:
+            if error.found == _NOT_FOUND:
+                return None
+            raise
+        return job
+
+    def delete(self, name: str) -> None:
+        """Delete a job and its pods; an absent one is no error."""
+        try:
+            with _errors(f"deleting TrainJob {name}"):
+                self._objects.delete_namespaced_custom_object(
+                    *self._where(),
+                    name,
+                    propagation_policy="Foreground",
+                    _request_timeout=_TIMEOUT_S,
+                )
+        except KubernetesError as error:
+            if error.found != _NOT_FOUND:
+                raise
+
+    def main_pod(self, name: str) -> str:
+        """Name the pod of rank 0, '' until it has started; after a restart, the newest."""
+        labels = (
+            f"jobset.sigs.k8s.io/jobset-name={name},"
+            "jobset.sigs.k8s.io/replicatedjob-name=node,"
+            "batch.kubernetes.io/job-completion-index=0"
+        )
+        with _errors(f"listing the pods of TrainJob {name}"):
+            pods = self._core.list_namespaced_pod(
+                self.namespace, label_selector=labels, _request_timeout=_TIMEOUT_S
+            ).items
+        started = [pod for pod in pods if pod.status.phase != "Pending"]
+        newest = max(started, key=lambda pod: pod.metadata.creation_timestamp, default=None)
+        return str(newest.metadata.name) if newest else ""
+
+    def log_lines(self, pod: str) -> Iterator[str]:
+        """Follow the log of a pod to its end."""
+        with _errors(f"log of pod {pod}"):
+            stream = self._core.read_namespaced_pod_log(
+                pod, self.namespace, container="node", follow=True, _preload_content=False
+            )
+            rest = b""
+            for part in stream.stream():
+                *lines, rest = (rest + part).split(b"\n")
+                for line in lines:
+                    yield line.decode(errors="replace")
+            if rest:
+                yield rest.decode(errors="replace")
+
+    def _where(self) -> tuple[str, str, str, str]:
+        return _GROUP, _VERSION, self.namespace, _PLURAL
+
+
+@contextmanager
+def _errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except client.ApiException as error:
+        away = error.status in (0, _TOO_MANY) or (error.status or 0) >= _FIRST_SERVER_ERROR
+        raise (KubernetesAwayError if away else KubernetesError)(
+            f"Kubernetes refused the request ({error.reason})",
+            where=where,
+            found=error.status,
+            remedy="Does the service account have the rights of manifests/base?",
+        ) from None
+    except urllib3.exceptions.HTTPError as error:
+        raise KubernetesAwayError(
+            "Kubernetes cannot be reached", where=where, found=" ".join(str(error).split())[:200]
+        ) from None

@@ -1,0 +1,166 @@
+"""Run a TrainJob to its end: launch or adopt, show its log, wait, clean up when asked to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from iceaggr.errors import TrainingError
+from iceaggr.machines.job_api import JobApi, KubernetesAwayError, KubernetesError
+from iceaggr.machines.train_job import TrainJobOrder, build_train_job
+from iceaggr.training.interruption import TrainingInterruptedError
+
+_PATIENCE_S = 600.0
+
+
+def run_train_job(
+    api: JobApi, order: TrainJobOrder, say: Callable[[str], None], pause_s: float = 5.0
+) -> None:
+    """Train on several machines and wait for the end.
+
+    A job of this run that is there already is adopted: it goes on while its launcher is retried.
+    One that failed is replaced, and goes on from its last checkpoint. After SIGTERM the job is
+    deleted; its processes then save a checkpoint. say: receives the lines of the log of rank 0.
+    Raises: TrainingError if the job fails or disappears; TrainingInterruptedError after SIGTERM;
+    KubernetesError.
+    """
+    job = build_train_job(order)
+    with _stop_request() as stop, _log_follower(api, order.name, say, pause_s):
+        _launch_or_adopt(api, job, say, stop, pause_s)
+        ended, reason = _wait(api, order.name, stop, pause_s)
+        if stop.is_set() and not ended:
+            api.delete(order.name)
+            raise TrainingInterruptedError(
+                "training was asked to stop",
+                where=f"TrainJob {order.name}",
+                remedy="The same call goes on from its last checkpoint",
+            )
+    if ended != "Complete":
+        raise TrainingError(
+            "training on several machines failed",
+            where=f"TrainJob {order.name}",
+            found=reason,
+            remedy="The log above is that of rank 0; `kubectl describe trainjob` tells more",
+        )
+
+
+def _launch_or_adopt(
+    api: JobApi,
+    job: dict[str, Any],
+    say: Callable[[str], None],
+    stop: threading.Event,
+    pause_s: float,
+) -> None:
+    name = job["metadata"]["name"]
+    until = time.monotonic() + _PATIENCE_S
+    while not stop.is_set():
+        if api.create(job):
+            say(f"TrainJob {name} created")
+            return
+        present = api.get(name)
+        if present is not None and not _leaving(present):
+            if _end_of(present)[0] != "Failed":
+                say(f"TrainJob {name} is there already: adopted")
+                return
+            say(f"TrainJob {name} of an earlier attempt failed: replaced")
+            api.delete(name)
+        # a job that is being deleted keeps its name until its pods are gone
+        if time.monotonic() > until:
+            raise TrainingError(
+                "the TrainJob of an earlier attempt does not go away", where=f"TrainJob {name}"
+            )
+        stop.wait(pause_s)
+
+
+def _wait(api: JobApi, name: str, stop: threading.Event, pause_s: float) -> tuple[str, str]:
+    """Wait for the end: ("Complete" or "Failed", reason), or ("", "") when asked to stop."""
+    away_since: float | None = None
+    while not stop.is_set():
+        try:
+            job = api.get(name)
+        except KubernetesAwayError:
+            # the job runs on without us; only a long silence is an error
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > _PATIENCE_S:
+                raise
+            stop.wait(pause_s)
+            continue
+        away_since = None
+        if job is None:
+            raise TrainingError("the TrainJob was deleted by somebody", where=f"TrainJob {name}")
+        ended = _end_of(job)
+        if ended[0]:
+            return ended
+        stop.wait(pause_s)
+    return "", ""
+
+
+def _end_of(job: dict[str, Any]) -> tuple[str, str]:
+    for condition in job.get("status", {}).get("conditions", []):
+        if condition.get("type") in ("Complete", "Failed") and condition.get("status") == "True":
+            words = f"{condition.get('reason', '')}: {condition.get('message', '')}"
+            return str(condition["type"]), words.strip(": ")
+    return "", ""
+
+
+def _leaving(job: dict[str, Any]) -> bool:
+    return bool(job["metadata"].get("deletionTimestamp"))
+
+
+@contextmanager
+def _stop_request() -> Iterator[threading.Event]:
+    stop = threading.Event()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = signal.signal(signal.SIGTERM, remember)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _log_follower(
+    api: JobApi, name: str, say: Callable[[str], None], pause_s: float
+) -> Iterator[None]:
+    over = threading.Event()
+    thread = threading.Thread(
+        target=_follow_logs, args=(api, name, say, over, pause_s), daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        # the end of the log may still be on its way; a log that hangs must not keep the step
+        thread.join(10 * pause_s)
+
+
+def _follow_logs(
+    api: JobApi, name: str, say: Callable[[str], None], over: threading.Event, pause_s: float
+) -> None:
+    shown: set[str] = set()
+    while True:
+        last_round = over.is_set()
+        try:
+            pod = api.main_pod(name)
+            if pod and pod not in shown:
+                for line in api.log_lines(pod):
+                    say(line)
+                shown.add(pod)
+        except KubernetesError as error:
+            # a log is a convenience: what counts is the state of the job
+            say(f"log of TrainJob {name} interrupted: {error}")
+        if last_round:
+            return
+        over.wait(pause_s)

@@ -1,0 +1,71 @@
+"""One of the processes of a training: `torchrun ... -m iceaggr.steps.train_worker REQUEST_URI`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from iceaggr.errors import IceaggrError
+from iceaggr.progress import PROGRESS_FILE_VARIABLE
+from iceaggr.steps.context import make_context
+from iceaggr.steps.documents import ModelPointer, read_document
+from iceaggr.steps.train_model import run_train_model
+from iceaggr.steps.train_request import TrainAnswer, TrainRequest, read_request
+from iceaggr.storage import open_store
+from iceaggr.training.interruption import TrainingInterruptedError
+
+
+def run_worker(request_uri: str) -> None:
+    """Take part in the training of a request; rank 0 tracks, reports and writes the result."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        # all processes reach the same points at the same time: one of them reports
+        os.environ[PROGRESS_FILE_VARIABLE] = os.devnull
+    store = open_store()
+    request = read_request(store, request_uri)
+    with TemporaryDirectory() as folder:
+        answer = _train(request, Path(folder), is_main=rank == 0)
+    if rank == 0:
+        store.write_bytes(request.result_uri, answer.model_dump_json(indent=1).encode())
+
+
+def _train(request: TrainRequest, folder: Path, *, is_main: bool) -> TrainAnswer:
+    context = make_context(
+        request.run_id,
+        request.experiment_name,
+        request.work_uri,
+        request.config,
+        tracked=request.tracked and is_main,
+    )
+    store = context.open_store()
+    manifest, normalization = folder / "manifest.json", folder / "normalization.json"
+    store.download(request.manifest_uri, manifest)
+    store.download(request.normalization_uri, normalization)
+    facts = run_train_model(
+        context,
+        manifest,
+        normalization,
+        model_path=folder / "model.json",
+        max_train_minutes=request.max_train_minutes,
+        gpu_count=request.gpu_count,
+    )
+    pointer = read_document(ModelPointer, folder / "model.json")
+    return TrainAnswer(pointer=pointer, labels=facts.labels, figures=facts.figures)
+
+
+def main() -> None:
+    """Run as a program; every expected error ends in one line and an exit code."""
+    try:
+        run_worker(sys.argv[1])
+    except TrainingInterruptedError as error:
+        print(f"interrupted: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except IceaggrError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+import os
+import signal
+import threading
+
+import pytest
+from kubernetes import client
+
+from iceaggr.errors import TrainingError
+from iceaggr.machines import job_run
+from iceaggr.machines.job_api import JobApi, KubernetesAwayError, KubernetesError
+from iceaggr.machines.job_run import run_train_job
+from iceaggr.training.interruption import TrainingInterruptedError
+from tests.machines.kubernetes_stand_in import KubernetesStandIn
+from tests.machines.test_train_job import order
+
+NAME = order().name
+PAUSE_S = 0.02
+
+
+@pytest.fixture
+def server():
+    with KubernetesStandIn() as running:
+        yield running
+
+
+@pytest.fixture
+def api(server):
+    settings = client.Configuration()
+    settings.host = server.url
+    # the client of Kubernetes repeats a failed connection; here it must be told at once
+    settings.retries = False
+    return JobApi(client.ApiClient(settings), "runs")
+
+
+def soon(action, after_s=0.15):
+    """Do something while the launcher waits."""
+    timer = threading.Timer(after_s, action)
+    timer.start()
+    return timer
+
+
+def run(api):
+    said = []
+    run_train_job(api, order(), said.append, PAUSE_S)
+    return said
+
+
+def test_run_train_job_launches_waits_and_shows_the_log(server, api):
+    lines = ["epoch 1", "epoch 2 – ö", "", "done"]
+    server.add_pod("node-0", "Running", lines)
+    soon(lambda: server.end(NAME, "Complete"))
+    said = run(api)
+    assert said[0] == f"TrainJob {NAME} created" or said[-1] == "done"
+    assert [line for line in said if "TrainJob" not in line] == [
+        "epoch 1",
+        "epoch 2 – ö",
+        "",
+        "done",
+    ]
+    assert len(server.created) == 1
+    assert server.count("DELETE") == 0
+
+
+def test_run_train_job_waits_for_a_pod_that_is_pending(server, api):
+    server.add_pod("node-0", "Pending", ["first"])
+    soon(lambda: server.pods[0]["status"].update(phase="Running"), 0.1)
+    soon(lambda: server.end(NAME, "Complete"), 0.25)
+    assert "first" in run(api)
+
+
+def test_run_train_job_shows_the_log_of_a_restarted_pod_too(server, api):
+    server.add_pod("node-0-old", "Failed", ["before"])
+    soon(lambda: server.add_pod("node-0-new", "Running", ["after"], "2026-01-02T00:00:00Z"), 0.1)
+    soon(lambda: server.end(NAME, "Complete"), 0.25)
+    assert [line for line in run(api) if line in ("before", "after")] == ["before", "after"]
+
+
+def test_run_train_job_tells_why_a_job_failed(server, api):
+    soon(lambda: server.end(NAME, "Failed", "DeadlineExceeded", "active for too long"))
+    with pytest.raises(TrainingError, match="DeadlineExceeded: active for too long"):
+        run(api)
+
+
+def test_run_train_job_adopts_the_job_of_an_earlier_attempt(server, api):
+    api.create(job_run.build_train_job(order()))
+    soon(lambda: server.end(NAME, "Complete"))
+    assert f"TrainJob {NAME} is there already: adopted" in run(api)
+    assert len(server.created) == 1
+
+
+def test_run_train_job_takes_the_end_of_a_job_that_finished_meanwhile(server, api):
+    api.create(job_run.build_train_job(order()))
+    server.end(NAME, "Complete")
+    run(api)
+    assert len(server.created) == 1
+
+
+def test_run_train_job_replaces_a_failed_job_once_it_is_gone(server, api):
+    api.create(job_run.build_train_job(order()))
+    server.end(NAME, "Failed")
+    server.removal_s = 0.2
+    soon(lambda: server.end(NAME, "Complete"), 0.6)
+    assert f"TrainJob {NAME} of an earlier attempt failed: replaced" in run(api)
+    assert len(server.created) == 2
+
+
+def test_run_train_job_deletes_the_job_when_it_is_asked_to_stop(server, api):
+    soon(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TrainingInterruptedError, match="asked to stop"):
+        run(api)
+    assert server.jobs == {}
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_run_train_job_is_patient_with_a_server_that_is_away_for_a_moment(server, api):
+    for _ in range(3):
+        server.fail("GET", ".*/trainjobs/.*", 503)
+    soon(lambda: server.end(NAME, "Complete"), 0.3)
+    run(api)
+    assert server.failures == []
+
+
+def test_run_train_job_gives_up_on_a_server_that_stays_away(server, api, monkeypatch):
+    monkeypatch.setattr(job_run, "_PATIENCE_S", 0.1)
+    for _ in range(1000):
+        server.fail("GET", ".*/trainjobs/.*", 503)
+    with pytest.raises(KubernetesAwayError, match="reading TrainJob"):
+        run(api)
+
+
+def test_run_train_job_says_when_somebody_deleted_the_job(server, api):
+    soon(lambda: server.jobs.clear())
+    with pytest.raises(TrainingError, match="deleted by somebody"):
+        run(api)
+
+
+def test_run_train_job_says_which_right_is_missing(server, api):
+    server.fail("POST", ".*/trainjobs", 403)
+    with pytest.raises(KubernetesError, match=r"creating TrainJob .*found 403.*service account"):
+        run(api)
+
+
+def test_run_train_job_goes_on_without_the_log(server, api):
+    for _ in range(4):
+        server.fail("GET", ".*/pods", 403)
+    soon(lambda: server.end(NAME, "Complete"), 0.2)
+    assert [line for line in run(api) if "interrupted" in line]
+
+
+def test_job_api_needs_a_cluster(monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(KubernetesError, match="several machines need a cluster"):
+        JobApi.of_this_pod()
+
+
+def test_job_api_says_when_nobody_answers():
+    settings = client.Configuration()
+    settings.host, settings.retries = "http://127.0.0.1:9", False
+    with pytest.raises(KubernetesAwayError, match="Kubernetes cannot be reached"):
+        JobApi(client.ApiClient(settings), "runs").get("x")
+
+
+def test_stop_request_is_only_heard_where_python_hears_signals(server, api):
+    soon(lambda: server.end(NAME, "Complete"))
+    failures = []
+
+    def elsewhere():
+        try:
+            run(api)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join(timeout=10)
+    assert (failures, thread.is_alive()) == ([], False)

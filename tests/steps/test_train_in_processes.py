@@ -1,0 +1,140 @@
+"""The adapter of one machine for real: torchrun, two processes, gloo on the CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from iceaggr.errors import ConfigError, TrainingError
+from iceaggr.machines.torchrun import run_here
+from iceaggr.steps.context import RunContext
+from iceaggr.steps.train_on_machines import deadline_s, parse_machines, run_train_here
+from iceaggr.steps.train_request import TrainAnswer, train_in_processes
+from iceaggr.training.interruption import EXIT_CODE_INTERRUPTED
+from tests.training.small_runs import small_config, small_inputs
+
+
+@pytest.fixture
+def documents(tmp_path):
+    """Manifest and normalisation of a small data set, as the statistics step leaves them."""
+    inputs = small_inputs(tmp_path / "data", small_config())
+    manifest, normalization = tmp_path / "manifest.json", tmp_path / "normalization.json"
+    manifest.write_text(inputs.manifest.to_json())
+    normalization.write_text(inputs.normalization.to_json())
+    return manifest, normalization
+
+
+@pytest.fixture
+def context(tmp_path):
+    return RunContext("run-1", "x", (tmp_path / "work").as_uri(), small_config(), tracked=False)
+
+
+def train(context, documents, tmp_path, launch):
+    return train_in_processes(
+        context,
+        documents,
+        model_path=tmp_path / "model.json",
+        max_train_minutes=0.0,
+        gpu_count="0",
+        launch=launch,
+    )
+
+
+def test_train_in_processes_trains_together_and_hands_the_result_on(context, documents, tmp_path):
+    facts = train(context, documents, tmp_path, lambda uri: run_here(uri, 2))
+    pointer = json.loads((tmp_path / "model.json").read_text())
+    assert facts.labels == {"model_uri": pointer["model_uri"]}
+    assert facts.figures["n_steps"] == pointer["n_steps"] > 0
+    store = context.open_store()
+    assert store.stat(f"{pointer['model_uri']}/model.json") is not None
+
+
+def test_run_here_tells_which_exit_code_the_processes_had(context):
+    with pytest.raises(TrainingError, match=r"a training process failed .*2 processes.*exit code"):
+        run_here(f"{context.run_uri}/absent.json", 2)
+
+
+def test_train_in_processes_misses_the_result_of_processes_that_wrote_none(
+    context, documents, tmp_path
+):
+    with pytest.raises(TrainingError, match="left no result"):
+        train(context, documents, tmp_path, lambda uri: None)
+
+
+def test_train_in_processes_checks_the_limits_before_anything_is_launched(
+    context, documents, tmp_path
+):
+    with pytest.raises(ConfigError, match="bad GPU count"):
+        run_train_here(
+            context,
+            documents,
+            model_path=tmp_path / "model.json",
+            max_train_minutes=0.0,
+            gpu_count="many",
+        )
+
+
+def test_run_here_saves_a_checkpoint_when_it_is_asked_to_stop(documents, tmp_path):
+    config = small_config(training={"n_epochs": 100_000, "checkpoint_every_minutes": 1000.0})
+    context = RunContext("run-2", "x", (tmp_path / "work").as_uri(), config, tracked=False)
+    with pytest.raises(TrainingError, match="left no result"):
+        train(context, documents, tmp_path, lambda uri: None)
+    request = f"{context.run_uri}/training/request/request.json"
+    program = (
+        "import sys\n"
+        "from iceaggr.machines.torchrun import run_here\n"
+        "from iceaggr.training.interruption import TrainingInterruptedError\n"
+        "try: run_here(sys.argv[1], 2)\n"
+        "except TrainingInterruptedError as error: sys.exit(error.exit_code)\n"
+    )
+    store, folder = context.open_store(), f"{context.run_uri}/training/checkpoints"
+    process = subprocess.Popen([sys.executable, "-c", program, request], env=os.environ)
+    try:
+        until = time.monotonic() + 90
+        while store.stat(f"{folder}/latest.json") is None and time.monotonic() < until:
+            time.sleep(0.1)
+        first = store.read_bytes(f"{folder}/latest.json")
+        time.sleep(1.0)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == EXIT_CODE_INTERRUPTED
+    finally:
+        process.kill()
+    assert store.read_bytes(f"{folder}/latest.json") != first
+
+
+def test_answer_survives_the_way_through_storage():
+    answer = TrainAnswer(
+        pointer={
+            "model_uri": "file:///m",
+            "manifest_digest": "d",
+            "mlflow_run_id": "",
+            "n_steps": 3,
+            "stopped_because": "epochs",
+        },
+        labels={"a": "b"},
+        figures={"minutes": 0.5},
+    )
+    assert TrainAnswer.model_validate_json(answer.model_dump_json()) == answer
+
+
+@pytest.mark.parametrize(
+    ("n_nodes", "gpu_count", "wrong"),
+    [("1", "0", "train_nodes"), ("two", "0", "train_nodes"), ("2", "-1", "train_gpu_count")],
+)
+def test_parse_machines_refuses_numbers_that_are_none(n_nodes, gpu_count, wrong):
+    with pytest.raises(ConfigError, match=f"bad number .{wrong}"):
+        parse_machines(n_nodes, gpu_count, "nvidia.com/gpu", ("1", "1Gi"), ({}, []))
+
+
+def test_parse_machines_reads_what_kfp_hands_on():
+    machines = parse_machines("2", "4", "nvidia.com/gpu", ("8", "64Gi"), ({"a": "b"}, []))
+    assert (machines.n_nodes, machines.n_gpus, machines.node_selector) == (2, 4, {"a": "b"})
+
+
+def test_deadline_leaves_time_for_restarts(context):
+    assert deadline_s(context, 30.0) == 30 * 120 + 3600
+    assert deadline_s(context, 0.0) == 14 * 24 * 3600
