@@ -4,11 +4,9 @@
 #   BASE_IMAGE   a Debian 12 image, best by digest
 #   IMAGE        name and tag of the result; the tag is never moved: one commit, one tag
 #   TORCH        torch requirement, e.g. torch==2.13.0 or torch==2.13.0+cpu
-#   IMAGE_FLAGS  further flags for the engine: mounts of certificates, a pip configuration or a
-#                folder of wheels (`-v /host/pip.conf:/etc/pip.conf:ro`), --isolation, --network
-#
-# Docker has no mounts at build time; give it `--network` and `--build-arg PIP_...` or a registry
-# mirror instead.
+#   IMAGE_FLAGS  further flags for the engine: `--build-arg PIP_INDEX_URL=...`, and with podman and
+#                buildah mounts of certificates, of a pip configuration or of a folder of wheels
+#                (`-v /host/pip.conf:/etc/pip.conf:ro`)
 set -eu
 cd "$(dirname "$0")/.."
 

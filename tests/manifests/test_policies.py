@@ -14,7 +14,11 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from iceaggr.config import ExperimentConfig
+from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.local_services.processes import start_process
+from iceaggr.shards.planning import plan_shards
+from iceaggr.shards.writing import shard_unit
 from iceaggr.storage import open_store
 from manifests.new_credentials import identities, new_keys
 from tests.manifests.rendering import find, render
@@ -22,6 +26,8 @@ from tests.manifests.rendering import find, render
 pytestmark = pytest.mark.integration
 
 MULTIPART_BYTES = 5 << 20
+RAW_URI = "s3://iceaggr/raw/simulated"
+WORK_URI = "s3://iceaggr/work"
 
 
 def free_port() -> int:
@@ -196,6 +202,17 @@ def test_policy_lets_the_pipeline_tell_an_absent_object_from_a_forbidden_one(sto
     mine = open_store(environment(url, keys["pipeline"]))
     assert mine.stat("s3://iceaggr/work/absent") is None
     assert mine.read_bytes("s3://iceaggr/raw/events") == b"raw"
+
+
+def test_policies_suffice_from_raw_events_to_shards(store):
+    url, keys = store
+    ingest = open_store(environment(url, keys["ingest"]))
+    simulate(ingest, RAW_URI, SimulationConfig(n_events=100, n_events_per_file=50, seed=1))
+    pipeline = open_store(environment(url, keys["pipeline"]))
+    config = ExperimentConfig().data
+    units = plan_shards(pipeline, RAW_URI, config, WORK_URI)
+    manifests = [shard_unit(pipeline, unit, WORK_URI, config) for unit in units]
+    assert sum(manifest.n_events("train") for manifest in manifests) > 0
 
 
 def test_store_refuses_unknown_keys_and_strangers(store, clients):
