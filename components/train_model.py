@@ -36,7 +36,7 @@ def train_model(
     from pathlib import Path
 
     from iceaggr.steps.context import make_context
-    from iceaggr.steps.train_on_machines import run_train_here
+    from iceaggr.steps.train_here import run_train_here
 
     context = make_context(run_id, experiment_name, work_uri, config)
     facts = run_train_here(

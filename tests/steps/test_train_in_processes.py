@@ -12,7 +12,8 @@ import pytest
 from iceaggr.errors import ConfigError, TrainingError
 from iceaggr.machines.torchrun import run_here
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.train_on_machines import deadline_s, parse_machines, run_train_here
+from iceaggr.steps.train_here import run_train_here
+from iceaggr.steps.train_on_machines import deadline_s, parse_machines
 from iceaggr.steps.train_request import TrainAnswer, train_in_processes
 from iceaggr.training.interruption import EXIT_CODE_INTERRUPTED
 from tests.training.small_runs import small_config, small_inputs

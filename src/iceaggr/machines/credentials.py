@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iceaggr.machines.train_job import SecretKey
+from dataclasses import dataclass
 
 SETTINGS_CONFIG_MAP = "iceaggr-settings"
 """ConfigMap in the namespace of the runs."""
@@ -25,6 +25,15 @@ TRACKING_ENVIRONMENT = {
     "password": "MLFLOW_TRACKING_PASSWORD",
     "token": "MLFLOW_TRACKING_TOKEN",
 }
+
+
+@dataclass(frozen=True)
+class SecretKey:
+    """Where the value of a variable lies; the value itself never passes through here."""
+
+    kind: str
+    name: str
+    key: str
 
 
 def environment_references() -> dict[str, SecretKey]:

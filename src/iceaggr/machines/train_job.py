@@ -15,21 +15,13 @@ from kubeflow_trainer_api import models
 from pydantic import ValidationError
 
 from iceaggr.errors import ConfigError
+from iceaggr.machines.credentials import SecretKey
 
 RUNTIME = "iceaggr"
 """ClusterTrainingRuntime that manifests/cluster installs."""
 RUN_LABEL = "iceaggr/run-id"
 _API_VERSION = "trainer.kubeflow.org/v1alpha1"
 _LONGEST_NAME = 44  # a pod's name adds "-node-0-0-xxxxx" and may have 63 characters
-
-
-@dataclass(frozen=True)
-class SecretKey:
-    """Where the value of a variable lies; the value itself never passes through here."""
-
-    kind: str
-    name: str
-    key: str
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Step 5 with more than one process: several GPUs of this pod, or several machines."""
+"""Step 5 on several machines: launch a TrainJob, follow it, take over its result."""
 
 from __future__ import annotations
 
@@ -9,47 +9,14 @@ from iceaggr.errors import ConfigError
 from iceaggr.machines.credentials import environment_references
 from iceaggr.machines.job_api import JobApi
 from iceaggr.machines.job_run import run_train_job
-from iceaggr.machines.torchrun import run_here, torchrun_command
+from iceaggr.machines.torchrun import torchrun_command
 from iceaggr.machines.train_job import Machines, TrainJobOrder
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.train_model import TrainingFacts, apply_run_limits, run_train_model
+from iceaggr.steps.train_model import TrainingFacts
 from iceaggr.steps.train_request import train_in_processes
 
 _LONGEST_S = 14 * 24 * 3600
 _MARGIN_S = 3600
-
-
-def run_train_here(
-    context: RunContext,
-    documents: tuple[Path, Path],
-    *,
-    model_path: Path,
-    max_train_minutes: float,
-    gpu_count: str,
-) -> TrainingFacts:
-    """Train on this machine, with one process per GPU; a retry resumes.
-
-    documents: manifest and normalisation.  Raises: ConfigError for a bad gpu_count; TrainingError.
-    """
-    limits = {"max_train_minutes": max_train_minutes, "gpu_count": gpu_count}
-    apply_run_limits(context.config, **limits)  # type: ignore[arg-type]
-    n_processes = int(gpu_count)
-    if n_processes <= 1:
-        return run_train_model(
-            context,
-            *documents,
-            model_path=model_path,
-            max_train_minutes=max_train_minutes,
-            gpu_count=gpu_count,
-        )
-    return train_in_processes(
-        context,
-        documents,
-        model_path=model_path,
-        max_train_minutes=max_train_minutes,
-        gpu_count=gpu_count,
-        launch=lambda uri: run_here(uri, n_processes),
-    )
 
 
 def run_train_on_machines(
