@@ -10,6 +10,7 @@ from tests.docker.image_engine import find_engine
 
 ROOT = Path(__file__).parents[2]
 BUILT_IMAGE = "localhost/iceaggr:test"
+DEFAULT_BASE = "docker.io/library/debian:12-slim"
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +25,9 @@ def run_in_image():
     name = os.environ.get("ICEAGGR_TEST_IMAGE", "")
     if not name:
         name = BUILT_IMAGE
+        base = os.environ.get("BASE_IMAGE", DEFAULT_BASE)
+        if not engine.can_have(base):
+            pytest.skip(f"the base image {base} cannot be had: name another in BASE_IMAGE")
         built = subprocess.run(
             [ROOT / "docker" / "build.sh"],
             env=os.environ | {"IMAGE": name},

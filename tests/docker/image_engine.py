@@ -33,6 +33,11 @@ class ImageEngine:
     def __init__(self, program: str) -> None:
         self.program = program
 
+    def can_have(self, name: str) -> bool:
+        """Tell whether an image is here or can be pulled."""
+        look = ["image", "inspect"] if self.program != "buildah" else ["inspect", "--type=image"]
+        return _answers(self.program, *look, name) or _answers(self.program, "pull", name)
+
     @contextmanager
     def image(self, name: str):
         """Give a callable `run(command, scratch, environment) -> CompletedProcess`."""
@@ -84,7 +89,9 @@ def _finished(command, environment=None):
 
 def _answers(*command: str) -> bool:
     try:
-        return subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+        return (
+            subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
 
