@@ -54,7 +54,7 @@ def make_pipeline(cluster: bool) -> Any:
         experiment_name: str = "iceaggr",
         raw_uri: str = "s3://iceaggr/raw",
         shard_cpu: str = "2",
-        shard_memory: str = "8Gi",
+        shard_memory: str = "4Gi",
         train_cpu: str = "4",
         train_gpu_count: str = "0",
         train_gpu_type: str = "nvidia.com/gpu",
@@ -74,7 +74,7 @@ def make_pipeline(cluster: bool) -> Any:
             experiment_name: MLflow experiment that this run appears in.
             raw_uri: Folder of the raw events: train/batch_N.parquet, train_meta.parquet.
             shard_cpu: Cores of each sharding task, such as "2".
-            shard_memory: Memory of each sharding task, such as "8Gi".
+            shard_memory: Memory of each sharding task, such as "4Gi".
             train_cpu: Cores of each training machine, such as "4".
             train_gpu_count: GPUs of each training machine, as text: KFP drops numbers; "0" = CPU.
             train_gpu_type: Kubernetes resource name of the GPU.

@@ -1,5 +1,6 @@
 """The compiled graph: what a cluster will be given."""
 
+import json
 import math
 import re
 
@@ -10,7 +11,7 @@ from kfp import components
 import pipeline
 from components.cluster import OBJECT_STORE_ENVIRONMENT, SETTINGS_ENVIRONMENT, TRACKING_ENVIRONMENT
 from components.image import IMAGE
-from iceaggr.config import parse_config
+from iceaggr.config import DataConfig, parse_config
 from launch.compilation import compile_pipeline
 from launch.dropdowns import DROPDOWNS
 
@@ -233,3 +234,33 @@ def test_the_local_graph_has_the_same_steps_without_retries(tmp_path):
     graph = next(yaml.safe_load_all(local.read_text()))
     assert set(containers(graph)) == LOCAL_STEPS
     assert not [name for name, task in tasks(graph).items() if "retryPolicy" in task]
+
+
+def test_the_results_of_all_sharding_tasks_fit_into_one_command_line():
+    # the backend hands them to compute_statistics as one argument, which Linux bounds at 128 KiB;
+    # to what the step itself records it adds how its object store is reached
+    identity = "0f0e0d0c-0b0a-4908-8706-050403020100"
+    counts = (
+        "n_source_files",
+        "n_source_files_reused",
+        "n_events",
+        "n_pulses",
+        "n_pulses_rejected",
+    )
+    session = {"endpoint": "minio-service.kubeflow.svc.cluster.local:9000", "fromEnv": "false"}
+    session |= {"accessKeyKey": "accesskey", "secretKeyKey": "secretkey", "disableSSL": "true"}
+    session |= {"secretName": "mlpipeline-minio-artifact", "region": "minio"}
+    folder = f"minio://mlpipeline/v2/artifacts/{pipeline.PIPELINE_NAME}/{identity}/shard-events"
+    artifact = {
+        "artifactId": identity,
+        "name": identity,
+        "type": {"schemaTitle": "system.Dataset", "schemaVersion": "0.0.1"},
+        "uri": f"{folder}/{identity}/unit_manifest",
+        "metadata": {
+            **dict.fromkeys(counts, 21_640_443_536.0),
+            "display_name": "unit_manifest",
+            "store_session_info": json.dumps({"Provider": "minio", "Params": session}),
+        },
+    }
+    n_bytes = len(json.dumps([artifact] * DataConfig().max_work_units))
+    assert n_bytes < 0.9 * 128 * 1024

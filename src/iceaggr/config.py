@@ -38,8 +38,8 @@ class DataConfig(Section):
     """Events in one shard file; the last shard of a raw file may hold fewer."""
     work_unit_mib: int = Field(256, ge=1)
     """Raw bytes that one sharding task takes, in MiB."""
-    max_work_units: int = Field(256, ge=1)
-    """Upper bound on sharding tasks, whatever the size of the data."""
+    max_work_units: int = Field(128, ge=1, le=128)
+    """Upper bound on sharding tasks: KFP hands all their results to one command line of 128 KiB."""
     allow_missing_files: bool = False
     """Shard what is there when the meta file lists batches whose files are missing."""
 

@@ -45,13 +45,13 @@ def test_plan_shards_gives_a_short_list_for_the_whole_public_set():
     spans = cut_units([127 * MIB] * 660, DataConfig())
     plan_uri = f"s3://{'b' * 63}/{'prefix/' * 20}plans/0123456789abcdef.json"
     work_units = [f"{plan_uri}#{first}:{last}" for first, last in spans]
-    assert 200 < len(work_units) <= 256
+    assert 100 < len(work_units) <= 128
     assert len(json.dumps(work_units)) < 80 * 1024
 
 
 def test_plan_shards_lists_files_in_numeric_order(tmp_path):
     uri = write_raw_layout(tmp_path / "raw", n_files=12, n_events_per_file=1)
-    units = plan(uri, tmp_path, work_unit_mib=1, max_work_units=256)
+    units = plan(uri, tmp_path, work_unit_mib=1, max_work_units=128)
     assert [file.batch_id for file in files_of(units)] == list(range(1, 13))
 
 
