@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from iceaggr.local_services import LocalServices
 from rich.console import Console
 
 from iceaggr.errors import ConfigError
+from iceaggr.local_services import LocalServices
 
 _STORE_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID")
 
