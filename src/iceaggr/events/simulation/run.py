@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -82,7 +83,9 @@ def _blocks_in_parallel(
     """Keep every worker busy, and only a few blocks in memory, in order."""
     # spawn: the caller may have threads (torch, a progress bar), which fork does not survive
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(n_processes, mp_context=context)
+    pool = ProcessPoolExecutor(
+        n_processes, mp_context=context, initializer=_end_with_parent, initargs=(os.getpid(),)
+    )
     waiting: deque[Future[SimulatedEvents]] = deque()
     try:
         for block in range(n_blocks):
@@ -100,3 +103,14 @@ def _blocks_in_parallel(
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent(parent_id: int) -> None:
+    """Let a worker process end when the caller was killed; it would wait for work for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent_id:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

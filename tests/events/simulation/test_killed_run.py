@@ -1,0 +1,34 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+
+def test_simulation_leaves_no_process_when_it_is_killed(tmp_path: Path) -> None:
+    code = (
+        "from iceaggr.events.simulation import SimulationConfig, simulate\n"
+        "from iceaggr.storage import open_store\n"
+        "if __name__ == '__main__':\n"
+        f"    simulate(open_store(), {tmp_path.as_uri()!r},"
+        " SimulationConfig(n_events=10**6, n_events_per_file=10**6, n_processes=2))\n"
+    )
+    script = tmp_path / "simulate.py"
+    script.write_text(code)
+    with subprocess.Popen([sys.executable, str(script)]) as run:
+        workers = wait_for_workers(run.pid)
+        run.kill()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+
+
+def wait_for_workers(parent_id: int) -> list[psutil.Process]:
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        found = psutil.Process(parent_id).children(recursive=True)
+        if sum("spawn_main" in " ".join(process.cmdline()) for process in found) == 2:
+            time.sleep(2)  # until they are at work
+            return found
+        time.sleep(0.2)
+    raise AssertionError("no worker processes appeared")
