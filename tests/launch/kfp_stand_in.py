@@ -13,32 +13,14 @@ import re
 import ssl
 import threading
 import uuid
-from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import kfp_server_api as api
-import yaml
 
-_CLIENT = api.ApiClient(api.Configuration())
+from tests.launch.kfp_messages import CLIENT, HttpError, check_package, strict, uploaded_file
+
 V2 = "/apis/v2beta1"
-
-
-class HttpError(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-def strict(kind: str, body: bytes):
-    """Read a body as one of the client's models; a field that it does not have is an error."""
-    document = json.loads(body)
-    known = set(getattr(api, kind).attribute_map.values())
-    if unknown := set(document) - known:
-        raise HttpError(400, f"unknown fields {sorted(unknown)} of {kind}")
-    return _CLIENT.deserialize(SimpleNamespace(data=body.decode()), kind)
 
 
 class KfpStandIn:
@@ -94,7 +76,7 @@ class KfpStandIn:
         return api.V2beta1ListPipelinesResponse(pipelines=found or None, total_size=len(found))
 
     def upload_pipeline(self, query, body):
-        _check_package(body)
+        check_package(body)
         made = api.V2beta1Pipeline(
             pipeline_id=_id(), display_name=query["name"], namespace=query.get("namespace")
         )
@@ -104,7 +86,7 @@ class KfpStandIn:
         return made
 
     def upload_version(self, query, body):
-        _check_package(body)
+        check_package(body)
         self._pipeline(query["pipelineid"])
         if any(v.display_name == query["name"] for v in self.versions):
             raise HttpError(409, f"pipeline version {query['name']} already exists")
@@ -242,14 +224,14 @@ def _handler(server: KfpStandIn) -> type[BaseHTTPRequestHandler]:
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if "multipart" in self.headers.get("Content-Type", ""):
-                body = _uploaded_file(self.headers["Content-Type"], body)
+                body = uploaded_file(self.headers["Content-Type"], body)
             parts = urlsplit(self.path)
             query = {key: values[0] for key, values in parse_qs(parts.query).items()}
             server.requests.append(f"{self.command} {parts.path}")
             server.seen_headers.append(dict(self.headers))
             try:
                 answer = self._answer(parts.path, query, body)
-                status, document = 200, _CLIENT.sanitize_for_serialization(answer)
+                status, document = 200, CLIENT.sanitize_for_serialization(answer)
             except HttpError as error:
                 status, document = error.status, {"error": str(error), "message": str(error)}
             if status == 0:
@@ -295,17 +277,6 @@ class _AnsweredError(Exception):
     pass
 
 
-def _uploaded_file(content_type: str, body: bytes) -> bytes:
-    message = BytesParser().parsebytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
-    return next(p.get_payload(decode=True) for p in message.get_payload() if p.get_filename())
-
-
-def _check_package(body: bytes) -> None:
-    documents = list(yaml.safe_load_all(body))
-    if "pipelineInfo" not in documents[0] or "platforms" not in documents[1]:
-        raise HttpError(400, "not a compiled pipeline")
-
-
 def _matches(item, query: dict[str, str]) -> bool:
     predicates = json.loads(query.get("filter") or "{}").get("predicates", [])
     for predicate in predicates:
@@ -324,38 +295,3 @@ def _only(found, what: str):
 
 def _id() -> str:
     return str(uuid.uuid4())
-
-
-def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """Make a certificate for localhost; the file to trust, and the server's side of it."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path, key_path = folder / "server.pem", folder / "key.pem"
-    path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    key_path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path, key_path)
-    return path, context

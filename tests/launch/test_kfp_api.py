@@ -2,7 +2,8 @@ import pytest
 
 from iceaggr.errors import ConfigError
 from launch.kfp_api import Connection, ServerAwayError, SubmissionError, connect, run_link
-from tests.launch.kfp_stand_in import KfpStandIn, certificate
+from tests.launch.certificates import certificate
+from tests.launch.kfp_stand_in import KfpStandIn
 
 
 def written(path, text):

@@ -8,7 +8,7 @@ from kubernetes import client
 from iceaggr.errors import TrainingError
 from iceaggr.machines import job_run
 from iceaggr.machines.job_api import JobApi, KubernetesAwayError, KubernetesError
-from iceaggr.machines.job_run import run_train_job
+from iceaggr.machines.job_run import run_train_job, stop_train_job
 from iceaggr.training.interruption import TrainingInterruptedError
 from tests.machines.kubernetes_stand_in import KubernetesStandIn
 from tests.machines.test_train_job import order
@@ -146,6 +146,20 @@ def test_run_train_job_goes_on_without_the_log(server, api):
         server.fail("GET", ".*/pods", 403)
     soon(lambda: server.end(NAME, "Complete"), 0.2)
     assert [line for line in run(api) if "interrupted" in line]
+
+
+def test_stop_train_job_deletes_a_job_that_still_works(server, api):
+    api.create(job_run.build_train_job(order()))
+    assert stop_train_job(api, order().run_id)
+    assert server.jobs == {}
+    assert not stop_train_job(api, order().run_id)
+
+
+def test_stop_train_job_leaves_an_ended_job_with_its_logs(server, api):
+    api.create(job_run.build_train_job(order()))
+    server.end(NAME, "Failed")
+    assert not stop_train_job(api, order().run_id)
+    assert NAME in server.jobs
 
 
 def test_job_api_needs_a_cluster(monkeypatch):

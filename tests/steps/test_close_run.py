@@ -1,8 +1,15 @@
+from dataclasses import replace
+
 import pytest
+from kubernetes import client
 
 from iceaggr.config import ExperimentConfig
+from iceaggr.machines.job_api import JobApi
+from iceaggr.machines.train_job import build_train_job
 from iceaggr.steps.close_run import end_status, run_close_run
 from iceaggr.steps.context import RunContext
+from tests.machines.kubernetes_stand_in import KubernetesStandIn
+from tests.machines.test_train_job import order
 
 
 @pytest.fixture
@@ -51,6 +58,23 @@ def test_end_status_does_not_believe_in_success_without_a_summary():
     assert end_status("COMPLETE", has_summary=False) == "FAILED"
     assert end_status("COMPLETE", has_summary=True) == "FINISHED"
     assert end_status("", has_summary=False) == "KILLED"
+
+
+def test_close_run_ends_a_train_job_that_nobody_waits_for(run, monkeypatch):
+    with KubernetesStandIn() as server:
+        settings = client.Configuration()
+        settings.host = server.url
+        api = JobApi(client.ApiClient(settings), "runs")
+        monkeypatch.setattr(JobApi, "of_this_pod", staticmethod(lambda: api))
+        api.create(build_train_job(replace(order(), run_id=run.run_id)))
+        # outside a cluster, and in a run that never asked for processes, nobody is asked
+        run_close_run(run, "FAILED")
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "x")
+        run_close_run(run, "FAILED")
+        assert len(server.jobs) == 1
+        run.open_store().write_bytes(f"{run.run_uri}/training/request/request.json", b"{}")
+        run_close_run(run, "FAILED")
+        assert server.jobs == {}
 
 
 @pytest.mark.integration

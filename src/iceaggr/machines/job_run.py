@@ -12,7 +12,7 @@ from typing import Any
 
 from iceaggr.errors import TrainingError
 from iceaggr.machines.job_api import JobApi, KubernetesAwayError, KubernetesError
-from iceaggr.machines.train_job import TrainJobOrder, build_train_job
+from iceaggr.machines.train_job import TrainJobOrder, build_train_job, job_name
 from iceaggr.training.interruption import TrainingInterruptedError
 
 _PATIENCE_S = 600.0
@@ -64,7 +64,7 @@ def _launch_or_adopt(
             return
         present = api.get(name)
         if present is not None and not _leaving(present):
-            if _end_of(present)[0] != "Failed":
+            if end_of(present)[0] != "Failed":
                 say(f"TrainJob {name} is there already: adopted")
                 return
             say(f"TrainJob {name} of an earlier attempt failed: replaced")
@@ -93,14 +93,25 @@ def _wait(api: JobApi, name: str, stop: threading.Event, pause_s: float) -> tupl
         away_since = None
         if job is None:
             raise TrainingError("the TrainJob was deleted by somebody", where=f"TrainJob {name}")
-        ended = _end_of(job)
+        ended = end_of(job)
         if ended[0]:
             return ended
         stop.wait(pause_s)
     return "", ""
 
 
-def _end_of(job: dict[str, Any]) -> tuple[str, str]:
+def stop_train_job(api: JobApi, run_id: str) -> bool:
+    """Delete the job of a run if it still works; True if it did. An ended one keeps its logs."""
+    name = job_name(run_id)
+    job = api.get(name)
+    if job is None or end_of(job)[0]:
+        return False
+    api.delete(name)
+    return True
+
+
+def end_of(job: dict[str, Any]) -> tuple[str, str]:
+    """Read how a job ended: ("Complete" or "Failed", reason), or ("", "") while it works."""
     for condition in job.get("status", {}).get("conditions", []):
         if condition.get("type") in ("Complete", "Failed") and condition.get("status") == "True":
             words = f"{condition.get('reason', '')}: {condition.get('message', '')}"

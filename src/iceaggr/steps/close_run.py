@@ -2,11 +2,12 @@
 
 Deleted are the checkpoints of a run that succeeded: they hold optimiser states and are several
 times the size of the model. A failed or stopped run keeps them, because retrying it in the UI goes
-on from them.
+on from them; but a TrainJob of it that still works is ended, since nobody waits for it any more.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from iceaggr.interfaces import ObjectStore
@@ -29,9 +30,13 @@ def run_close_run(context: RunContext, state: str) -> EndStatus:
         store = context.open_store()
         status = end_status(state, store.stat(f"{context.run_uri}/summary.json") is not None)
         n_deleted = _delete_checkpoints(store, context) if status == "FINISHED" else 0
+        stopped = _stop_train_job(store, context)
         with context.tracking("close_run", end=status):
             pass
-        progress.conclude(f"run {status.lower()}, {n_deleted} checkpoint files deleted")
+        progress.conclude(
+            f"run {status.lower()}, {n_deleted} checkpoint files deleted"
+            + (", TrainJob ended" if stopped else "")
+        )
         return status
 
 
@@ -48,3 +53,13 @@ def _delete_checkpoints(store: ObjectStore, context: RunContext) -> int:
     for item in sorted(found, key=lambda item: item.uri.endswith("/latest.json")):
         store.delete(item.uri)
     return len(found)
+
+
+def _stop_train_job(store: ObjectStore, context: RunContext) -> bool:
+    asked = store.stat(f"{context.run_uri}/training/request/request.json") is not None
+    if not asked or "KUBERNETES_SERVICE_HOST" not in os.environ:
+        return False
+    from iceaggr.machines.job_api import JobApi
+    from iceaggr.machines.job_run import stop_train_job
+
+    return stop_train_job(JobApi.of_this_pod(), context.run_id)
