@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from iceaggr.config import ModelConfig
+from iceaggr.models.dropout import Dropout
 from iceaggr.models.packing import Chunk, Group, Packing
 
 
@@ -30,7 +31,7 @@ class PackedLayer(nn.Module):
         self.feedforward_norm = nn.LayerNorm(width)
         self.feedforward_in = nn.Linear(width, config.feedforward_factor * width)
         self.feedforward_out = nn.Linear(config.feedforward_factor * width, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, chunk: Chunk, biases: list[Tensor] | None = None) -> Tensor:
         """Transform packed rows.
@@ -68,12 +69,13 @@ def _attend(packed: Tensor, group: Group, n_heads: int, bias: Tensor | None) -> 
 def run_chunks(packing: Packing, run: Callable[[Chunk], Tensor]) -> Tensor:
     """Compute every chunk and join the results, one row per segment, in the original order.
 
-    With more than one chunk, activations are recomputed in the backward pass, so that memory is
-    bounded by one chunk, however large the batch or its largest event.
+    Activations of all chunks but the last are recomputed in the backward pass, so that memory is
+    bounded by two chunks, however large the batch or its largest event.
     """
-    recompute = len(packing.chunks) > 1 and torch.is_grad_enabled()
-    parts = [
-        checkpoint(run, chunk, use_reentrant=False) if recompute else run(chunk)
-        for chunk in packing.chunks
-    ]
+    *earlier, last = packing.chunks
+    if torch.is_grad_enabled():
+        parts = [checkpoint(run, chunk, use_reentrant=False) for chunk in earlier]
+    else:
+        parts = [run(chunk) for chunk in earlier]
+    parts.append(run(last))
     return packing.restore(parts[0] if len(parts) == 1 else torch.cat(parts))
