@@ -46,6 +46,6 @@ class _Keep(torch.autograd.Function):
         return kept.to(x.dtype).mul_(scale).mul_(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
         return kept.to(gradient.dtype).mul_(ctx.scale).mul_(gradient), None, None
