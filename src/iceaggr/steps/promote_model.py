@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,7 @@ import pandas as pd
 import torch
 
 from iceaggr.angles import opening_angle, unit_vector
-from iceaggr.batches import EventLoader
+from iceaggr.batches import EventBatch, EventLoader
 from iceaggr.config import BatchConfig, ExperimentConfig
 from iceaggr.evaluation.prediction import predict_batches
 from iceaggr.evaluation.promotion import Verdict, decide_promotion
@@ -109,7 +110,7 @@ def score_champion(
     Returns event_id, opening_angle_deg, kappa of the same events, as promotion compares them.
     """
     loader = EventLoader(store, manifest, "test", champion.detector, batches_of(champion))
-    predicted = predict_batches(champion.model, loader.epoch(0))
+    predicted = predict_batches(champion.model, _first_events(loader.epoch(0), len(events)))
     both = events[["event_id", "true_azimuth", "true_zenith"]].merge(
         predicted, on="event_id", validate="one_to_one"
     )
@@ -125,6 +126,17 @@ def score_champion(
             "kappa": both["kappa"],
         }
     )
+
+
+def _first_events(batches: Iterator[EventBatch], n_events: int) -> Iterator[EventBatch]:
+    """Stop once n_events have passed: the test split comes in one order, and evaluation may have
+    scored only the beginning of it."""
+    n_seen = 0
+    for batch in batches:
+        yield batch
+        n_seen += batch.n_events
+        if n_seen >= n_events:
+            return
 
 
 def batches_of(loaded: LoadedModel) -> BatchConfig:
