@@ -130,7 +130,8 @@ def score_champion(
 
 def _first_events(batches: Iterator[EventBatch], n_events: int) -> Iterator[EventBatch]:
     """Stop once n_events have passed: the test split comes in one order, and evaluation may have
-    scored only the beginning of it."""
+    scored only the beginning of it.
+    """
     n_seen = 0
     for batch in batches:
         yield batch
