@@ -110,9 +110,7 @@ def test_direction_loss_changes_from_likelihood_to_angle_at_the_configured_progr
     likelihood = von_mises_fisher_loss(output.vector, true)
     angle = angle_loss(output.vector, true)
     torch.testing.assert_close(direction_loss(output, true, config, 0.59), likelihood)
-    torch.testing.assert_close(
-        direction_loss(output, true, config, 0.6), angle + 0.25 * likelihood
-    )
+    torch.testing.assert_close(direction_loss(output, true, config, 0.6), angle + 0.25 * likelihood)
 
 
 @pytest.mark.parametrize(

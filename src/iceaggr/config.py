@@ -138,7 +138,7 @@ class ModelConfig(Section):
         if (self.seed_frame or self.seed_head) and self.seed == "none":
             raise ValueError("seed_frame and seed_head need a seed")
         if (self.seed_alternatives or self.point_fit) and not self.seed_frame:
-            raise ValueError("seed_alternatives and point_fit describe the seed_frame: switch it on")
+            raise ValueError("seed_alternatives and point_fit need seed_frame")
         if self.vector_readout and not (self.seed_frame and self.seed_head):
             raise ValueError("vector_readout needs seed_frame and seed_head")
         if self.seed_alternatives and not self.event_token:
