@@ -1,0 +1,77 @@
+"""Settings of the data path: events, normalisation, minibatches."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from iceaggr.config.section import Section
+
+
+class DataConfig(Section):
+    """Which events are used, and how they are split and stored."""
+
+    n_events: int = Field(0, ge=0)
+    """Use at most this many events of all splits together, in file order; 0 = all."""
+    validation_share: float = Field(0.1, gt=0, lt=0.5)
+    """Share of events held out for choosing checkpoints and watching training."""
+    test_share: float = Field(0.1, gt=0, lt=0.5)
+    """Share of events that only evaluation and promotion may read."""
+    split_salt: str = "iceaggr-1"
+    """Salt of the hash that assigns an event to its split: change it and every split changes."""
+    n_events_per_shard: int = Field(2048, ge=1)
+    """Events in one shard file; the last shard of a raw file may hold fewer."""
+    work_unit_mib: int = Field(256, ge=1)
+    """Raw bytes that one sharding task takes, in MiB."""
+    max_work_units: int = Field(128, ge=1, le=128)
+    """Upper bound on sharding tasks: KFP hands all their results to one command line of 128 KiB."""
+    allow_missing_files: bool = False
+    """Shard what is there when the meta file lists batches whose files are missing."""
+
+
+class NormalizationConfig(Section):
+    """How raw inputs become numbers near one."""
+
+    preset: Literal["fitted", "seed", "raw"] = "fitted"
+    """fitted = from the train split; seed = fixed constants; raw = none, to see it fail."""
+    max_abs: float = Field(10.0, gt=0)
+    """A normalised value beyond this counts as an outlier."""
+    max_outlier_share: float = Field(0.01, ge=0, le=1)
+    """A batch with a larger share of outliers is refused."""
+    constant_features: tuple[str, ...] = ()
+    """Features that may be constant because the detector lacks them, such as auxiliary."""
+
+
+class BatchConfig(Section):
+    """How events are grouped into minibatches."""
+
+    n_events: int = Field(256, ge=1)
+    """Events in one minibatch."""
+    max_doms_per_event: int = Field(512, ge=1)
+    """DOMs kept per event: triggering first, then by charge, spread over time."""
+    max_pulses_per_dom: int = Field(64, ge=1)
+    """Pulses kept per DOM: triggering first, then by charge, always with the first one."""
+    max_doms_per_batch: int = Field(0, ge=0)
+    """Token budget: no batch holds more DOMs than this, and batches mix like lengths; 0 = none."""
+    n_mixed_shards: int = Field(16, ge=1)
+    """Shards held in memory together, from all of which each batch draws its events."""
+    n_workers: int = Field(2, ge=0)
+    """Background threads that read and assemble batches; 0 = in the caller."""
+    n_batches_ahead: int = Field(16, ge=1)
+    """Batches assembled before they are asked for."""
+    cache_folder: str = ""
+    """Local folder that keeps copies of remote shards; empty = read them again each epoch."""
+    cache_gib: float = Field(50.0, gt=0)
+    """Size of the cache folder, beyond which the shards used longest ago are deleted."""
+    seed: int = 0
+    """Seed of the shuffle."""
+
+    @model_validator(mode="after")
+    def _budget_holds_an_event(self) -> BatchConfig:
+        if 0 < self.max_doms_per_batch < self.max_doms_per_event:
+            raise ValueError(
+                f"max_doms_per_batch {self.max_doms_per_batch} is less than "
+                f"max_doms_per_event {self.max_doms_per_event}"
+            )
+        return self

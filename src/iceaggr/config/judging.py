@@ -1,0 +1,37 @@
+"""Settings of evaluation and promotion."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from iceaggr.config.section import Section
+
+
+class EvaluationConfig(Section):
+    """How held-out events are scored."""
+
+    n_bootstrap: int = Field(1000, ge=100)
+    """Bootstrap samples behind each interval."""
+    confidence: float = Field(0.95, gt=0, lt=1)
+    """Probability that an interval covers the true value."""
+    max_events: int = Field(0, ge=0)
+    """Stop after the minibatch that completes this many test events; 0 = all."""
+    min_events_per_bin: int = Field(100, ge=2)
+    """A bin with fewer events is marked as small in tables."""
+    likelihood_fit: bool = True
+    """Score the Pandel likelihood fit too, by far the slowest baseline (milliseconds per event)."""
+    n_displays: int = Field(2, ge=0, le=6)
+    """Event displays for each of the best, the median and the worst events."""
+    seed: int = 0
+    """Seed of the bootstrap, the random baseline and the choice of displayed events."""
+
+
+class PromotionConfig(Section):
+    """When a challenger replaces the champion."""
+
+    model_name: str = "iceaggr-direction"
+    """Name in the model registry."""
+    min_sigma: float = Field(1.0, ge=0)
+    """The paired gain in mean opening angle must exceed this many of its standard errors."""
+    max_calibration_loss: float = Field(0.05, ge=0)
+    """By how much the challenger's mean coverage error may exceed the champion's."""

@@ -1,0 +1,68 @@
+"""Settings of the optimisation and of the short run before it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from iceaggr.config.section import Section
+
+
+class TrainingConfig(Section):
+    """The optimisation."""
+
+    n_epochs: int = Field(20, ge=1)
+    """Passes over the train split."""
+    max_minutes: float = Field(0.0, ge=0)
+    """Wall-clock limit in minutes, validation included, over all restarts; 0 = none."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(1e-5, ge=0)
+    """AdamW weight decay of matrices; biases, norms and other vectors are not decayed."""
+    max_gradient_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    schedule: Literal["constant", "one_cycle"] = "constant"
+    """constant = the seed's; one_cycle = warm-up then cosine decay."""
+    warmup_share: float = Field(0.05, ge=0, lt=1)
+    """Share of the run used to warm up, with one_cycle."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay per step of the averaged weights that are validated and saved; 0 = no averaging."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 = autocast of the forward pass; auto = bfloat16 on a GPU, float32 on a CPU."""
+    checkpoint_every_n_epochs: int = Field(1, ge=1)
+    """Epochs between checkpoints."""
+    checkpoint_every_minutes: float = Field(10.0, gt=0)
+    """Minutes after which a checkpoint is written inside an epoch."""
+    n_checkpoints_kept: int = Field(2, ge=1)
+    """Newest checkpoints that stay in storage."""
+    validation_every_minutes: float = Field(0.0, ge=0)
+    """Minutes between validations inside an epoch; 0 = only at its end and that of the run."""
+    max_validation_events: int = Field(10_000, ge=1)
+    """Validation reads at most this many events, always the same ones."""
+    stop_if_not_learning_after_n_steps: int = Field(0, ge=0)
+    """Validations from this step on stop a run that is collapsed or no better than the best
+    constant prediction; 0 = only log it."""
+    max_mean_vector_length: float = Field(0.98, gt=0, le=1)
+    """Predictions count as collapsed when the mean of the unit vectors is longer than this."""
+    log_every_n_steps: int = Field(50, ge=1)
+    """Optimiser steps between points of the training curves."""
+    seed: int = 0
+    """Seed of weights and dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = a GPU if there is one; cuda = fail without one."""
+
+
+class LearningCheckConfig(Section):
+    """A short run that must learn before an expensive one may start."""
+
+    n_steps: int = Field(50, ge=10)
+    """Optimiser steps per row of the table."""
+    learning_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+    """Learning rates tried by the full table."""
+    n_batches: int = Field(2, ge=1)
+    """Fixed train batches that the steps revisit in turn."""
+    n_events_per_batch: int = Field(64, ge=8)
+    """Events in each of these batches."""
+    min_loss_drop: float = Field(0.005, ge=0)
+    """Fall of the mean loss over the fixed events that counts as learning."""
