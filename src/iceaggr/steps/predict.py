@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from iceaggr.batches import iter_batches
 from iceaggr.errors import ConfigError
-from iceaggr.evaluation.prediction import PREDICTION_SCHEMA, stream_predictions
+from iceaggr.evaluation.prediction import COLUMNS, PREDICTION_SCHEMA, stream_predictions
 from iceaggr.events.cleaning import Account
 from iceaggr.events.layout import find_layout
 from iceaggr.events.meta import count_events
@@ -25,14 +27,23 @@ from iceaggr.storage import open_store
 
 
 def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
-    """Write event_id, azimuth, zenith, kappa of every raw event to a parquet file.
+    """Write the predicted direction of every raw event to a file.
 
-    model_uri: `models:/name@champion`, `models:/name/3`, or the URI of a model folder. Memory is
-    bounded whatever the number of events; the file appears when it is complete.
+    model_uri: `models:/name@champion`, `models:/name/3`, or the URI of a model folder.
+    output: `.parquet` with event_id, azimuth, zenith, kappa, or `.csv` in the format that the
+    public competition takes: event_id, azimuth, zenith. Angles in radians. Memory is bounded
+    whatever the number of events; the file appears when it is complete.
     Returns the number of events.  Raises: ConfigError, ModelError, RawDataError, TrackingError.
     """
     if not output.absolute().parent.is_dir():
         raise ConfigError("folder does not exist", where=f"--output {output}")
+    if output.suffix not in (".parquet", ".csv"):
+        raise ConfigError(
+            "unknown format",
+            where=f"--output {output}",
+            found=repr(output.suffix),
+            expected=".parquet, or .csv for a competition submission",
+        )
     store = open_store()
     with StepProgress("predict") as progress, TemporaryDirectory() as folder:
         loaded = _load(store, model_uri, Path(folder))
@@ -55,15 +66,30 @@ def _write(tables: Iterator[pa.Table], output: Path, on_progress: Callable[[int]
     part = output.with_name(f".{output.name}.{os.getpid()}")
     n_events = 0
     try:
-        with pq.ParquetWriter(part, PREDICTION_SCHEMA) as writer:
+        with _writer(part, output.suffix) as writer:
             for table in tables:
-                writer.write_table(table)
+                writer.write_table(table.select(writer.schema.names))
                 n_events += table.num_rows
                 on_progress(n_events)
         part.replace(output)
     finally:
         part.unlink(missing_ok=True)
     return n_events
+
+
+def _writer(path: Path, suffix: str) -> Any:
+    if suffix == ".csv":
+        return SubmissionWriter(path)
+    return pq.ParquetWriter(path, PREDICTION_SCHEMA)
+
+
+class SubmissionWriter(pa.csv.CSVWriter):
+    """Writes the columns that the public competition scores, without kappa."""
+
+    schema = pa.schema([PREDICTION_SCHEMA.field(name) for name in COLUMNS[:3]])
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, self.schema)
 
 
 def _rejected(account: Account) -> str:
