@@ -78,7 +78,7 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
         ] = "s3://iceaggr/work",
         simulate_events: Annotated[
             int, typer.Option(min=100, help="Events to simulate when no --raw-uri is given")
-        ] = 40_000,
+        ] = 100_000,
     ) -> None:
         """Run the whole pipeline on this machine."""
         request = RunRequest(

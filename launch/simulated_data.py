@@ -6,7 +6,7 @@ from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.progress import StepProgress
 from iceaggr.storage import open_store
 
-EVENTS_PER_FILE = 5000
+EVENTS_PER_FILE = 10_000
 SEED = 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,8 +96,9 @@ def apply_run_limits(
 
 
 def _words(point: TrainingProgress) -> str:
+    validated = point.validation_opening_angle_deg
+    validation = "" if math.isnan(validated) else f"  validation {validated:.1f} deg"
     return (
         f"epoch {point.epoch + 1}  loss {point.loss:.3f}  train {point.opening_angle_deg:.1f} deg"
-        f"  validation {point.validation_opening_angle_deg:.1f} deg"
-        f"  {point.events_per_s:,.0f} events/s"
+        f"{validation}  {point.events_per_s:,.0f} events/s"
     )
