@@ -1,5 +1,6 @@
 """The whole pipeline through KFP's local runner, on small data, against real services."""
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 import yaml
 
 from iceaggr.events.simulation import SimulationConfig, simulate
+from iceaggr.steps.compare import run_compare
+from iceaggr.steps.predict import run_predict
 from iceaggr.storage import open_store
 from iceaggr.tracking.registry import ModelRegistry
 
@@ -94,6 +97,8 @@ def test_pipeline_turns_raw_events_into_a_champion(
     assert "the champion" in again["reason"]
     assert ModelRegistry().champion("end-to-end") == champion
     check_prediction(tmp_path)
+    check_same_numbers(raw_uri, summary["events_uri"], tmp_path)
+    check_comparison([summary["mlflow_run_id"], again["mlflow_run_id"]], tmp_path)
 
 
 def check_summary(summary: dict[str, object]) -> None:
@@ -141,3 +146,23 @@ def check_prediction(tmp_path: Path) -> None:
     assert table["azimuth"].between(0, 2 * 3.1416).all()
     assert table["zenith"].between(0, 3.1416).all()
     assert (table["kappa"] > 0).all()
+
+
+def check_same_numbers(raw_uri: str, events_uri: str, tmp_path: Path) -> None:
+    """The champion says of raw events what evaluation said of the same events in shards."""
+    output = tmp_path / "again.parquet"
+    run_predict("models:/end-to-end@champion", raw_uri, output)
+    evaluated = pd.read_parquet(io.BytesIO(open_store().read_bytes(events_uri)))
+    columns = ["event_id", "azimuth", "zenith", "kappa"]
+    predicted = pd.read_parquet(output).merge(evaluated[["event_id"]], on="event_id")
+    expected = evaluated[columns].sort_values("event_id").reset_index(drop=True)
+    found = predicted[columns].sort_values("event_id").reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def check_comparison(runs: list[str], tmp_path: Path) -> None:
+    page = tmp_path / "comparison.html"
+    comparison = run_compare(runs, page)
+    assert comparison.n_events > 150
+    assert abs(comparison.overall["difference"].iloc[-1]) < 0.1
+    assert page.read_text().count("<table") >= 1

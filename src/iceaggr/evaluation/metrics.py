@@ -75,69 +75,68 @@ def _topologies(events: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: part for name, part in parts.items() if len(part)}
 
 
-def flat_metrics(
-    events: pd.DataFrame, summaries: list[MethodSummary], prefix: str = "test"
-) -> dict[str, float]:
-    """Name every overall figure: `test/opening_angle_mean_deg`, `test/line_fit/...`, and so on.
+def flat_metrics(events: pd.DataFrame, summaries: list[MethodSummary]) -> dict[str, float]:
+    """Name every overall figure so that a tracker sorts and charts it well.
 
+    test/...            the model: opening angles, share above 90 deg, bias, number of events
+    test_errors/...     standard errors of those
+    test_topology/...   the model on tracks and on cascades
+    test_calibration/...
+    test_baselines/...  each baseline, and the model's paired gain over it with its error
+    test_speed/...      microseconds per event
     A figure that is not finite (an error from one event) is left out: trackers refuse NaN.
     """
-    metrics: dict[str, float] = {f"{prefix}/n_events": float(len(events))}
+    metrics: dict[str, float] = {"test/n_events": float(len(events))}
     for summary in summaries:
-        folder = prefix if summary.name == "model" else f"{prefix}/{summary.name}"
-        for name, estimate in summary.estimates.items():
-            metrics.update(_named(folder, name, estimate))
-        if summary.gain is not None:
-            metrics[f"{folder}/gain_of_model_deg"] = summary.gain.value
-            metrics[f"{folder}/gain_of_model_error_deg"] = summary.gain.error
+        if summary.name == "model":
+            metrics |= _model_metrics(summary)
+        else:
+            metrics |= _baseline_metrics(summary)
         if summary.seconds_per_event is not None:
-            metrics[f"{folder}/microseconds_per_event"] = 1e6 * summary.seconds_per_event
-        if summary.failed_share is not None:
-            metrics[f"{folder}/failed_share"] = summary.failed_share
-    metrics.update(_calibration_metrics(events, prefix))
-    metrics.update(_topology_metrics(events, summaries, prefix))
+            name = f"test_speed/{summary.name}_microseconds_per_event"
+            metrics[name] = 1e6 * summary.seconds_per_event
+    metrics |= _calibration_metrics(events)
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _named(folder: str, name: str, estimate: Estimate) -> dict[str, float]:
-    stem, unit = f"{folder}/opening_angle_{name}", "_deg"
-    if name == "share_above_90":
-        stem, unit = f"{folder}/share_above_90deg", ""
-    return {
-        f"{stem}{unit}": estimate.value,
-        f"{stem}_error{unit}": estimate.error,
-        f"{stem}_low{unit}": estimate.low,
-        f"{stem}_high{unit}": estimate.high,
+def _model_metrics(summary: MethodSummary) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name, estimate in summary.estimates.items():
+        key = "share_above_90deg" if name == "share_above_90" else f"opening_angle_{name}_deg"
+        metrics[f"test/{key}"] = estimate.value
+        metrics[f"test_errors/{key}"] = estimate.error
+    for topology, estimates in summary.by_topology.items():
+        for name in ("mean", "median"):
+            metrics[f"test_topology/{topology}_{name}_deg"] = estimates[name].value
+            metrics[f"test_topology/{topology}_{name}_error_deg"] = estimates[name].error
+    return metrics
+
+
+def _baseline_metrics(summary: MethodSummary) -> dict[str, float]:
+    metrics = {
+        f"test_baselines/{summary.name}_{name}_deg": summary.estimates[name].value
+        for name in ("mean", "median")
     }
+    for topology, estimates in summary.by_topology.items():
+        key = f"test_topology/{topology}_{summary.name}_median_deg"
+        metrics[key] = estimates["median"].value
+    if summary.gain is not None:
+        metrics[f"test_baselines/gain_over_{summary.name}_deg"] = summary.gain.value
+        metrics[f"test_baselines/gain_over_{summary.name}_error_deg"] = summary.gain.error
+    if summary.failed_share is not None:
+        metrics[f"test_baselines/{summary.name}_failed_share"] = summary.failed_share
+    return metrics
 
 
-def _calibration_metrics(events: pd.DataFrame, prefix: str) -> dict[str, float]:
+def _calibration_metrics(events: pd.DataFrame) -> dict[str, float]:
     angle_rad = np.deg2rad(angles_of(events, "model"))
     kappa = events["kappa"].to_numpy()
     pit = probability_inside(angle_rad, kappa)
     metrics = {
-        f"{prefix}/calibration/coverage_{found.level * 100:.0f}": found.share
-        for found in coverage(pit)
+        f"test_calibration/coverage_{found.level * 100:.0f}": found.share for found in coverage(pit)
     }
-    metrics[f"{prefix}/calibration/gap"] = calibration_gap(pit)
-    metrics[f"{prefix}/calibration/pull_median"] = float(np.median(pulls(angle_rad, kappa)))
+    metrics["test_calibration/gap"] = calibration_gap(pit)
+    metrics["test_calibration/pull_median"] = float(np.median(pulls(angle_rad, kappa)))
     for axis in ("bias_x", "bias_y", "bias_z"):
-        metrics[f"{prefix}/{axis}"] = float(events[axis].mean())
-    return metrics
-
-
-def _topology_metrics(
-    events: pd.DataFrame, summaries: list[MethodSummary], prefix: str
-) -> dict[str, float]:
-    metrics = {
-        f"{prefix}/{topology}/n_events": float(len(chosen))
-        for topology, chosen in _topologies(events).items()
-    }
-    for summary in summaries:
-        for topology, estimates in summary.by_topology.items():
-            folder = f"{prefix}/{topology}"
-            folder = folder if summary.name == "model" else f"{folder}/{summary.name}"
-            for name in ("mean", "median"):
-                metrics[f"{folder}/opening_angle_{name}_deg"] = estimates[name].value
-                metrics[f"{folder}/opening_angle_{name}_error_deg"] = estimates[name].error
+        metrics[f"test/{axis}"] = float(events[axis].mean())
     return metrics
