@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.config import TrainingConfig
+from iceaggr.config import ModelConfig, TrainingConfig
+from iceaggr.models import build_model
+from iceaggr.normalization import Normalization
 from iceaggr.training.device import autocast, choose_device, placed, positioned
 from tests.batches.batch_builder import random_event_batch
 
@@ -59,6 +61,20 @@ def test_cpu_uses_batches_where_they_are() -> None:
     loaded = list(placed(positioned(CountingLoader(), epoch=0), CPU))
     assert [one.position["n_events_done"] for one in loaded] == [1, 2]
     assert all(one.host is one.placed for one in loaded)
+
+
+def test_cpu_computes_the_features_of_each_batch_ahead() -> None:
+    config = ModelConfig(
+        d_model=8, n_heads=1, n_dom_layers=0, n_event_layers=1, dom_statistics=True, seed="line_fit"
+    )
+    model = build_model(config, Normalization.seed()).eval()
+    loaded = list(placed(positioned(CountingLoader(), epoch=0), CPU, model))
+    assert [one.position["n_events_done"] for one in loaded] == [1, 2]
+    for one in loaded:
+        assert one.features is not None
+        expected = model.features_of(one.placed)
+        torch.testing.assert_close(one.features.doms, expected.doms)
+        torch.testing.assert_close(model(one.placed, one.features).vector, model(one.placed).vector)
 
 
 def test_device_cpu_is_taken_even_where_there_is_a_gpu() -> None:

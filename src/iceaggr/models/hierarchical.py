@@ -11,7 +11,7 @@ from iceaggr.models.direction_head import DirectionHead
 from iceaggr.models.direction_output import DirectionOutput
 from iceaggr.models.dom_transformer import DomTransformer
 from iceaggr.models.event_transformer import DomInputs, EventTransformer
-from iceaggr.models.input_features import InputFeatures
+from iceaggr.models.input_features import Features, InputFeatures
 from iceaggr.normalization import Normalization, Normalizer
 
 
@@ -40,9 +40,17 @@ class DirectionModel(nn.Module):
         self.event_transformer = EventTransformer(config)
         self.head = DirectionHead(config.d_model, start_at_seed=config.seed_head)
 
-    def forward(self, batch: EventBatch) -> DirectionOutput:
-        """Predict directions and concentrations, (B, 3); no event depends on its batch mates."""
-        features = self.inputs(batch, self.normalizer(batch))
+    def features_of(self, batch: EventBatch) -> Features:
+        """Compute what the network sees of a batch: no weights, so it may be done ahead."""
+        return self.inputs(batch, self.normalizer(batch))
+
+    def forward(self, batch: EventBatch, features: Features | None = None) -> DirectionOutput:
+        """Predict directions and concentrations, (B, 3); no event depends on its batch mates.
+
+        features: those of this batch, if they were computed ahead.
+        """
+        if features is None:
+            features = self.features_of(batch)
         doms = features.doms
         if self.dom_transformer is not None:
             embedded = self.dom_transformer(features.pulses, batch.dom_pulse_offsets)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -12,9 +14,14 @@ import torch
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import TrainingConfig
 from iceaggr.errors import TrainingError
+from iceaggr.models import DirectionModel
+from iceaggr.models.input_features import Features
 from iceaggr.training.inputs import BatchSource
 
 logger = logging.getLogger(__name__)
+
+N_FEATURES_AHEAD = 2
+"""Batches whose features a CPU computes ahead of the step that uses them."""
 
 
 def choose_device(config: TrainingConfig, local_rank: int = 0) -> torch.device:
@@ -50,11 +57,15 @@ def autocast(device: torch.device, config: TrainingConfig) -> AbstractContextMan
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """A batch as loaded, on the device, and where the epoch stands once it is used."""
+    """A batch as loaded, on the device, and where the epoch stands once it is used.
+
+    features: what the network sees of it, where that was computed ahead.
+    """
 
     host: EventBatch
     placed: EventBatch
     position: dict[str, int]
+    features: Features | None = None
 
 
 def positioned(
@@ -73,13 +84,20 @@ def positioned(
 
 
 def placed(
-    batches: Iterable[tuple[EventBatch, dict[str, int]]], device: torch.device
+    batches: Iterable[tuple[EventBatch, dict[str, int]]],
+    device: torch.device,
+    model: DirectionModel | None = None,
 ) -> Iterator[LoadedBatch]:
     """Put each batch on the device.
 
-    For a GPU the next batch is copied from pinned memory while the present one is computed.
+    For a GPU the next batch is copied from pinned memory while the present one is computed. On a
+    CPU the features of the next batches are computed by a thread meanwhile, if a model is given:
+    its classical fits are long runs of small operations, which leave the other cores idle.
     """
     if device.type != "cuda":
+        if model is not None:
+            yield from _with_features(batches, model)
+            return
         for batch, position in batches:
             yield LoadedBatch(batch, batch, position)
         return
@@ -103,3 +121,25 @@ def _belongs_to_current_stream(batch: EventBatch) -> None:
     for tensor in vars(batch).values():
         if isinstance(tensor, torch.Tensor):
             tensor.record_stream(stream)
+
+
+def _with_features(
+    batches: Iterable[tuple[EventBatch, dict[str, int]]], model: DirectionModel
+) -> Iterator[LoadedBatch]:
+    waiting: deque[tuple[EventBatch, dict[str, int], Future[Features] | None]] = deque()
+    # one thread of its own for these small operations: more would only wait for each other
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for batch, position in batches:
+            # a process whose share of the epoch has run out gets an empty batch
+            future = pool.submit(model.features_of, batch) if batch.n_events else None
+            waiting.append((batch, position, future))
+            if len(waiting) > N_FEATURES_AHEAD:
+                yield _loaded(*waiting.popleft())
+        while waiting:
+            yield _loaded(*waiting.popleft())
+
+
+def _loaded(
+    batch: EventBatch, position: dict[str, int], features: Future[Features] | None
+) -> LoadedBatch:
+    return LoadedBatch(batch, batch, position, features.result() if features else None)

@@ -91,7 +91,8 @@ class Loop:
     def _run_epoch(self) -> None:
         state, loader = self.state, self.parts.train_loader
         with closing(positioned(loader, state.epoch, state.loader_position)) as batches:
-            for loaded in self._timed(placed(batches, self.parts.step.device)):
+            step = self.parts.step
+            for loaded in self._timed(placed(batches, step.device, step.model)):
                 self._take_step(loaded)
                 self._do_what_is_due()
                 if state.stopped:
@@ -129,9 +130,7 @@ class Loop:
             state.n_events_left_out += n_events
             return
         self._rate = learning_rate_at(state.progress, self.settings)
-        outcome = parts.step.take(
-            loaded.placed, state.step + 1, state.progress, self._rate, n_events
-        )
+        outcome = parts.step.take(loaded, state.step + 1, state.progress, self._rate, n_events)
         parts.reporter.window.add(outcome, loaded.placed)
         state.step += 1
         state.n_events_seen += n_events

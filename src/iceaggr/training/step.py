@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import ExperimentConfig
 from iceaggr.losses import direction_loss
 from iceaggr.models import DirectionModel
 from iceaggr.training.averaging import AveragedWeights
-from iceaggr.training.device import autocast
+from iceaggr.training.device import LoadedBatch, autocast
 from iceaggr.training.distributed import Processes
 from iceaggr.training.guards import SteppedWeights, check_step
 from iceaggr.training.optimizer import build_optimizer, set_learning_rate
@@ -73,7 +72,12 @@ class OptimiserStep:
         self._stepped = None
 
     def take(
-        self, batch: EventBatch, step: int, progress: float, learning_rate: float, n_events: int
+        self,
+        loaded: LoadedBatch,
+        step: int,
+        progress: float,
+        learning_rate: float,
+        n_events: int,
     ) -> StepOutcome:
         """Take step number `step` (from 1) on a labelled batch.
 
@@ -82,11 +86,12 @@ class OptimiserStep:
         if the step before has spoiled the weights.
         """
         where = f"step {step}"
+        batch = loaded.placed
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
         assert batch.direction is not None, "check_batch lets only labelled events pass"
         with autocast(self.device, self.config.training):
-            output = self._parallel_model(batch)
+            output = self._parallel_model(batch, loaded.features)
             event_loss = direction_loss(output, batch.direction, self.config.loss, progress)
         # gradients are averaged over the processes, so each one weighs in with its share of events
         scale = self.processes.world_size / n_events
