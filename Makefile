@@ -27,8 +27,9 @@ up: setup
 down: setup
 	@$(BIN)/python -m iceaggr.local_services down
 
+# two workers of one thread each: more threads than cores only wait for each other
 test: setup
-	$(BIN)/pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-all: setup
 	$(BIN)/pytest
