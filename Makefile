@@ -29,7 +29,7 @@ down: setup
 
 # two workers of one thread each: more threads than cores only wait for each other
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-all: setup
 	$(BIN)/pytest

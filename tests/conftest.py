@@ -24,3 +24,8 @@ def object_store_service(local_services, monkeypatch):
 def mlflow_service(object_store_service):
     """The same addresses; MLFLOW_TRACKING_URI is set, too."""
     return object_store_service
+
+
+def pytest_collection_modifyitems(items):
+    """Start the longest test first, so that it does not run alone at the end."""
+    items.sort(key=lambda item: "test_end_to_end" not in item.nodeid)
