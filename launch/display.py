@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 STEPS = (
     "simulate",
@@ -36,10 +37,16 @@ class RunDisplay:
         self.console = console
         self._live = console.is_terminal
         self._bars = Progress(
-            TextColumn("{task.fields[mark]} {task.description:<20}"),
-            BarColumn(bar_width=18),
-            TextColumn("{task.fields[clock]:>6}  {task.fields[text]}"),
+            TextColumn(
+                "{task.fields[mark]} {task.description}",
+                table_column=Column(no_wrap=True, min_width=20),
+            ),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[clock]:>6}", table_column=Column(no_wrap=True, min_width=6)),
+            # what does not fit is cut here, never in the names of the steps
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, ratio=1)),
             console=console,
+            expand=True,
         )
         self._rows: dict[str, TaskID] = {}
         self._printed: dict[str, float] = {}

@@ -84,7 +84,8 @@ def without_truth() -> Evaluation:
 
 
 def test_metrics_are_reproducible(found, without_truth):
-    exact = [name for name in without_truth.metrics if name.endswith(("_mean_deg", "_median_deg"))]
+    names = [n for n in without_truth.metrics if n.endswith(("_mean_deg", "_median_deg"))]
+    exact = [name for name in names if not name.startswith("test_errors/")]
     assert len(exact) == 14
     assert all(without_truth.metrics[name] == found.metrics[name] for name in exact)
 

@@ -38,7 +38,7 @@ def test_challenger_is_promoted_when_better_by_more_than_its_error():
 def test_challenger_is_refused_when_the_gain_is_within_its_error():
     same = decide_promotion(event_table(-0.02, seed=1), event_table(), CONFIG)
     assert not same.promote
-    assert "2 standard errors are required" in same.reason
+    assert "required are 2 σ" in same.reason
 
 
 def test_challenger_is_refused_when_worse():

@@ -31,6 +31,8 @@ class PromotionConfig(Section):
 
     model_name: str = "iceaggr-direction"
     """Name in the model registry."""
+    min_gain_deg: float = Field(0.01, ge=0)
+    """Smallest paired gain in mean opening angle, in degrees, that is worth a promotion."""
     min_sigma: float = Field(1.0, ge=0)
     """The paired gain in mean opening angle must exceed this many of its standard errors."""
     max_calibration_loss: float = Field(0.05, ge=0)

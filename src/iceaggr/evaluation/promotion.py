@@ -36,7 +36,8 @@ def decide_promotion(
 
     challenger, champion: event tables with event_id, opening_angle_deg, kappa; the challenger's
     also with constant_angle_deg, the rival while there is no champion. The challenger must win by
-    more than min_sigma standard errors, and against a champion must not be worse calibrated.
+    more than min_sigma standard errors and by min_gain_deg, and against a champion must not be
+    worse calibrated.
     Raises: EvaluationError if the two tables do not hold the same events, or fewer than two.
     """
     challenger = _by_event(challenger, "challenger")
@@ -44,13 +45,13 @@ def decide_promotion(
     difference = rival_deg - challenger["opening_angle_deg"].to_numpy()
     margin = float(difference.mean())
     error = float(difference.std(ddof=1) / math.sqrt(len(difference)))
-    measured = f"{abs(margin):.3f} ± {error:.3f} deg on {len(difference)} paired test events"
-    needed = f"{config.min_sigma:g} standard errors are required"
-    if not margin > config.min_sigma * error:
+    measured = f"{abs(margin):.3f} ± {error:.3f} deg on {len(difference):,} paired test events"
+    needed = f"required are {config.min_sigma:g} σ and {config.min_gain_deg:g} deg"
+    if not (margin > config.min_sigma * error and margin >= config.min_gain_deg):
         direction = "better" if margin > 0 else "worse" if margin < 0 else "no different"
         promote, reason = False, f"{direction} than the {rival} by {measured}; {needed}"
         if margin == 0:
-            reason = f"no different from the {rival} on {len(difference)} paired test events"
+            reason = f"no different from the {rival} on {len(difference):,} paired test events"
     else:
         promote, reason = True, f"better than the {rival} by {measured}; {needed}"
     if promote and champion is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from iceaggr.interfaces import Tracker
@@ -9,6 +10,7 @@ from iceaggr.progress import StepProgress
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.training_inputs import load_training_inputs
 from iceaggr.training import (
+    LearningRow,
     check_learning,
     learning_check_html,
     learning_check_table,
@@ -34,7 +36,7 @@ def run_check_learning(
         context.tracking("check_learning") as tracker,
     ):
         inputs = load_training_inputs(context, manifest_path, normalization_path, tracker)
-        rows = learning_check_table(inputs) if full_table else []
+        rows = learning_check_table(inputs, _row_by_row(progress)) if full_table else []
         if rows:
             print(learning_check_text(rows), flush=True)
             _keep(table_path, learning_check_html(rows, context.config.name), tracker)
@@ -44,6 +46,18 @@ def run_check_learning(
             f"loss {checked.first_loss:.3f} -> {checked.last_loss:.3f} in"
             f" {context.config.learning_check.n_steps} steps: {checked.verdict}"
         )
+
+
+def _row_by_row(progress: StepProgress) -> Callable[[LearningRow, int], None]:
+    """Report each row of the table as soon as it is there."""
+    done: list[LearningRow] = []
+
+    def show(row: LearningRow, n_rows: int) -> None:
+        done.append(row)
+        words = f"{row.inputs} inputs, rate {row.learning_rate:g}: loss {row.change:+.3f}"
+        progress.update(len(done), n_rows, words)
+
+    return show
 
 
 def _keep(path: Path, page: str, tracker: Tracker) -> None:

@@ -22,5 +22,5 @@ def run_plan_shards(context: RunContext, raw_uri: str) -> list[str]:
         work_units = plan_shards(
             context.open_store(), raw_uri.rstrip("/"), context.config.data, context.work_uri
         )
-        progress.conclude(f"{len(work_units)} work units")
+        progress.conclude(f"{len(work_units)} work unit{'s' * (len(work_units) > 1)}")
         return work_units

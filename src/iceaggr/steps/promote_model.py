@@ -114,7 +114,7 @@ def score_champion(
     both = events[["event_id", "true_azimuth", "true_zenith"]].merge(
         predicted, on="event_id", validate="one_to_one"
     )
-    angles = {name: torch.from_numpy(both[name].to_numpy(np.float64)) for name in both.columns[1:]}
+    angles = {name: torch.tensor(both[name].to_numpy(np.float64)) for name in both.columns[1:]}
     difference = opening_angle(
         unit_vector(angles["azimuth"], angles["zenith"]),
         unit_vector(angles["true_azimuth"], angles["true_zenith"]),

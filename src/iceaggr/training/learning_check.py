@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -61,21 +62,26 @@ class LearningRow:
         return self.last_loss - self.first_loss
 
 
-def learning_check_table(inputs: TrainingInputs) -> list[LearningRow]:
+def learning_check_table(
+    inputs: TrainingInputs, on_row: Callable[[LearningRow, int], None] | None = None
+) -> list[LearningRow]:
     """Try every configured learning rate, with the run's normalisation and with raw inputs.
 
     Rows are ordered by inputs, then rate. Each starts from the same weights.
+    on_row: called with each row when it is done, and the number of all rows.
     Raises: ShardError if the train split is empty or a shard is damaged.
     """
     batches = fixed_batches(inputs, _device(inputs.config.training))
     kinds = [inputs.normalization]
     if inputs.normalization.preset != "raw":
         kinds.append(Normalization.raw())
-    return [
-        try_rate(inputs.config, batches, normalization, rate)
-        for normalization in kinds
-        for rate in inputs.config.learning_check.learning_rates
-    ]
+    tries = [(kind, rate) for kind in kinds for rate in inputs.config.learning_check.learning_rates]
+    rows = []
+    for normalization, rate in tries:
+        rows.append(try_rate(inputs.config, batches, normalization, rate))
+        if on_row is not None:
+            on_row(rows[-1], len(tries))
+    return rows
 
 
 def check_learning(inputs: TrainingInputs) -> LearningRow:
