@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +17,7 @@ from iceaggr.evaluation.truth import read_truth
 from iceaggr.interfaces import Tracker
 from iceaggr.models.bundle import load_model
 from iceaggr.progress import StepProgress
+from iceaggr.shards.manifest import ShardManifest
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import AngleRow, EvaluationPointer, ModelPointer, read_document
 from iceaggr.steps.training_inputs import read_manifest
@@ -45,23 +47,14 @@ def run_evaluate_model(
         loaded = load_model(store, pointer.model_uri)
         loader = EventLoader(store, manifest, "test", loaded.detector, context.config.batches)
         n_events = loader.n_events
+        report_context = _report_context(context, pointer, manifest, raw_uri, tracker.run_id)
         evaluation = evaluate(
             loaded.model,
             loader.epoch(0),
             read_truth(store, raw_uri),
             context.config.evaluation,
             on_progress=lambda done: progress.update(done, n_events, f"{done:,} events"),
-            context=ReportContext(
-                title=f"Direction reconstruction: {context.config.name}",
-                facts={
-                    "model": pointer.model_uri,
-                    "data": f"{raw_uri}, digest {manifest.digest()}",
-                    "split": f"test, {n_events:,} events that training never saw",
-                    "MLflow run": tracker.run_id or "not tracked",
-                },
-                settings=context.config.model_dump(mode="json"),
-                detector=loaded.detector,
-            ),
+            context=replace(report_context, detector=loaded.detector),
         )
         headline = EvaluationPointer(
             events_uri=f"{context.run_uri}/evaluation/events.parquet",
@@ -69,11 +62,12 @@ def run_evaluate_model(
             n_events=len(evaluation.events),
             table=_angle_table(evaluation),
         )
-        store.write_bytes(headline.events_uri, _parquet(evaluation.events))
+        table = _parquet(evaluation.events)
+        store.write_bytes(headline.events_uri, table)
         store.write_bytes(headline.report_uri, evaluation.report_html.encode())
         evaluation_path.write_text(headline.model_dump_json(indent=1))
         report_path.write_text(evaluation.report_html)
-        _track(tracker, evaluation)
+        _track(tracker, evaluation, table)
         model, line_fit = headline.row("model"), headline.row("line_fit")
         progress.conclude(
             f"mean {model.mean_deg:.2f} ± {model.mean_error_deg:.2f} deg,"
@@ -86,6 +80,25 @@ def run_evaluate_model(
             "line_fit_mean_opening_angle_deg": line_fit.mean_deg,
             "n_events_test": float(headline.n_events),
         }
+
+
+def _report_context(
+    context: RunContext,
+    pointer: ModelPointer,
+    manifest: ShardManifest,
+    raw_uri: str,
+    mlflow_run_id: str,
+) -> ReportContext:
+    return ReportContext(
+        title=f"Direction reconstruction: {context.config.name}",
+        facts={
+            "model": pointer.model_uri,
+            "data": f"{raw_uri}, digest {manifest.digest()}",
+            "split": f"test, {manifest.n_events('test'):,} events that training never saw",
+            "MLflow run": mlflow_run_id or "not tracked",
+        },
+        settings=context.config.model_dump(mode="json"),
+    )
 
 
 def _angle_table(evaluation: Evaluation) -> tuple[AngleRow, ...]:
@@ -106,7 +119,7 @@ def _parquet(events: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def _track(tracker: Tracker, evaluation: Evaluation) -> None:
+def _track(tracker: Tracker, evaluation: Evaluation, events_parquet: bytes) -> None:
     tracker.log_metrics(evaluation.metrics)
     tracker.log_text(evaluation.report_html, "evaluation/report.html")
     with TemporaryDirectory() as folder:
@@ -115,5 +128,5 @@ def _track(tracker: Tracker, evaluation: Evaluation) -> None:
             path.write_bytes(png)
             tracker.log_file(path, "evaluation/figures")
         table = Path(folder) / "events.parquet"
-        table.write_bytes(_parquet(evaluation.events))
+        table.write_bytes(events_parquet)
         tracker.log_file(table, "evaluation")
