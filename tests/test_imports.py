@@ -13,6 +13,7 @@ RANKS = {
     "interfaces": 0,
     "resources": 0,
     "progress": 1,
+    "verified": 1,
     "storage": 1,
     "detector": 1,
     "config": 1,

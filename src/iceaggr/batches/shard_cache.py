@@ -17,6 +17,7 @@ from iceaggr.events.dom_events import DomEvents
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.manifest import ShardEntry
 from iceaggr.shards.reading import verified_shard
+from iceaggr.verified import N_READS
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,12 @@ class ShardCache:
             else:
                 _mark_used(path)
                 return events
+        for _ in range(N_READS - 1):
+            self._fetch(entry, path)
+            try:
+                return self._read_copy(entry, path)
+            except (ShardError, OSError) as error:
+                logger.warning("%s is fetched again: %s", entry.uri, error)
         self._fetch(entry, path)
         return self._read_copy(entry, path)
 

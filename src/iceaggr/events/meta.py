@@ -18,7 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from iceaggr.errors import RawDataError
-from iceaggr.events.schema import LABEL_COLUMNS, META_COLUMNS, check_columns, open_parquet
+from iceaggr.events.schema import (
+    LABEL_COLUMNS,
+    META_COLUMNS,
+    check_columns,
+    open_parquet,
+    reading_again,
+)
 from iceaggr.interfaces import ObjectStore
 
 ROWS_PER_READ = 1 << 17
@@ -60,6 +66,7 @@ class EventTable:
         return content.hexdigest()
 
 
+@reading_again
 def count_events(store: ObjectStore, meta_uri: str) -> dict[int, int]:
     """Count the events of every batch: exact, mostly from the row group statistics alone.
 
@@ -70,7 +77,7 @@ def count_events(store: ObjectStore, meta_uri: str) -> dict[int, int]:
         check_columns(file.schema_arrow, META_COLUMNS, meta_uri)
         unclear = []
         for row_group in range(file.num_row_groups):
-            bounds = _batch_bounds(file, row_group)
+            bounds = column_bounds(file, row_group, "batch_id")
             if bounds is not None and bounds[0] == bounds[1]:
                 counts[bounds[0]] += file.metadata.row_group(row_group).num_rows
             else:
@@ -80,9 +87,23 @@ def count_events(store: ObjectStore, meta_uri: str) -> dict[int, int]:
             _refuse_nulls(column, "batch_id", meta_uri)
             for entry in pc.value_counts(column).to_pylist():
                 counts[entry["values"]] += entry["counts"]
+    _refuse_odd_batches(counts, meta_uri)
     return dict(counts)
 
 
+def _refuse_odd_batches(counts: Counter[int], uri: str) -> None:
+    odd = [batch_id for batch_id in counts if not 0 <= batch_id < 1 << 63]
+    if odd or not counts:
+        raise RawDataError(
+            "meta file has no events" if not counts else "meta column batch_id is out of range",
+            where=uri,
+            found=f"batch_id {odd[0]}" if odd else "no rows",
+            expected="one row per event, batch_id from 0 to 2^63 - 1",
+            remedy="Write the meta file anew",
+        )
+
+
+@reading_again
 def read_event_tables(
     store: ObjectStore, meta_uri: str, batch_ids: Iterable[int], labelled: bool
 ) -> dict[int, EventTable]:
@@ -98,11 +119,9 @@ def read_event_tables(
         row_groups = [g for g in range(file.num_row_groups) if _may_hold(file, g, wanted)]
         columns = {name: [] for name in expected}  # type: dict[str, list[Any]]
         for rows in file.iter_batches(ROWS_PER_READ, row_groups=row_groups, columns=list(expected)):
+            mask = np.isin(integer_column(rows, "batch_id", meta_uri), wanted)
             for name in META_COLUMNS:
-                _refuse_nulls(rows.column(name), name, meta_uri)
-            mask = np.isin(_integers(rows, "batch_id", meta_uri), wanted)
-            for name in META_COLUMNS:
-                columns[name].append(_integers(rows, name, meta_uri)[mask])
+                columns[name].append(integer_column(rows, name, meta_uri)[mask])
             for name in LABEL_COLUMNS if labelled else ():
                 angles = rows.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
                 columns[name].append(angles[mask])
@@ -144,7 +163,8 @@ def _check_ranges(
     where: str,
 ) -> None:
     starts = np.concatenate([[0], last[:-1] + 1])
-    wrong = np.flatnonzero((first != starts) | (last < first - 1))
+    # beyond 2^62 the sums below and the lengths would wrap around
+    wrong = np.flatnonzero((first != starts) | (last < first - 1) | (last > 1 << 62))
     if len(wrong):
         row = wrong[0]
         raise RawDataError(
@@ -165,28 +185,36 @@ def _check_ranges(
         )
 
 
-def _batch_bounds(file: Any, row_group: int) -> tuple[int, int] | None:
+def column_bounds(file: Any, row_group: int, name: str) -> tuple[int, int] | None:
+    """Read the least and greatest value of an integer column from the statistics, if it can be."""
     group = file.metadata.row_group(row_group)
     columns = (group.column(index) for index in range(group.num_columns))
-    statistics = next(c.statistics for c in columns if c.path_in_schema == "batch_id")
+    statistics = next((c.statistics for c in columns if c.path_in_schema == name), None)
     if statistics is None or not statistics.has_min_max or statistics.null_count:
         return None
-    return int(statistics.min), int(statistics.max)
+    low, high = statistics.min, statistics.max
+    return (low, high) if isinstance(low, int) and isinstance(high, int) else None
 
 
 def _may_hold(file: Any, row_group: int, wanted: npt.NDArray[np.int64]) -> bool:
-    bounds = _batch_bounds(file, row_group)
+    bounds = column_bounds(file, row_group, "batch_id")
     if bounds is None:
         return True
     return bool(((wanted >= bounds[0]) & (wanted <= bounds[1])).any())
 
 
-def _integers(rows: Any, name: str, uri: str) -> npt.NDArray[np.int64]:
+def integer_column(rows: Any, name: str, uri: str) -> npt.NDArray[np.int64]:
+    """Take a column as (B,) int64. Raises: RawDataError if a value is missing or does not fit."""
+    _refuse_nulls(rows.column(name), name, uri)
     try:
         return rows.column(name).cast(pa.int64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid as error:
         raise RawDataError(
-            f"meta column {name} exceeds 64-bit signed integers", where=uri, found=str(error)
+            f"meta column {name} exceeds 64-bit signed integers",
+            where=uri,
+            found=str(error),
+            expected="at most 2^63 - 1",
+            remedy=f"Write {name} as int64",
         ) from None
 
 

@@ -6,16 +6,24 @@ a kind, not a type. Foreign column names live in `sources.py` only.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from iceaggr.errors import IceaggrError, RawDataError
 from iceaggr.interfaces import ObjectStore
+from iceaggr.verified import N_READS
+
+logger = logging.getLogger(__name__)
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,15 @@ NUMBER = Kind(
 FLAG = Kind(
     "a boolean, or an integer type holding 0 and 1",
     lambda found: pa.types.is_boolean(found) or pa.types.is_integer(found),
+)
+
+TEXT = Kind(
+    "text",
+    lambda found: (
+        pa.types.is_string(found)
+        or pa.types.is_large_string(found)
+        or (pa.types.is_dictionary(found) and pa.types.is_string(found.value_type))
+    ),
 )
 
 PULSE_COLUMNS = {
@@ -83,11 +100,33 @@ def check_columns(schema: Any, expected: dict[str, Kind], uri: str) -> None:
             )
 
 
+class DamagedFileError(RawDataError):
+    """Arrow could not make sense of a raw file, or a checksum of it is wrong."""
+
+
+def reading_again(read: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
+    """Repeat a reader that met damage, up to twice: it may have struck on the way from storage.
+
+    Ranged reads carry no checksum of the store, so that only the file's own checksums tell.
+    """
+
+    @wraps(read)
+    def patiently(*arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
+        for _ in range(N_READS - 1):
+            try:
+                return read(*arguments, **options)
+            except DamagedFileError as error:
+                logger.warning("reading again: %s", error)
+        return read(*arguments, **options)
+
+    return patiently
+
+
 @contextmanager
 def open_parquet(store: ObjectStore, uri: str) -> Iterator[Any]:
     """Open a parquet file in storage; only the ranges that are read are transferred.
 
-    Whatever Arrow finds wrong inside the block is raised as RawDataError naming the file.
+    Whatever Arrow finds wrong inside the block is raised as DamagedFileError naming the file.
     """
     try:
         with (
@@ -97,11 +136,11 @@ def open_parquet(store: ObjectStore, uri: str) -> Iterator[Any]:
             yield file
     except IceaggrError:
         raise
-    except (pa.ArrowException, OSError) as error:
-        raise RawDataError(
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DamagedFileError(
             "raw file is damaged, truncated or not parquet",
             where=uri,
-            found=str(error).splitlines()[0],
+            found=(str(error) or type(error).__name__).splitlines()[0][:300],
             expected="a complete parquet file",
             remedy="Copy the file again from its source and compare the sizes",
         ) from error

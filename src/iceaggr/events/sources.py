@@ -204,5 +204,5 @@ def _meta(
 
 def _write(store: ObjectStore, uri: str, table: pd.DataFrame) -> None:
     buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
+    table.to_parquet(buffer, index=False, write_page_checksum=True)
     store.write_bytes(uri, buffer.getvalue())

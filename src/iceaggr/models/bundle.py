@@ -24,6 +24,7 @@ from iceaggr.errors import ModelError, NormalizationError, StorageError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.hierarchical import DirectionModel, build_model
 from iceaggr.normalization import parse_normalization
+from iceaggr.verified import read_verified
 
 FORMAT_VERSION = 1
 WEIGHTS, DOCUMENT, GEOMETRY = "weights.safetensors", "model.json", "geometry.csv"
@@ -134,19 +135,19 @@ def _document(store: ObjectStore, folder_uri: str) -> dict[str, Any]:
 
 def _verified(store: ObjectStore, folder_uri: str, name: str, document: Mapping[str, Any]) -> bytes:
     where = f"{folder_uri}/{name}"
+    expected = str(document["sha256"][name])
     try:
-        data = store.read_bytes(where)
+        data, found = read_verified(store, where, expected)
     except StorageError as error:
         raise ModelError(
             "saved model is incomplete", where=where, found=error.what, remedy=_REMEDY
         ) from None
-    found, expected = hashlib.sha256(data).hexdigest(), document["sha256"][name]
     if found != expected:
         raise ModelError(
             "saved model is damaged",
             where=where,
             found=f"sha256 {found[:16]}",
-            expected=f"sha256 {str(expected)[:16]}",
+            expected=f"sha256 {expected[:16]}",
             remedy=_REMEDY,
         )
     return data

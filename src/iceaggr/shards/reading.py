@@ -9,14 +9,16 @@ from iceaggr.events.dom_events import DomEvents
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.encoding import decode_shard
 from iceaggr.shards.manifest import ShardEntry
+from iceaggr.verified import read_verified
 
 
 def read_shard(store: ObjectStore, entry: ShardEntry) -> DomEvents:
     """Read one shard from storage and verify its hash and counts.
 
-    Raises: StorageError if it is missing, ShardError if it is not what the manifest says.
+    Raises: StorageError if it is missing, ShardError if it is still not what the manifest says
+    when it is read again.
     """
-    return verified_shard(store.read_bytes(entry.uri), entry)
+    return verified_shard(read_verified(store, entry.uri, entry.sha256)[0], entry)
 
 
 def verified_shard(data: bytes, entry: ShardEntry) -> DomEvents:

@@ -24,6 +24,7 @@ from iceaggr.events.layout import load_detector
 from iceaggr.events.meta import EventTable, read_event_tables
 from iceaggr.events.pulses import stream_pulses
 from iceaggr.events.reading import check_sensor_width, missing_meta_rows
+from iceaggr.events.schema import reading_again
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.format import SPLITS
 from iceaggr.shards.manifest import ShardEntry, ShardManifest, SourceFile, Split, merge_manifests
@@ -124,6 +125,7 @@ def _job(unit: _Unit, file: PlannedFile) -> _Job:
     )
 
 
+@reading_again
 def _shard_file(
     job: _Job, n_done: int, n_events: int, on_progress: Progress | None
 ) -> ShardManifest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping
 from time import sleep
 from typing import Any, TypeVar
@@ -15,11 +16,16 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from iceaggr.errors import StorageError
-from iceaggr.storage.s3_errors import explain, is_transient
+from iceaggr.storage.s3_errors import explain, is_expired, is_transient
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 60.0
+"""Without a single byte; a body that trickles has a limit of its own."""
 _PATIENT_ATTEMPTS = 8
 _LONGEST_WAIT_S = 20.0
+_PATIENCE_S = 300.0
+"""No further attempt after this time: a store that hangs lets each one last minutes."""
 
 Answer = TypeVar("Answer")
 
@@ -28,8 +34,10 @@ class S3Client:
     """Makes requests and tells failures as StorageError.
 
     botocore repeats a failed request twice by itself. Beyond that we wait, up to about a minute
-    and a half, but only for a store that has answered this process before: a store that was never
-    there is a wrong address, and says so at once. Shared by threads; a forked process reconnects.
+    and a half (five minutes if it accepts requests and never answers), but only for a store that
+    has answered this process before: a store that was never there is a wrong address, and says so
+    at once. Credentials that have expired are read anew, unless they stand in the environment,
+    which cannot change. Shared by threads; a forked process reconnects.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -53,6 +61,7 @@ class S3Client:
 
     def attempt(self, request: Callable[[Any], Answer]) -> Answer:
         """Run a request like `call`, but let boto3's own error out."""
+        deadline = time.monotonic() + _PATIENCE_S
         for n_failed in range(1, _PATIENT_ATTEMPTS + 1):
             try:
                 answer = request(self._connected())
@@ -60,8 +69,9 @@ class S3Client:
                 return answer
             except (ClientError, BotoCoreError, OSError) as error:
                 known = isinstance(error, ClientError) or self._has_answered
-                last = n_failed == _PATIENT_ATTEMPTS
-                if last or not known or not is_transient(error):
+                last = n_failed == _PATIENT_ATTEMPTS or time.monotonic() > deadline
+                renewed = is_expired(error) and self._can_renew()
+                if last or not known or not (renewed or is_transient(error)):
                     raise
             wait_s = min(0.5 * 2 ** (n_failed - 1), _LONGEST_WAIT_S)
             sleep(wait_s * random.uniform(0.7, 1.3))  # workers must not come back together
@@ -70,6 +80,14 @@ class S3Client:
     def note_answer(self) -> None:
         """Remember that the store is there although the request has not ended yet."""
         self._has_answered = True
+
+    def _can_renew(self) -> bool:
+        """Let go of the connection and its credentials, if the next one may find others."""
+        if self._environment.get("AWS_ACCESS_KEY_ID"):
+            return False
+        with self._lock:
+            self._client = None
+        return True
 
     def _connected(self) -> Any:
         with self._lock:
@@ -88,8 +106,8 @@ def _new_client(environment: Mapping[str, str]) -> Any:
     host = urlsplit(endpoint).hostname if endpoint else None
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 3},
-        connect_timeout=5,
-        read_timeout=60,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
         max_pool_connections=32,
         tcp_keepalive=True,
         s3={"addressing_style": "path" if endpoint else "auto"},

@@ -14,6 +14,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
     ResponseStreamingError,
 )
+from botocore.parsers import ResponseParserError
 
 from iceaggr.errors import StorageError
 from iceaggr.storage.uris import bucket_and_key
@@ -24,6 +25,7 @@ BROKEN = (
     ReadTimeoutError,
     IncompleteReadError,
     ResponseStreamingError,
+    ResponseParserError,
     HTTPClientError,
     ConnectionError,
     TimeoutError,
@@ -31,10 +33,20 @@ BROKEN = (
 _BAD_CREDENTIALS = {
     "403",
     "AccessDenied",
-    "ExpiredToken",
     "InvalidAccessKeyId",
     "InvalidToken",
     "SignatureDoesNotMatch",
+}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+_FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "507"}
+# Refused although nothing is wrong with what was asked: the request was damaged on its way.
+_DAMAGED_REQUEST = {
+    "BadDigest",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "InvalidDigest",
+    "RequestTimeout",
+    "XAmzContentSHA256Mismatch",
 }
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 
@@ -49,11 +61,16 @@ def is_missing(error: Exception) -> bool:
     return error_code(error) in _MISSING
 
 
+def is_expired(error: Exception) -> bool:
+    """Tell whether S3 said that the credentials were good once."""
+    return error_code(error) in _EXPIRED
+
+
 def is_transient(error: Exception) -> bool:
     """Tell whether the same request may succeed a little later."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status >= 500 or status == 429 or error_code(error) == "ConditionalRequestConflict"
+        return status >= 500 or status == 429 or error_code(error) in _DAMAGED_REQUEST
     return isinstance(error, UNREACHABLE + BROKEN)
 
 
@@ -84,6 +101,22 @@ def explain(error: Exception, uri: str, endpoint: str) -> StorageError:
             found=f"{code} from {endpoint}",
             expected=f"a key that may use bucket {bucket}",
             remedy="Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
+    if code in _EXPIRED:
+        return StorageError(
+            "credentials of the object store have expired",
+            where=uri,
+            found=f"{code} from {endpoint}",
+            expected="a session token that is still valid",
+            remedy="Renew AWS_SESSION_TOKEN and its keys, then run the step again: it resumes",
+        )
+    if code in _FULL:
+        return StorageError(
+            "object store is full",
+            where=uri,
+            found=f"{code} from {endpoint}",
+            expected=f"free space for bucket {bucket}",
+            remedy="Free space or raise the quota, then run the step again: it resumes",
         )
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StorageError(

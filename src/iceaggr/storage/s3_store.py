@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from iceaggr.errors import StorageError
 from iceaggr.interfaces import StoredObject
 from iceaggr.storage.file_store import as_storage_error, partial_file, replace_durably
 from iceaggr.storage.ranged_reader import RangedReader
+from iceaggr.storage.s3_body import TagChecks, md5_of, read_body
 from iceaggr.storage.s3_client import S3Client
 from iceaggr.storage.s3_errors import error_code, explain, is_missing, missing_bucket
 from iceaggr.storage.uris import bad_uri, bucket_and_key
@@ -32,6 +34,7 @@ class S3Store:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._s3 = S3Client(environment)
         self._known_buckets: set[str] = set()
+        self._tags = TagChecks()
 
     def list(self, prefix_uri: str) -> list[StoredObject]:
         """List all objects inside a folder, however many pages that takes, sorted by URI."""
@@ -63,9 +66,16 @@ class S3Store:
         return StoredObject(uri, head["ContentLength"], _etag(head))
 
     def read_bytes(self, uri: str) -> bytes:
-        """Read a whole object; a body that breaks off is asked for again."""
+        """Read a whole object; a body that breaks off or arrives damaged is asked for again."""
         where = _location(uri)
-        return self._s3.call(uri, lambda s3: self._body(s3.get_object(**where)))
+
+        def get(s3: Any) -> bytes:
+            answer = s3.get_object(**where)
+            data = self._body(answer)
+            self._tags.check((where["Bucket"], where["Key"]), answer, md5_of(data))
+            return data
+
+        return self._s3.call(uri, get)
 
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Write a whole object; the store verifies its MD5 before it becomes visible."""
@@ -153,15 +163,18 @@ class S3Store:
             raise
 
     def download(self, uri: str, path: Path) -> None:
-        """Copy an object to a local file in bounded memory."""
+        """Copy an object to a local file in bounded memory; up to 16 MiB its tag is checked."""
         with (
-            self.open_input(uri) as reader,
             as_storage_error(str(path), f"cannot write the download of {uri}"),
             partial_file(path) as unfinished,
+            unfinished.open("wb") as writer,
         ):
-            with unfinished.open("wb") as writer:
-                while chunk := reader.read(PART_BYTES):
-                    writer.write(chunk)
+            if self._described(uri).n_bytes <= PART_BYTES:
+                writer.write(self.read_bytes(uri))
+            else:
+                with self.open_input(uri) as reader:
+                    shutil.copyfileobj(reader, writer, PART_BYTES)
+            writer.flush()
             replace_durably(unfinished, path)
 
     def delete(self, uri: str) -> None:
@@ -202,13 +215,7 @@ class S3Store:
 
     def _body(self, answer: dict[str, Any]) -> bytes:
         self._s3.note_answer()
-        with closing(answer["Body"]) as body:  # not the body itself: that enters its raw stream
-            data = cast(bytes, body.read())
-        if len(data) != answer["ContentLength"]:
-            raise IncompleteReadError(
-                actual_bytes=len(data), expected_bytes=answer["ContentLength"]
-            )
-        return data
+        return read_body(answer)
 
 
 def _location(uri: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from iceaggr.errors import StorageError, TrainingError
 from iceaggr.interfaces import ObjectStore
+from iceaggr.verified import read_verified
 
 FORMAT_VERSION = 1
 _REMEDY = "Restore the folder from a copy, or start again in an empty output folder"
@@ -115,12 +116,14 @@ class CheckpointFolder:
         try:
             if self.store.stat(uri) is None:
                 raise _damaged(uri, "nothing")
-            data = self.store.read_bytes(uri)
+            if sha256 is None:
+                return self.store.read_bytes(uri)
+            data, found = read_verified(self.store, uri, sha256)
         except StorageError as error:
             raise TrainingError(
-                "checkpoint cannot be read", where=uri, found=str(error), remedy=_REMEDY
+                "checkpoint cannot be read", where=uri, found=error.what, remedy=error.remedy
             ) from error
-        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        if found != sha256:
             raise _damaged(uri, "content of another hash")
         return data
 

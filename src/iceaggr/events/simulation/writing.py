@@ -26,6 +26,8 @@ from iceaggr.interfaces import ObjectStore
 
 MARKER = "simulation.json"
 """Written first: says that the folder is a simulation's own, with all its settings."""
+CHECKED = {"write_page_checksum": True}
+"""Ranged reads come without any checksum of the store: readers verify those of the pages."""
 _N_PULSES_PER_ROW_GROUP = 1_000_000
 
 
@@ -130,7 +132,9 @@ class RawWriter:
         self._waiting = []
         self._n_written += len(events.n_pulses)
         if self._pulses is None:
-            self._pulses = pq.ParquetWriter(self._scratch / self._batch_name(), PULSE_SCHEMA)
+            self._pulses = pq.ParquetWriter(
+                self._scratch / self._batch_name(), PULSE_SCHEMA, **CHECKED
+            )
         event_id = self._event_ids(self._n_written, len(events.n_pulses))
         self._pulses.write_table(pulse_table(events, event_id))
 
@@ -144,7 +148,8 @@ class RawWriter:
         event_id = self._event_ids(self._n_written, len(events.n_pulses))
         self._publish(self._batch_name(), self._kind)
         if self._config.labels:
-            pq.write_table(truth_table(events, event_id), self._scratch / self._batch_name())
+            truth = truth_table(events, event_id)
+            pq.write_table(truth, self._scratch / self._batch_name(), **CHECKED)
             self._publish(self._batch_name(), "truth")
         self.n_files += 1
         self._append_meta(meta_table(events, event_id, self.n_files, self._config.labels))
@@ -153,7 +158,7 @@ class RawWriter:
     def _append_meta(self, table: pa.Table) -> None:
         """Add one row group: a reader of one batch file reads only its own."""
         if self._meta is None:
-            self._meta = pq.ParquetWriter(self._meta_path, table.schema)
+            self._meta = pq.ParquetWriter(self._meta_path, table.schema, **CHECKED)
         self._meta.write_table(table, row_group_size=max(table.num_rows, 1))
 
     def _publish(self, name: str, folder: str) -> None:
