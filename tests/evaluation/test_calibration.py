@@ -10,6 +10,7 @@ from iceaggr.evaluation.calibration import (
     calibration_gap,
     containment_angle,
     coverage,
+    expected_pull_density,
     probability_inside,
     pulls,
     risk_coverage,
@@ -74,10 +75,30 @@ def test_pull_median_is_rayleigh_for_narrow_errors():
 def test_risk_coverage_keeps_the_most_confident_events_first():
     angle = np.arange(100.0)
     curve = risk_coverage(angle, 100.0 - angle, n_points=10)
-    assert np.all(np.diff(curve.mean_deg) > 0)
+    _, mean_deg, _ = curve.mean_deg
+    assert np.all(np.diff(mean_deg) > 0)
     assert curve.kept_share[-1] == 1.0
-    assert curve.mean_deg[-1] == pytest.approx(angle.mean())
-    assert curve.median_deg[0] == pytest.approx(np.median(angle[:10]))
+    assert mean_deg[-1] == pytest.approx(angle.mean())
+    assert curve.median_deg[1, 0] == pytest.approx(np.median(angle[:10]))
+
+
+def test_risk_coverage_errors_are_those_of_repeated_samples():
+    rng = np.random.default_rng(3)
+    curves = [risk_coverage(rng.exponential(10.0, 400), np.ones(400), 1) for _ in range(300)]
+    for name in ("mean_deg", "median_deg", "p90_deg"):
+        low, value, high = np.array([getattr(curve, name)[:, -1] for curve in curves]).T
+        assert ((high - low) / 2).mean() == pytest.approx(value.std(), rel=0.12)
+
+
+def test_expected_pulls_are_those_of_calibrated_events_narrow_and_wide():
+    kappa = np.repeat([0.3, 3.0, 300.0], 20_000)
+    edges = np.linspace(0.0, 4.0, 9)
+    counts, _ = np.histogram(pulls(sampled_angles(kappa), kappa), bins=edges)
+    expected = expected_pull_density(kappa, edges) * len(kappa) * np.diff(edges)
+    assert counts == pytest.approx(expected, abs=5 * np.sqrt(expected.max()))
+    narrow = expected_pull_density(np.full(10, 1e4), edges)
+    rayleigh = np.exp(-(edges[:-1] ** 2) / 2) - np.exp(-(edges[1:] ** 2) / 2)
+    assert narrow * np.diff(edges) == pytest.approx(rayleigh, abs=1e-3)
 
 
 def test_calibration_refuses_negative_kappa():

@@ -28,16 +28,16 @@ def found() -> Evaluation:
 def test_metrics_are_the_statistics_of_the_event_table(found):
     angle = found.events["opening_angle_deg"].to_numpy()
     assert found.metrics["test/n_events"] == 300
-    assert found.metrics["test/opening_angle_mean_deg"] == pytest.approx(angle.mean())
-    assert found.metrics["test/opening_angle_median_deg"] == pytest.approx(np.median(angle))
-    assert found.metrics["test/opening_angle_p68_deg"] == pytest.approx(np.quantile(angle, 0.68))
+    assert found.metrics["test/mean_deg"] == pytest.approx(angle.mean())
+    assert found.metrics["test/median_deg"] == pytest.approx(np.median(angle))
+    assert found.metrics["test/p68_deg"] == pytest.approx(np.quantile(angle, 0.68))
     line_fit = found.events["line_fit_angle_deg"].to_numpy()
     assert found.metrics["test_baselines/line_fit_mean_deg"] == pytest.approx(line_fit.mean())
     gain = found.metrics["test_baselines/gain_over_line_fit_deg"]
     assert gain == pytest.approx((line_fit - angle).mean())
     tracks = found.events[found.events["topology"] == "track"]
     expected = tracks["opening_angle_deg"].median()
-    assert found.metrics["test_topology/track_median_deg"] == pytest.approx(expected)
+    assert found.metrics["test_track/median_deg"] == pytest.approx(expected)
 
 
 def test_metrics_are_finite_and_have_names_that_trackers_accept(found):
@@ -84,8 +84,8 @@ def without_truth() -> Evaluation:
 
 
 def test_metrics_are_reproducible(found, without_truth):
-    names = [n for n in without_truth.metrics if n.endswith(("_mean_deg", "_median_deg"))]
-    exact = [name for name in names if not name.startswith("test_errors/")]
+    names = [n for n in without_truth.metrics if n.endswith(("mean_deg", "median_deg"))]
+    exact = [name for name in names if not name.startswith("test_error/")]
     assert len(exact) == 14
     assert all(without_truth.metrics[name] == found.metrics[name] for name in exact)
 

@@ -3,10 +3,16 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from iceaggr.evaluation.bootstrap import Estimate
-from iceaggr.evaluation.report import _calibration_sentence, _gain_sentence, plus_minus
+from iceaggr.evaluation.report import (
+    _calibration_sentence,
+    _gain_sentence,
+    coverage_rows,
+    plus_minus,
+)
 
 
 def estimate(value: float, error: float) -> Estimate:
@@ -51,5 +57,19 @@ def test_calibration_is_judged_by_all_levels(power, claim):
 def test_calibration_of_the_wrong_shape_is_called_that():
     pit = np.concatenate([np.full(600, 0.01), np.full(400, 0.99)])
     sentence = _calibration_sentence(pit)
-    assert sentence.startswith("60.0 / 60.0 / 60.0 % of events lie in their 50 / 68 / 90 % regions")
+    assert sentence.startswith(
+        "60.0 ± 1.6 / 60.0 ± 1.5 / 60.0 ± 0.9 % of events lie in their 50 / 68 / 90 % regions"
+    )
     assert "do not have the shape" in sentence
+
+
+def test_coverage_is_counted_for_all_events_and_each_topology():
+    # kappa 0 claims nothing: an angle of 90 degrees is the edge of the 50 % region
+    angle_deg = np.repeat([60.0, 120.0], [30, 10])
+    topology = np.repeat(["track", "cascade"], [30, 10])
+    events = pd.DataFrame({"opening_angle_deg": angle_deg, "kappa": 0.0, "topology": topology})
+    rows = {title: (n, found[0].share) for title, n, found in coverage_rows(events)}
+    assert rows == {"All events": (40, 0.75), "Tracks": (30, 1.0), "Cascades": (10, 0.0)}
+    assert [title for title, _, _ in coverage_rows(events.drop(columns="topology"))] == [
+        "All events"
+    ]

@@ -35,7 +35,8 @@ class Coverage:
 class RiskCoverage:
     """Accuracy of the most confident events, sorted by kappa.
 
-    kept_share: (K,) share of events kept; mean_deg, median_deg, p90_deg: (K,) their angles.
+    kept_share: (K,) share of events kept; mean_deg, median_deg, p90_deg: (3, K) their angles: one
+    standard error below, the value, one standard error above.
     """
 
     kept_share: FloatArray
@@ -86,6 +87,20 @@ def calibration_gap(pit: FloatArray) -> float:
     return float(np.mean([abs(found.share - found.level) for found in coverage(pit)]))
 
 
+def expected_pull_density(kappa: FloatArray, edges: FloatArray) -> FloatArray:
+    """Predict the density of pulls, were every kappa true: (K - 1,) in bins of edges (K,).
+
+    kappa: (N,) concentration >= 0. Wide errors end at 180 degrees, so that only narrow ones follow
+    the Rayleigh density x exp(-x^2 / 2).
+    Source: mean over events of the von Mises-Fisher distribution function at psi = x / sqrt(kappa).
+    """
+    width = 1.0 / np.sqrt(np.maximum(kappa, 1e-9))
+    below = [
+        float(probability_inside(np.minimum(edge * width, np.pi), kappa).mean()) for edge in edges
+    ]
+    return np.diff(below) / np.diff(edges)
+
+
 def pulls(angle_rad: FloatArray, kappa: FloatArray) -> FloatArray:
     """Divide each angle by its predicted width: psi sqrt(kappa), (N,), Rayleigh if calibrated."""
     angle_rad, kappa = _checked(angle_rad, kappa)
@@ -103,13 +118,24 @@ def risk_coverage(angle_deg: FloatArray, kappa: FloatArray, n_points: int = 40) 
     n_events = len(ordered)
     first = min(max(n_events // n_points, 10), n_events)
     kept = np.unique(np.linspace(first, n_events, n_points).astype(np.int64))
-    quantiles = np.array([np.quantile(ordered[:n], [0.5, 0.9]) for n in kept])
+    mean = np.cumsum(ordered)[kept - 1] / kept
+    spread = np.cumsum(ordered**2)[kept - 1] / kept - mean**2
+    error = np.sqrt(np.maximum(spread, 0.0) / kept)
     return RiskCoverage(
         kept_share=kept / n_events,
-        mean_deg=np.cumsum(ordered)[kept - 1] / kept,
-        median_deg=quantiles[:, 0],
-        p90_deg=quantiles[:, 1],
+        mean_deg=np.array([mean - error, mean, mean + error]),
+        median_deg=np.array([quantile_band(ordered[:n], 0.5) for n in kept]).T,
+        p90_deg=np.array([quantile_band(ordered[:n], 0.9) for n in kept]).T,
     )
+
+
+def quantile_band(values: FloatArray, share: float) -> FloatArray:
+    """Take a quantile and the values one standard error of its rank below and above it: (3,).
+
+    Source: the rank of the quantile `share` has a standard deviation of sqrt(n share (1 - share)).
+    """
+    half = np.sqrt(share * (1 - share) / len(values))
+    return np.quantile(values, np.clip([share - half, share, share + half], 0.0, 1.0))
 
 
 def _checked(angle: FloatArray, kappa: FloatArray) -> tuple[FloatArray, FloatArray]:

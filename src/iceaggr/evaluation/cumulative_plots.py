@@ -11,8 +11,11 @@ from matplotlib.figure import Figure
 
 from iceaggr.evaluation.baselines import TITLES
 from iceaggr.evaluation.event_table import angles_of
-from iceaggr.evaluation.figure_style import GREY, METHOD_LOOK, draw
+from iceaggr.evaluation.figure_style import ANGLE_TICKS, GREY, METHOD_LOOK, draw
 from iceaggr.evaluation.slices import TOPOLOGIES
+
+FIRST_SHARE = 0.01
+"""Share of the best method's events that lie left of a logarithmic axis."""
 
 N_POINTS = 1500
 """Points of a curve at most: more than the picture has pixels."""
@@ -43,7 +46,7 @@ def _draw(parts: list[tuple[str, pd.DataFrame, bool]], methods: list[str]) -> by
         panels: Any = figure.subplots(1, len(parts), sharey=True)
         for axes, (title, events, logarithmic) in zip(panels, parts, strict=True):
             _paint(axes, events, methods)
-            _scale(axes, events, logarithmic)
+            _scale(axes, events, methods, logarithmic)
             axes.set_title(f"{title} ({len(events):,} events)")
         panels[0].set_ylabel("Share of events below")
         panels[0].set_ylim(0, 1)
@@ -60,16 +63,28 @@ def _paint(axes: Axes, events: pd.DataFrame, methods: list[str]) -> None:
         for method in methods:
             angle_deg = np.quantile(angles_of(events, method), share)
             axes.plot(angle_deg, share, label=TITLES[method], **METHOD_LOOK[method])
+            if method == "model":
+                error = np.sqrt(share * (1 - share) / len(events))
+                color = METHOD_LOOK[method]["color"]
+                axes.fill_between(
+                    angle_deg, share - error, share + error,
+                    color=color, alpha=0.25, linewidth=0, label="This model ± error",
+                )  # fmt: skip
     axes.axhline(0.5, color=GREY, linewidth=0.8)
     axes.set_xlabel("Opening angle [deg]")
 
 
-def _scale(axes: Axes, events: pd.DataFrame, logarithmic: bool) -> None:
+def _scale(axes: Axes, events: pd.DataFrame, methods: list[str], logarithmic: bool) -> None:
     if not logarithmic:
         axes.set_xlim(0, 180)
         axes.set_xticks(range(0, 181, 30))
         return
     axes.set_xscale("log")
-    first = float(np.quantile(angles_of(events, "model"), 0.002)) if len(events) else 1.0
-    axes.set_xlim(float(np.clip(first, 0.1, 10)), 180)
+    # from where the best method has a few events
+    first = [
+        float(np.quantile(angles_of(events, method), FIRST_SHARE))
+        for method in (methods if len(events) else ())
+    ]
+    axes.set_xlim(float(np.clip(min(first, default=1.0), 0.1, 10)), 180)
+    axes.set_xticks([tick for tick in ANGLE_TICKS if tick >= axes.get_xlim()[0]])
     axes.xaxis.set_major_formatter("{x:g}")

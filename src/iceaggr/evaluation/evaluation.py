@@ -32,6 +32,8 @@ from iceaggr.evaluation.report import MIN_EVENTS_DRAWN, ReportContext, render_re
 from iceaggr.evaluation.scoring import ScoredEvents, score_events
 from iceaggr.evaluation.slices import slice_table
 
+ENERGY_UNITS = ((1.0, "GeV"), (1e3, "TeV"), (1e6, "PeV"), (1e9, "EeV"))
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -140,9 +142,16 @@ def _true_nature(row: Mapping[Hashable, Any]) -> str:
     """Describe an event's simulated truth: `: track, 12 TeV`, or nothing when it is not known."""
     if not {"topology", "energy_gev"} <= set(row.keys()):
         return ""
-    energy = float(row["energy_gev"])
-    amount = f"{energy / 1000:.3g} TeV" if energy >= 1000 else f"{energy:.3g} GeV"
-    return f": {row['topology']}, {amount}"
+    return f": {row['topology']}, {energy_words(float(row['energy_gev']))}"
+
+
+def energy_words(energy_gev: float) -> str:
+    """Write an energy with three digits in the unit that suits it: 96 GeV, 12.3 TeV, 1.96 PeV."""
+    # 999.6 GeV has four digits left of the point once rounded, so it is written as 1 TeV
+    unit_gev, unit = next(
+        ((size, name) for size, name in ENERGY_UNITS if energy_gev < 999.5 * size), ENERGY_UNITS[-1]
+    )
+    return f"{energy_gev / unit_gev:.3g} {unit}"
 
 
 def _detector_of(event: EventSnapshot) -> Detector:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from mpl_toolkits.mplot3d import Axes3D
 
 from iceaggr.batches.event_batch import EventBatch
@@ -15,6 +18,11 @@ from iceaggr.evaluation.figure_style import BLACK, GREY, VERMILLION, draw
 
 ARROW_M = 550.0
 """Half length of the drawn directions, metres."""
+
+LEGEND_CHARGES_PE = (1, 10, 100)
+"""Charges whose size the legend shows, photo-electrons."""
+
+COORDINATE_TICKS_M = (-500, 0, 500)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def draw_event(event: EventSnapshot, detector: Detector, note: str) -> bytes:
     """
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_axes((0.02, 0.05, 0.83, 0.87), projection="3d", computed_zorder=False)
+        axes = figure.add_axes((0.0, 0.08, 0.83, 0.85), projection="3d", computed_zorder=False)
         assert isinstance(axes, Axes3D)
         _paint_detector(axes, detector)
         _paint_hits(figure, axes, event)
@@ -82,9 +90,31 @@ def draw_event(event: EventSnapshot, detector: Detector, note: str) -> bytes:
             fontsize=11,
             y=0.985,
         )
-        figure.legend(loc="lower left", ncols=3, fontsize=9, columnspacing=1.2)
+        figure.legend(
+            handles=_legend(axes), loc="lower center", ncols=3, fontsize=9, columnspacing=1.6
+        )
 
     return draw((5.6, 5.4), paint, automatic=False)
+
+
+def _legend(axes: Axes3D) -> list[Artist]:
+    """Name what is drawn: arrows, sizes of DOMs by charge, crosses."""
+    drawn, labels = axes.get_legend_handles_labels()
+    sizes: list[Artist] = [
+        Line2D(
+            [], [], linestyle="none", marker="o", markersize=float(np.sqrt(_area(charge_pe))),
+            markerfacecolor="white", markeredgecolor=BLACK, markeredgewidth=0.6,
+            label=f"DOM with {charge_pe} p.e.",
+        )
+        for charge_pe in LEGEND_CHARGES_PE
+    ]  # fmt: skip
+    named = dict(zip(labels, drawn, strict=True))
+    return [named["true travel"], named["predicted travel"], *sizes, named["auxiliary only"]]
+
+
+def _area(charge_pe: float | npt.NDArray[np.float64]) -> Any:
+    """Give the area of a DOM's marker, points squared."""
+    return 14.0 * np.clip(charge_pe, 0.3, 300.0) ** 0.6
 
 
 def _paint_detector(axes: Axes3D, detector: Detector) -> None:
@@ -96,19 +126,18 @@ def _paint_hits(figure: Figure, axes: Axes3D, event: EventSnapshot) -> None:
     noise = ~event.triggering
     x, y, z = event.xyz_m[noise].T
     axes.scatter(
-        x, y, z, s=9, color=GREY, marker="x", linewidths=0.7, zorder=2, label="auxiliary only"
+        x, y, z, s=12, color=GREY, marker="x", linewidths=0.8, zorder=2, label="auxiliary only"
     )
     hits = event.triggering if event.triggering.any() else np.ones(len(noise), bool)
     order = np.flatnonzero(hits)[np.argsort(event.charge_pe[hits])[::-1]]
     x, y, z = event.xyz_m[order].T
     time_ns = event.first_time_ns[order] - event.first_time_ns[order].min()
-    size = 14.0 * np.clip(event.charge_pe[order], 0.3, 300.0) ** 0.6
     high = max(float(np.quantile(time_ns, 0.98)), 1.0)
     points = axes.scatter(
-        x, y, z, s=size, c=time_ns, cmap="plasma", vmin=0.0, vmax=high,
+        x, y, z, s=_area(event.charge_pe[order]), c=time_ns, cmap="plasma", vmin=0.0, vmax=high,
         edgecolors=BLACK, linewidths=0.3, depthshade=False, zorder=5,
     )  # fmt: skip
-    place = figure.add_axes((0.87, 0.26, 0.022, 0.46))
+    place = figure.add_axes((0.87, 0.27, 0.02, 0.46))
     bar = figure.colorbar(points, cax=place)
     bar.set_label("First pulse, after the earliest [ns]", fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -142,11 +171,13 @@ def _frame(axes: Axes3D, detector: Detector) -> None:
     axes.set_ylim(middle[1] - half, middle[1] + half)
     axes.set_zlim(middle[2] - half, middle[2] + half)
     axes.set_box_aspect((1, 1, 1))
-    axes.tick_params(labelsize=7, pad=-2)
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.set_ticks(COORDINATE_TICKS_M)
+    axes.tick_params(labelsize=8, pad=-2)
     axes.set_xlabel("x [m]", fontsize=9, labelpad=-2)
     axes.set_ylabel("y [m]", fontsize=9, labelpad=-2)
     axes.zaxis.set_rotate_label(False)
-    axes.set_zlabel("z [m]", fontsize=9, labelpad=-3, rotation=90)
+    axes.set_zlabel("z [m]", fontsize=9, labelpad=-6, rotation=90)
 
 
 def _view_azimuth_deg(event: EventSnapshot) -> float:

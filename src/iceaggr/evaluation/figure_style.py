@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullFormatter
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -45,6 +46,9 @@ STYLE: dict[Any, Any] = {
 
 DOTS_PER_INCH = 130
 
+ANGLE_TICKS = (0.1, 0.3, 1, 3, 10, 30, 90, 180)
+"""Ticks of a logarithmic axis of angles, degrees."""
+
 
 def draw(
     size_inch: tuple[float, float], paint: Callable[[Figure], None], automatic: bool = True
@@ -54,7 +58,9 @@ def draw(
     automatic: lay the panels out; False where the painter places its own axes.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size_inch, layout="constrained" if automatic else None)
+        # the margin keeps half of the last tick label inside the picture
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.05) if automatic else None
+        figure = Figure(figsize=size_inch, layout=layout)
         paint(figure)
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})

@@ -78,12 +78,15 @@ def _topologies(events: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def flat_metrics(events: pd.DataFrame, summaries: list[MethodSummary]) -> dict[str, float]:
     """Name every overall figure so that a tracker sorts and charts it well.
 
-    test/...            the model: opening angles, share above 90 deg, bias, number of events
-    test_errors/...     standard errors of those
-    test_topology/...   the model on tracks and on cascades
-    test_calibration/...
-    test_baselines/...  each baseline, and the model's paired gain over it with its error
-    test_speed/...      microseconds per event
+    Trackers show a dozen characters of a name: what differs comes first.
+
+    test/...                      the model: opening angles, share above 90 deg, number of events
+    test_error/...                standard errors of those
+    test_track/, test_cascade/... the model and the baselines on one topology
+    test_kappa/...                calibration: coverage with its error, mean coverage error (gap)
+    test_bias/...                 mean of predicted minus true unit vector
+    test_baselines/...            each baseline, and the model's paired gain over it with its error
+    test_speed/...                microseconds per event
     A figure that is not finite (an error from one event) is left out: trackers refuse NaN.
     """
     metrics: dict[str, float] = {"test/n_events": float(len(events))}
@@ -102,13 +105,13 @@ def flat_metrics(events: pd.DataFrame, summaries: list[MethodSummary]) -> dict[s
 def _model_metrics(summary: MethodSummary) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name, estimate in summary.estimates.items():
-        key = "share_above_90deg" if name == "share_above_90" else f"opening_angle_{name}_deg"
+        key = "share_above_90deg" if name == "share_above_90" else f"{name}_deg"
         metrics[f"test/{key}"] = estimate.value
-        metrics[f"test_errors/{key}"] = estimate.error
+        metrics[f"test_error/{key}"] = estimate.error
     for topology, estimates in summary.by_topology.items():
         for name in ("mean", "median"):
-            metrics[f"test_topology/{topology}_{name}_deg"] = estimates[name].value
-            metrics[f"test_topology/{topology}_{name}_error_deg"] = estimates[name].error
+            metrics[f"test_{topology}/{name}_deg"] = estimates[name].value
+            metrics[f"test_{topology}/{name}_error_deg"] = estimates[name].error
     return metrics
 
 
@@ -118,8 +121,7 @@ def _baseline_metrics(summary: MethodSummary) -> dict[str, float]:
         for name in ("mean", "median")
     }
     for topology, estimates in summary.by_topology.items():
-        key = f"test_topology/{topology}_{summary.name}_median_deg"
-        metrics[key] = estimates["median"].value
+        metrics[f"test_{topology}/{summary.name}_median_deg"] = estimates["median"].value
     if summary.gain is not None:
         metrics[f"test_baselines/gain_over_{summary.name}_deg"] = summary.gain.value
         metrics[f"test_baselines/gain_over_{summary.name}_error_deg"] = summary.gain.error
@@ -132,11 +134,27 @@ def _calibration_metrics(events: pd.DataFrame) -> dict[str, float]:
     angle_rad = np.deg2rad(angles_of(events, "model"))
     kappa = events["kappa"].to_numpy()
     pit = probability_inside(angle_rad, kappa)
-    metrics = {
-        f"test_calibration/coverage_{found.level * 100:.0f}": found.share for found in coverage(pit)
-    }
-    metrics["test_calibration/gap"] = calibration_gap(pit)
-    metrics["test_calibration/pull_median"] = float(np.median(pulls(angle_rad, kappa)))
-    for axis in ("bias_x", "bias_y", "bias_z"):
-        metrics[f"test/{axis}"] = float(events[axis].mean())
+    metrics: dict[str, float] = {}
+    for found in coverage(pit):
+        name = f"test_kappa/coverage_{found.level * 100:.0f}"
+        metrics |= {name: found.share, f"{name}_error": found.error}
+    metrics["test_kappa/gap"] = calibration_gap(pit)
+    metrics["test_kappa/pull_median"] = float(np.median(pulls(angle_rad, kappa)))
+    for axis in ("x", "y", "z"):
+        metrics[f"test_bias/{axis}"] = float(events[f"bias_{axis}"].mean())
     return metrics
+
+
+def method_table(summaries: list[MethodSummary]) -> pd.DataFrame:
+    """List every statistic of every method with its interval, all events and each topology.
+
+    Returns columns method, events (all, track, cascade), statistic, value, error, low, high;
+    degrees, share_above_90 a share.
+    """
+    rows = [
+        {"method": summary.name, "events": events, "statistic": name, **vars(estimate)}
+        for summary in summaries
+        for events, estimates in ({"all": summary.estimates} | summary.by_topology).items()
+        for name, estimate in estimates.items()
+    ]
+    return pd.DataFrame(rows)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from iceaggr.evaluation.baselines import TITLES
 from iceaggr.evaluation.event_table import angles_of
 from iceaggr.evaluation.figure_style import (
+    ANGLE_TICKS,
     BLACK,
     BLUE,
     GREEN,
@@ -32,7 +33,6 @@ Bins = list[tuple[float, npt.NDArray[np.bool_]]]
 COUNT_EDGES = tuple(float(2 ** (0.5 * step)) for step in range(4, 36))
 AZIMUTH_EDGES = tuple(np.linspace(0.0, 60.0, 13))
 COSINE_EDGES = tuple(np.linspace(-1.0, 1.0, 13))
-_ANGLE_TICKS = (0.1, 0.3, 1, 3, 10, 30, 90, 180)
 ENERGY_EDGES = tuple(10 ** np.linspace(1.0, 8.0, 22))
 
 
@@ -50,7 +50,7 @@ def draw_against_energy(events: pd.DataFrame, classical: str, min_events: int) -
             log_x_axis(axes, (1,))
             axes.set_yscale("log")
             axes.set_ylim(0.1, 180)
-            axes.set_yticks(_ANGLE_TICKS, [f"{tick:g}" for tick in _ANGLE_TICKS])
+            axes.set_yticks(ANGLE_TICKS, [f"{tick:g}" for tick in ANGLE_TICKS])
             axes.set_xlabel("True neutrino energy [GeV]")
             axes.set_title(f"{topology.capitalize()}s ({len(chosen):,} events)")
         panels[0].set_ylabel("Opening angle [deg]")

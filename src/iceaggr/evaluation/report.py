@@ -17,8 +17,9 @@ from iceaggr.config import EvaluationConfig
 from iceaggr.detector import Detector
 from iceaggr.evaluation.baselines import TITLES
 from iceaggr.evaluation.bootstrap import Estimate
-from iceaggr.evaluation.calibration import coverage, probability_inside
+from iceaggr.evaluation.calibration import Coverage, coverage, probability_inside
 from iceaggr.evaluation.metrics import MethodSummary
+from iceaggr.evaluation.slices import TOPOLOGIES
 
 CAPTIONS = {
     "opening_angle_cumulative": (
@@ -52,7 +53,8 @@ CAPTIONS = {
     "calibration": (
         "Is κ honest? Left: flat if calibrated; an excess at 1 means errors larger than claimed."
         " Middle: share of events inside regions of nominal probability. Right: angle over claimed"
-        " width, which follows a Rayleigh curve where errors are narrow."
+        " width; the band is what these κ would give were they true (wide errors end at 180°), the"
+        " dotted Rayleigh curve what narrow errors would give."
     ),
     "accuracy_vs_kept_share": (
         "Opening angle of the events that remain when only the highest κ are kept: the operating"
@@ -133,6 +135,7 @@ def render_report(
             captions=CAPTIONS,
             wide=[name for name, png in figures.items() if _aspect(png) > WIDE_FROM],
             slices=group_slices(results["slices"]),
+            coverages=coverage_rows(events),
             settings=yaml.safe_dump(_plain(context.settings), sort_keys=False),
         )
     )
@@ -151,16 +154,13 @@ def verdict_sentences(
         gain = next(summary.gain for summary in summaries if summary.name == rival)
         if gain is not None:
             sentences.append(_gain_sentence(_in_sentence(TITLES[rival]), gain))
-    pit = probability_inside(
-        np.deg2rad(events["opening_angle_deg"].to_numpy()), events["kappa"].to_numpy()
-    )
-    return [*sentences, _calibration_sentence(pit)]
+    return [*sentences, _calibration_sentence(_pit(events))]
 
 
 def _calibration_sentence(pit: np.ndarray) -> str:
     found = coverage(pit)
     levels = " / ".join(f"{100 * one.level:.0f}" for one in found)
-    shares = " / ".join(f"{100 * one.share:.1f}" for one in found)
+    shares = " / ".join(f"{100 * one.share:.1f} ± {100 * one.error:.1f}" for one in found)
     pulls = [(one.share - one.level) / one.error for one in found]
     if all(abs(pull) <= MAX_PULL for pull in pulls):
         claim = f"κ is calibrated within {MAX_PULL:.0f}σ"
@@ -171,6 +171,21 @@ def _calibration_sentence(pit: np.ndarray) -> str:
     else:
         claim = "the errors do not have the shape that κ claims"
     return f"{shares} % of events lie in their {levels} % regions: {claim}."
+
+
+def coverage_rows(events: pd.DataFrame) -> list[tuple[str, int, list[Coverage]]]:
+    """Count the events inside their own regions: (title, events, levels), also by topology."""
+    parts = {"All events": np.ones(len(events), bool)}
+    if "topology" in events:
+        parts |= {f"{name.capitalize()}s": events["topology"] == name for name in TOPOLOGIES}
+    pit = _pit(events)
+    chosen = {title: pit[np.asarray(inside)] for title, inside in parts.items()}
+    return [(title, len(part), coverage(part)) for title, part in chosen.items() if len(part)]
+
+
+def _pit(events: pd.DataFrame) -> np.ndarray:
+    angle_rad = np.deg2rad(events["opening_angle_deg"].to_numpy())
+    return probability_inside(angle_rad, events["kappa"].to_numpy())
 
 
 def group_slices(slices: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:

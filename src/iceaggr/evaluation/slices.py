@@ -11,7 +11,7 @@ import pandas as pd
 
 from iceaggr.config import EvaluationConfig
 from iceaggr.evaluation.bootstrap import STATISTICS, estimate_angles, estimate_mean
-from iceaggr.evaluation.calibration import probability_inside
+from iceaggr.evaluation.calibration import coverage, probability_inside
 
 INF = math.inf
 TOPOLOGIES = ("track", "cascade")
@@ -95,8 +95,9 @@ def slice_table(
     """Estimate every statistic in every bin.
 
     reference: a baseline whose paired gain is added as gain, gain_error (degrees).
-    Returns one row per bin: dimension, title, bin, low, high, n_events, small, coverage_68, and
-    STATISTICS each with _error, _low, _high; NaN where a bin has too few events to say.
+    Returns one row per bin: dimension, title, bin, low, high, n_events, small, coverage_68,
+    coverage_68_error, and STATISTICS each with _error, _low, _high; NaN where a bin has too few
+    events to say.
     Events outside the edges of a dimension appear as bins of their own, never dropped.
     """
     rng = np.random.default_rng(config.seed)
@@ -174,7 +175,8 @@ def _bin_row(
         estimate = found[name]
         row[name], row[f"{name}_error"] = estimate.value, estimate.error
         row[f"{name}_low"], row[f"{name}_high"] = estimate.low, estimate.high
-    row["coverage_68"] = float((measured["pit"] <= 0.68).mean())
+    (inside,) = coverage(measured["pit"].to_numpy(), (0.68,))
+    row["coverage_68"], row["coverage_68_error"] = inside.share, inside.error
     if "gain" in measured:
         gain = estimate_mean(
             measured["gain"].to_numpy(), config.n_bootstrap, config.confidence, rng

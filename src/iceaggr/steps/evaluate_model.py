@@ -12,6 +12,7 @@ import pandas as pd
 
 from iceaggr.batches import EventLoader
 from iceaggr.evaluation.evaluation import Evaluation, evaluate
+from iceaggr.evaluation.metrics import method_table
 from iceaggr.evaluation.report import ReportContext
 from iceaggr.evaluation.truth import read_truth
 from iceaggr.interfaces import Tracker
@@ -21,6 +22,8 @@ from iceaggr.shards.manifest import ShardManifest
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import AngleRow, EvaluationPointer, ModelPointer, read_document
 from iceaggr.steps.training_inputs import read_manifest
+
+METHODS_FILE, BINS_FILE = "evaluation/methods.csv", "evaluation/bins.csv"
 
 
 def run_evaluate_model(
@@ -130,3 +133,6 @@ def _track(tracker: Tracker, evaluation: Evaluation, events_parquet: bytes) -> N
         table = Path(folder) / "events.parquet"
         table.write_bytes(events_parquet)
         tracker.log_file(table, "evaluation")
+    # every statistic with its interval, as tables that MLflow shows
+    tracker.log_text(method_table(evaluation.summaries).to_csv(index=False), METHODS_FILE)
+    tracker.log_text(evaluation.slices.to_csv(index=False), BINS_FILE)

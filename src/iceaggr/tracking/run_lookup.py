@@ -13,6 +13,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from iceaggr.errors import TrackingError
+from iceaggr.tracking.experiment_page import experiment_tags
 
 PIPELINE_RUN_TAG = "iceaggr.pipeline_run_id"
 _CREATOR_TAG = "iceaggr.created_by"
@@ -53,7 +54,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name))
+            return str(client.create_experiment(name, tags=experiment_tags()))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

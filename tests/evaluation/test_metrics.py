@@ -1,0 +1,52 @@
+"""Tables of figures: every statistic of every method with its interval."""
+
+import pytest
+
+from iceaggr.config import EvaluationConfig
+from iceaggr.evaluation.bootstrap import STATISTICS
+from iceaggr.evaluation.evaluation import energy_words
+from iceaggr.evaluation.metrics import flat_metrics, method_table, summarize_methods
+from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
+
+
+@pytest.fixture(scope="module")
+def summaries_and_events():
+    from iceaggr.evaluation import evaluate
+
+    batches = [track_batch(120, seed=0)]
+    config = EvaluationConfig(n_bootstrap=200, n_displays=0, likelihood_fit=False)
+    found = evaluate(LineFitModel(), batches, truth_of(batches), config)
+    return summarize_methods(found.events, config, {}, {}), found.events
+
+
+def test_method_table_lists_every_statistic_with_its_interval(summaries_and_events):
+    summaries, events = summaries_and_events
+    table = method_table(summaries)
+    parts = {"all", *events["topology"].unique()}
+    assert len(table) == len(summaries) * len(parts) * len(STATISTICS)
+    assert set(table["events"]) == parts
+    assert (table["low"] <= table["value"]).all()
+    assert (table["value"] <= table["high"]).all()
+    mean = table.query("method == 'model' and events == 'all' and statistic == 'mean'")
+    assert mean["value"].item() == pytest.approx(events["opening_angle_deg"].mean())
+
+
+def test_names_differ_within_what_a_tracker_shows(summaries_and_events):
+    summaries, events = summaries_and_events
+    names = [name for name in flat_metrics(events, summaries) if name.startswith("test/")]
+    assert sorted(names)[0] == "test/mean_deg", "charts open with the first name"
+    assert len({name[:14] for name in names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("energy_gev", "words"),
+    [
+        (96.4, "96.4 GeV"),
+        (999.6, "1 TeV"),
+        (12_345.0, "12.3 TeV"),
+        (1.96e6, "1.96 PeV"),
+        (3e9, "3 EeV"),
+    ],
+)
+def test_energy_is_written_in_the_unit_that_suits_it(energy_gev, words):
+    assert energy_words(energy_gev) == words
