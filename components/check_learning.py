@@ -4,9 +4,13 @@ from kfp import dsl
 from kfp.dsl import HTML, Dataset, Input, Output
 
 from components.image import IMAGE
+from components.parameters import described
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
+@described(
+    learning_table="First and last loss of each short run.",
+)
 def check_learning(
     manifest: Input[Dataset],
     normalization: Input[Dataset],
@@ -16,17 +20,7 @@ def check_learning(
     config: dict,
     learning_table: Output[HTML],
 ) -> None:
-    """Train for a few steps on the real shards; fail when the loss is not finite or does not fall.
-
-    Args:
-        manifest: All shards of this run.
-        normalization: Transform, centre and scale of each input.
-        work_uri: Folder in object storage for everything the pipeline makes.
-        experiment_name: MLflow experiment.
-        run_id: Identity of the pipeline run.
-        config: Settings, see configs/.
-        learning_table: First and last loss of each short run.
-    """
+    """Train for a few steps on the real shards; fail when the loss does not fall."""
     from pathlib import Path
 
     from iceaggr.steps.check_learning import run_check_learning

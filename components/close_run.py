@@ -3,9 +3,13 @@
 from kfp import dsl
 
 from components.image import IMAGE
+from components.parameters import described
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
+@described(
+    status="How the run ended.",
+)
 def close_run(
     work_uri: str,
     experiment_name: str,
@@ -13,15 +17,7 @@ def close_run(
     config: dict,
     status: dsl.PipelineTaskFinalStatus,
 ) -> None:
-    """Close the MLflow run and delete what only a run in progress needs.
-
-    Args:
-        work_uri: Folder in object storage for everything the pipeline makes.
-        experiment_name: MLflow experiment.
-        run_id: Identity of the pipeline run.
-        config: Settings, see configs/.
-        status: How the run ended.
-    """
+    """Close the MLflow run and delete what only a run in progress needs."""
     from iceaggr.steps.close_run import run_close_run
     from iceaggr.steps.context import make_context
 

@@ -4,9 +4,15 @@ from kfp import dsl
 from kfp.dsl import HTML, Dataset, Input, Metrics, Output
 
 from components.image import IMAGE
+from components.parameters import described
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
+@described(
+    unit_manifests="The manifests that shard_events wrote.",
+    data_card="The page that describes the data.",
+    metrics="Counts of events and pulses.",
+)
 def compute_statistics(
     unit_manifests: Input[list[Dataset]],
     work_uri: str,
@@ -18,19 +24,7 @@ def compute_statistics(
     data_card: Output[HTML],
     metrics: Output[Metrics],
 ) -> None:
-    """Merge the manifests of all work units and fit the normalisation on the train split.
-
-    Args:
-        unit_manifests: The manifests that shard_events wrote.
-        work_uri: Folder in object storage for everything the pipeline makes.
-        experiment_name: MLflow experiment.
-        run_id: Identity of the pipeline run.
-        config: Settings, see configs/.
-        manifest: All shards of this run.
-        normalization: Transform, centre and scale of each input.
-        data_card: The page that describes the data.
-        metrics: Counts of events and pulses.
-    """
+    """Merge the manifests of all work units and fit the normalisation on the train split."""
     from pathlib import Path
 
     from iceaggr.steps.compute_statistics import run_compute_statistics

@@ -4,9 +4,14 @@ from kfp import dsl
 from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
 
 from components.image import IMAGE
+from components.parameters import described
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
+@described(
+    report="The page with all tables and plots.",
+    metrics="Opening angles in degrees.",
+)
 def evaluate_model(
     manifest: Input[Dataset],
     model: Input[Model],
@@ -19,20 +24,7 @@ def evaluate_model(
     report: Output[HTML],
     metrics: Output[Metrics],
 ) -> None:
-    """Score the model on the test split, with baselines on the same events, and write the report.
-
-    Args:
-        manifest: All shards of this run.
-        model: Where the trained model lies.
-        raw_uri: Folder of the raw events; its truth/ side file is read if there is one.
-        work_uri: Folder in object storage for everything the pipeline makes.
-        experiment_name: MLflow experiment.
-        run_id: Identity of the pipeline run.
-        config: Settings, see configs/.
-        evaluation: Figures, and where the table of every test event lies.
-        report: The page with all tables and plots.
-        metrics: Opening angles in degrees.
-    """
+    """Score model and baselines on the test split and write the report."""
     from pathlib import Path
 
     from iceaggr.steps.context import make_context

@@ -3,9 +3,11 @@
 from kfp import dsl
 
 from components.image import IMAGE
+from components.parameters import described
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
+@described()
 def plan_shards(
     raw_uri: str,
     work_uri: str,
@@ -13,18 +15,7 @@ def plan_shards(
     run_id: str,
     config: dict,
 ) -> list[str]:
-    """List the raw files and cut them into work units of about equal size.
-
-    Args:
-        raw_uri: Folder of the raw events: train/batch_N.parquet, train_meta.parquet.
-        work_uri: Folder in object storage for everything the pipeline makes.
-        experiment_name: MLflow experiment.
-        run_id: Identity of the pipeline run.
-        config: Settings, see configs/.
-
-    Returns:
-        One short string per work unit.
-    """
+    """List the raw files and cut them into work units of about equal size, a short string each."""
     from iceaggr.steps.context import make_context
     from iceaggr.steps.plan_shards import run_plan_shards
 

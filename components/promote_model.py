@@ -4,9 +4,14 @@ from kfp import dsl
 from kfp.dsl import Dataset, Input, Markdown, Model, Output
 
 from components.image import IMAGE
+from components.parameters import described
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
+@described(
+    summary="The figures of the whole run.",
+    verdict="Promoted or not, and why.",
+)
 def promote_model(
     manifest: Input[Dataset],
     model: Input[Model],
@@ -18,19 +23,7 @@ def promote_model(
     summary: Output[Dataset],
     verdict: Output[Markdown],
 ) -> None:
-    """Register the model and compare it with the champion on the same events.
-
-    Args:
-        manifest: All shards of this run.
-        model: Where the trained model lies.
-        evaluation: Figures of the model on the test split.
-        work_uri: Folder in object storage for everything the pipeline makes.
-        experiment_name: MLflow experiment.
-        run_id: Identity of the pipeline run.
-        config: Settings, see configs/.
-        summary: The figures of the whole run.
-        verdict: Promoted or not, and why.
-    """
+    """Register the model and compare it with the champion on the same events."""
     from pathlib import Path
 
     from iceaggr.steps.context import make_context

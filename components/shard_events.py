@@ -4,9 +4,14 @@ from kfp import dsl
 from kfp.dsl import Dataset, Output
 
 from components.image import IMAGE
+from components.parameters import described
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
+@described(
+    work_unit="One string of plan_shards.",
+    unit_manifest="What was written, and what was rejected and why.",
+)
 def shard_events(
     work_unit: str,
     work_uri: str,
@@ -15,16 +20,7 @@ def shard_events(
     config: dict,
     unit_manifest: Output[Dataset],
 ) -> None:
-    """Write the shards of one work unit to object storage; what is already there is reused.
-
-    Args:
-        work_unit: One string of plan_shards.
-        work_uri: Folder in object storage for everything the pipeline makes.
-        experiment_name: MLflow experiment.
-        run_id: Identity of the pipeline run.
-        config: Settings, see configs/.
-        unit_manifest: What was written, and what was rejected and why.
-    """
+    """Write the shards of one work unit to object storage; what is already there is reused."""
     from pathlib import Path
 
     from iceaggr.steps.context import make_context

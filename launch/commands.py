@@ -22,6 +22,7 @@ from launch.compilation import compile_pipeline
 from launch.display import RunDisplay
 from launch.local_run import run_here
 from launch.result_screen import print_results
+from launch.run_form import DROPDOWNS, check_allowed
 from launch.services import service_environment
 from launch.simulated_data import ensure_simulated_events
 
@@ -36,6 +37,7 @@ class RunRequest:
     raw_uri: str
     config: ExperimentConfig
     max_train_minutes: float
+    start_from: str
     experiment_name: str
     work_uri: str
     simulate_events: int
@@ -71,6 +73,9 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
         max_train_minutes: Annotated[
             float, typer.Option(min=0.0, help="Limit of training; 0 = as configured")
         ] = 0.0,
+        start_from: Annotated[
+            str, typer.Option(help="Weights to begin with: scratch, champion, or configured")
+        ] = "configured",
         summary: Annotated[Path | None, typer.Option(help="Write the figures as JSON")] = None,
         experiment_name: Annotated[str, typer.Option(help="MLflow experiment")] = "iceaggr",
         work_uri: Annotated[
@@ -85,6 +90,7 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
             raw_uri=raw_uri.rstrip("/"),
             config=load_config(config),
             max_train_minutes=max_train_minutes,
+            start_from=start_from,
             experiment_name=experiment_name,
             work_uri=work_uri.rstrip("/"),
             simulate_events=simulate_events,
@@ -106,6 +112,9 @@ def _check_request(request: RunRequest) -> None:
                 found=repr(uri),
                 expected="file:///absolute/folder or s3://bucket/folder",
             )
+    check_allowed(
+        "--start-from", request.start_from, DROPDOWNS["train_start_from"], where="command line"
+    )
     if request.summary_path and not request.summary_path.absolute().parent.is_dir():
         raise ConfigError("folder does not exist", where=f"--summary {request.summary_path}")
 
@@ -120,6 +129,7 @@ def _run(pipeline: Any, request: RunRequest) -> None:
             "config": request.config.model_dump(mode="json"),
             "experiment_name": request.experiment_name,
             "train_max_minutes": request.max_train_minutes,
+            "train_start_from": request.start_from,
             "raw_uri": raw_uri,
             "work_uri": request.work_uri,
         }

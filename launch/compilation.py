@@ -7,7 +7,7 @@ import yaml
 from kfp import compiler
 
 from iceaggr.errors import ConfigError
-from launch.dropdowns import DROPDOWNS, add_dropdowns
+from launch.run_form import DROPDOWNS, add_dropdowns
 
 
 def compile_pipeline(pipeline: Any, output: Path) -> Path:

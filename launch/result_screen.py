@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from iceaggr.steps.manifest_facts import reuse_words
 from launch.services import Addresses
 
 
@@ -59,8 +60,10 @@ def _facts(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str
     if not addresses.stay_up:
         where += "  (stopped now; `make up` brings it back)"
     return [
+        ("files", reuse_words(summary)),
         ("events", events),
         ("pulses", pulses),
+        ("start", summary["started_from"]),
         ("verdict", f"[{colour}]{summary['reason']}[/]"),
         ("model", summary["model_uri"]),
         ("MLflow", where),

@@ -9,7 +9,7 @@ from typing import Any
 
 from iceaggr.config import load_config, parse_config
 from iceaggr.errors import ConfigError
-from launch.dropdowns import check_allowed
+from launch.run_form import check_allowed
 
 _CONFIG = "config"
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {

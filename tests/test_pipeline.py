@@ -13,7 +13,7 @@ from components.cluster import OBJECT_STORE_ENVIRONMENT, SETTINGS_ENVIRONMENT, T
 from components.image import IMAGE
 from iceaggr.config import DataConfig, parse_config
 from launch.compilation import compile_pipeline
-from launch.dropdowns import DROPDOWNS
+from launch.run_form import DROPDOWNS
 
 LOCAL_STEPS = {
     "plan-shards",

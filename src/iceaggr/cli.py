@@ -132,10 +132,14 @@ def train(
     folder: Folder,
     max_train_minutes: Annotated[float, typer.Option(min=0.0, help="0 = as configured")] = 0.0,
     gpu_count: Annotated[str, typer.Option(help="GPUs; 0 = CPU")] = "0",
+    start_from: Annotated[
+        str, typer.Option(help="scratch, champion, or configured")
+    ] = "configured",
 ) -> None:
     """Train the configured model; interrupted, it goes on from its last checkpoint."""
     from iceaggr.steps.run_folder import RunFolder
     from iceaggr.steps.train_model import run_train_model
+    from iceaggr.steps.training_choices import TrainingChoices
 
     run = RunFolder.open(folder)
     run_train_model(
@@ -143,8 +147,7 @@ def train(
         run.manifest,
         run.normalization,
         model_path=run.model,
-        max_train_minutes=max_train_minutes,
-        gpu_count=gpu_count,
+        choices=TrainingChoices(max_train_minutes, gpu_count, start_from),
     )
 
 

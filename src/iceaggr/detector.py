@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from functools import cache
@@ -59,6 +60,19 @@ class Detector:
             columns["string"] = self.string_id
         columns["efficiency"] = np.where(self.in_use, self.efficiency, np.nan)
         return pd.DataFrame(columns).to_csv(index=False, lineterminator="\n")
+
+    def digest(self) -> str:
+        """Hash the whole table: 64 hex digits, the same for the same sensors."""
+        hashed = hashlib.sha256()
+        for column in (
+            self.sensor_id,
+            self.xyz_m,
+            self.string_id,
+            self.efficiency,
+            self.in_use,
+        ):
+            hashed.update(np.ascontiguousarray(column).data)
+        return hashed.hexdigest()
 
 
 @cache

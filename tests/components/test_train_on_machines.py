@@ -58,6 +58,7 @@ def arguments(tmp_path, monkeypatch):
         "run_id": "run-1",
         "config": inputs.config.model_dump(mode="json"),
         "max_train_minutes": 0.0,
+        "start_from": "configured",
         "n_nodes": "2",
         "gpu_count": "0",
         "gpu_type": "nvidia.com/gpu",

@@ -9,13 +9,9 @@ from types import SimpleNamespace
 import kfp_server_api as api
 import yaml
 
+from tests.stand_in import HttpError
+
 CLIENT = api.ApiClient(api.Configuration())
-
-
-class HttpError(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def strict(kind: str, body: bytes):

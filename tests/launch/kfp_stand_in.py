@@ -6,33 +6,28 @@ every answer is made from these models.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import re
 import ssl
-import threading
 import uuid
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
 
 import kfp_server_api as api
 
-from tests.launch.kfp_messages import CLIENT, HttpError, check_package, strict, uploaded_file
+from tests.launch.kfp_messages import CLIENT, check_package, strict, uploaded_file
+from tests.stand_in import Answer, HttpError, Request, StandIn
 
 V2 = "/apis/v2beta1"
 
 
-class KfpStandIn:
+class KfpStandIn(StandIn):
     """State and behaviour of the server; `url` once it is started."""
 
     def __init__(self, tls: ssl.SSLContext | None = None, multi_user: bool = False) -> None:
+        super().__init__(tls)
         self.multi_user = multi_user
         self.required_headers: dict[str, str] = {}
-        self.failures: list[tuple[str, str, int]] = []
         self.states: list[str] = []
-        self.requests: list[str] = []
-        self.seen_headers: list[dict[str, str]] = []
         self.pipelines: list[api.V2beta1Pipeline] = []
         self.versions: list[api.V2beta1PipelineVersion] = []
         self.experiments: list[api.V2beta1Experiment] = []
@@ -40,31 +35,22 @@ class KfpStandIn:
         self.schedules: list[api.V2beta1RecurringRun] = []
         self.login_page = False
         self.page_size = 2
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-        scheme = "https" if tls else "http"
-        self.url = f"{scheme}://localhost:{self._server.server_port}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-        )
 
-    def __enter__(self) -> KfpStandIn:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def fail(self, method: str, path: str, status: int) -> None:
-        """Answer the next request of this kind with an error; status 0 = cut the connection."""
-        self.failures.append((method, path, status))
-
-    def names(self, method: str, pattern: str) -> list[str]:
-        """List the requests of one kind, in order."""
-        return [r for r in self.requests if r.startswith(method) and re.search(pattern, r)]
+    def answer(self, request: Request) -> Answer:
+        if self.login_page:
+            return Answer(200, b"<html>log in</html>", "text/html")
+        for name, value in self.required_headers.items():
+            if request.headers.get(name) != value:
+                raise HttpError(403 if request.headers.get(name) else 401, "not allowed")
+        body = request.body
+        if "multipart" in request.headers.get("Content-Type", ""):
+            body = uploaded_file(request.headers["Content-Type"], body)
+        for method, pattern, name in ROUTES:
+            match = re.fullmatch(pattern, request.path)
+            if match and method == request.method:
+                made = getattr(self, name)(request.query, body, *match.groups())
+                return Answer.of(CLIENT.sanitize_for_serialization(made))
+        raise HttpError(404, f"no route {request.path}")
 
     # what the API does
 
@@ -212,69 +198,6 @@ ROUTES = [
     ("POST", f"{V2}/recurringruns/([^/:]+):disable", "disable_recurring_run"),
     ("DELETE", f"{V2}/recurringruns/([^/:]+)", "delete_recurring_run"),
 ]
-
-
-def _handler(server: KfpStandIn) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def _serve(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if "multipart" in self.headers.get("Content-Type", ""):
-                body = uploaded_file(self.headers["Content-Type"], body)
-            parts = urlsplit(self.path)
-            query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-            server.requests.append(f"{self.command} {parts.path}")
-            server.seen_headers.append(dict(self.headers))
-            try:
-                answer = self._answer(parts.path, query, body)
-                status, document = 200, CLIENT.sanitize_for_serialization(answer)
-            except HttpError as error:
-                status, document = error.status, {"error": str(error), "message": str(error)}
-            if status == 0:
-                self.close_connection = True
-                self.connection.close()
-                return
-            self._send(status, json.dumps(document).encode(), "application/json")
-
-        def _answer(self, path, query, body):
-            if server.login_page:
-                self._send(200, b"<html>log in</html>", "text/html")
-                raise _AnsweredError
-            for failure in server.failures:
-                if failure[0] == self.command and re.fullmatch(failure[1], path):
-                    server.failures.remove(failure)
-                    raise HttpError(failure[2], "made to fail")
-            for name, value in server.required_headers.items():
-                if self.headers.get(name) != value:
-                    raise HttpError(403 if self.headers.get(name) else 401, "not allowed")
-            for method, pattern, name in ROUTES:
-                match = re.fullmatch(pattern, path)
-                if match and method == self.command:
-                    return getattr(server, name)(query, body, *match.groups())
-            raise HttpError(404, f"no route {path}")
-
-        def _send(self, status: int, body: bytes, kind: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def _quiet(self) -> None:
-            with contextlib.suppress(_AnsweredError):
-                self._serve()
-
-        do_GET = do_POST = do_DELETE = _quiet  # noqa: N815
-
-    return Handler
-
-
-class _AnsweredError(Exception):
-    pass
 
 
 def _matches(item, query: dict[str, str]) -> bool:

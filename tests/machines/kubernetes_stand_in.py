@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
 
 from kubeflow_trainer_api import models
+
+from tests.stand_in import Answer, HttpError, Request, StandIn
 
 JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/runs/trainjobs"
 PODS = "/api/v1/namespaces/runs/pods"
@@ -37,31 +36,16 @@ def check_job(job: dict) -> None:
             assert "containers" not in replicated["template"]["spec"]["template"]["spec"]
 
 
-class KubernetesStandIn:
+class KubernetesStandIn(StandIn):
     """State and behaviour; `url` is its address."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.jobs: dict[str, dict] = {}
         self.created: list[dict] = []
-        self.requests: list[str] = []
-        self.failures: list[tuple[str, str, int]] = []
         self.pods: list[dict] = []
         self.logs: dict[str, list[str]] = {}
         self.removal_s = 0.0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-        )
-
-    def __enter__(self) -> KubernetesStandIn:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def end(self, name: str, kind: str, reason: str = "Because", message: str = "of it") -> None:
         """Let a job end: Complete or Failed."""
@@ -79,90 +63,45 @@ class KubernetesStandIn:
         )
         self.logs[name] = lines
 
-    def fail(self, method: str, path: str, status: int) -> None:
-        """Answer the next request of this kind with an error."""
-        self.failures.append((method, path, status))
-
-    def count(self, method: str) -> int:
-        """Count the requests of one method."""
-        return sum(request.startswith(method) for request in self.requests)
-
-    def answer(self, method: str, path: str, query: dict[str, str], body: bytes):
-        for failure in self.failures:
-            if failure[0] == method and re.fullmatch(failure[1], path):
-                self.failures.remove(failure)
-                return failure[2], {"message": "made to fail"}
+    def answer(self, request: Request) -> Answer:
+        method, path = request.method, request.path
         if path == JOBS and method == "POST":
-            return self._create(json.loads(body))
+            return self._create(json.loads(request.body))
         if path.startswith(JOBS + "/"):
             return self._one_job(method, path.removeprefix(JOBS + "/"))
         if path == PODS:
-            assert "jobset.sigs.k8s.io/replicatedjob-name=node" in query["labelSelector"]
-            return 200, {"kind": "PodList", "apiVersion": "v1", "items": self.pods}
-        return 404, {"message": f"no route {path}"}
+            assert "jobset.sigs.k8s.io/replicatedjob-name=node" in request.query["labelSelector"]
+            return Answer.of({"kind": "PodList", "apiVersion": "v1", "items": self.pods})
+        if path.endswith("/log"):
+            text = "\n".join(self.logs[path.split("/")[-2]]).encode()
+            # cut anywhere, as a network does
+            return Answer(parts=tuple(text[i : i + 7] for i in range(0, len(text), 7)))
+        raise HttpError(404, f"no route {path}")
 
-    def _create(self, job: dict):
+    def _create(self, job: dict) -> Answer:
         name = job["metadata"]["name"]
         if name in self.jobs:
-            return 409, {"message": "already exists"}
+            raise HttpError(409, "already exists")
         try:
             check_job(job)
         except (AssertionError, ValueError) as error:
-            return 422, {"message": str(error)}
+            raise HttpError(422, str(error)) from None
         self.created.append(job)
         self.jobs[name] = json.loads(json.dumps(job))
         self.jobs[name]["metadata"]["creationTimestamp"] = CREATED
-        return 201, self.jobs[name]
+        return Answer.of(self.jobs[name], 201)
 
-    def _one_job(self, method: str, name: str):
+    def _one_job(self, method: str, name: str) -> Answer:
         job = self.jobs.get(name)
         if job is not None and time.monotonic() > job.get("gone_at", float("inf")):
             del self.jobs[name]
             job = None
         if job is None:
-            return 404, {"message": "not found"}
+            raise HttpError(404, "not found")
         if method == "DELETE":
             job["metadata"]["deletionTimestamp"] = CREATED
             if self.removal_s:
                 job["gone_at"] = time.monotonic() + self.removal_s
             else:
                 del self.jobs[name]
-        return 200, {key: value for key, value in job.items() if key != "gone_at"}
-
-
-def _handler(server: KubernetesStandIn) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def _serve(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            parts = urlsplit(self.path)
-            query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-            server.requests.append(f"{self.command} {parts.path}")
-            if parts.path.endswith("/log"):
-                self._stream(parts.path.split("/")[-2])
-                return
-            status, document = server.answer(self.command, parts.path, query, body)
-            data = json.dumps(document).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def _stream(self, pod: str) -> None:
-            self.send_response(200)
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            text = "\n".join(server.logs[pod]).encode()
-            # cut anywhere, as a network does
-            for part in [text[i : i + 7] for i in range(0, len(text), 7)]:
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
-            self.wfile.write(b"0\r\n\r\n")
-
-        do_GET = do_POST = do_DELETE = _serve  # noqa: N815
-
-    return Handler
+        return Answer.of({key: value for key, value in job.items() if key != "gone_at"})

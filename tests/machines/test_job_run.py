@@ -58,7 +58,7 @@ def test_run_train_job_launches_waits_and_shows_the_log(server, api):
         "done",
     ]
     assert len(server.created) == 1
-    assert server.count("DELETE") == 0
+    assert server.names("DELETE") == []
 
 
 def test_run_train_job_waits_for_a_pod_that_is_pending(server, api):

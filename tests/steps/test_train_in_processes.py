@@ -15,6 +15,7 @@ from iceaggr.steps.context import RunContext
 from iceaggr.steps.train_here import run_train_here
 from iceaggr.steps.train_on_machines import deadline_s, parse_machines
 from iceaggr.steps.train_request import TrainAnswer, train_in_processes
+from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.training.interruption import EXIT_CODE_INTERRUPTED
 from tests.training.small_runs import small_config, small_inputs
 
@@ -39,8 +40,7 @@ def train(context, documents, tmp_path, launch):
         context,
         documents,
         model_path=tmp_path / "model.json",
-        max_train_minutes=0.0,
-        gpu_count="0",
+        choices=TrainingChoices(),
         launch=launch,
     )
 
@@ -48,7 +48,7 @@ def train(context, documents, tmp_path, launch):
 def test_train_in_processes_trains_together_and_hands_the_result_on(context, documents, tmp_path):
     facts = train(context, documents, tmp_path, lambda uri: run_here(uri, 2))
     pointer = json.loads((tmp_path / "model.json").read_text())
-    assert facts.labels == {"model_uri": pointer["model_uri"]}
+    assert facts.labels == {"model_uri": pointer["model_uri"], "started_from": "scratch"}
     assert facts.figures["n_steps"] == pointer["n_steps"] > 0
     store = context.open_store()
     assert store.stat(f"{pointer['model_uri']}/model.json") is not None
@@ -74,8 +74,7 @@ def test_train_in_processes_checks_the_limits_before_anything_is_launched(
             context,
             documents,
             model_path=tmp_path / "model.json",
-            max_train_minutes=0.0,
-            gpu_count="many",
+            choices=TrainingChoices(gpu_count="many"),
         )
 
 
@@ -115,6 +114,7 @@ def test_answer_survives_the_way_through_storage():
             "mlflow_run_id": "",
             "n_steps": 3,
             "stopped_because": "epochs",
+            "started_from": "scratch",
         },
         labels={"a": "b"},
         figures={"minutes": 0.5},
@@ -136,6 +136,6 @@ def test_parse_machines_reads_what_kfp_hands_on():
     assert (machines.n_nodes, machines.n_gpus, machines.node_selector) == (2, 4, {"a": "b"})
 
 
-def test_deadline_leaves_time_for_restarts(context):
-    assert deadline_s(context, 30.0) == 30 * 120 + 3600
-    assert deadline_s(context, 0.0) == 14 * 24 * 3600
+def test_deadline_leaves_time_for_restarts():
+    assert deadline_s(small_config(training={"max_minutes": 30.0})) == 30 * 120 + 3600
+    assert deadline_s(small_config()) == 14 * 24 * 3600

@@ -12,6 +12,9 @@ from iceaggr.config.section import Section
 class TrainingConfig(Section):
     """The optimisation."""
 
+    start_from: Literal["scratch", "champion"] = "scratch"
+    """champion = weights and normalisation of the champion of promotion.model_name; the settings of
+    network, split and normalisation must be its own. While there is none, from scratch."""
     n_epochs: int = Field(20, ge=1)
     """Passes over the train split."""
     max_minutes: float = Field(0.0, ge=0)

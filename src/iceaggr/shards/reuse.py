@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 
-import numpy as np
-
 from iceaggr.config import DataConfig
 from iceaggr.detector import Detector
 from iceaggr.errors import ShardError
@@ -28,18 +26,9 @@ def content_key(
 
     table: all meta rows of the file. The URI is left out: a file that moves keeps its shards.
     """
-    geometry = hashlib.sha256()
-    for column in (
-        detector.sensor_id,
-        detector.xyz_m,
-        detector.string_id,
-        detector.efficiency,
-        detector.in_use,
-    ):
-        geometry.update(np.ascontiguousarray(column).data)
     decisive = [
         [FORMAT_VERSION, SHARDING_VERSION, SKETCH_VERSION],
-        [file.etag, file.n_bytes, table.digest(), geometry.hexdigest()],
+        [file.etag, file.n_bytes, table.digest(), detector.digest()],
         [config.split_salt, config.validation_share, config.test_share],
         [config.n_events_per_shard, file.n_events_used],
     ]

@@ -1,8 +1,9 @@
 """Last step: close the MLflow run, whatever the end, and delete what a finished run needs no more.
 
 Deleted are the checkpoints of a run that succeeded: they hold optimiser states and are several
-times the size of the model. A failed or stopped run keeps them, because retrying it in the UI goes
-on from them; but a TrainJob of it that still works is ended, since nobody waits for it any more.
+times the size of the model; and its copy of the champion, if training started from that. A failed
+or stopped run keeps them, because retrying it in the UI goes on from them; but a TrainJob of it
+that still works is ended, since nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def end_status(state: str, has_summary: bool) -> EndStatus:
 
 
 def _delete_checkpoints(store: ObjectStore, context: RunContext) -> int:
-    found = store.list(f"{context.run_uri}/training/checkpoints/")
+    found = store.list(f"{context.run_uri}/training/start/")
+    found += store.list(f"{context.run_uri}/training/checkpoints/")
     # latest.json last: an interrupted deletion must not look like a run that never began
     for item in sorted(found, key=lambda item: item.uri.endswith("/latest.json")):
         store.delete(item.uri)

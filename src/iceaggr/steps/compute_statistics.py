@@ -13,6 +13,7 @@ from iceaggr.shards.manifest import ShardManifest, load_manifest, merge_manifest
 from iceaggr.shards.sketches import Sketch
 from iceaggr.shards.statistics import compute_statistics, load_sketches
 from iceaggr.steps.context import RunContext
+from iceaggr.steps.manifest_facts import manifest_facts, reuse_words
 
 
 def run_compute_statistics(
@@ -53,27 +54,10 @@ def run_compute_statistics(
         _track(tracker, manifest, facts, card, statistics.normalization.to_json())
         store.write_bytes(_latest_uri(context), manifest.to_json().encode())
         progress.conclude(
-            f"{facts['pulses_in']:,.0f} pulses in = {facts['pulses_kept']:,.0f} kept"
-            f" + {facts['pulses_rejected']:,.0f} rejected"
+            f"{reuse_words(facts)}; {facts['pulses_in']:,.0f} pulses in ="
+            f" {facts['pulses_kept']:,.0f} kept + {facts['pulses_rejected']:,.0f} rejected"
         )
         return facts
-
-
-def manifest_facts(manifest: ShardManifest) -> dict[str, float]:
-    """Count what a manifest holds: events per split, pulses in, kept and rejected."""
-    sources = manifest.source_files
-    return {
-        "n_events_train": float(manifest.n_events("train")),
-        "n_events_validation": float(manifest.n_events("validation")),
-        "n_events_test": float(manifest.n_events("test")),
-        "n_events_rejected": float(sum(s.n_events_in - s.n_events_kept for s in sources)),
-        "n_source_files": float(len(sources)),
-        "n_source_files_reused": float(sum(s.reused for s in sources)),
-        "n_shards": float(len(manifest.shards)),
-        "pulses_in": float(sum(s.n_pulses_in for s in sources)),
-        "pulses_kept": float(sum(s.n_pulses_kept for s in sources)),
-        "pulses_rejected": float(sum(s.n_pulses_rejected for s in sources)),
-    }
 
 
 def _latest_uri(context: RunContext) -> str:

@@ -13,7 +13,7 @@ D = TypeVar("D", bound=BaseModel)
 
 
 class ModelPointer(BaseModel):
-    """Where a trained model lies, and how its training ended."""
+    """Where a trained model lies, and how its training began and ended."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -22,6 +22,7 @@ class ModelPointer(BaseModel):
     mlflow_run_id: str
     n_steps: int
     stopped_because: str
+    started_from: str
 
 
 class AngleRow(BaseModel):

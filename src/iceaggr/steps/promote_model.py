@@ -22,9 +22,9 @@ from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.progress import StepProgress
 from iceaggr.shards.manifest import ShardManifest
-from iceaggr.steps.compute_statistics import manifest_facts
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import EvaluationPointer, ModelPointer, read_document
+from iceaggr.steps.manifest_facts import manifest_facts, reuse_words
 from iceaggr.steps.training_inputs import read_manifest
 from iceaggr.tracking.registry import ModelRegistry, RegisteredModel
 
@@ -54,7 +54,10 @@ def run_promote_model(
         events = pd.read_parquet(io.BytesIO(store.read_bytes(headline.events_uri)))
         registry = ModelRegistry()
         registered, verdict = _judge(context, store, manifest, pointer, events, registry)
-        summary = make_summary(manifest, headline, registered, verdict, tracker.run_id)
+        summary = {
+            **make_summary(manifest, headline, registered, verdict, tracker.run_id),
+            "started_from": pointer.started_from,
+        }
         text = json.dumps(summary, indent=1, sort_keys=True)
         store.write_bytes(f"{context.run_uri}/summary.json", text.encode())
         summary_path.write_text(text)
@@ -80,7 +83,11 @@ def _judge(
         pointer.model_uri,
         settings.model_name,
         pointer.mlflow_run_id,
-        {"data_digest": pointer.manifest_digest, "experiment": context.config.name},
+        {
+            "data_digest": pointer.manifest_digest,
+            "experiment": context.config.name,
+            "started_from": pointer.started_from,
+        },
     )
     rival = None
     # a retry after a promotion that succeeded must not compare the model with itself
@@ -192,6 +199,7 @@ def description(summary: dict[str, Any]) -> str:
             f"| opening angle, {summary['n_events_test']:,} test events | mean | median |",
             "|---|---|---|",
             *rows,
+            f"\n{reuse_words(summary)}; training started from {summary['started_from']}",
             f"\n{summary['pulses_in']:,} pulses in = {summary['pulses_kept']:,} kept"
             f" + {summary['pulses_rejected']:,} rejected; report: artifact evaluation/report.html",
         ]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from iceaggr.machines.torchrun import run_here
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.train_model import TrainingFacts, apply_run_limits, run_train_model
+from iceaggr.steps.train_model import TrainingFacts, run_train_model
 from iceaggr.steps.train_request import train_in_processes
+from iceaggr.steps.training_choices import TrainingChoices
 
 
 def run_train_here(
@@ -15,28 +16,20 @@ def run_train_here(
     documents: tuple[Path, Path],
     *,
     model_path: Path,
-    max_train_minutes: float,
-    gpu_count: str,
+    choices: TrainingChoices,
 ) -> TrainingFacts:
     """Train on this machine, with one process per GPU; a retry resumes.
 
-    documents: manifest and normalisation.  Raises: ConfigError for a bad gpu_count; TrainingError.
+    documents: manifest and normalisation.  Raises: ConfigError for a bad choice; TrainingError.
     """
-    apply_run_limits(context.config, max_train_minutes, gpu_count)
-    n_processes = int(gpu_count)
+    choices.applied_to(context.config)
+    n_processes = int(choices.gpu_count)
     if n_processes <= 1:
-        return run_train_model(
-            context,
-            *documents,
-            model_path=model_path,
-            max_train_minutes=max_train_minutes,
-            gpu_count=gpu_count,
-        )
+        return run_train_model(context, *documents, model_path=model_path, choices=choices)
     return train_in_processes(
         context,
         documents,
         model_path=model_path,
-        max_train_minutes=max_train_minutes,
-        gpu_count=gpu_count,
+        choices=choices,
         launch=lambda uri: run_here(uri, n_processes),
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+from iceaggr.config import ExperimentConfig
 from iceaggr.errors import ConfigError
 from iceaggr.machines.credentials import environment_references
 from iceaggr.machines.job_api import JobApi
@@ -14,6 +16,7 @@ from iceaggr.machines.train_job import Machines, TrainJobOrder
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.train_model import TrainingFacts
 from iceaggr.steps.train_request import train_in_processes
+from iceaggr.steps.training_choices import TrainingChoices
 
 _LONGEST_S = 14 * 24 * 3600
 _MARGIN_S = 3600
@@ -24,16 +27,18 @@ def run_train_on_machines(
     documents: tuple[Path, Path],
     *,
     model_path: Path,
-    max_train_minutes: float,
+    choices: TrainingChoices,
     machines: Machines,
     image: str,
 ) -> TrainingFacts:
     """Train on several machines by a TrainJob of this run; a retry adopts or resumes it.
 
     documents: manifest and normalisation.  image: of the training pods, the same as of the steps.
+    choices: the number of GPUs is that of the machines.
     Raises: ConfigError, TrainingError, KubernetesError.
     """
     api = JobApi.of_this_pod()
+    choices = replace(choices, gpu_count=str(machines.n_gpus))
 
     def launch(request_uri: str) -> None:
         order = TrainJobOrder(
@@ -41,7 +46,7 @@ def run_train_on_machines(
             image=image,
             command=torchrun_command("python3", request_uri, None),
             machines=machines,
-            deadline_s=deadline_s(context, max_train_minutes),
+            deadline_s=deadline_s(choices.applied_to(context.config)),
             environment=dict(environment_references()),
             owner=_this_pod(),
         )
@@ -51,15 +56,14 @@ def run_train_on_machines(
         context,
         documents,
         model_path=model_path,
-        max_train_minutes=max_train_minutes,
-        gpu_count=str(machines.n_gpus),
+        choices=choices,
         launch=launch,
     )
 
 
-def deadline_s(context: RunContext, max_train_minutes: float) -> int:
+def deadline_s(config: ExperimentConfig) -> int:
     """Give the time after which a job is ended: generous, for waiting and restarts, yet finite."""
-    minutes = max_train_minutes or context.config.training.max_minutes
+    minutes = config.training.max_minutes
     return int(minutes * 60 * 2) + _MARGIN_S if minutes else _LONGEST_S
 
 

@@ -6,6 +6,7 @@ The step writes a request, something starts the processes with its URI, rank 0 w
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from iceaggr.errors import TrainingError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import ModelPointer
-from iceaggr.steps.train_model import TrainingFacts, apply_run_limits
+from iceaggr.steps.train_model import TrainingFacts
+from iceaggr.steps.training_choices import TrainingChoices
+from iceaggr.steps.training_start import choose_start
 
 
 class TrainRequest(BaseModel):
@@ -28,8 +31,7 @@ class TrainRequest(BaseModel):
     work_uri: str
     tracked: bool
     config: dict[str, Any]
-    max_train_minutes: float
-    gpu_count: str
+    choices: TrainingChoices
     manifest_uri: str
     normalization_uri: str
     result_uri: str
@@ -55,17 +57,17 @@ def train_in_processes(
     documents: tuple[Path, Path],
     *,
     model_path: Path,
-    max_train_minutes: float,
-    gpu_count: str,
+    choices: TrainingChoices,
     launch: Callable[[str], None],
 ) -> TrainingFacts:
     """Ask for a training, launch its processes and pass on their answer.
 
     documents: manifest and normalisation
     launch: starts the processes with the URI of the request and returns when they ended well
-    Raises: ConfigError for bad limits; TrainingError; what launch raises.
+    Raises: ConfigError for a bad choice; TrainingError; what launch raises.
     """
-    apply_run_limits(context.config, max_train_minutes, gpu_count)
+    # here, where one process decides: all others find the decision
+    choose_start(replace(context, config=choices.applied_to(context.config)))
     store = context.open_store()
     folder = f"{context.run_uri}/training/request"
     request = TrainRequest(
@@ -74,8 +76,7 @@ def train_in_processes(
         work_uri=context.work_uri,
         tracked=context.tracked,
         config=context.config.model_dump(mode="json"),
-        max_train_minutes=max_train_minutes,
-        gpu_count=gpu_count,
+        choices=choices,
         manifest_uri=f"{folder}/manifest.json",
         normalization_uri=f"{folder}/normalization.json",
         result_uri=f"{folder}/result.json",

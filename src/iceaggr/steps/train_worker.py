@@ -48,8 +48,7 @@ def _train(request: TrainRequest, folder: Path, *, is_main: bool) -> TrainAnswer
         manifest,
         normalization,
         model_path=folder / "model.json",
-        max_train_minutes=request.max_train_minutes,
-        gpu_count=request.gpu_count,
+        choices=request.choices,
     )
     pointer = read_document(ModelPointer, folder / "model.json")
     return TrainAnswer(pointer=pointer, labels=facts.labels, figures=facts.figures)

@@ -6,6 +6,7 @@ from iceaggr.training.learning_check import LearningRow, check_learning, learnin
 from iceaggr.training.learning_page import learning_check_html, learning_check_text
 from iceaggr.training.progress import TrainingPrinter
 from iceaggr.training.run import train
+from iceaggr.training.warm_start import normalization_shift, start_from_model
 
 __all__ = [
     "EXIT_CODE_INTERRUPTED",
@@ -19,5 +20,7 @@ __all__ = [
     "learning_check_html",
     "learning_check_table",
     "learning_check_text",
+    "normalization_shift",
+    "start_from_model",
     "train",
 ]

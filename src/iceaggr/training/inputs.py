@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
+
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
 
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import ExperimentConfig
@@ -15,10 +19,27 @@ from iceaggr.shards.manifest import ShardManifest
 
 
 @dataclass(frozen=True)
+class StartingPoint:
+    """Weights that a new run begins with; a run that resumes has its own.
+
+    name: of the saved model that they come from, such as models:/iceaggr-direction/3
+    weights: every parameter and buffer of the network, normaliser included
+    """
+
+    name: str
+    weights: Mapping[str, Tensor]
+
+    def digest(self) -> str:
+        """Hash names, shapes and values: 64 hex digits."""
+        tensors = {key: value.cpu().contiguous() for key, value in self.weights.items()}
+        return hashlib.sha256(dump_tensors(tensors)).hexdigest()
+
+
+@dataclass(frozen=True)
 class TrainingInputs:
     """Everything that a run needs.
 
-    config: the experiment; the data, evaluation and promotion sections are not read
+    config: the experiment; the evaluation and promotion sections are not read
     store: object storage that holds the shards and takes checkpoints and model
     manifest: shards of all splits; train is learned from, validation is watched, test is not read
     detector: the sensor table of the shards; geometry_csv is its text, kept with the model
@@ -26,6 +47,7 @@ class TrainingInputs:
     tracker: receives the curves
     output_uri: folder for checkpoints/ and model/; a run found there is resumed
     require_checkpoint: True = there must be a run to resume
+    start: weights to begin with, set together with their normalisation; None = random ones
     """
 
     config: ExperimentConfig
@@ -37,6 +59,7 @@ class TrainingInputs:
     tracker: Tracker
     output_uri: str
     require_checkpoint: bool = False
+    start: StartingPoint | None = None
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,10 @@ def build_parts(
     """Build model, loaders and keepers; the same seed gives the same weights in every process."""
     config = inputs.config
     torch.manual_seed(config.training.seed)
-    step = OptimiserStep(build_model(config.model, inputs.normalization), config, device, processes)
+    model = build_model(config.model, inputs.normalization)
+    if inputs.start is not None:
+        model.load_state_dict(dict(inputs.start.weights))
+    step = OptimiserStep(model, config, device, processes)
     # from here on the random state serves dropout, which must differ between processes
     torch.manual_seed(config.training.seed + 1 + processes.rank)
     normalizer = Normalizer(inputs.normalization)
@@ -125,6 +128,7 @@ def _facts(inputs: TrainingInputs, state: RunState) -> dict[str, Any]:
     return {
         "experiment": inputs.config.model_dump(mode="json"),
         "manifest_digest": inputs.manifest.digest(),
+        "started_from": inputs.start.name if inputs.start else "scratch",
         "tracking_run_id": inputs.tracker.run_id,
         "n_steps": state.step,
         "n_events_seen": state.n_events_seen,

@@ -16,7 +16,13 @@ from iceaggr.training.inputs import TrainingInputs
 
 # Settings that may change between two attempts of one run without changing its result.
 _NOT_IDENTITY = {
-    "training": {"device", "n_checkpoints_kept", "checkpoint_every_minutes", "log_every_n_steps"},
+    "training": {
+        "device",
+        "n_checkpoints_kept",
+        "checkpoint_every_minutes",
+        "log_every_n_steps",
+        "start_from",  # what came of it counts: the weights, below
+    },
     "batches": {"n_workers", "n_batches_ahead", "cache_folder", "cache_gib"},
 }
 
@@ -70,14 +76,16 @@ class RunState:
 
 
 def run_identity(inputs: TrainingInputs, world_size: int) -> dict[str, Any]:
-    """Describe what makes two attempts the same run: settings, data, normalisation, detector."""
+    """Describe what makes two attempts the same run: settings, start, data, detector."""
     sections = inputs.config.model_dump(mode="json")
     kept = {
         name: {k: v for k, v in sections[name].items() if k not in _NOT_IDENTITY.get(name, ())}
         for name in ("normalization", "batches", "model", "loss", "training")
     }
+    start = inputs.start
     return {
         **kept,
+        **({"start": {"model": start.name, "sha256": start.digest()}} if start else {}),
         "normalization_document": json.loads(inputs.normalization.to_json()),
         "manifest_digest": inputs.manifest.digest(),
         "geometry_sha256": hashlib.sha256(inputs.geometry_csv.encode()).hexdigest(),

@@ -1,7 +1,7 @@
 import pytest
 
 from iceaggr.errors import ConfigError
-from launch.dropdowns import DROPDOWNS, add_dropdowns
+from launch.run_form import DROPDOWNS, add_dropdowns
 
 
 def root(**parameters):
@@ -31,8 +31,9 @@ def test_add_dropdowns_refuses_a_parameter_that_is_no_text(graph, found):
 
 def test_dropdown_values_pass_the_check_of_the_training_step():
     from iceaggr.config import ExperimentConfig
-    from iceaggr.steps.train_model import apply_run_limits
+    from iceaggr.steps.training_choices import STARTS, TrainingChoices
 
     for count in DROPDOWNS["train_gpu_count"]:
-        config = apply_run_limits(ExperimentConfig(), 0.0, count)
+        config = TrainingChoices(gpu_count=count).applied_to(ExperimentConfig())
         assert config.training.device == ("cpu" if count == "0" else "cuda")
+    assert DROPDOWNS["train_start_from"] == STARTS

@@ -1,0 +1,88 @@
+"""What a training starts from: decided once per run, so that a retry starts from the same.
+
+The first attempt asks the registry, copies the champion beside the run's checkpoints and writes
+training/start.json last. Every process of the training, on every machine, and every retry reads
+that: a champion that changes in between changes nothing, and a checkpoint wins over any start.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pydantic import BaseModel, ConfigDict
+
+from iceaggr.errors import ConfigError
+from iceaggr.interfaces import ObjectStore, Tracker
+from iceaggr.models.bundle import DOCUMENT, GEOMETRY, WEIGHTS, load_model
+from iceaggr.steps.context import TRACKING_VARIABLE, RunContext
+from iceaggr.training import TrainingInputs, normalization_shift, start_from_model
+
+
+class TrainingStart(BaseModel):
+    """The decision of a run.
+
+    model: name of the model whose weights are taken, empty = from scratch
+    folder_uri: this run's copy of it
+    words: the decision for people, with its reason where it is not the obvious one
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = ""
+    folder_uri: str = ""
+    words: str = "scratch"
+
+
+def choose_start(context: RunContext) -> TrainingStart:
+    """Find the decision of this run, or make it.
+
+    Raises: ConfigError if the champion is wanted without a registry; TrackingError, StorageError.
+    """
+    if context.config.training.start_from == "scratch":
+        return TrainingStart()
+    store = context.open_store()
+    uri = f"{context.run_uri}/training/start.json"
+    if store.stat(uri) is None:
+        decided = _ask_registry(context, store)
+        # of two attempts that decide at the same time the first one counts
+        store.write_bytes_if_absent(uri, decided.model_dump_json(indent=1).encode())
+    return TrainingStart.model_validate_json(store.read_bytes(uri))
+
+
+def begin_from(start: TrainingStart, inputs: TrainingInputs, tracker: Tracker) -> TrainingInputs:
+    """Give a run the weights that its start decided on, and say so in the tracker.
+
+    Raises: ModelError if the copy is damaged; TrainingError if the model does not fit the settings.
+    """
+    tracker.set_tags({"training/started_from": start.words})
+    if not start.model:
+        return inputs
+    started = start_from_model(inputs, load_model(inputs.store, start.folder_uri), start.model)
+    shift = normalization_shift(kept=started.normalization, fitted=inputs.normalization)
+    tracker.log_metrics({f"data/normalization_{name}": value for name, value in shift.items()})
+    return started
+
+
+def _ask_registry(context: RunContext, store: ObjectStore) -> TrainingStart:
+    name = context.config.promotion.model_name
+    if not context.tracked:
+        raise ConfigError(
+            "training from the champion needs a model registry",
+            where=TRACKING_VARIABLE,
+            remedy="Set it to the address of an MLflow server, or train from scratch",
+        )
+    from iceaggr.tracking.registry import ModelRegistry
+
+    registry = ModelRegistry()
+    champion = registry.champion(name)
+    if champion is None:
+        return TrainingStart(words=f"scratch, as {name} has no champion yet")
+    folder_uri = f"{context.run_uri}/training/start/{champion.version}"
+    with TemporaryDirectory() as folder:
+        fetched = registry.fetch(champion.uri, Path(folder))
+        for file in (WEIGHTS, GEOMETRY, DOCUMENT):
+            store.write_bytes(f"{folder_uri}/{file}", store.read_bytes(f"{fetched}/{file}"))
+    return TrainingStart(
+        model=champion.uri, folder_uri=folder_uri, words=f"champion {champion.uri}"
+    )
