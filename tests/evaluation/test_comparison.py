@@ -62,13 +62,31 @@ def test_text_and_page_show_every_model():
     assert "scored on different events" in found.html
 
 
+def test_sentence_claims_no_more_than_the_p_value_allows():
+    compared = compare_runs({"old": run(0, 1), "new": run(-2, 2), "same": run(0, 3)}, CONFIG)
+    better, alike = compared.sentences()
+    assert better.startswith("new is better than old by ")
+    assert alike.startswith("same cannot be told from old")
+    text = compared.text()
+    assert better in " ".join(text.split())
+    assert "luck of a training" in text
+    (reference,) = [line for line in text.splitlines() if line.startswith(" old ")]
+    assert "reference" in reference
+    assert "+0.000" not in reference
+
+
+def test_bins_of_kappa_name_the_model_that_predicted_it():
+    titles = compare_runs({"old": run(0, 1), "new": run(-2, 2)}, CONFIG).bins["title"]
+    assert "κ of old" in set(titles)
+
+
 def test_text_names_the_bins_that_differ():
     worse = run(0, 1)
     few = worse["n_doms"] < 128
     worse.loc[few, "opening_angle_deg"] += 30 + np.random.default_rng(0).normal(0, 1, few.sum())
     text = compare_runs({"a": run(0, 1), "b": worse}, CONFIG).text()
     assert "b: " in text
-    assert "bins differ from a at 5% after correction" in text
+    assert "bins differ from a at 5 % after correction" in text
     assert "DOMs, 64 to 128" in text
 
 

@@ -64,9 +64,19 @@ def test_challenger_is_refused_when_calibration_is_worse():
     overconfident = event_table(-1.0, kappa=200.0, seed=1)
     verdict = decide_promotion(overconfident, event_table(), CONFIG)
     assert not verdict.promote
-    assert "calibration is worse" in verdict.reason
+    assert verdict.reason.startswith("not promoted: calibration is worse: ")
+    assert "of events lie in their 50 / 68 / 90 % regions" in verdict.reason
+    assert "allowed are 5 points more; though it is better than the champion" in verdict.reason
     tolerant = PromotionConfig(min_sigma=2.0, max_calibration_loss=1.0)
     assert decide_promotion(overconfident, event_table(), tolerant).promote
+
+
+def test_verdict_says_how_calibration_compares():
+    reason = decide_promotion(event_table(-1.0, seed=1), event_table(), CONFIG).reason
+    assert "; calibration is not worse: " in reason
+    champion = reason.split("of the champion's ")[1]
+    shares = [float(share) for share in champion.split(" %")[0].split(" / ")]
+    assert shares == pytest.approx([50.0, 68.0, 90.0], abs=7.0), "kappa 20 is true of these events"
 
 
 def test_first_model_is_promoted_when_it_beats_the_best_constant():

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from scipy import stats
 
 from iceaggr.config import EvaluationConfig
 from iceaggr.errors import EvaluationError
 from iceaggr.evaluation.bootstrap import estimate_mean
 from iceaggr.evaluation.comparison_plot import draw_comparison
+from iceaggr.evaluation.comparison_text import CAVEAT, SIGNIFICANT, comparison_text
 from iceaggr.evaluation.report import environment
 from iceaggr.evaluation.slices import available_dimensions, bin_label, dimension_bins
 
 LABEL_TOLERANCE_RAD = 1e-4
-SIGNIFICANT = 0.05
-N_SHOWN = 8
-"""Bins of each model that the text shows; the page shows all."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +53,9 @@ class Comparison:
         template = environment().get_template("comparison_report.html.j2")
         return template.render(
             reference=self.reference,
+            sentences=self.sentences(),
+            caveat=CAVEAT,
+            confidence=self.confidence,
             n_events=self.n_events,
             n_events_of=self.n_events_of,
             overall=self.overall.to_dict("records"),
@@ -66,31 +63,22 @@ class Comparison:
             figure=draw_comparison(self.bins, self.reference),
         )
 
+    def sentences(self) -> list[str]:
+        """Say for each model but the reference whether it is better, and how sure that is."""
+        return [_sentence(row, self.reference) for row in self.overall.to_dict("records")[1:]]
+
     def text(self) -> str:
         """Write the overall table and the notable bins as plain text for a terminal."""
-        console = Console(file=io.StringIO(), width=110, color_system=None)
-        console.print(
-            f"{self.n_events:,} shared test events; differences are paired, against "
-            f"{self.reference}, negative = better.",
-            markup=False,
-        )
-        if any(n != self.n_events for n in self.n_events_of.values()):
-            own = ", ".join(f"{name} {n:,}" for name, n in self.n_events_of.items())
-            console.print(f"Only shared events count; events of each: {own}.", markup=False)
-        console.print(_text_table(self.overall, "model", self.confidence))
-        for model, rows in self.bins.groupby("model", sort=False):
-            notable = rows[rows["p_adjusted"] < SIGNIFICANT].sort_values("p_adjusted")
-            console.print(
-                f"{model}: {len(notable)} of {len(rows)} bins differ from {self.reference} at"
-                f" {SIGNIFICANT:.0%} after correction for the number of bins"
-                f"{'; the clearest:' if len(notable) else '.'}",
-                markup=False,
-            )
-            if len(notable):
-                named = notable.assign(bin=notable["title"] + ", " + notable["bin"])
-                console.print(_text_table(named.head(N_SHOWN), "bin", self.confidence))
-        assert isinstance(console.file, io.StringIO)
-        return console.file.getvalue()
+        return comparison_text(self)
+
+
+def _sentence(row: Mapping[Hashable, Any], reference: str) -> str:
+    difference, error, p_value = row["difference"], row["error"], row["p_value"]
+    size = f"{abs(difference):.3f} ± {error:.3f} deg, p {p_value:.2g}"
+    if not p_value < SIGNIFICANT:
+        return f"{row['model']} cannot be told from {reference}: they differ by {size}."
+    word = "better" if difference < 0 else "worse"
+    return f"{row['model']} is {word} than {reference} by {size}."
 
 
 def compare_runs(
@@ -195,10 +183,12 @@ def _bins(
     rng = np.random.default_rng(config.seed)
     rows = []
     for dimension in available_dimensions(shared[reference]):
+        # what a model predicts differs between the models: say whose prediction bins the events
+        title = f"κ of {reference}" if dimension.name == "kappa" else dimension.title
         for low, high, inside in dimension_bins(shared[reference], dimension):
             row = _difference(angle_deg[reference], angle_deg[name], inside, config, rng)
             small = row["n_events"] < config.min_events_per_bin
-            names = {"model": name, "dimension": dimension.name, "title": dimension.title}
+            names = {"model": name, "dimension": dimension.name, "title": title}
             rows.append({**names, "bin": bin_label(dimension, low, high), "small": small, **row})
     table = pd.DataFrame(rows)
     return table.assign(p_adjusted=_holm(table["p_value"].to_numpy(np.float64)))
@@ -212,23 +202,3 @@ def _holm(p_value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     steps = p_value[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0) if len(order) else steps
     return adjusted
-
-
-def _text_table(rows: pd.DataFrame, label: str, confidence: float) -> Table:
-    """Lay out rows in degrees, one per value of the column `label`."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(label)
-    interval = f"{100 * confidence:g} % interval"
-    for title in ("events", "mean", "median", "difference / deg", interval, "p"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in rows.to_dict("records"):
-        table.add_row(
-            escape(str(row[label])),
-            f"{row['n_events']:,.0f}",
-            f"{row['mean_deg']:.2f}",
-            f"{row['median_deg']:.2f}",
-            f"{row['difference']:+.3f} ± {row['error']:.3f}",
-            f"{row['low']:+.3f} to {row['high']:+.3f}",
-            f"{row.get('p_adjusted', row['p_value']):.2g}",
-        )
-    return table

@@ -10,7 +10,7 @@ import pandas as pd
 
 from iceaggr.config import PromotionConfig
 from iceaggr.errors import EvaluationError
-from iceaggr.evaluation.calibration import calibration_gap, probability_inside
+from iceaggr.evaluation.calibration import LEVELS, calibration_gap, coverage, probability_inside
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,23 @@ def _angles(events: pd.DataFrame, method: str) -> np.ndarray[tuple[int], np.dtyp
 def _check_calibration(
     challenger: pd.DataFrame, champion: pd.DataFrame, config: PromotionConfig, reason: str
 ) -> tuple[bool, str]:
-    new, old = _gap(challenger), _gap(champion)
-    if new > old + config.max_calibration_loss:
-        return False, (
-            f"calibration is worse (mean coverage error {new:.3f}, champion {old:.3f}, at most "
-            f"{config.max_calibration_loss:g} more is allowed), though it is {reason}"
-        )
-    return True, f"{reason}, mean coverage error {new:.3f} against {old:.3f}"
+    new, old = _pit(challenger), _pit(champion)
+    loss = calibration_gap(new) - calibration_gap(old)
+    levels = " / ".join(f"{100 * level:.0f}" for level in LEVELS)
+    measured = (
+        f"{_shares(new)} of events lie in their {levels} % regions, of the champion's"
+        f" {_shares(old)}; allowed are {100 * config.max_calibration_loss:g} points more"
+    )
+    if loss > config.max_calibration_loss:
+        return False, f"calibration is worse: {measured}; though it is {reason}"
+    return True, f"{reason}; calibration is not worse: {measured}"
 
 
-def _gap(events: pd.DataFrame) -> float:
+def _pit(events: pd.DataFrame) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     angle_rad = np.deg2rad(events["opening_angle_deg"].to_numpy())
-    return calibration_gap(probability_inside(angle_rad, events["kappa"].to_numpy()))
+    return np.asarray(probability_inside(angle_rad, events["kappa"].to_numpy()), np.float64)
+
+
+def _shares(pit: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
+    shares = " / ".join(f"{100 * found.share:.1f}" for found in coverage(pit))
+    return f"{shares} % (off by {100 * calibration_gap(pit):.1f} points on average)"

@@ -18,20 +18,29 @@ EVENTS_FILE = "evaluation/events.parquet"
 def run_compare(runs: list[str], page: Path | None) -> Comparison:
     """Compare the runs with the first one, print the tables, write the page.
 
-    runs: ids or names of MLflow runs, two or more.  page: HTML file to write.
-    Raises: ConfigError for fewer than two runs; TrackingError, EvaluationError.
+    runs: names, ids or addresses of MLflow runs, two or more.  page: HTML file to write.
+    Raises: ConfigError for fewer than two runs, or one named twice; TrackingError, EvaluationError.
     """
-    if len(set(runs)) < 2:
-        raise ConfigError("nothing to compare", found=runs, expected="two or more runs")
+    if len(runs) < 2:
+        raise ConfigError(
+            "nothing to compare",
+            found=", ".join(runs) or "no run",
+            expected="two or more runs, the first one the reference",
+        )
     if page and not page.absolute().parent.is_dir():
         raise ConfigError("folder does not exist", where=f"--page {page}")
     tables: dict[str, pd.DataFrame] = {}
+    seen: set[str] = set()
     for run in runs:
         with TemporaryDirectory() as folder:
-            name, path = fetch_run_file(run, EVENTS_FILE, Path(folder))
+            file = fetch_run_file(run, EVENTS_FILE, Path(folder))
+            if file.run_id in seen:
+                raise ConfigError("the same run twice", where=run, found=file.run_name)
+            seen.add(file.run_id)
             # two runs may share a name, never an id
-            label = name if name not in tables else f"{name} ({run})"
-            tables[label] = pd.read_parquet(path)
+            is_new = file.run_name not in tables
+            label = file.run_name if is_new else f"{file.run_name} ({file.run_id[:8]})"
+            tables[label] = pd.read_parquet(file.path)
     comparison = compare_runs(tables, EvaluationConfig())
     print(comparison.text(), flush=True)
     if page:

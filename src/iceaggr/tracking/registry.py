@@ -104,6 +104,8 @@ class ModelRegistry:
         with as_tracking_error("cannot tag the model version", model.uri):
             for key, value in tags.items():
                 self._client.set_model_version_tag(model.name, model.version, key, str(value))
+            if "verdict" in tags:  # the list of versions shows a description, and only bits of tags
+                self._client.update_model_version(model.name, model.version, tags["verdict"])
 
     @patient
     def set_champion(

@@ -28,7 +28,7 @@ from iceaggr.tracking.run_lookup import (
     kfp_settings,
 )
 from iceaggr.tracking.sending import RunSender
-from iceaggr.tracking.surroundings import surroundings
+from iceaggr.tracking.surroundings import hardware, surroundings
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +109,10 @@ class MlflowTracker:
         values = {_key(key): str(value)[:_LONGEST_TAG] for key, value in tags.items()}
         self._outbox.put({"kind": "tags", "values": values})
 
+    def tell_step(self, state: str) -> None:
+        """Show how far this step is, and on what machine."""
+        self.set_tags({f"step/{self._step}": f"{state} on {hardware()}"})
+
     def log_dataset(
         self, name: str, digest: str, source_uri: str, context: str, facts: Mapping[str, object]
     ) -> None:
@@ -144,7 +148,7 @@ class MlflowTracker:
             return None
         self._is_finished = True
         atexit.unregister(self.finish)
-        self.set_tags({f"step/{self._step}": status or "done"})
+        self.tell_step("done" if status in (None, "FINISHED") else status.lower())
         if status is not None:
             self._outbox.put({"kind": "status", "status": status})
         n_unsent = self._outbox.close(within_s)
@@ -193,7 +197,8 @@ def open_tracker(
     target = {"tracking_uri": uri, "run_id": run_id}
     (spool / "run.json").write_text(json.dumps(target))
     tracker = MlflowTracker(client, run_id, step, spool)
-    tracker.set_tags({**surroundings(step), f"step/{step}": "running"})
+    tracker.set_tags(surroundings())
+    tracker.tell_step("running")
     return tracker
 
 

@@ -1,7 +1,9 @@
-"""Files that a tracked run keeps: finding a run by name or id, and fetching what it logged."""
+"""Files that a tracked run keeps: finding a run by what users see of it, and fetching a file."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -11,36 +13,81 @@ from mlflow.entities import Run
 from iceaggr.errors import TrackingError
 from iceaggr.tracking.connection import as_tracking_error, connect
 
+_N_NAMED = 5
+# the address of a run's page, and runs:/ID
+_ID_IN_ADDRESS = re.compile(r"runs:?/([0-9a-f]{32})\b")
 
-def fetch_run_file(run: str, artifact_path: str, into: Path) -> tuple[str, Path]:
+
+@dataclass(frozen=True)
+class RunFile:
+    """A downloaded file of a run."""
+
+    run_id: str
+    run_name: str
+    path: Path
+
+
+def fetch_run_file(run: str, artifact_path: str, into: Path) -> RunFile:
     """Download one file of a run.
 
-    run: id of the run, or its name if only one run has it.  into: local folder.
-    Returns the run's name and the file.  Raises: TrackingError if there is no such run or file.
+    run: its id, its name, the beginning of its name, or the address of its page.
+    into: local folder.
+    Raises: TrackingError if no run or several are meant, or it has no such file.
     """
     client = connect("")
-    with as_tracking_error("cannot fetch a file of the run", f"{run} {artifact_path}"):
+    with as_tracking_error("cannot look for the run", run):
         found = _find_run(client, run)
+    name, run_id = str(found.info.run_name), str(found.info.run_id)
+    with as_tracking_error("cannot fetch a file of the run", f"{name} {artifact_path}"):
+        _check_exists(client, found, artifact_path)
         path = mlflow.artifacts.download_artifacts(
-            run_id=found.info.run_id,
+            run_id=run_id,
             artifact_path=artifact_path,
             dst_path=str(into),
             tracking_uri=client.tracking_uri,
         )
-    return str(found.info.run_name), Path(path)
+    return RunFile(run_id, name, Path(path))
 
 
 def _find_run(client: MlflowClient, run: str) -> Run:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    quoted = run.replace("'", "")
-    for query in (f"attributes.run_id = '{quoted}'", f"attributes.run_name = '{quoted}'"):
-        found = client.search_runs(experiments, query, max_results=2)
+    in_address = _ID_IN_ADDRESS.search(run)
+    asked = in_address[1] if in_address else run.replace("'", "").replace("%", "")
+    for query in (
+        f"attributes.run_id = '{asked}'",
+        f"attributes.run_name = '{asked}'",
+        f"attributes.run_name LIKE '{asked}%'",
+    ):
+        found = client.search_runs(experiments, query, max_results=_N_NAMED) if asked else []
         if len(found) == 1:
             return found[0]
         if len(found) > 1:
             raise TrackingError(
-                "several runs have this name", where=run, remedy="Give the id of the run"
+                "several runs are meant",
+                where=run,
+                found=_named(found),
+                remedy="Give a whole name, or the id of the run where names are equal",
             )
+    newest = client.search_runs(experiments, max_results=_N_NAMED)
     raise TrackingError(
-        "no such run", where=run, expected="the id or the name of a run on this server"
+        "no such run",
+        where=run,
+        found=f"newest runs {_named(newest)}" if newest else "no runs at all",
+        expected="the name, the id or the address of a run on this server",
     )
+
+
+def _named(runs: list[Run]) -> str:
+    return ", ".join(f"{run.info.run_name} ({run.info.run_id})" for run in runs)
+
+
+def _check_exists(client: MlflowClient, run: Run, artifact_path: str) -> None:
+    folder = artifact_path.rpartition("/")[0]
+    known = [item.path for item in client.list_artifacts(run.info.run_id, folder or None)]
+    if artifact_path not in known:
+        raise TrackingError(
+            "run has no such file",
+            where=str(run.info.run_name),
+            found=f"a run that is {run.info.status.lower()}, without {artifact_path}",
+            expected="a run whose evaluation is done",
+        )

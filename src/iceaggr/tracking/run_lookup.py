@@ -96,6 +96,8 @@ def find_or_create_run(
             remedy="Do not delete runs of a pipeline that is still running",
         )
     chosen, *others = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+    if chosen.data.tags.get(_CREATOR_TAG) == me:
+        client.delete_tag(chosen.info.run_id, _CREATOR_TAG)  # it has served; users see tags
     for other in others:
         if other.data.tags.get(_CREATOR_TAG) == me:
             client.delete_run(other.info.run_id)

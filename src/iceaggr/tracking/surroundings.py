@@ -14,14 +14,13 @@ import psutil
 _PACKAGES = ("iceaggr", "torch", "numpy", "pyarrow", "mlflow", "kfp")
 
 
-def surroundings(step: str) -> dict[str, str]:
-    """Collect tags: shared ones for the code, one per step for the machine it ran on."""
+def surroundings() -> dict[str, str]:
+    """Collect tags of the code; those that are empty are left out."""
     tags = {"code/commit": code_commit(), "code/image": os.environ.get("ICEAGGR_IMAGE", "")}
     tags["mlflow.source.git.commit"] = tags["code/commit"].removesuffix("-dirty")
     tags["mlflow.source.name"] = "iceaggr pipeline"
-    tags |= {f"version/{name}": _version(name) for name in _PACKAGES}
-    tags["version/python"] = platform.python_version()
-    tags[f"hardware/{step}"] = hardware()
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+    tags["code/versions"] = ", ".join(f"{name} {one}" for name, one in versions.items() if one)
     return {key: value for key, value in tags.items() if value}
 
 
