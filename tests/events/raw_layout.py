@@ -21,6 +21,7 @@ def write_raw_layout(
     seed: int = 0,
     labels: bool = True,
     mean_pulses: int = 60,
+    page_checksums: bool = False,
 ) -> str:
     """Write train/ (or test/ without labels), its meta parquet and the geometry; give the URI.
 
@@ -33,12 +34,19 @@ def write_raw_layout(
     for batch_id in range(1, n_files + 1):
         rng = np.random.default_rng([seed, batch_id])
         meta = event_table(rng, batch_id, n_events_per_file, mean_pulses)
-        pulse_table(rng, meta).to_parquet(folder / split / f"batch_{batch_id}.parquet")
+        pulse_table(rng, meta).to_parquet(
+            folder / split / f"batch_{batch_id}.parquet", write_page_checksum=page_checksums
+        )
         metas.append(meta)
     meta = pd.concat(metas, ignore_index=True)
     if not labels:
         meta = meta.drop(columns=["azimuth", "zenith"])
-    meta.to_parquet(folder / f"{split}_meta.parquet", index=False, row_group_size=120)
+    meta.to_parquet(
+        folder / f"{split}_meta.parquet",
+        index=False,
+        row_group_size=120,
+        write_page_checksum=page_checksums,
+    )
     write_geometry(folder)
     return folder.absolute().as_uri()
 

@@ -16,13 +16,15 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from iceaggr.errors import StorageError
-from iceaggr.storage.s3_errors import explain, is_expired, is_transient
+from iceaggr.storage.s3_errors import explain, is_expired, is_transient, is_wordless
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
 """Without a single byte; a body that trickles has a limit of its own."""
 _PATIENT_ATTEMPTS = 8
+_WORDLESS_ATTEMPTS = 2
+"""A refusal without a reason may mean expired credentials, but more often means wrong ones."""
 _LONGEST_WAIT_S = 20.0
 _PATIENCE_S = 300.0
 """No further attempt after this time: a store that hangs lets each one last minutes."""
@@ -70,7 +72,7 @@ class S3Client:
             except (ClientError, BotoCoreError, OSError) as error:
                 known = isinstance(error, ClientError) or self._has_answered
                 last = n_failed == _PATIENT_ATTEMPTS or time.monotonic() > deadline
-                renewed = is_expired(error) and self._can_renew()
+                renewed = self._renew(error, n_failed)
                 if last or not known or not (renewed or is_transient(error)):
                     raise
             wait_s = min(0.5 * 2 ** (n_failed - 1), _LONGEST_WAIT_S)
@@ -81,9 +83,10 @@ class S3Client:
         """Remember that the store is there although the request has not ended yet."""
         self._has_answered = True
 
-    def _can_renew(self) -> bool:
-        """Let go of the connection and its credentials, if the next one may find others."""
-        if self._environment.get("AWS_ACCESS_KEY_ID"):
+    def _renew(self, error: Exception, n_failed: int) -> bool:
+        """Let go of the connection and its credentials, if the next one may find better ones."""
+        expired = is_expired(error) or (n_failed <= _WORDLESS_ATTEMPTS and is_wordless(error))
+        if not expired or self._environment.get("AWS_ACCESS_KEY_ID"):
             return False
         with self._lock:
             self._client = None

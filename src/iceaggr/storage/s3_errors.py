@@ -30,8 +30,8 @@ BROKEN = (
     ConnectionError,
     TimeoutError,
 )
-_BAD_CREDENTIALS = {
-    "403",
+_WORDLESS = {"400", "403"}
+_BAD_CREDENTIALS = _WORDLESS | {
     "AccessDenied",
     "InvalidAccessKeyId",
     "InvalidToken",
@@ -64,6 +64,14 @@ def is_missing(error: Exception) -> bool:
 def is_expired(error: Exception) -> bool:
     """Tell whether S3 said that the credentials were good once."""
     return error_code(error) in _EXPIRED
+
+
+def is_wordless(error: Exception) -> bool:
+    """Tell whether the request was refused without a reason, as every HEAD request is.
+
+    Expired credentials look like that, too: a bare 400 from AWS, a bare 403 elsewhere.
+    """
+    return error_code(error) in _WORDLESS
 
 
 def is_transient(error: Exception) -> bool:
@@ -100,7 +108,7 @@ def explain(error: Exception, uri: str, endpoint: str) -> StorageError:
             where=uri,
             found=f"{code} from {endpoint}",
             expected=f"a key that may use bucket {bucket}",
-            remedy="Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            remedy="Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and whether they expired",
         )
     if code in _EXPIRED:
         return StorageError(
