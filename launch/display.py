@@ -67,7 +67,12 @@ class RunDisplay:
             self._bars.stop()
 
     def show(self, message: dict[str, Any]) -> None:
-        """Show one progress message; parallel tasks of a step share its line."""
+        """Show one progress message; parallel tasks of a step share its line.
+
+        Why a step failed is left to the error that ends the run, which says it whole.
+        """
+        if message["kind"] == "failed":
+            message = {**message, "text": ""}
         tasks = self._tasks.setdefault(message["step"], {})
         before = tasks.get(message["task"], {})
         tasks[message["task"]] = {**before, **message}
@@ -106,7 +111,8 @@ class RunDisplay:
         share = f"{100 * _share(message):3.0f} %" if message["kind"] == "update" else ""
         mark = {"done": "done", "failed": "FAILED", "update": share}[message["kind"]]
         self.console.print(
-            f"{message['step']:<20} {mark:<7} {_clock(message['seconds']):>6}  {message['text']}",
+            f"{message['step']:<20} {mark:<7} {_clock(message['seconds']):>6}"
+            f"  {message['text']}".rstrip(),
             markup=False,
             highlight=False,
             soft_wrap=True,

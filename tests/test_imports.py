@@ -12,6 +12,7 @@ RANKS = {
     "angles": 0,
     "interfaces": 0,
     "resources": 0,
+    "validation": 0,
     "progress": 1,
     "verified": 1,
     "storage": 1,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -16,6 +19,11 @@ from iceaggr.errors import DetectorError
 
 BUILT_IN = "icecube86"
 """Name of the built-in geometry, accepted wherever a geometry URI is."""
+
+Floats = npt.NDArray[np.float64]
+_NEEDED = ("sensor_id", "x", "y", "z")
+_COLUMNS = "a CSV with the columns sensor_id, x, y, z once each, and string, efficiency if known"
+_REMEDY = "Write the geometry as docs/data_formats.md says, positions in metres"
 
 
 @dataclass(frozen=True)
@@ -88,65 +96,117 @@ def icecube86() -> Detector:
 def parse_geometry(text: str | bytes, where: str) -> Detector:
     """Read a geometry CSV: sensor_id, x, y, z (metres); string and efficiency are optional.
 
-    Raises: DetectorError if a column is missing, a value is not finite, or a sensor occurs twice.
+    An empty efficiency means a module that is not in use.
+    Raises: DetectorError naming row and column if one is missing, no number or out of range, or if
+    a sensor occurs twice.
     """
-    table = _read_csv(text, where)
-    _check(table, where)
-    table = table.sort_values("sensor_id", kind="stable")
-    n_sensors = len(table)
-    string_id = table["string"].to_numpy(np.int64) if "string" in table else np.full(n_sensors, -1)
-    listed = (
-        table["efficiency"].to_numpy(np.float64) if "efficiency" in table else np.ones(n_sensors)
-    )
-    in_use = np.isfinite(listed)
+    rows = _Rows(text, where)
+    sensor_id = rows.numbers("sensor_id", "a whole number", _is_whole)
+    order = np.argsort(sensor_id, kind="stable")
+    _refuse_twice(sensor_id[order], where)
+    xyz_m = np.stack([rows.numbers(axis, "metres within 1000 km", _is_near) for axis in "xyz"], 1)
+    string_id, efficiency = np.full(len(order), -1.0), np.ones(len(order))
+    if "string" in rows.names:
+        string_id = rows.numbers("string", "a whole number from -1 on", _is_string_id)
+    if "efficiency" in rows.names:
+        efficiency = rows.numbers("efficiency", "positive, or empty if not in use", _is_efficiency)
+    in_use = ~np.isnan(efficiency)
     return Detector(
-        sensor_id=table["sensor_id"].to_numpy(np.int64),
-        xyz_m=table[["x", "y", "z"]].to_numpy(np.float64),
-        string_id=string_id.astype(np.int64),
-        efficiency=np.where(in_use, listed, 1.0),
-        in_use=in_use,
+        sensor_id=sensor_id[order].astype(np.int64),
+        xyz_m=xyz_m[order],
+        string_id=string_id[order].astype(np.int64),
+        efficiency=np.where(in_use, efficiency, 1.0)[order],
+        in_use=in_use[order],
     )
 
 
-def _read_csv(text: str | bytes, where: str) -> pd.DataFrame:
-    raw = text.encode() if isinstance(text, str) else text
+def _is_whole(values: Floats) -> npt.NDArray[np.bool_]:
+    # up to 2^53 every whole number is a float64
+    return (np.abs(values) <= 2.0**53) & (values == np.floor(values))
+
+
+def _is_near(values: Floats) -> npt.NDArray[np.bool_]:
+    return np.abs(values) <= 1e6
+
+
+def _is_string_id(values: Floats) -> npt.NDArray[np.bool_]:
+    return _is_whole(values) & (values >= -1)
+
+
+def _is_efficiency(values: Floats) -> npt.NDArray[np.bool_]:
+    return np.isnan(values) | ((values > 1e-6) & (values < 1e6))
+
+
+class _Rows:
+    """The cells of a geometry CSV, each still with its line."""
+
+    def __init__(self, text: str | bytes, where: str) -> None:
+        self.where = where
+        lines = list(_lines(text, where))
+        self.names = [name.strip() for name in lines[0][1]] if lines else []
+        self.rows = lines[1:]
+        if sorted({*_NEEDED} & {*self.names}) != sorted(_NEEDED) or len(self.names) != len(
+            {*self.names}
+        ):
+            raise self._refused("geometry lacks columns or has one twice", self.names, _COLUMNS)
+        if not self.rows:
+            raise self._refused("geometry has no sensors", "no row", "at least one row")
+        for line, cells in self.rows:
+            if len(cells) != len(self.names):
+                found, expected = f"{len(cells)} cells", f"{len(self.names)} as in the header"
+                raise self._refused("geometry row is broken", found, expected, f" line {line}")
+
+    def numbers(
+        self, name: str, expected: str, accepts: Callable[[Floats], npt.NDArray[np.bool_]]
+    ) -> Floats:
+        """Read a column: (S,) float64, NaN where an optional cell is empty."""
+        column = self.names.index(name)
+        cells = [row[column].strip() for _, row in self.rows]
+        values = np.array([_number(cell) for cell in cells])
+        wrong = ~accepts(values) | (np.isnan(values) & np.array([bool(cell) for cell in cells]))
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            found, place = repr(cells[row][:40]), f" line {self.rows[row][0]}"
+            raise self._refused(f"geometry column {name} is out of range", found, expected, place)
+        return values
+
+    def _refused(self, what: str, found: object, expected: str, place: str = "") -> DetectorError:
+        where = f"{self.where}{place}"
+        return DetectorError(what, where=where, found=found, expected=expected, remedy=_REMEDY)
+
+
+def _lines(text: str | bytes, where: str) -> Iterator[tuple[int, list[str]]]:
+    """Give the number and the cells of each line that is not empty."""
     try:
-        table = pd.read_csv(io.BytesIO(raw))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DetectorError("geometry is not CSV", where=where, found=str(error)) from None
-    missing = [name for name in ("sensor_id", "x", "y", "z") if name not in table]
-    if missing:
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        reader = csv.reader(io.StringIO(decoded, newline=""), strict=True)
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+    except (csv.Error, UnicodeDecodeError) as error:
         raise DetectorError(
-            "geometry lacks columns",
+            "geometry is not CSV",
             where=where,
-            found=list(table.columns),
-            expected=f"also {missing}",
-            remedy="Give sensor_id,x,y,z with positions in metres",
-        )
-    if table.empty:
-        raise DetectorError("geometry has no sensors", where=where, expected="at least one row")
-    return table
+            found=str(error),
+            expected=_COLUMNS,
+            remedy=_REMEDY,
+        ) from None
 
 
-def _check(table: pd.DataFrame, where: str) -> None:
-    for name in ("sensor_id", "x", "y", "z"):
-        values = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
-        if not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise DetectorError(
-                f"geometry column {name} is not a finite number",
-                where=f"{where} row {row + 2}",
-                found=repr(table[name].iloc[row]),
-                expected="a finite number",
-            )
-    sensor_id = table["sensor_id"].to_numpy(np.float64)
-    if (sensor_id != np.floor(sensor_id)).any():
-        raise DetectorError("geometry sensor_id is not an integer", where=where)
-    twice = table["sensor_id"][table["sensor_id"].duplicated()]
+def _number(cell: str) -> float:
+    try:
+        return float(cell) if "_" not in cell else math.nan
+    except ValueError:
+        return math.nan
+
+
+def _refuse_twice(sensor_id: Floats, where: str) -> None:
+    twice = sensor_id[1:][sensor_id[1:] == sensor_id[:-1]]
     if len(twice):
         raise DetectorError(
             "geometry lists a sensor twice",
             where=where,
-            found=f"sensor_id {twice.iloc[0]}",
+            found=f"sensor_id {twice[0]:.0f} {1 + np.count_nonzero(twice == twice[0])} times",
             expected="one row per sensor",
+            remedy="Remove the rows that do not belong to this detector",
         )

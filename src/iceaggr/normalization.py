@@ -21,6 +21,7 @@ from iceaggr.config import NormalizationConfig
 from iceaggr.errors import NormalizationError
 from iceaggr.shards.histograms import FeatureSketch
 from iceaggr.shards.sketches import Sketch
+from iceaggr.validation import first_problem
 
 INPUT_FEATURES = ("time_ns", "charge_pe", "auxiliary", "x_m", "y_m", "z_m", "sensor_idx")
 POSITIONS = ("x_m", "y_m", "z_m")
@@ -100,12 +101,12 @@ def parse_normalization(text: str | bytes, where: str = "normalisation") -> Norm
     try:
         return Normalization.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
+        problem = first_problem(error, Normalization)
         raise NormalizationError(
             "not a normalisation document",
             where=where,
-            found=f"{'.'.join(map(str, first['loc'])) or 'text'}: {first['msg']}",
-            expected=f"version 1 with {', '.join(INPUT_FEATURES)}",
+            found=problem.found_in_field,
+            expected=problem.expected,
             remedy="Run compute_statistics again; normalisations are never edited by hand",
         ) from None
 

@@ -89,10 +89,12 @@ def as_line(message: dict[str, Any]) -> str:
     """Format a progress message as one line of text."""
     name = f"{message['step']}[{message['task']}]" if message["task"] else message["step"]
     state = message["kind"]
+    # whoever runs the step prints the error, whole, after this line
+    text = message["text"] if state != "failed" else ""
     if state == "update":
         total = message["total"]
         state = f"{100 * message['done'] / total:3.0f} %" if total else f"{message['done']:.0f}"
-    return f"{name:<28} {state:<7} {message['seconds']:7.1f} s  {message['text']}".rstrip()
+    return f"{name:<28} {state:<7} {message['seconds']:7.1f} s  {text}".rstrip()
 
 
 def _sentence(error: BaseException) -> str:

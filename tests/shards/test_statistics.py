@@ -91,15 +91,15 @@ def test_scaling_with_too_many_outliers_is_refused() -> None:
 
 def test_statistics_refuse_sketches_of_other_events() -> None:
     manifest = manifest_of(SPLITS)
-    with pytest.raises(ShardError, match=r"train shards: found 340 events"):
+    with pytest.raises(ShardError, match=r"train shards.*found 340 events"):
         compute_statistics(manifest, {**SPLITS, "train": TRAIN.merge(TEST)}, CONFIG)
-    with pytest.raises(ShardError, match=r"test shards: found 0 events with 0 pulses, expected 40"):
+    with pytest.raises(ShardError, match=r"test shards.*found 0 events with 0 pulses, expected 40"):
         compute_statistics(manifest, {"train": TRAIN}, CONFIG)
 
 
 def test_statistics_refuse_an_empty_train_split() -> None:
     sketches = {"test": TEST}
-    with pytest.raises(ShardError, match="train split has no events: found 40 events"):
+    with pytest.raises(ShardError, match=r"train split has no events \[.*\]: found 40 events"):
         compute_statistics(manifest_of(sketches), sketches, CONFIG)
 
 

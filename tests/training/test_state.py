@@ -22,7 +22,7 @@ def test_state_survives_json() -> None:
 def test_state_refuses_a_missing_field() -> None:
     document = RunState().to_document()
     del document["loader_position"]
-    with pytest.raises(KeyError, match="no field loader_position"):
+    with pytest.raises(ValueError, match="missing or unknown field loader_position"):
         RunState.from_document(document)
 
 

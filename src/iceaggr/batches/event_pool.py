@@ -177,6 +177,7 @@ def _sensor_idx(sensor_id: npt.NDArray[np.int32], detector: Detector) -> IntArra
     if len(sensor_idx) and sensor_idx.min() < 0:
         raise DetectorError(
             "event has a sensor that the detector does not",
+            where="geometry",
             found=f"sensor_id {sensor_id[sensor_idx < 0][0]}",
             expected=f"one of the {detector.n_sensors} sensors of the geometry",
             remedy="Use the geometry that the events were sharded with",

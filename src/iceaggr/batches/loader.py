@@ -174,10 +174,11 @@ class EventLoader:
     def _n_events_done(self, epoch: int, position: Mapping[str, int] | None) -> int:
         if position is None:
             return 0
-        at, done = position["epoch"], position["n_events_done"]
-        if at != epoch or not 0 <= done <= self.n_events:
+        at, done = position.get("epoch"), position.get("n_events_done")
+        if at != epoch or not isinstance(done, int) or not 0 <= done <= self.n_events:
             raise ShardError(
                 "position is not of this epoch and data",
+                where=f"{self.split} split of manifest {self.manifest.digest()}",
                 found=f"epoch {at}, {done} events done",
                 expected=f"epoch {epoch}, at most {self.n_events} events",
                 remedy="Resume with the manifest that the run was started with",

@@ -14,13 +14,14 @@ from iceaggr.config.model import LossConfig, ModelConfig
 from iceaggr.config.section import Section
 from iceaggr.config.training import LearningCheckConfig, TrainingConfig
 from iceaggr.errors import ConfigError
+from iceaggr.validation import first_problem
 
 
 class ExperimentConfig(Section):
     """Everything that a run depends on besides its data."""
 
     name: str = "experiment"
-    """Shown in MLflow and in reports."""
+    """Shown in MLflow and in reports; a file without it lends its own name."""
     data: DataConfig = DataConfig()
     normalization: NormalizationConfig = NormalizationConfig()
     batches: BatchConfig = BatchConfig()
@@ -46,16 +47,16 @@ def parse_config(settings: dict[str, Any], where: str = "configuration") -> Expe
     try:
         return ExperimentConfig.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "(whole file)"
-        unknown = first["type"] == "extra_forbidden"
-        raise ConfigError(
-            f"unknown key {field}" if unknown else f"bad value for {field}",
-            where=where,
-            found=None if unknown else repr(first.get("input")),
-            expected="a field of the section" if unknown else first["msg"],
-            remedy="See src/iceaggr/config/ for every field and its meaning",
-        ) from None
+        problem = first_problem(error, ExperimentConfig)
+    field = problem.field or "the whole configuration"
+    more = f" (and {problem.n_more} more)" if problem.n_more else ""
+    raise ConfigError(
+        f"{'unknown key' if problem.is_unknown_field else 'bad value for'} {field}{more}",
+        where=where,
+        found=problem.found,
+        expected=problem.expected,
+        remedy=f"{problem.hint} Every field is explained in src/iceaggr/config/".strip(),
+    )
 
 
 def load_config(path: str | Path) -> ExperimentConfig:
@@ -63,18 +64,42 @@ def load_config(path: str | Path) -> ExperimentConfig:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(
-            "configuration file not found", where=str(path), remedy="Presets are in configs/"
+            "configuration file not found",
+            where=str(path),
+            found="a folder" if path.is_dir() else "no such file",
+            expected="a YAML file",
+            remedy="Presets are in configs/",
         )
     try:
-        settings = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        line = " ".join(str(error).split())
-        raise ConfigError("configuration is not YAML", where=str(path), found=line) from None
+        settings = yaml.load(path.read_bytes(), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ConfigError(
+            "configuration is not YAML",
+            where=str(path),
+            found=" ".join(str(error).split())[:300],
+            expected="sections with names and values",
+            remedy="Presets that work are in configs/",
+        ) from None
     if not isinstance(settings, dict):
         raise ConfigError(
             "configuration has no sections",
             where=str(path),
             found=type(settings).__name__,
             expected="a mapping",
+            remedy="Presets that work are in configs/",
         )
-    return parse_config(settings, where=str(path))
+    # a run without a name of its own is told from others by its file
+    return parse_config({"name": path.stem, **settings}, where=str(path))
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Plain YAML values; of two equal keys, of which YAML would keep the last, it keeps none."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Read a mapping. Raises: yaml.YAMLError if a key occurs twice."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"key {twice[0]} occurs twice in the section at line {line}")
+        return super().construct_mapping(node, deep)

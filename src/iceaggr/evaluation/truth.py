@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import io
-
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from iceaggr.errors import RawDataError
 from iceaggr.evaluation.event_table import TRUTH_COLUMNS
+from iceaggr.events.schema import FLAG, INTEGER, NUMBER, TEXT, check_columns, open_parquet
 from iceaggr.interfaces import ObjectStore
 
 TRUTH_FOLDER = "truth"
+_KINDS = dict(zip(TRUTH_COLUMNS, (NUMBER, TEXT, FLAG, NUMBER), strict=True))
 
 
 def read_truth(store: ObjectStore, raw_uri: str) -> pd.DataFrame | None:
     """Read `truth/batch_N.parquet` below a raw URI: event_id and those of TRUTH_COLUMNS present.
 
     Returns None where there is no such folder, as in real data.
-    Raises: RawDataError if a file is not parquet or lacks event_id.
+    Raises: RawDataError if a file is not parquet, lacks event_id or has a column of another kind.
     """
     stored = store.list(f"{raw_uri.rstrip('/')}/{TRUTH_FOLDER}/")
     uris = [found.uri for found in stored if found.uri.endswith(".parquet")]
@@ -29,12 +27,17 @@ def read_truth(store: ObjectStore, raw_uri: str) -> pd.DataFrame | None:
 
 
 def _read_file(store: ObjectStore, uri: str) -> pd.DataFrame:
-    try:
-        file = pq.ParquetFile(io.BytesIO(store.read_bytes(uri)))
-    except pa.ArrowInvalid as error:
-        raise RawDataError("truth file is not parquet", where=uri, found=str(error)) from None
-    names = file.schema_arrow.names
-    if "event_id" not in names:
-        raise RawDataError("truth file lacks event_id", where=uri, found=names)
-    known = [name for name in TRUTH_COLUMNS if name in names]
-    return file.read(columns=["event_id", *known]).to_pandas()
+    with open_parquet(store, uri) as file:
+        schema = file.schema_arrow
+        known = {name: kind for name, kind in _KINDS.items() if name in schema.names}
+        check_columns(schema, {"event_id": INTEGER, **known}, uri)
+        table = file.read(columns=["event_id", *known])
+        if table.column("event_id").null_count:
+            raise RawDataError(
+                "truth column event_id has missing values",
+                where=uri,
+                found=f"{table.column('event_id').null_count} nulls",
+                expected="none",
+                remedy="Write the truth file anew, or remove the folder",
+            )
+        return table.to_pandas()

@@ -88,7 +88,9 @@ def stream_pulses(
             if done == table.n_events:
                 return
         if done < table.n_events:  # only events without any pulse, in a file without rows
-            yield PulseChunk(done, table.n_events, first_pulse, _join(parts))
+            rest = PulseChunk(done, table.n_events, first_pulse, _join(parts))
+            _check_length(first_pulse + len(rest.pulses), int(ends[-1]), uri)
+            yield rest
 
 
 def decode_pulses(rows: pa.Table, where: str) -> Pulses:
@@ -97,7 +99,7 @@ def decode_pulses(rows: pa.Table, where: str) -> Pulses:
     Raises: RawDataError if a column is missing or of the wrong type.
     """
     check_columns(rows.schema, PULSE_COLUMNS, where)
-    return _decode(rows, where)
+    return _decode(rows.select(list(PULSE_COLUMNS)), where)
 
 
 def _read_ahead(file: Any, uri: str) -> Generator[Pulses]:
@@ -148,11 +150,18 @@ def _join(parts: list[Pulses]) -> Pulses:
 
 
 def _decode(rows: Any, uri: str) -> Pulses:
+    rows.validate()  # a damaged file may give columns of different lengths
     columns = {name: _contiguous(rows.column(name)) for name in PULSE_COLUMNS}
     is_missing = np.zeros(rows.num_rows, np.bool_)
     for name, column in columns.items():
         if column.null_count and name == "event_id":
-            raise RawDataError("raw column event_id has missing values", where=uri)
+            raise RawDataError(
+                "raw column event_id has missing values",
+                where=uri,
+                found=f"{column.null_count} nulls",
+                expected="none",
+                remedy="Every pulse belongs to one event: write the batch file anew",
+            )
         if column.null_count:
             is_missing |= column.is_null().to_numpy(zero_copy_only=False)
             columns[name] = pc.fill_null(column, pa.scalar(0, column.type))
@@ -182,7 +191,11 @@ def _event_id(column: Any, uri: str) -> npt.NDArray[np.int64]:
         return _numpy(column.cast(pa.int64()))
     except pa.ArrowInvalid as error:
         raise RawDataError(
-            "raw column event_id exceeds 64-bit signed integers", where=uri, found=str(error)
+            "raw column event_id exceeds 64-bit signed integers",
+            where=uri,
+            found=str(error),
+            expected="at most 2^63 - 1",
+            remedy="Write event_id as int64",
         ) from None
 
 

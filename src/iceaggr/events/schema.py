@@ -122,6 +122,10 @@ def reading_again(read: Callable[Arguments, Answer]) -> Callable[Arguments, Answ
     return patiently
 
 
+# what pyarrow raises on damaged bytes; a RuntimeError is an exception of C++ that has no name there
+_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, RuntimeError, OverflowError)
+
+
 @contextmanager
 def open_parquet(store: ObjectStore, uri: str) -> Iterator[Any]:
     """Open a parquet file in storage; only the ranges that are read are transferred.
@@ -136,7 +140,7 @@ def open_parquet(store: ObjectStore, uri: str) -> Iterator[Any]:
             yield file
     except IceaggrError:
         raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except _DAMAGE as error:
         raise DamagedFileError(
             "raw file is damaged, truncated or not parquet",
             where=uri,

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
@@ -23,11 +24,16 @@ from iceaggr.detector import Detector, parse_geometry
 from iceaggr.errors import ModelError, NormalizationError, StorageError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.hierarchical import DirectionModel, build_model
-from iceaggr.normalization import parse_normalization
+from iceaggr.normalization import Normalizer, parse_normalization
+from iceaggr.validation import shown
 from iceaggr.verified import read_verified
 
 FORMAT_VERSION = 1
 WEIGHTS, DOCUMENT, GEOMETRY = "weights.safetensors", "model.json", "geometry.csv"
+_UNFIT = (
+    *(ValidationError, NormalizationError, SafetensorError),
+    *(RuntimeError, LookupError, TypeError, ValueError, OverflowError),
+)
 _REMEDY = "Train again, or give the folder of another saved model"
 
 
@@ -89,16 +95,40 @@ def load_model(store: ObjectStore, folder_uri: str) -> LoadedModel:
         normalization = parse_normalization(json.dumps(document["normalization"]), where)
         model = build_model(config, normalization)
         model.load_state_dict(parse_tensors(weights))
-    except (ValidationError, NormalizationError, SafetensorError, RuntimeError, KeyError) as error:
-        line = " ".join(str(error).split())[:300]
+    except _UNFIT as error:
         raise ModelError(
             "saved model does not fit this version of the network",
             where=where,
-            found=line,
+            found=" ".join(f"{type(error).__name__}: {error}".split())[:300],
+            expected="configuration, normalisation and weights of one network",
             remedy="Use the version of iceaggr that saved it, or train again",
         ) from None
+    _check_numbers(model, where=f"{folder_uri}/{WEIGHTS}")
     detector = parse_geometry(geometry, where=f"{folder_uri}/{GEOMETRY}")
     return LoadedModel(model.eval(), detector, dict(document.get("facts", {})))
+
+
+def _check_numbers(model: DirectionModel, where: str) -> None:
+    """Refuse weights that are not finite, and a normalisation that is not the document's."""
+    spoiled = [name for name, value in _state(model).items() if not value.isfinite().all()]
+    if spoiled:
+        raise ModelError(
+            "saved model has weights that are not finite",
+            where=where,
+            found=", ".join(spoiled[:3]),
+            expected="finite numbers",
+            remedy=_REMEDY,
+        )
+    for name, stated in Normalizer(model.normalization).named_buffers():
+        carried = model.normalizer.get_buffer(name)
+        if not torch.equal(carried, stated):
+            raise ModelError(
+                f"weights carry another normalisation than {DOCUMENT} states",
+                where=where,
+                found=f"{name} {carried.tolist()}",
+                expected=f"{name} {stated.tolist()}",
+                remedy=_REMEDY,
+            )
 
 
 def _state(model: DirectionModel) -> Mapping[str, Any]:
@@ -112,6 +142,7 @@ def _document(store: ObjectStore, folder_uri: str) -> dict[str, Any]:
         raise ModelError(
             "no saved model here",
             where=folder_uri,
+            found=f"no {DOCUMENT}",
             expected=f"a folder with {DOCUMENT}, {WEIGHTS} and {GEOMETRY}",
             remedy=_REMEDY,
         )
@@ -119,14 +150,21 @@ def _document(store: ObjectStore, folder_uri: str) -> dict[str, Any]:
         document = json.loads(store.read_bytes(where))
         version = document["format_version"]
         listed = set(document["sha256"])
-    except (ValueError, KeyError, TypeError):
-        raise ModelError("not the document of a saved model", where=where, remedy=_REMEDY) from None
+        dict(document.get("facts", {}))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(
+            "not the document of a saved model",
+            where=where,
+            found=f"{type(error).__name__}: {error}"[:300],
+            expected="a JSON object with format_version, model, normalization, sha256, facts",
+            remedy=_REMEDY,
+        ) from None
     if version != FORMAT_VERSION or listed != {WEIGHTS, GEOMETRY}:
         raise ModelError(
             "saved model of another format",
             where=where,
-            found=f"version {version}",
-            expected=f"version {FORMAT_VERSION}",
+            found=f"version {shown(version)} of {', '.join(sorted(map(str, listed)))}",
+            expected=f"version {FORMAT_VERSION} of {GEOMETRY}, {WEIGHTS}",
             remedy="Use the version of iceaggr that saved it",
         )
     loaded: dict[str, Any] = document
@@ -140,7 +178,11 @@ def _verified(store: ObjectStore, folder_uri: str, name: str, document: Mapping[
         data, found = read_verified(store, where, expected)
     except StorageError as error:
         raise ModelError(
-            "saved model is incomplete", where=where, found=error.what, remedy=_REMEDY
+            "saved model is incomplete",
+            where=where,
+            found=error.what,
+            expected=f"{WEIGHTS} and {GEOMETRY} beside {DOCUMENT}",
+            remedy=_REMEDY,
         ) from None
     if found != expected:
         raise ModelError(

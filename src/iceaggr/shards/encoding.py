@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from iceaggr.errors import ShardError
+from iceaggr.events.cleaning import (
+    MAX_AZIMUTH,
+    MAX_CHARGE_PE,
+    MAX_TIME_NS,
+    MAX_ZENITH,
+    MIN_CHARGE_PE,
+)
 from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.workspace import Workspace
 from iceaggr.shards.format import shard_schema
 
 MAX_PULSES_PER_SHARD = 8_000_000
@@ -21,6 +30,44 @@ def encode_shard(events: DomEvents) -> bytes:
 
     Uncompressed, because a reader then maps the columns without a copy; see docs/benchmarks.md.
     """
+    return b"".join(_file_pieces(events))
+
+
+def encode_shard_in(workspace: Workspace, events: DomEvents) -> memoryview:
+    """Write the bytes of `encode_shard` into memory that the next shard will use again."""
+    pieces = _file_pieces(events)
+    data = workspace.array("shard", sum(map(len, pieces)), np.uint8)
+    start = 0
+    for piece in pieces:
+        stop = start + len(piece)
+        data[start:stop] = np.frombuffer(piece, np.uint8)
+        start = stop
+    return memoryview(data)
+
+
+class _Pieces(io.RawIOBase):
+    """A file that keeps what is written to it: bytes, and columns as Arrow buffers, not copied."""
+
+    def __init__(self) -> None:
+        self.written: list[Any] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, piece: Any) -> int:
+        self.written.append(piece)
+        return len(piece)
+
+
+def _file_pieces(events: DomEvents) -> list[Any]:
+    batch = _record_batch(events)
+    file = _Pieces()
+    with pa.PythonFile(file, mode="w") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return file.written
+
+
+def _record_batch(events: DomEvents) -> Any:
     schema = shard_schema(pa.from_numpy_dtype(events.charge_pe.dtype))
     doms_type = schema.field("doms").type
     dom_type = doms_type.value_type
@@ -44,11 +91,7 @@ def encode_shard(events: DomEvents) -> bytes:
         pa.array(events.zenith, mask=np.isnan(events.zenith)),
         _lists(doms_type, events.event_dom_offsets, doms),
     ]
-    batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def decode_shard(data: Any, where: str) -> DomEvents:
@@ -60,14 +103,19 @@ def decode_shard(data: Any, where: str) -> DomEvents:
     try:
         with pa.ipc.open_file(pa.py_buffer(data)) as file:
             found = file.schema
-            table = file.read_all().combine_chunks()
-    except (pa.ArrowException, OSError) as error:
+            table = file.read_all()
+            _check_schema(found, where)
+            # Arrow trusts the lengths in a file: without this, damaged ones read foreign memory
+            table.validate()
+            table = table.combine_chunks()
+            table.validate()
+    except (pa.ArrowException, OSError, UnicodeDecodeError, RuntimeError) as error:
         raise _damaged(where, str(error).splitlines()[0], "an Arrow IPC file") from None
-    _check_schema(found, where)
     doms = _only_chunk(table, "doms")
     dom_rows = doms.values
     pulse_lists = dom_rows.field("pulses")
     pulses = pulse_lists.values
+    _refuse_nulls([_only_chunk(table, "event_id"), doms, dom_rows, pulse_lists, pulses], where)
     events = DomEvents(
         event_id=_numpy(_only_chunk(table, "event_id")),
         azimuth=_numpy(_only_chunk(table, "azimuth")),
@@ -80,6 +128,7 @@ def decode_shard(data: Any, where: str) -> DomEvents:
         auxiliary=_flags(pulses.field("auxiliary")),
     )
     _check_offsets(events, where)
+    _check_values(events, where)
     return events
 
 
@@ -92,7 +141,7 @@ def schema_charge(schema: Any) -> Any:
 def _check_schema(found: Any, where: str) -> None:
     try:
         expected = shard_schema(schema_charge(found))
-    except (KeyError, AttributeError):
+    except (KeyError, AttributeError, TypeError):
         expected = shard_schema(pa.float32())
     if not found.equals(expected, check_metadata=False):
         raise _damaged(where, f"schema {' '.join(str(found).split())}", "the shard schema")
@@ -109,6 +158,47 @@ def _check_offsets(events: DomEvents, where: str) -> None:
     ):
         if offsets[0] != 0 or offsets[-1] != n_rows or (np.diff(offsets) < 1).any():
             raise _damaged(where, "list offsets out of order", "events with DOMs, DOMs with pulses")
+
+
+def _refuse_nulls(columns: list[Any], where: str) -> None:
+    """Refuse a missing value where the format has none; labels alone may be missing."""
+    children = [c.field(i) for c in columns if pa.types.is_struct(c.type) for i in _fields(c)]
+    for column in [*columns, *children]:
+        if column.null_count:
+            raise _damaged(where, f"{column.null_count} nulls of type {column.type}", "none")
+
+
+def _fields(struct: Any) -> range:
+    return range(struct.type.num_fields)
+
+
+def _check_values(events: DomEvents, where: str) -> None:
+    """Refuse values that sharding never writes: the hash says that a shard is ours, not this."""
+    limits = {
+        "time_ns": (0, MAX_TIME_NS),
+        "charge_pe": (MIN_CHARGE_PE, MAX_CHARGE_PE),
+        "azimuth": (0, MAX_AZIMUTH),
+        "zenith": (0, MAX_ZENITH),
+    }
+    for name, (low, high) in limits.items():
+        values = getattr(events, name)
+        least, greatest = values.min(initial=high), values.max(initial=low)
+        if name in ("azimuth", "zenith"):  # NaN: no label
+            least, greatest = np.nanmin(values, initial=high), np.nanmax(values, initial=low)
+        if not (least >= low and greatest <= high):
+            raise _damaged(where, f"{name} {least} to {greatest}", f"{name} {low:g} to {high:g}")
+    time, sensor = events.time_ns, events.sensor_id
+    if _falls_within(time[1:] < time[:-1], events.dom_pulse_offsets):
+        raise _damaged(where, "pulses out of order", "pulses of a DOM sorted by time")
+    if _falls_within(sensor[1:] <= sensor[:-1], events.event_dom_offsets):
+        raise _damaged(where, "DOMs out of order", "DOMs of an event sorted by sensor_id")
+    if len(np.unique(events.event_id)) != events.n_events:
+        raise _damaged(where, "event_id twice", "each event once")
+
+
+def _falls_within(falls: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64]) -> bool:
+    falls[offsets[1:-1] - 1] = False  # from one group to the next anything may happen
+    return bool(falls.any())
 
 
 def _damaged(where: str, found: str, expected: str) -> ShardError:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from iceaggr.errors import ShardError
 
 Floats = npt.NDArray[np.float64]
+MAX_BINS = 1 << 16
+"""More than any feature has: a damaged number of bins must not fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class FeatureSketch:
         if self.binning != other.binning:
             raise ShardError(
                 "sketches have different bins",
+                where="binning",
                 found=other.binning,
                 expected=self.binning,
                 remedy="Shard all files with one version of iceaggr and one geometry",
@@ -163,20 +167,61 @@ class FeatureSketch:
         }
 
 
-def feature_from_document(document: dict[str, Any]) -> FeatureSketch:
-    """Read `FeatureSketch.to_document`. Raises: KeyError, TypeError, ValueError if damaged."""
-    fields = dict(document)
-    binning = Binning(**fields.pop("binning"))
+class _Bins(BaseModel):
+    """Binning as JSON holds it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    spacing: Literal["linear", "log10", "counts"]
+    low: float
+    high: float
+    n_bins: int = Field(ge=1, le=MAX_BINS)
+
+    @model_validator(mode="after")
+    def _has_width(self) -> _Bins:
+        if not self.low < self.high or (self.spacing != "linear" and self.low <= 0):
+            raise ValueError("low below high, both positive unless the bins are linear")
+        return self
+
+
+class _FeatureDocument(BaseModel):
+    """FeatureSketch as JSON holds it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    binning: _Bins
+    n_values: int = Field(ge=0)
+    n_not_finite: int = Field(ge=0)
+    weight: float = Field(ge=0)
+    mean: float
+    m2: float = Field(ge=0)
+    low: float | None
+    high: float | None
+    first_bin: int = Field(ge=0)
+    bins: list[Annotated[float, Field(ge=0)]]
+
+
+def feature_from_document(document: Any) -> FeatureSketch:
+    """Read `FeatureSketch.to_document`. Raises: ValueError if it is damaged."""
+    read = _FeatureDocument.model_validate(document)
+    binning = Binning(**read.binning.model_dump())
     histogram = np.zeros(binning.n_slots())
-    first, bins = fields.pop("first_bin"), fields.pop("bins")
-    histogram[first : first + len(bins)] = bins
-    low, high = fields.pop("low"), fields.pop("high")
+    end = read.first_bin + len(read.bins)
+    if end > len(histogram):
+        raise ValueError(f"bins up to {end} of {len(histogram)}")
+    histogram[read.first_bin : end] = read.bins
+    if (read.low is None) != (read.high is None) or (read.low or 0) > (read.high or 0):
+        raise ValueError(f"low {read.low} and high {read.high}")
     return FeatureSketch(
         binning=binning,
-        low=math.inf if low is None else float(low),
-        high=-math.inf if high is None else float(high),
+        n_values=read.n_values,
+        n_not_finite=read.n_not_finite,
+        weight=read.weight,
+        mean=read.mean,
+        m2=read.m2,
+        low=math.inf if read.low is None else read.low,
+        high=-math.inf if read.high is None else read.high,
         histogram=histogram,
-        **fields,
     )
 
 

@@ -6,19 +6,25 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from iceaggr.errors import ShardError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.format import FORMAT_VERSION, SPLITS
+from iceaggr.validation import first_problem, shown
 
 Split = Literal["train", "validation", "test"]
+_SEAL = "content_sha256"
+_REMEDY = "Shard the raw events again; manifests are never edited by hand"
 
 
 class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=0)]
 
 
 class ShardEntry(_Document):
@@ -26,11 +32,11 @@ class ShardEntry(_Document):
 
     uri: str
     split: Split
-    n_bytes: int
+    n_bytes: Count
     sha256: str
-    n_events: int
-    n_pulses: int
-    n_doms: int
+    n_events: Count
+    n_pulses: Count
+    n_doms: Count
 
 
 class SourceFile(_Document):
@@ -38,14 +44,14 @@ class SourceFile(_Document):
 
     uri: str
     etag: str
-    n_bytes: int
+    n_bytes: Count
     content_key: str
-    n_events_in: int
-    n_events_kept: int
-    n_pulses_in: int
-    n_pulses_kept: int
-    rejected_events: dict[str, int] = {}
-    rejected_pulses: dict[str, int] = {}
+    n_events_in: Count
+    n_events_kept: Count
+    n_pulses_in: Count
+    n_pulses_kept: Count
+    rejected_events: dict[str, Count] = {}
+    rejected_pulses: dict[str, Count] = {}
     sketch_uri: str
     quarantine_uri: str = ""
     reused: bool = False
@@ -86,17 +92,23 @@ class ShardManifest(_Document):
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
-        """Serialise, readable and stable."""
-        return json.dumps(self.model_dump(), indent=1, sort_keys=True)
+        """Serialise, readable and stable, with a seal: the hash of all the rest."""
+        document = self.model_dump()
+        return json.dumps(document | {_SEAL: _seal_of(document)}, indent=1, sort_keys=True)
+
+
+def _seal_of(document: dict[str, Any]) -> str:
+    content = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def parse_manifest(text: str | bytes, where: str) -> ShardManifest:
-    """Read a manifest. Raises: ShardError if it is not one, or of another format version."""
-    try:
-        document: dict[str, Any] = json.loads(text)
-        version = document.get("format_version")
-    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError):
-        raise ShardError("not a shard manifest", where=where, expected="a JSON object") from None
+    """Read a manifest.
+
+    Raises: ShardError if it is not one, of another format version, or changed since it was written.
+    """
+    document = _json_object(text, where)
+    version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise ShardError(
             "shard manifest of another format",
@@ -105,16 +117,55 @@ def parse_manifest(text: str | bytes, where: str) -> ShardManifest:
             expected=f"version {FORMAT_VERSION}",
             remedy="Shard the raw events again with this version of iceaggr",
         )
+    seal = document.pop(_SEAL, None)
     try:
-        return ShardManifest.model_validate(document)
+        manifest = ShardManifest.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
+        problem = first_problem(error, ShardManifest)
+        raise _damaged(where, problem.found_in_field, problem.expected) from None
+    if seal != _seal_of(manifest.model_dump()):
+        raise _damaged(where, f"{_SEAL} {shown(seal)}", f"{_seal_of(manifest.model_dump())}")
+    _check_account(manifest, where)
+    return manifest
+
+
+def _json_object(text: str | bytes, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        document = str(error)
+    if not isinstance(document, dict):
         raise ShardError(
-            "damaged shard manifest",
+            "not a shard manifest",
             where=where,
-            found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
-            remedy="Shard the raw events again; manifests are never edited by hand",
-        ) from None
+            found=shown(document),
+            expected="a JSON object",
+            remedy=_REMEDY,
+        )
+    return document
+
+
+def _check_account(manifest: ShardManifest, where: str) -> None:
+    """In = kept + rejected for each source file, and what was kept is what the shards hold."""
+    sources, shards = manifest.source_files, manifest.shards
+    for file in sources:
+        for what in ("events", "pulses"):
+            n_in, n_kept = getattr(file, f"n_{what}_in"), getattr(file, f"n_{what}_kept")
+            n_rejected = sum(getattr(file, f"rejected_{what}").values())
+            if n_in != n_kept + n_rejected:
+                found = f"{n_in} {what} in, {n_kept} kept + {n_rejected} rejected"
+                raise _damaged(f"{where} {file.uri}", found, "in = kept + rejected")
+    for what in ("events", "pulses"):
+        n_kept = sum(getattr(file, f"n_{what}_kept") for file in sources)
+        n_stored = sum(getattr(entry, f"n_{what}") for entry in shards)
+        if sources and n_kept != n_stored:
+            raise _damaged(where, f"{n_stored} {what} in shards", f"{n_kept} as kept of the files")
+
+
+def _damaged(where: str, found: str, expected: str) -> ShardError:
+    return ShardError(
+        "damaged shard manifest", where=where, found=found, expected=expected, remedy=_REMEDY
+    )
 
 
 def load_manifest(store: ObjectStore, uri: str) -> ShardManifest:
@@ -130,13 +181,20 @@ def merge_manifests(manifests: Iterable[ShardManifest]) -> ShardManifest:
     """
     parts = list(manifests)
     if not parts:
-        raise ShardError("no shard manifests to merge", expected="at least one work unit")
+        raise ShardError(
+            "no shard manifests to merge",
+            where="unit manifests",
+            found="none",
+            expected="at least one work unit",
+            remedy="Run plan_shards and shard_events first",
+        )
     shared = {"source_files", "shards"}
     first = parts[0].model_dump(exclude=shared)
     for part in parts[1:]:
         if part.model_dump(exclude=shared) != first:
             raise ShardError(
                 "work units were sharded differently",
+                where=", ".join(source.uri for source in part.source_files),
                 found=part.model_dump(exclude=shared),
                 expected=first,
                 remedy="Shard all units with one configuration",
@@ -145,12 +203,20 @@ def merge_manifests(manifests: Iterable[ShardManifest]) -> ShardManifest:
     uris = [source.uri for source in sources]
     twice = _twice(uris)
     if twice:
-        raise ShardError("source file occurs in two work units", where=twice[0])
+        raise ShardError(
+            "source file occurs in two work units",
+            where=twice[0],
+            found=f"{uris.count(twice[0])} times",
+            expected="each raw file once",
+            remedy="Run plan_shards again and give each unit's manifest once",
+        )
     same = _twice([source.content_key for source in sources])
     if same:
         raise ShardError(
             "two source files hold the same events",
             where=", ".join(s.uri for s in sources if s.content_key == same[0]),
+            found=f"content key {same[0]} more than once",
+            expected="other events in each file",
             remedy="Remove one of them",
         )
     shards = sorted((e for p in parts for e in p.shards), key=lambda e: e.uri)

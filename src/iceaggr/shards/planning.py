@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from iceaggr.config import DataConfig
 from iceaggr.errors import RawDataError, ShardError
 from iceaggr.events.layout import RawFile, RawLayout, find_layout
 from iceaggr.events.meta import count_events
 from iceaggr.events.reading import missing_meta_rows
+from iceaggr.events.unique_ids import refuse_repeated_ids
 from iceaggr.interfaces import ObjectStore
+from iceaggr.validation import first_problem, shown
 
-PLAN_VERSION = 1
+PLAN_VERSION: Literal[1] = 1
 
 
 class _Document(BaseModel):
@@ -27,16 +30,22 @@ class PlannedFile(_Document):
 
     uri: str
     batch_id: int
-    n_bytes: int
+    n_bytes: int = Field(ge=0)
     etag: str
-    n_events: int
-    n_events_used: int
+    n_events: int = Field(ge=0)
+    n_events_used: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _uses_no_more_than_there_are(self) -> PlannedFile:
+        if self.n_events_used > self.n_events:
+            raise ValueError(f"at most {self.n_events} events used")
+        return self
 
 
 class ShardPlan(_Document):
     """All raw files of one run, in file order."""
 
-    plan_version: int = PLAN_VERSION
+    plan_version: Literal[1] = PLAN_VERSION
     raw_uri: str
     meta_uri: str
     geometry_uri: str
@@ -55,6 +64,7 @@ def plan_shards(store: ObjectStore, raw_uri: str, config: DataConfig, out_uri: s
     layout = find_layout(store, raw_uri, "train")
     counts = count_events(store, layout.meta.uri)
     files, notes = _planned_files(layout, counts, config)
+    refuse_repeated_ids(store, layout.meta.uri, [file.batch_id for file in files])
     plan = ShardPlan(
         raw_uri=layout.raw_uri,
         meta_uri=layout.meta.uri,
@@ -64,7 +74,7 @@ def plan_shards(store: ObjectStore, raw_uri: str, config: DataConfig, out_uri: s
         files=files,
     )
     data = json.dumps(plan.model_dump(), indent=1).encode()
-    digest = hashlib.sha256(data).hexdigest()[:16]
+    digest = _plan_digest(data)
     plan_uri = f"{out_uri.rstrip('/')}/plans/{digest}.json"
     store.write_bytes(plan_uri, data)
     units = cut_units([file.n_bytes for file in files], config)
@@ -93,17 +103,13 @@ def load_work_unit(store: ObjectStore, work_unit: str) -> tuple[ShardPlan, tuple
     first, _, last = span.partition(":")
     if not (plan_uri and first.isdecimal() and last.isdecimal()):
         raise ShardError(
-            "not a work unit", found=repr(work_unit), expected="'<plan URI>#first:last'"
+            "not a work unit",
+            where="work_unit",
+            found=shown(work_unit),
+            expected="'<plan URI>#first:last'",
+            remedy="Take one from the list that plan_shards gave",
         )
-    try:
-        plan = ShardPlan.model_validate_json(store.read_bytes(plan_uri))
-    except ValidationError as error:
-        raise ShardError(
-            "damaged shard plan",
-            where=plan_uri,
-            found=error.errors()[0]["msg"],
-            remedy="Run plan_shards again",
-        ) from None
+    plan = _read_plan(store, plan_uri)
     files = plan.files[int(first) : int(last)]
     if len(files) != int(last) - int(first) or not files:
         raise ShardError(
@@ -114,6 +120,35 @@ def load_work_unit(store: ObjectStore, work_unit: str) -> tuple[ShardPlan, tuple
             remedy="Run plan_shards again",
         )
     return plan, files
+
+
+def _read_plan(store: ObjectStore, uri: str) -> ShardPlan:
+    data = store.read_bytes(uri)
+    try:
+        plan = ShardPlan.model_validate_json(data)
+    except ValidationError as error:
+        problem = first_problem(error, ShardPlan)
+        raise ShardError(
+            "damaged shard plan",
+            where=uri,
+            found=problem.found_in_field,
+            expected=problem.expected,
+            remedy="Run plan_shards again",
+        ) from None
+    digest, name = _plan_digest(data), uri.rsplit("/", 1)[-1].removesuffix(".json")
+    if digest != name:
+        raise ShardError(
+            "shard plan was changed after it was written",
+            where=uri,
+            found=f"content {digest}",
+            expected=f"content {name}, as its name says",
+            remedy="Run plan_shards again; plans are never edited by hand",
+        )
+    return plan
+
+
+def _plan_digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def check_unchanged(store: ObjectStore, file: PlannedFile) -> None:

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ValidationError
 
 from iceaggr.detector import Detector
 from iceaggr.errors import DetectorError, ShardError
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.joining import take_range
+from iceaggr.shards.format import SPLITS
 from iceaggr.shards.histograms import (
     Binning,
     FeatureSketch,
@@ -28,8 +30,10 @@ from iceaggr.shards.histograms import (
     feature_from_document,
     summarise,
 )
+from iceaggr.validation import first_problem, shown
 
 SKETCH_VERSION = 1
+_WHOLE = "a sketch as sharding writes it"
 PULSE_FEATURES = ("time_ns", "charge_pe", "log10_charge", "auxiliary")
 DOM_FEATURES = ("x_m", "y_m", "z_m", "sensor_idx", "n_pulses_per_dom")
 EVENT_FEATURES = ("n_pulses", "n_doms", "first_pulse_time_ns", "zenith", "azimuth")
@@ -59,6 +63,7 @@ class Sketch:
         if len(self.dom_hits) != len(other.dom_hits):
             raise ShardError(
                 "sketches belong to different detectors",
+                where="dom_hits",
                 found=f"{len(other.dom_hits)} sensors",
                 expected=f"{len(self.dom_hits)} sensors",
                 remedy="Merge only what was sharded with one geometry",
@@ -88,8 +93,8 @@ class Sketch:
         """Read a sketch. Raises: ShardError if it is damaged or of another version."""
         try:
             return _sketch_from_document(json.loads(text), where)
-        except ValueError as error:
-            raise _damaged(error, where) from None
+        except (ValueError, RecursionError) as error:
+            raise _damaged(str(error), _WHOLE, where) from None
 
 
 def _sketch_from_document(document: dict[str, Any], where: str) -> Sketch:
@@ -104,22 +109,27 @@ def _sketch_from_document(document: dict[str, Any], where: str) -> Sketch:
                 remedy="Shard the raw events again with this version of iceaggr",
             )
         features = document["features"]
-        return Sketch(
-            int(document["n_events"]),
-            int(document["n_doms"]),
-            int(document["n_pulses"]),
-            {name: feature_from_document(features[name]) for name in FEATURES},
-            np.array(document["dom_hits"], dtype=np.int64),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(error, where) from None
+        dom_hits = np.array(document["dom_hits"])
+        counts = [document[name] for name in ("n_events", "n_doms", "n_pulses")]
+        if not all(type(count) is int and 0 <= count < 1 << 62 for count in counts):
+            raise ValueError(f"counts {shown(counts)}")
+        if dom_hits.ndim != 1 or dom_hits.dtype != np.int64 or (dom_hits < 0).any():
+            raise ValueError(f"dom_hits {shown(document['dom_hits'])}")
+        read = {name: feature_from_document(features[name]) for name in FEATURES}
+        return Sketch(*counts, read, dom_hits)
+    except ValidationError as error:
+        problem = first_problem(error, BaseModel)
+        raise _damaged(problem.found_in_field, problem.expected, where) from None
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _damaged(f"{type(error).__name__}: {error}", _WHOLE, where) from None
 
 
-def _damaged(error: Exception, where: str) -> ShardError:
+def _damaged(found: str, expected: str, where: str) -> ShardError:
     return ShardError(
         "damaged sketch",
         where=where,
-        found=f"{type(error).__name__}: {error}",
+        found=found,
+        expected=expected,
         remedy="Shard the raw events again; sketches are never edited by hand",
     )
 
@@ -129,7 +139,13 @@ def merge_sketches(sketches: Iterable[Sketch]) -> Sketch:
     parts = iter(sketches)
     merged = next(parts, None)
     if merged is None:
-        raise ShardError("no sketches to merge", expected="at least one")
+        raise ShardError(
+            "no sketches to merge",
+            where="sketches",
+            found="none",
+            expected="at least one",
+            remedy="Shard the raw events first",
+        )
     for part in parts:
         merged = merged.merge(part)
     return merged
@@ -144,8 +160,11 @@ def split_sketches_from_json(text: str | bytes, where: str) -> dict[str, Sketch]
     """Read `split_sketches_to_json`. Raises: ShardError if it is damaged."""
     try:
         parts = json.loads(text).items()
-    except (ValueError, AttributeError) as error:
-        raise _damaged(error, where) from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise _damaged(str(error), "a JSON object of sketches", where) from None
+    unknown = sorted({split for split, _ in parts} - {*SPLITS})
+    if unknown:
+        raise _damaged(f"split {shown(unknown[0])}", f"some of {', '.join(SPLITS)}", where)
     return {split: _sketch_from_document(part, f"{where} {split}") for split, part in parts}
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from iceaggr.config import NormalizationConfig
-from iceaggr.errors import NormalizationError, ShardError
+from iceaggr.errors import NormalizationError, RawDataError, ShardError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.normalization import INPUT_FEATURES, Normalization, check_usable, fit_normalization
 from iceaggr.shards.format import SPLITS
 from iceaggr.shards.histograms import FeatureSketch
-from iceaggr.shards.manifest import ShardManifest
+from iceaggr.shards.manifest import ShardManifest, SourceFile
 from iceaggr.shards.sketches import Sketch, merge_sketches, split_sketches_from_json
 
 MIN_STD, MAX_STD, MAX_MEAN = 0.01, 10.0, 10.0
@@ -54,6 +54,27 @@ def load_sketches(store: ObjectStore, manifest: ShardManifest) -> dict[str, Sket
         for split, sketch in split_sketches_from_json(text, source.sketch_uri).items():
             parts.setdefault(split, []).append(sketch)
     return {split: merge_sketches(found) for split, found in parts.items()}
+
+
+def refuse_mass_rejection(manifest: ShardManifest, max_share: float) -> None:
+    """Stop where rejection is the rule: wrong units, another geometry, another detector.
+
+    Raises: RawDataError naming the raw file with the largest share of rejected pulses.
+    """
+    for file in sorted(manifest.source_files, key=_rejected_share, reverse=True)[:1]:
+        if _rejected_share(file) > max_share:
+            reasons = ", ".join(f"{name} {n:,}" for name, n in file.rejected_pulses.items())
+            raise RawDataError(
+                "most pulses of a raw file were rejected",
+                where=file.uri,
+                found=f"{_rejected_share(file):.1%} of {file.n_pulses_in:,} pulses: {reasons}",
+                expected=f"at most {max_share:.1%} (data.max_rejected_share)",
+                remedy=f"Look at {file.quarantine_uri}: units, geometry and sensor ids come first",
+            )
+
+
+def _rejected_share(file: SourceFile) -> float:
+    return file.n_pulses_rejected / max(file.n_pulses_in, 1)
 
 
 def compute_statistics(
@@ -135,6 +156,7 @@ def _check_complete(manifest: ShardManifest, sketches: Mapping[str, Sketch]) -> 
         if in_shards != in_sketch:
             raise ShardError(
                 f"sketches do not describe the {split} shards",
+                where=", ".join(source.sketch_uri for source in manifest.source_files[:3]),
                 found="{} events with {} pulses".format(*in_sketch),
                 expected="{} events with {} pulses".format(*in_shards),
                 remedy="Shard the raw events again",
@@ -142,6 +164,7 @@ def _check_complete(manifest: ShardManifest, sketches: Mapping[str, Sketch]) -> 
     if not manifest.n_events("train"):
         raise ShardError(
             "the train split has no events",
+            where=", ".join(source.uri for source in manifest.source_files[:3]),
             found=f"{sum(e.n_events for e in manifest.shards)} events in all splits",
             expected="at least one",
             remedy="Give more raw events",

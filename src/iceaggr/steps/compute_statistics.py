@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from iceaggr.errors import StorageError
+from iceaggr.errors import ShardError, StorageError
 from iceaggr.events.layout import load_detector
 from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.progress import StepProgress
 from iceaggr.shards.data_card import data_card_html
 from iceaggr.shards.manifest import ShardManifest, load_manifest, merge_manifests, parse_manifest
 from iceaggr.shards.sketches import Sketch
-from iceaggr.shards.statistics import compute_statistics, load_sketches
+from iceaggr.shards.statistics import (
+    compute_statistics,
+    load_sketches,
+    refuse_mass_rejection,
+)
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.manifest_facts import manifest_facts, reuse_words
+
+log = logging.getLogger(__name__)
 
 
 def run_compute_statistics(
@@ -27,7 +34,8 @@ def run_compute_statistics(
     """Merge what the sharding tasks wrote and fit the normalisation on the train split.
 
     Returns the counts of events and pulses.
-    Raises: ShardError, NormalizationError naming the feature that is unusable.
+    Raises: ShardError; RawDataError if most of a raw file was rejected; NormalizationError naming
+    the feature that is unusable.
     """
     with (
         StepProgress("compute_statistics", run_id=context.run_id) as progress,
@@ -35,8 +43,9 @@ def run_compute_statistics(
     ):
         store = context.open_store()
         manifest = merge_manifests(
-            parse_manifest(path.read_text(), where=str(path)) for path in unit_manifest_paths
+            parse_manifest(path.read_bytes(), where=str(path)) for path in unit_manifest_paths
         )
+        refuse_mass_rejection(manifest, context.config.data.max_rejected_share)
         statistics = compute_statistics(
             manifest, load_sketches(store, manifest), context.config.normalization
         )
@@ -71,13 +80,14 @@ def _previous_sketch(
     uri = _latest_uri(context)
     if store.stat(uri) is None:
         return None
-    previous = load_manifest(store, uri)
-    if previous.digest() == manifest.digest():
-        return None
     try:
+        previous = load_manifest(store, uri)
+        if previous.digest() == manifest.digest():
+            return None
         return load_sketches(store, previous).get("train")
-    except StorageError:
-        # the work folder was cleaned since: there is nothing to compare with
+    except (StorageError, ShardError) as error:
+        # cleaned away since, or of another version: there is nothing to compare with
+        log.warning("no drift table: %s", error)
         return None
 
 
@@ -88,7 +98,7 @@ def _track(
     card: str,
     normalization: str,
 ) -> None:
-    tracker.log_metrics({f"data/{name}": value for name, value in facts.items()})
+    tracker.log_metrics({f"volume/{name}": value for name, value in facts.items()})
     tracker.log_dataset(
         name="iceaggr-events",
         digest=manifest.digest(),

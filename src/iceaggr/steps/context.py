@@ -38,6 +38,11 @@ class RunContext:
         """Name the folder of this run's own results."""
         return f"{self.work_uri}/runs/{self.run_id}"
 
+    @property
+    def run_name(self) -> str:
+        """Name the run as MLflow and the report show it."""
+        return f"{self.config.name}-{self.run_id[:8]}"
+
     def open_store(self) -> ObjectStore:
         """Connect to object storage with the settings of the environment."""
         return open_store()
@@ -64,8 +69,7 @@ class RunContext:
                 where=TRACKING_VARIABLE,
                 remedy="Set it to the address of an MLflow server; `make up` starts one here",
             )
-        run_name = f"{self.config.name}-{self.run_id[:8]}"
-        tracker = open_tracker(tracking_uri, self.experiment_name, self.run_id, run_name, step)
+        tracker = open_tracker(tracking_uri, self.experiment_name, self.run_id, self.run_name, step)
         try:
             yield tracker
         except BaseException as error:
@@ -93,6 +97,7 @@ def make_context(
             where="work_uri",
             found=repr(work_uri),
             expected="file:///folder or s3://bucket/folder",
+            remedy="Give the URI with its scheme",
         )
     return RunContext(
         run_id=run_id,

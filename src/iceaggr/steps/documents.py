@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from iceaggr.errors import IceaggrError
+from iceaggr.errors import IceaggrError, ModelError
+from iceaggr.validation import first_problem
 
 D = TypeVar("D", bound=BaseModel)
 
@@ -20,15 +22,31 @@ class ModelPointer(BaseModel):
     model_uri: str
     manifest_digest: str
     mlflow_run_id: str
-    n_steps: int
+    n_steps: int = Field(ge=0)
     stopped_because: str
     started_from: str
+
+    def check_data(self, manifest_digest: str, model_facts: Mapping[str, Any]) -> None:
+        """Compare what the model was trained on with the data it is to be judged on.
+
+        Raises: ModelError if the pointer, the model's own facts and the manifest disagree: the
+        model is of another project or run, or the manifest was exchanged.
+        """
+        trained_on = str(model_facts.get("manifest_digest", "unknown data"))
+        if not self.manifest_digest == manifest_digest == trained_on:
+            raise ModelError(
+                "model was trained on other data",
+                where=self.model_uri,
+                found=f"trained on {trained_on}, pointer says {self.manifest_digest}",
+                expected=f"the manifest's {manifest_digest}",
+                remedy="Give the manifest and the model of one run, or train again",
+            )
 
 
 class AngleRow(BaseModel):
     """Opening angles of one method on the test events, in degrees, with standard errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     title: str
@@ -47,7 +65,7 @@ class EvaluationPointer(BaseModel):
 
     events_uri: str
     report_uri: str
-    n_events: int
+    n_events: int = Field(ge=0)
     table: tuple[AngleRow, ...]
 
     def row(self, name: str) -> AngleRow:
@@ -57,23 +75,31 @@ class EvaluationPointer(BaseModel):
                 return row
         raise IceaggrError(
             "the evaluation lacks a method",
+            where="evaluation",
             found=[row.name for row in self.table],
             expected=name,
+            remedy="Run evaluate_model again",
         )
 
 
 def read_document(kind: type[D], path: Path) -> D:
     """Read a document. Raises: IceaggrError if the file is missing or not of this kind."""
     try:
-        return kind.model_validate_json(path.read_text())
+        return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise IceaggrError(
-            f"{kind.__name__} not found", where=str(path), remedy="Run the step that writes it"
+            f"{kind.__name__} not found",
+            where=str(path),
+            found="no such file",
+            expected="the document of an earlier step",
+            remedy="Run the step that writes it",
         ) from None
     except ValidationError as error:
-        first = error.errors()[0]
+        problem = first_problem(error, kind)
         raise IceaggrError(
             f"not a {kind.__name__}",
             where=str(path),
-            found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            found=problem.found_in_field,
+            expected=problem.expected,
+            remedy="Run the step that writes it again; documents are never edited by hand",
         ) from None

@@ -48,6 +48,7 @@ def run_evaluate_model(
         manifest = read_manifest(manifest_path)
         pointer = read_document(ModelPointer, model_path)
         loaded = load_model(store, pointer.model_uri)
+        pointer.check_data(manifest.digest(), loaded.facts)
         loader = EventLoader(store, manifest, "test", loaded.detector, context.config.batches)
         n_events = loader.n_events
         report_context = _report_context(context, pointer, manifest, raw_uri, tracker.run_id)
@@ -93,7 +94,7 @@ def _report_context(
     mlflow_run_id: str,
 ) -> ReportContext:
     return ReportContext(
-        title=f"Direction reconstruction: {context.config.name}",
+        title=f"Direction reconstruction: {context.run_name}",
         facts={
             "model": pointer.model_uri,
             "data": f"{raw_uri}, digest {manifest.digest()}",

@@ -8,15 +8,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from iceaggr.batches import iter_batches
-from iceaggr.errors import ConfigError
+from iceaggr.detector import Detector
+from iceaggr.errors import ConfigError, DetectorError
 from iceaggr.evaluation.prediction import COLUMNS, PREDICTION_SCHEMA, stream_predictions
 from iceaggr.events.cleaning import Account
-from iceaggr.events.layout import find_layout
+from iceaggr.events.layout import find_layout, load_detector
 from iceaggr.events.meta import count_events
 from iceaggr.events.reading import read_raw_events
 from iceaggr.interfaces import ObjectStore
@@ -36,18 +38,26 @@ def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
     Returns the number of events.  Raises: ConfigError, ModelError, RawDataError, TrackingError.
     """
     if not output.absolute().parent.is_dir():
-        raise ConfigError("folder does not exist", where=f"--output {output}")
+        raise ConfigError(
+            "folder does not exist",
+            where=f"--output {output}",
+            found=str(output.absolute().parent),
+            expected="an existing folder",
+            remedy="Create it first",
+        )
     if output.suffix not in (".parquet", ".csv"):
         raise ConfigError(
             "unknown format",
             where=f"--output {output}",
             found=repr(output.suffix),
             expected=".parquet, or .csv for a competition submission",
+            remedy="Give the file one of these endings",
         )
     store = open_store()
     with StepProgress("predict") as progress, TemporaryDirectory() as folder:
         loaded = _load(store, model_uri, Path(folder))
         layout = find_layout(store, raw_uri)
+        _check_detector(load_detector(store, layout.geometry_uri), loaded, layout.geometry_uri)
         total = sum(count_events(store, layout.meta.uri).values())
         account = Account()
         chunks = read_raw_events(store, raw_uri, detector=loaded.detector, account=account)
@@ -59,6 +69,24 @@ def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
         )
         progress.conclude(f"{n_events:,} events in {output}{_rejected(account)}")
         return n_events
+
+
+def _check_detector(found: Detector, loaded: LoadedModel, geometry_uri: str) -> None:
+    """Refuse events of a detector whose sensors stand elsewhere. Raises: DetectorError."""
+    known = loaded.detector
+    same_ids = np.array_equal(found.sensor_id, known.sensor_id)
+    if same_ids and np.allclose(found.xyz_m, known.xyz_m, rtol=0, atol=0.01):
+        return
+    moved = "other sensor ids"
+    if same_ids:
+        moved = f"{np.abs(found.xyz_m - known.xyz_m).max():.2f} m apart"
+    raise DetectorError(
+        "raw events are of another detector than the model",
+        where=geometry_uri,
+        found=f"{found.n_sensors} sensors, {moved}",
+        expected=f"the {known.n_sensors} sensors of the model, within 1 cm",
+        remedy="Predict with a model that was trained on this detector",
+    )
 
 
 def _write(tables: Iterator[pa.Table], output: Path, on_progress: Callable[[int], None]) -> int:

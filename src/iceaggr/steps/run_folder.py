@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from iceaggr.config import ExperimentConfig
 from iceaggr.errors import ConfigError
 from iceaggr.steps.context import TRACKING_VARIABLE, RunContext, make_context
+from iceaggr.steps.documents import read_document
 
 _SETTINGS = "run.json"
+
+
+class _RunSettings(BaseModel):
+    """What the first step was asked, and the identity of the run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str = Field(min_length=1)
+    experiment_name: str
+    raw_uri: str
+    work_uri: str
+    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,14 +54,14 @@ class RunFolder:
                 "folder holds a run already", where=str(path), remedy="Give another --folder"
             )
         (path / "units").mkdir(parents=True, exist_ok=True)
-        settings = {
-            "run_id": str(uuid.uuid4()),
-            "experiment_name": experiment_name,
-            "raw_uri": raw_uri.rstrip("/"),
-            "work_uri": work_uri.rstrip("/") or (path / "work").as_uri(),
-            "config": config.model_dump(mode="json"),
-        }
-        (path / _SETTINGS).write_text(json.dumps(settings, indent=1))
+        settings = _RunSettings(
+            run_id=str(uuid.uuid4()),
+            experiment_name=experiment_name,
+            raw_uri=raw_uri.rstrip("/"),
+            work_uri=work_uri.rstrip("/") or (path / "work").as_uri(),
+            config=config.model_dump(mode="json"),
+        )
+        (path / _SETTINGS).write_text(settings.model_dump_json(indent=1))
         return RunFolder(path)
 
     @staticmethod
@@ -61,22 +76,25 @@ class RunFolder:
 
     def context(self) -> RunContext:
         """Build the context of the steps; without a tracking server nothing is tracked."""
-        settings = json.loads((self.path / _SETTINGS).read_text())
+        settings = self._settings()
         tracked = bool(os.environ.get(TRACKING_VARIABLE))
         if not tracked:
             print(f"{TRACKING_VARIABLE} is not set: metrics are printed, not tracked", flush=True)
         return make_context(
-            settings["run_id"],
-            settings["experiment_name"],
-            settings["work_uri"],
-            settings["config"],
+            settings.run_id,
+            settings.experiment_name,
+            settings.work_uri,
+            settings.config,
             tracked=tracked,
         )
 
     @property
     def raw_uri(self) -> str:
         """Give the folder of the raw events."""
-        return str(json.loads((self.path / _SETTINGS).read_text())["raw_uri"])
+        return self._settings().raw_uri
+
+    def _settings(self) -> _RunSettings:
+        return read_document(_RunSettings, self.path / _SETTINGS)
 
     def unit_manifest(self, index: int) -> Path:
         """Name the manifest of one work unit."""

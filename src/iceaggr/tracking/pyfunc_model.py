@@ -19,12 +19,12 @@ import pyarrow as pa
 
 from iceaggr.batches import iter_batches
 from iceaggr.config import parse_config
-from iceaggr.errors import ModelError
+from iceaggr.errors import ModelError, RawDataError
 from iceaggr.evaluation.prediction import COLUMNS, predict_batches
 from iceaggr.events.cleaning import Account, clean
 from iceaggr.events.grouping import group_by_dom
 from iceaggr.events.meta import EventTable
-from iceaggr.events.pulses import PulseChunk, decode_pulses
+from iceaggr.events.pulses import PulseChunk, Pulses, decode_pulses
 from iceaggr.models.bundle import load_model
 from iceaggr.storage import open_store
 from iceaggr.storage.uris import file_uri
@@ -59,8 +59,7 @@ class RawPulseModel(mlflow.pyfunc.PythonModel):
         Returns event_id int64, azimuth, zenith, kappa float64.
         Raises: RawDataError if a column is missing or of another kind.
         """
-        table = pa.Table.from_pandas(model_input, preserve_index=False)
-        pulses = decode_pulses(table, "model input")
+        pulses = _decode(model_input)
         event_id, first_row, event_idx = np.unique(
             pulses.event_id, return_index=True, return_inverse=True
         )
@@ -82,6 +81,20 @@ class RawPulseModel(mlflow.pyfunc.PythonModel):
         batches = iter_batches(iter([grouped]), self._detector, self._batching)
         predicted = predict_batches(self._model, batches)
         return asked_for.merge(predicted, on="event_id", how="left", validate="one_to_one")
+
+
+def _decode(model_input: pd.DataFrame) -> Pulses:
+    try:
+        table = pa.Table.from_pandas(model_input, preserve_index=False)
+        return decode_pulses(table, "model input")
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise RawDataError(
+            "pulses cannot be read",
+            where="model input",
+            found=" ".join(str(error).split())[:300],
+            expected="event_id, sensor_id, time, charge, auxiliary: one number per pulse",
+            remedy="Send one row per pulse in the layout of docs/data_formats.md",
+        ) from None
 
 
 def _chunk_of(pulses: Any, event_id: Any, event_idx: Any) -> tuple[PulseChunk, EventTable]:

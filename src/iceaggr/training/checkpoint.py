@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,12 @@ from torch import Tensor
 
 from iceaggr.errors import StorageError, TrainingError
 from iceaggr.interfaces import ObjectStore
+from iceaggr.validation import shown
 from iceaggr.verified import read_verified
 
 FORMAT_VERSION = 1
+_FOLDER = re.compile(r"step-\d{8,}-[0-9a-f]{16}")
+_TENSOR_FILES = {f"{group}.safetensors" for group in ("model", "optimizer", "average")}
 _REMEDY = "Restore the folder from a copy, or start again in an empty output folder"
 
 
@@ -82,15 +86,15 @@ class CheckpointFolder:
             return None
         pointer = self._read_json(self.latest_uri)
         self._check_version(pointer, self.latest_uri)
-        try:
-            folder, digest = f"{self.uri}/{pointer['folders'][0]}", pointer["state_sha256"]
-        except (KeyError, IndexError, TypeError):
-            raise _damaged(self.latest_uri, "no folder named") from None
+        folders, digest = self._folders_of(pointer), str(pointer.get("state_sha256"))
+        folder = f"{self.uri}/{folders[0]}"
         document = self._read_json(f"{folder}/state.json", sha256=digest)
         self._check_version(document, folder)
         files = document.pop("files", {})
+        if not isinstance(files, dict) or not {*files} <= _TENSOR_FILES:
+            raise _damaged(f"{folder}/state.json", f"files {shown(files)}")
         tensors = {
-            name.removesuffix(".safetensors"): self._read_tensors(f"{folder}/{name}", sha256)
+            name.removesuffix(".safetensors"): self._read_tensors(f"{folder}/{name}", str(sha256))
             for name, sha256 in files.items()
         }
         return Checkpoint(document, tensors)
@@ -99,14 +103,14 @@ class CheckpointFolder:
         data = self._read(uri, sha256)
         try:
             return dict(load(data))
-        except SafetensorError as error:
-            raise _damaged(uri, str(error)) from None
+        except (SafetensorError, KeyError, ValueError, OverflowError) as error:
+            raise _damaged(uri, f"{type(error).__name__}: {error}"[:300]) from None
 
     def _read_json(self, uri: str, sha256: str | None = None) -> dict[str, Any]:
         data = self._read(uri, sha256)
         try:
             document = json.loads(data)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise _damaged(uri, f"not JSON: {error}") from None
         if not isinstance(document, dict):
             raise _damaged(uri, type(document).__name__)
@@ -121,7 +125,11 @@ class CheckpointFolder:
             data, found = read_verified(self.store, uri, sha256)
         except StorageError as error:
             raise TrainingError(
-                "checkpoint cannot be read", where=uri, found=error.what, remedy=error.remedy
+                "checkpoint cannot be read",
+                where=uri,
+                found=error.what,
+                expected="a complete checkpoint",
+                remedy=error.remedy,
             ) from error
         if found != sha256:
             raise _damaged(uri, "content of another hash")
@@ -133,7 +141,7 @@ class CheckpointFolder:
             raise TrainingError(
                 "checkpoint of another format",
                 where=where,
-                found=f"version {version}",
+                found=f"version {shown(version)}",
                 expected=f"version {FORMAT_VERSION}",
                 remedy="Resume it with the version of iceaggr that wrote it",
             )
@@ -148,7 +156,17 @@ class CheckpointFolder:
     def _folders(self) -> list[str]:
         if self.store.stat(self.latest_uri) is None:
             return []
-        return list(self._read_json(self.latest_uri).get("folders", []))
+        return self._folders_of(self._read_json(self.latest_uri))
+
+    def _folders_of(self, pointer: dict[str, Any]) -> list[str]:
+        """List the folders that a pointer names; they lie here, whatever it says."""
+        names = pointer.get("folders")
+        if not isinstance(names, list) or not names:
+            raise _damaged(self.latest_uri, f"folders {shown(names)}")
+        for name in names:
+            if not isinstance(name, str) or not _FOLDER.fullmatch(name):
+                raise _damaged(self.latest_uri, f"folder {shown(name)}")
+        return names
 
     def _prune(self, kept: list[str]) -> None:
         for entry in self.store.list(f"{self.uri}/"):

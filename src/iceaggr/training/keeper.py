@@ -78,7 +78,7 @@ class Keeper:
             state = RunState.from_document(document["state"])
             self._load(checkpoint.tensors)
             restore_random_state(document["random_states"][self.processes.rank])
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise TrainingError(
                 "checkpoint does not fit this program",
                 where=where,

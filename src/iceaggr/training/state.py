@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from iceaggr.errors import TrainingError
 from iceaggr.training.inputs import TrainingInputs
+from iceaggr.validation import shown
 
 # Settings that may change between two attempts of one run without changing its result.
 _NOT_IDENTITY = {
@@ -68,11 +70,20 @@ class RunState:
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> RunState:
-        """Read a state. Raises: KeyError or TypeError if a field is missing or unknown."""
-        missing = {f.name for f in fields(cls)} - set(document)
-        if missing:
-            raise KeyError(f"no field {sorted(missing)[0]}")
-        return cls(**document)
+        """Read a state. Raises: ValueError if a field is missing, unknown or impossible."""
+        if not isinstance(document, dict):
+            raise ValueError(f"state {shown(document)}")
+        wrong = {f.name for f in fields(cls)} ^ set(document)
+        if wrong:
+            raise ValueError(f"missing or unknown field {sorted(wrong)[0]}")
+        state = _STATE.validate_python(document)
+        counts = (state.step, state.epoch, state.n_batches_in_epoch, state.n_events_seen)
+        if min(counts) < 0 or not 0 <= state.progress <= 1 or state.validated_step < -1:
+            raise ValueError(f"step, epoch, batches, events {counts}, progress {state.progress}")
+        return state
+
+
+_STATE = TypeAdapter(RunState)
 
 
 def run_identity(inputs: TrainingInputs, world_size: int) -> dict[str, Any]:
@@ -142,5 +153,5 @@ def restore_random_state(states: dict[str, str]) -> None:
         torch.set_rng_state(tensors["cpu"])
         if torch.cuda.is_available() and "cuda" in tensors:
             torch.cuda.set_rng_state(tensors["cuda"])
-    except (KeyError, TypeError, RuntimeError, binascii.Error) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError, binascii.Error) as error:
         raise ValueError(f"random state: {error}") from None

@@ -1,0 +1,141 @@
+"""What pydantic refuses, in our words: which field, what was found, what is expected, which hint.
+
+Every document that comes from outside (configuration, manifest, plan, pointer) is a pydantic model;
+its reader turns the first refusal into an error of ours with the parts that are found here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+_EXPECTED = {
+    "missing": "a value",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of 64 bits",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "string_too_short": "text",
+    "string_pattern_mismatch": "text of the form {pattern}",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "names with values",
+    "model_type": "names with values",
+    "model_attributes_type": "names with values",
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "json_invalid": "JSON",
+    "value_error": "{error}",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The first thing that is wrong with a document.
+
+    field: dotted name, empty for the whole document.  hint: "Did you mean ...?", or empty.
+    n_more: further things that are wrong
+    """
+
+    field: str
+    found: str
+    expected: str
+    is_unknown_field: bool
+    hint: str
+    n_more: int
+
+    @property
+    def found_in_field(self) -> str:
+        """Name the field with what was found in it."""
+        return f"{self.field}: {self.found}" if self.field else self.found
+
+
+def first_problem(error: ValidationError, kind: type[BaseModel]) -> Problem:
+    """Describe the first refusal. kind: the model that was asked for."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    field = ".".join(str(part) for part in first["loc"])
+    is_unknown = first["type"] == "extra_forbidden"
+    if is_unknown:
+        names = _fields_at(kind, first["loc"][:-1])
+        expected, hint = f"one of {', '.join(names)}", _field_hint(kind, first["loc"], names)
+    else:
+        expected, hint = _expected(first), _value_hint(first)
+    return Problem(
+        field=field,
+        found="nothing" if first["type"] == "missing" else shown(first.get("input")),
+        expected=expected,
+        is_unknown_field=is_unknown,
+        hint=hint,
+        n_more=len(errors) - 1,
+    )
+
+
+def shown(value: Any) -> str:
+    """Show a value from outside in a few words, however large or deep it is."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = 100
+    return brief.repr(value)
+
+
+def _expected(first: Any) -> str:
+    template = _EXPECTED.get(first["type"])
+    if template is None:
+        return str(first["msg"]).removeprefix("Input should be ")
+    return template.format(**first.get("ctx", {}))
+
+
+def _value_hint(first: Any) -> str:
+    if first["type"] != "literal_error":
+        return ""
+    allowed = [
+        word.strip("'") for word in first["ctx"]["expected"].replace(" or ", ", ").split(", ")
+    ]
+    return _meant(difflib.get_close_matches(str(first.get("input")), allowed, 1))
+
+
+def _field_hint(kind: type[BaseModel], loc: tuple[int | str, ...], names: list[str]) -> str:
+    """Look for a field of that name nearby, then in the other sections."""
+    section, name = ".".join(map(str, loc[:-1])), str(loc[-1])
+    prefix = f"{section}." if section else ""
+    close = [prefix + match for match in difflib.get_close_matches(name, names, 1)]
+    elsewhere = {path.rpartition(".")[2]: path for path in _paths(kind)}
+    close = close or [elsewhere[m] for m in difflib.get_close_matches(name, elsewhere, 1)]
+    return _meant(close)
+
+
+def _meant(close: list[str]) -> str:
+    return f"Did you mean {close[0]}?" if close else ""
+
+
+def _fields_at(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    here: Any = kind
+    for part in loc:
+        if isinstance(part, str) and part in getattr(here, "model_fields", {}):
+            here = here.model_fields[part].annotation
+        else:  # an item of a list, or of names with values
+            here = next((a for a in get_args(here) if hasattr(a, "model_fields")), here)
+    return list(getattr(here, "model_fields", {}))
+
+
+def _paths(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            yield from _paths(section, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
