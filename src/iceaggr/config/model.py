@@ -24,8 +24,11 @@ class ModelConfig(Section):
     """Dropout share in both transformers."""
     feedforward_factor: int = Field(4, ge=1)
     """Width of the feed-forward networks, in units of d_model."""
-    max_rows_per_chunk: int = Field(8192, ge=1)
-    """Pulses or DOMs computed at once; beyond, activations are recomputed to bound the memory."""
+    max_rows_per_chunk: int = Field(0, ge=0)
+    """Pulses or DOMs computed at once; 0 = what suits the device."""
+    max_rows_kept: int = Field(0, ge=0)
+    """Pulses or DOMs whose activations stay in memory for the backward pass, in each transformer;
+    those beyond are recomputed, but for the last chunk. 0 = what suits the device."""
     dom_statistics: bool = False
     """Describe each DOM by order statistics of its pulses too; the only input at n_dom_layers 0."""
     fourier_bands: int = Field(0, ge=0, le=32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,12 +29,21 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return functional.dropout(x, self.share)
-        n_dropped = min(round(self.share * _LEVELS), _LEVELS - 1)
-        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        lanes = draws.view(torch.int16)[: x.numel()].view(x.shape)
-        kept = lanes >= n_dropped - _LEVELS // 2
-        out: Tensor = _Keep.apply(x, kept, _LEVELS / (_LEVELS - n_dropped))
+        kept, scale = draw_kept(x.shape, self.share)
+        out: Tensor = _Keep.apply(x, kept, scale)
         return out
+
+
+def draw_kept(shape: torch.Size, share: float) -> tuple[Tensor, float]:
+    """Draw which values stay, on the CPU: uint8 of the shape, 1 = kept; and their scale."""
+    n_dropped = min(round(share * _LEVELS), _LEVELS - 1)
+    # torch's generator gives the seed, one twice as fast gives the bits
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    n_values = shape.numel()
+    lanes = np.random.SFC64(seed).random_raw((n_values + 3) // 4).view(np.int16)[:n_values]
+    # numpy compares sixteen-bit numbers many at a time, torch one by one
+    kept = lanes >= np.int16(n_dropped - _LEVELS // 2)
+    return torch.from_numpy(kept.view(np.uint8)).view(shape), _LEVELS / (_LEVELS - n_dropped)
 
 
 class _Keep(torch.autograd.Function):
@@ -43,9 +53,9 @@ class _Keep(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(kept)
         ctx.scale = scale
-        return kept.to(x.dtype).mul_(scale).mul_(x)
+        return (x * kept).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
-        return kept.to(gradient.dtype).mul_(ctx.scale).mul_(gradient), None, None
+        return (gradient * kept).mul_(ctx.scale), None, None

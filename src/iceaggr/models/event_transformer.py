@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from iceaggr.config import ModelConfig
 from iceaggr.models.packed_transformer import PackedLayer, run_chunks
-from iceaggr.models.packing import Chunk, pack
+from iceaggr.models.packing import Chunk, RowLimits, pack
 from iceaggr.models.relative_bias import RelativeBias
 from iceaggr.models.seed_frame import N_VECTORS
 from iceaggr.reconstruction.segments import segment_mean
@@ -40,7 +40,7 @@ class EventTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.max_rows = config.max_rows_per_chunk
+        self.config = config
         self.has_token = config.event_token
         self.layers = nn.ModuleList(PackedLayer(config) for _ in range(config.n_event_layers))
         self.norm = nn.LayerNorm(config.d_model)
@@ -65,6 +65,8 @@ class EventTransformer(nn.Module):
         if token is not None:
             doms, event_dom_offsets = _put_first(doms, token, event_dom_offsets)
 
+        limits = RowLimits.of(self.config, event_dom_offsets.device)
+
         def run(chunk: Chunk) -> Tensor:
             x = doms.embedding.index_select(0, chunk.rows)
             biases = None if self.bias is None else self.bias(doms.places[chunk.rows], chunk)
@@ -80,7 +82,7 @@ class EventTransformer(nn.Module):
                 pooled = x[is_token]
             return torch.cat([pooled.float(), vector], dim=-1)
 
-        read = run_chunks(pack(event_dom_offsets, self.max_rows), run)
+        read = run_chunks(pack(event_dom_offsets, limits.per_chunk), run, limits.kept)
         return read[:, :-3], read[:, -3:]
 
     def _read_vector(self, x: Tensor, vectors: Tensor, chunk: Chunk) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from iceaggr.config import ModelConfig
 from iceaggr.models.dropout import Dropout
+from iceaggr.models.feedforward import lean_feedforward, runs_lean
 from iceaggr.models.packing import Chunk, Group, Packing
 
 
@@ -46,8 +48,14 @@ class PackedLayer(nn.Module):
         ]
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
         x = x + self.dropout(self.attention_out(attended))
-        hidden = self.dropout(functional.gelu(self.feedforward_in(self.feedforward_norm(x))))
-        return x + self.dropout(self.feedforward_out(hidden))
+        return x + self.dropout(self._feedforward(self.feedforward_norm(x)))
+
+    def _feedforward(self, x: Tensor) -> Tensor:
+        if self.training and runs_lean(x):
+            into, out = self.feedforward_in, self.feedforward_out
+            return lean_feedforward(x, into, out, self.dropout.share)
+        hidden = self.dropout(functional.gelu(self.feedforward_in(x)))
+        return self.feedforward_out(hidden)
 
 
 def _attend(packed: Tensor, group: Group, n_heads: int, bias: Tensor | None) -> Tensor:
@@ -66,16 +74,20 @@ def _attend(packed: Tensor, group: Group, n_heads: int, bias: Tensor | None) -> 
     return group.unpad(out.transpose(1, 2).reshape(group.n, group.length, width))
 
 
-def run_chunks(packing: Packing, run: Callable[[Chunk], Tensor]) -> Tensor:
+def run_chunks(packing: Packing, run: Callable[[Chunk], Tensor], max_rows_kept: int) -> Tensor:
     """Compute every chunk and join the results, one row per segment, in the original order.
 
-    Activations of all chunks but the last are recomputed in the backward pass, so that memory is
-    bounded by two chunks, however large the batch or its largest event.
+    Activations of at most max_rows_kept rows, and always those of the last chunk, are kept; those
+    of the other chunks are recomputed in the backward pass, so that memory is bounded by the rows
+    kept and two chunks, however large the batch or its largest event.
     """
-    *earlier, last = packing.chunks
-    if torch.is_grad_enabled():
-        parts = [checkpoint(run, chunk, use_reentrant=False) for chunk in earlier]
-    else:
-        parts = [run(chunk) for chunk in earlier]
-    parts.append(run(last))
-    return packing.restore(parts[0] if len(parts) == 1 else torch.cat(parts))
+    sizes = [len(chunk.rows) for chunk in packing.chunks]
+    rows_from_here = np.cumsum(sizes[::-1])[::-1]
+    n_chunks = len(sizes)
+    parts = [
+        checkpoint(run, chunk, use_reentrant=False)
+        if torch.is_grad_enabled() and i < n_chunks - 1 and rows_from_here[i] > max_rows_kept
+        else run(chunk)
+        for i, chunk in enumerate(packing.chunks)
+    ]
+    return packing.restore(parts[0] if n_chunks == 1 else torch.cat(parts))

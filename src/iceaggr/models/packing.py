@@ -14,10 +14,30 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from iceaggr.config import ModelConfig
+
 PADDING_SHARE = {"cpu": 0.06, "cuda": 0.25}
 """Padded rows tolerated to save calls: a call costs a GPU more than a few rows do."""
 MAX_PAIRS = 8_000_000
 """Query-key pairs attended in one call."""
+
+
+@dataclass(frozen=True)
+class RowLimits:
+    """Rows computed at once, and rows whose activations wait in memory for the backward pass."""
+
+    per_chunk: int
+    kept: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, device: torch.device) -> RowLimits:
+        """Take the configured limits, and those that suit the device where they are 0."""
+        usual = _USUAL_LIMITS.get(device.type, _USUAL_LIMITS["cuda"])
+        return cls(config.max_rows_per_chunk or usual.per_chunk, config.max_rows_kept or usual.kept)
+
+
+_USUAL_LIMITS = {"cpu": RowLimits(4096, 24_576), "cuda": RowLimits(262_144, 1_048_576)}
+"""On a CPU a chunk stays in its cache; a GPU wants few launches, and has the memory."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,7 @@ class Group:
     start, stop: packed rows, relative to the chunk.  n, length: padded shape.
     gather: (n, L) int64 rows relative to the chunk, or None when all lengths are equal
     is_real: (n, L) bool, False = padding; None when all lengths are equal
+    real_rows: (stop - start,) int64, where is_real lies when flattened; None likewise
     """
 
     start: int
@@ -35,6 +56,7 @@ class Group:
     length: int
     gather: Tensor | None = None
     is_real: Tensor | None = None
+    real_rows: Tensor | None = None
 
     def pad(self, rows: Tensor) -> Tensor:
         """Shape the chunk's rows (R, ...) into (n, L, ...); padding repeats a real row."""
@@ -47,7 +69,7 @@ class Group:
     def unpad(self, padded: Tensor) -> Tensor:
         """Undo `pad`: (n, L, ...) into (stop - start, ...)."""
         flat = padded.flatten(0, 1)
-        return flat if self.is_real is None else flat[self.is_real.flatten()]
+        return flat if self.real_rows is None else flat.index_select(0, self.real_rows)
 
 
 @dataclass(frozen=True)
@@ -169,4 +191,5 @@ def _group(
         longest,
         torch.from_numpy(gather).to(device),
         torch.from_numpy(is_real).to(device),
+        torch.from_numpy(np.flatnonzero(is_real)).to(device),
     )

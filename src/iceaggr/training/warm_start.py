@@ -17,7 +17,7 @@ from iceaggr.normalization import INPUT_FEATURES, Normalization
 from iceaggr.training.inputs import StartingPoint, TrainingInputs
 
 # Neither changes what a weight means.
-_FREE_MODEL_FIELDS = {"dropout", "max_rows_per_chunk"}
+_FREE_MODEL_FIELDS = {"dropout", "max_rows_per_chunk", "max_rows_kept"}
 # An event of the new test split may have been one of the old train split if these differ.
 _SPLIT_FIELDS = ("split_salt", "validation_share", "test_share")
 
