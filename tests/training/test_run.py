@@ -86,7 +86,7 @@ def test_time_limit_ends_the_run_validation_included(tmp_path: Path) -> None:
     assert 0.5 < result.minutes * 60 < 4.0
     rates = tracker.curve("train/learning_rate")
     assert max(rates) == pytest.approx(1e-3, rel=0.1)
-    assert rates[-1] < 1e-4
+    assert rates[-1] < 0.5 * max(rates)
     assert tracker.curve("train/progress")[-1] == 1.0
     assert not math.isnan(result.last_validation_opening_angle_deg)
 
