@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-import uuid
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +123,9 @@ def _run(pipeline: Any, request: RunRequest) -> None:
     # bound now: KFP's output is redirected to its log while the run goes on
     console = Console(file=sys.stdout)
     with service_environment(STATE_FOLDER, console) as addresses:
-        folder = STATE_FOLDER.absolute() / "runs" / uuid.uuid4().hex[:12]
+        # named by its start: the id of the run is KFP's, and not known yet
+        started = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
+        folder = STATE_FOLDER.absolute() / "runs" / started
         raw_uri, prepare = _raw_events(request)
         arguments = {
             "config": request.config.model_dump(mode="json"),
@@ -133,10 +135,11 @@ def _run(pipeline: Any, request: RunRequest) -> None:
             "raw_uri": raw_uri,
             "work_uri": request.work_uri,
         }
-        console.print(f"raw events  {raw_uri}\nKFP log     {folder / 'kfp.log'}\n", highlight=False)
+        for label, place in (("raw events", raw_uri), ("KFP log", f"{folder / 'kfp.log'}\n")):
+            console.print(f"{label:<11} {place}", highlight=False, soft_wrap=True)
         finished = run_here(pipeline, arguments, folder, RunDisplay(console), prepare)
         summary = json.loads(finished.output("promote_model", "summary").read_text())
-        report = STATE_FOLDER.absolute() / f"report-{finished.run_id[:8]}.html"
+        report = STATE_FOLDER.absolute() / f"report-{summary['run_name']}.html"
         shutil.copyfile(finished.output("evaluate_model", "report"), report)
         print_results(console, summary, report, finished.folder / "kfp.log", addresses)
     if request.summary_path:

@@ -56,7 +56,7 @@ def _facts(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str
         f" {summary['n_events_test']:,} test"
     )
     colour = "green" if summary["promoted"] else "yellow"
-    where = f"{addresses.tracking_uri}  run {summary['mlflow_run_id']}"
+    where = f"{addresses.tracking_uri}/#/runs/{summary['mlflow_run_id']}"
     if not addresses.stay_up:
         where += "  (stopped now; `make up` brings it back)"
     return [
@@ -66,5 +66,6 @@ def _facts(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str
         ("start", summary["started_from"]),
         ("verdict", f"[{colour}]{summary['reason']}[/]"),
         ("model", summary["model_uri"]),
+        ("run", f"{summary['run_name']}, as `iceaggr compare` knows it"),
         ("MLflow", where),
     ]

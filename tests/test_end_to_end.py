@@ -17,6 +17,7 @@ from iceaggr.steps.compare import run_compare
 from iceaggr.steps.predict import run_predict
 from iceaggr.storage import open_store
 from iceaggr.tracking.registry import ModelRegistry
+from tests.tracking.test_experiment_page import SHARED_VIEW
 
 pytestmark = pytest.mark.integration
 
@@ -38,17 +39,19 @@ SUMMARY_KEYS = {
 }
 
 
-def small_config(folder: Path, name: str, model_name: str) -> Path:
+def small_config(
+    folder: Path, name: str, model_name: str, *, d_model: int = 32, min_gain_deg: float = 0.01
+) -> Path:
     """The laptop settings, shrunk until the pipeline takes seconds."""
     settings = yaml.safe_load((ROOT / "configs" / "laptop.yaml").read_text())
     settings["name"] = name
     settings["data"] = {"n_events_per_shard": 128, "test_share": 0.2}
     settings["batches"] = {**settings.get("batches", {}), "n_events": 64}
     settings["training"] = {**settings["training"], "n_epochs": 2, "max_minutes": 0}
-    settings["model"] = {**settings["model"], "d_model": 32, "n_event_layers": 1}
+    settings["model"] = {**settings["model"], "d_model": d_model, "n_event_layers": 1}
     settings["learning_check"] = {"n_steps": 20, "n_events_per_batch": 32}
     settings["evaluation"] = {"n_bootstrap": 200}
-    settings["promotion"] = {"model_name": model_name}
+    settings["promotion"] = {"model_name": model_name, "min_gain_deg": min_gain_deg}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
@@ -88,17 +91,21 @@ def test_pipeline_turns_raw_events_into_a_champion(
     assert champion is not None
     assert champion.uri == summary["model_uri"]
 
+    smaller = small_config(tmp_path, "smaller", "end-to-end", d_model=16, min_gain_deg=180.0)
+    options[3] = str(smaller)
     second = run_pipeline(tmp_path, *options, "--summary", str(summary_path))
     assert second.returncode == 0, second.stdout + second.stderr
     again = json.loads(summary_path.read_text())
     assert again["n_source_files_reused"] == 3
-    assert not again["promoted"], "the same model is no better than itself"
-    assert abs(again["margin_deg"]) < 0.1, "trained on the same events with the same seed"
+    assert again["data_digest"] == summary["data_digest"]
+    assert again["n_events_test"] == summary["n_events_test"]
+    assert not again["promoted"], "no gain is 180 degrees"
     assert "the champion" in again["reason"]
     assert ModelRegistry().champion("end-to-end") == champion
     check_prediction(tmp_path)
     check_same_numbers(raw_uri, summary["events_uri"], tmp_path)
-    check_comparison([summary["mlflow_run_id"], again["mlflow_run_id"]], tmp_path)
+    check_comparison(summary, again, tmp_path)
+    check_saved_view(summary["mlflow_run_id"])
 
 
 def check_summary(summary: dict[str, object]) -> None:
@@ -122,7 +129,7 @@ def check_tracking(summary: dict[str, object]) -> None:
     run = mlflow.MlflowClient().get_run(summary["mlflow_run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["config/name"] == "small"
-    assert run.data.metrics["test/opening_angle_mean_deg"] == pytest.approx(
+    assert run.data.metrics["test/mean_deg"] == pytest.approx(
         summary["mean_opening_angle_deg"]
     )
     assert run.inputs.dataset_inputs[0].dataset.digest == summary["data_digest"]
@@ -160,9 +167,33 @@ def check_same_numbers(raw_uri: str, events_uri: str, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(found, expected, rtol=1e-3, atol=1e-3)
 
 
-def check_comparison(runs: list[str], tmp_path: Path) -> None:
+def check_comparison(first: dict[str, object], second: dict[str, object], tmp_path: Path) -> None:
+    """Two configurations, judged on the same events: what `compare` says is what MLflow holds."""
+    client = mlflow.MlflowClient()
+    runs = [client.get_run(summary["mlflow_run_id"]) for summary in (first, second)]
     page = tmp_path / "comparison.html"
-    comparison = run_compare(runs, page)
-    assert comparison.n_events > 150
-    assert abs(comparison.overall["difference"].iloc[-1]) < 0.1
+    comparison = run_compare([run.info.run_name for run in runs], page)
+    assert comparison.n_events == first["n_events_test"]
+    assert list(comparison.overall["model"]) == [run.info.run_name for run in runs]
+    for row, run in zip(comparison.overall.to_dict("records"), runs, strict=True):
+        assert row["mean_deg"] == pytest.approx(run.data.metrics["test/mean_deg"])
+        assert row["median_deg"] == pytest.approx(run.data.metrics["test/median_deg"])
+    difference = comparison.overall["difference"].iloc[1]
+    assert difference == pytest.approx(
+        runs[1].data.metrics["test/mean_deg"] - runs[0].data.metrics["test/mean_deg"]
+    )
+    # promotion scored the champion anew, in other batches, on the same events
+    assert second["margin_deg"] == pytest.approx(-difference, abs=1e-3)
+    assert second["margin_error_deg"] == pytest.approx(comparison.overall["error"].iloc[1], rel=0.2)
     assert page.read_text().count("<table") >= 1
+
+
+def check_saved_view(run_id: str) -> None:
+    """Every column of the saved view has something to show for a real run."""
+    client = mlflow.MlflowClient()
+    run = client.get_run(run_id)
+    view = json.loads(client.get_experiment(run.info.experiment_id).tags[SHARED_VIEW])
+    known = {"metrics": run.data.metrics, "params": run.data.params, "tags": run.data.tags}
+    for column in json.loads(view["state"])["selectedColumns"]:
+        kind, name = column.rstrip("`").split(".`")
+        assert name in known[kind]

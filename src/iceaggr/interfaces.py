@@ -58,7 +58,9 @@ class ObjectStore(Protocol):
 class Tracker(Protocol):
     """Receives what a run wants to show: parameters, curves, tables, files."""
 
-    run_id: str
+    @property
+    def run_id(self) -> str:
+        """Name the tracked run; '' if there is none, or its server has not answered yet."""
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record the settings of the run, nested keys joined by '/'."""

@@ -61,7 +61,7 @@ def test_learning_check_passes_and_is_tracked_on_sound_shards(tmp_path: Path) ->
     checked = check_learning(inputs)
     assert checked.verdict == "learns"
     assert checked.learning_rate == inputs.config.training.learning_rate
-    assert tracker.curve("learning_check/first_loss") == [checked.first_loss]
+    assert tracker.curve("train_check/first_loss") == [checked.first_loss]
 
 
 def test_learning_check_is_reproducible_and_leaves_dropout_out(tmp_path: Path) -> None:

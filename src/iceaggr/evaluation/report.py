@@ -177,9 +177,10 @@ def coverage_rows(events: pd.DataFrame) -> list[tuple[str, int, list[Coverage]]]
     """Count the events inside their own regions: (title, events, levels), also by topology."""
     parts = {"All events": np.ones(len(events), bool)}
     if "topology" in events:
-        parts |= {f"{name.capitalize()}s": events["topology"] == name for name in TOPOLOGIES}
+        topology = events["topology"].to_numpy()
+        parts |= {f"{name.capitalize()}s": topology == name for name in TOPOLOGIES}
     pit = _pit(events)
-    chosen = {title: pit[np.asarray(inside)] for title, inside in parts.items()}
+    chosen = {title: pit[inside] for title, inside in parts.items()}
     return [(title, len(part), coverage(part)) for title, part in chosen.items() if len(part)]
 
 

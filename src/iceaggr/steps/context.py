@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from iceaggr.config import ExperimentConfig, parse_config
-from iceaggr.errors import ConfigError, TrackingError
+from iceaggr.errors import ConfigError
 from iceaggr.interfaces import NullTracker, ObjectStore, Tracker
 from iceaggr.storage import open_store
 
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+FIRST_STEP = "plan_shards"
+FINISH_WITHIN_S = 20.0
+"""How long a step waits at its end for a tracking server that is away."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +58,46 @@ class RunContext:
 
         end: how the run ends with this step; None = others follow. A step that fails marks the run
         failed, with the reason.
-        Raises: TrackingError if MLFLOW_TRACKING_URI is not set or the server does not answer.
+        The first step of a run insists on its server. A later one goes on without: its records are
+        sent when the server is back, at the latest by a later step of the run.
+        Raises: TrackingError if no server is configured, it refuses, or the first step gets no
+        answer.
         """
         if not self.tracked:
             yield NullTracker()
             return
         from iceaggr.tracking import open_tracker
 
-        tracking_uri = os.environ.get(TRACKING_VARIABLE, "")
-        if not tracking_uri:
-            raise TrackingError(
-                "no tracking server configured",
-                where=TRACKING_VARIABLE,
-                remedy="Set it to the address of an MLflow server; `make up` starts one here",
-            )
-        tracker = open_tracker(tracking_uri, self.experiment_name, self.run_id, self.run_name, step)
+        tracker = open_tracker(
+            "",
+            *(self.experiment_name, self.run_id, self.run_name, step),
+            must_answer=step == FIRST_STEP,
+        )
+        if tracker.run_id:
+            self._send_kept()
         try:
             yield tracker
         except BaseException as error:
             tracker.set_tags({"failed_step": step, "failure": str(error) or type(error).__name__})
-            tracker.finish("FAILED")
+            self._keep(tracker.finish("FAILED", FINISH_WITHIN_S, tell=False))
             raise
-        tracker.finish(end)
+        self._keep(tracker.finish(end, FINISH_WITHIN_S, tell=False))
+
+    @property
+    def unsent_uri(self) -> str:
+        """Name the folder of tracking records that did not reach the server."""
+        return f"{self.run_uri}/unsent_tracking"
+
+    def _send_kept(self) -> None:
+        from iceaggr.tracking.unsent import send_kept
+
+        send_kept(self.open_store(), self.unsent_uri)
+
+    def _keep(self, spool: Path | None) -> None:
+        if spool is not None:
+            from iceaggr.tracking.unsent import keep_unsent
+
+            keep_unsent(self.open_store(), spool, self.unsent_uri)
 
 
 def make_context(
@@ -91,7 +112,7 @@ def make_context(
 
     Raises: ConfigError if the settings are not valid or the work folder is not a URI.
     """
-    if "://" not in work_uri:
+    if "://" not in work_uri.rstrip("/"):
         raise ConfigError(
             "work folder is not a URI",
             where="work_uri",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ import torch
 from iceaggr.angles import opening_angle, unit_vector
 from iceaggr.batches import EventBatch, EventLoader
 from iceaggr.config import BatchConfig, ExperimentConfig
+from iceaggr.errors import TrackingError
 from iceaggr.evaluation.prediction import predict_batches
 from iceaggr.evaluation.promotion import Verdict, decide_promotion
 from iceaggr.interfaces import ObjectStore, Tracker
@@ -26,6 +28,7 @@ from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import EvaluationPointer, ModelPointer, read_document
 from iceaggr.steps.manifest_facts import manifest_facts, reuse_words
 from iceaggr.steps.training_inputs import read_manifest
+from iceaggr.tracking.connection import PATIENCE_S, is_away
 from iceaggr.tracking.registry import ModelRegistry, RegisteredModel
 
 
@@ -52,20 +55,43 @@ def run_promote_model(
         pointer = read_document(ModelPointer, model_path)
         headline = read_document(EvaluationPointer, evaluation_path)
         events = pd.read_parquet(io.BytesIO(store.read_bytes(headline.events_uri)))
-        registry = ModelRegistry()
-        registered, verdict = _judge(context, store, manifest, pointer, events, registry)
+        try:
+            registry = ModelRegistry(patience_s=PATIENCE_S)
+            pointer = pointer.model_copy(update={"mlflow_run_id": _run_of(pointer, tracker)})
+            registered, verdict = _judge(context, store, manifest, pointer, events, registry)
+            model_uri = registered.uri
+        except TrackingError as error:
+            if not is_away(error):
+                raise
+            model_uri, verdict = pointer.model_uri, _without_registry(context, pointer, error)
         summary = {
-            **make_summary(manifest, headline, registered, verdict, tracker.run_id),
+            **make_summary(manifest, headline, model_uri, verdict, tracker.run_id),
+            "run_name": context.run_name,
             "started_from": pointer.started_from,
         }
         text = json.dumps(summary, indent=1, sort_keys=True)
         store.write_bytes(f"{context.run_uri}/summary.json", text.encode())
         summary_path.write_text(text)
-        verdict_path.write_text(f"**{registered.uri}**\n\n{verdict.reason}\n")
-        _track(tracker, registered, verdict, text)
+        verdict_path.write_text(f"**{model_uri}**\n\n{verdict.reason}\n")
+        _track(tracker, model_uri, verdict, text)
         tracker.set_tags({"mlflow.note.content": description(summary)})
         progress.conclude(verdict.reason)
         return {name: summary[name] for name in ("model_uri", "promoted", "reason")}
+
+
+def _run_of(pointer: ModelPointer, tracker: Tracker) -> str:
+    """Name the run that trained the model, also if training could not ask the server for it."""
+    return pointer.mlflow_run_id or tracker.run_id
+
+
+def _without_registry(context: RunContext, pointer: ModelPointer, error: TrackingError) -> Verdict:
+    """Decide without a registry: nothing is promoted, and nothing that was computed is lost."""
+    reason = (
+        f"not promoted: the model registry was away for {PATIENCE_S:.0f} s ({error.where}). The"
+        f" model lies in {pointer.model_uri}, the metrics in {context.unsent_uri}; send them with"
+        f" `python -m iceaggr.tracking.replay {context.unsent_uri}` when the server is back"
+    )
+    return Verdict(False, reason, math.nan, math.nan, 0, "")
 
 
 def _judge(
@@ -156,7 +182,7 @@ def batches_of(loaded: LoadedModel) -> BatchConfig:
 def make_summary(
     manifest: ShardManifest,
     headline: EvaluationPointer,
-    registered: RegisteredModel,
+    model_uri: str,
     verdict: Verdict,
     mlflow_run_id: str,
 ) -> dict[str, Any]:
@@ -175,11 +201,11 @@ def make_summary(
         "constant_mean_opening_angle_deg": headline.row("constant").mean_deg,
         "data_digest": manifest.digest(),
         "mlflow_run_id": mlflow_run_id,
-        "model_uri": registered.uri,
+        "model_uri": model_uri,
         "promoted": verdict.promote,
         "reason": verdict.reason,
-        "margin_deg": verdict.margin_deg,
-        "margin_error_deg": verdict.margin_error_deg,
+        "margin_deg": verdict.margin_deg if verdict.compared_with else None,
+        "margin_error_deg": verdict.margin_error_deg if verdict.compared_with else None,
         "report_uri": headline.report_uri,
         "events_uri": headline.events_uri,
         "table": [row.model_dump() for row in headline.table],
@@ -188,8 +214,10 @@ def make_summary(
 
 def description(summary: dict[str, Any]) -> str:
     """Write the headline as Markdown, which MLflow shows at the top of the run."""
+    # MLflow sets the cells of a table side by side without a gap
+    gap = "\N{EM SPACE}"
     rows = [
-        f"| {row['title']} | {row['mean_deg']:.2f} ± {row['mean_error_deg']:.2f}° "
+        f"| {row['title']}{gap} | {row['mean_deg']:.2f} ± {row['mean_error_deg']:.2f}°{gap} "
         f"| {row['median_deg']:.2f} ± {row['median_error_deg']:.2f}° |"
         for row in summary["table"]
     ]
@@ -206,19 +234,20 @@ def description(summary: dict[str, Any]) -> str:
     )
 
 
-def _track(tracker: Tracker, registered: RegisteredModel, verdict: Verdict, text: str) -> None:
-    tracker.log_metrics(
-        {
-            "promotion/promoted": float(verdict.promote),
-            "promotion/margin_deg": verdict.margin_deg,
-            "promotion/margin_error_deg": verdict.margin_error_deg,
-        }
-    )
+def _track(tracker: Tracker, model_uri: str, verdict: Verdict, text: str) -> None:
+    tracker.log_metrics({"verdict/promoted": float(verdict.promote)})
+    if verdict.compared_with:
+        tracker.log_metrics(
+            {
+                "verdict/margin_deg": verdict.margin_deg,
+                "verdict/margin_error_deg": verdict.margin_error_deg,
+            }
+        )
     tracker.set_tags(
         {
             "verdict": verdict.reason,
             "promoted": str(verdict.promote).lower(),
-            "model_version": registered.uri,
+            "model_version": model_uri,
         }
     )
     tracker.log_text(text, "summary.json")

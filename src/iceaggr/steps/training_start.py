@@ -60,7 +60,9 @@ def begin_from(start: TrainingStart, inputs: TrainingInputs, tracker: Tracker) -
         return inputs
     started = start_from_model(inputs, load_model(inputs.store, start.folder_uri), start.model)
     shift = normalization_shift(kept=started.normalization, fitted=inputs.normalization)
-    tracker.log_metrics({f"data/normalization_{name}": value for name, value in shift.items()})
+    tracker.log_metrics(
+        {f"train_start/normalization_{name}": value for name, value in shift.items()}
+    )
     return started
 
 

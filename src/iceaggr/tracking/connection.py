@@ -27,7 +27,8 @@ _REFUSED_FOR_GOOD = {
     "RESOURCE_DOES_NOT_EXIST",
 }
 _NOT_ALLOWED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
-_PATIENCE_S = 90.0
+PATIENCE_S = 90.0
+"""How long the registry, which cannot do without its server, waits for one that is away."""
 _REPEAT_AFTER_S = 3.0
 # MLflow's own defaults repeat a request for minutes; the outbox repeats instead, without blocking.
 _QUICK_REQUESTS = {
@@ -42,12 +43,27 @@ Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
 
-def connect(tracking_uri: str) -> MlflowClient:
-    """Open a client after one quick probe; an empty URI means MLFLOW_TRACKING_URI.
+class ServerAwayError(TrackingError):
+    """No tracking server answers; it may come back."""
 
+
+def is_away(error: TrackingError) -> bool:
+    """Tell whether the same may succeed later: the server was away, and refused nothing."""
+    if isinstance(error, ServerAwayError):
+        return True
+    cause = error.__cause__
+    if not isinstance(cause, Exception) or getattr(cause, "error_code", "") in _NOT_ALLOWED:
+        return False
+    return not is_refused_for_good(cause)
+
+
+def connect(tracking_uri: str, patience_s: float = 0.0) -> MlflowClient:
+    """Open a client after a quick probe; an empty URI means MLFLOW_TRACKING_URI.
+
+    patience_s: how long to wait for a server that is away.
     Sets quick-failing MLFLOW_HTTP_* defaults in this process unless they are set already, and
     quiets MLflow's notes.
-    Raises: TrackingError within about five seconds if nothing answers.
+    Raises: TrackingError; ServerAwayError about five seconds after the patience is over.
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
@@ -59,8 +75,15 @@ def connect(tracking_uri: str) -> MlflowClient:
     for name, value in _QUICK_REQUESTS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its progress notes are not ours
-    if uri.startswith(("http://", "https://")):
-        _probe(uri)
+    deadline = time.monotonic() + patience_s
+    while uri.startswith(("http://", "https://")):
+        try:
+            _probe(uri)
+            break
+        except ServerAwayError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_REPEAT_AFTER_S)
     with as_tracking_error("tracking server refused the connection", uri):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -72,7 +95,7 @@ def _probe(uri: str) -> None:
     except urllib.error.HTTPError:
         return  # it answers; what it wants from us shows at the first real request
     except (OSError, ValueError) as error:
-        raise TrackingError(
+        raise ServerAwayError(
             "tracking server not reachable",
             where=uri,
             found=str(getattr(error, "reason", error)),
@@ -100,15 +123,12 @@ def patient(method: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
 
     @wraps(method)
     def repeating(*arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 return method(*arguments, **options)
             except TrackingError as error:
-                cause = error.__cause__
-                if not isinstance(cause, Exception) or is_refused_for_good(cause):
-                    raise
-                if getattr(cause, "error_code", "") in _NOT_ALLOWED or time.monotonic() > deadline:
+                if not is_away(error) or time.monotonic() > deadline:
                     raise
             time.sleep(_REPEAT_AFTER_S)
 

@@ -21,6 +21,7 @@ from iceaggr.storage.uris import file_uri
 from iceaggr.tracking.connection import as_tracking_error, connect, patient
 from iceaggr.tracking.model_package import BUNDLE, build_package, fetch_bundle
 from iceaggr.tracking.promotion_lock import promotion_lock
+from iceaggr.tracking.run_lookup import tracking_server
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 PREVIOUS_TAG = "previous_champion"
@@ -44,13 +45,14 @@ class RegisteredModel:
 
 
 class ModelRegistry:
-    """The registry of one tracking server; an empty URI means MLFLOW_TRACKING_URI.
+    """The registry of one tracking server; an empty URI means the server of the runs.
 
+    patience_s: how long to wait for a server that is away.
     Raises: TrackingError from every method, naming the model.
     """
 
-    def __init__(self, tracking_uri: str = "") -> None:
-        self._client: MlflowClient = connect(tracking_uri)
+    def __init__(self, tracking_uri: str = "", patience_s: float = 0.0) -> None:
+        self._client: MlflowClient = connect(tracking_uri or tracking_server(), patience_s)
 
     @patient
     def register(

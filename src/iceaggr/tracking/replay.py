@@ -6,11 +6,13 @@ import argparse
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from iceaggr.errors import IceaggrError, TrackingError
-from iceaggr.tracking.connection import as_tracking_error, connect
+from iceaggr.tracking.connection import as_tracking_error
 from iceaggr.tracking.outbox import RECORDS
+from iceaggr.tracking.run_target import load_target
 from iceaggr.tracking.sending import RunSender
 
 _RECORDS_PER_REQUEST = 200
@@ -22,14 +24,16 @@ def replay(folder: Path, tracking_uri: str = "") -> int:
     Raises: TrackingError if the folder is no spool or the server is still away.
     """
     try:
-        target = json.loads((folder / "run.json").read_text())
+        target = load_target(folder)
         lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise TrackingError(
             "not a folder of unsent tracking records", where=str(folder), found=str(error)
         ) from None
-    client = connect(tracking_uri or target["tracking_uri"])
-    sender = RunSender(client, target["run_id"])
+    if tracking_uri:
+        target = replace(target, tracking_uri=tracking_uri)
+    client, target = target.open()
+    sender = RunSender(client, target.run_id)
     records = [json.loads(line) for line in lines]
     for record in records:  # the folder may have been moved since
         if record["kind"] == "file":
@@ -42,12 +46,20 @@ def replay(folder: Path, tracking_uri: str = "") -> int:
     return len(records)
 
 
+def _replay_stored(folder_uri: str) -> int:
+    from iceaggr.storage import open_store
+    from iceaggr.tracking.unsent import send_kept
+
+    return send_kept(open_store(), folder_uri)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m iceaggr.tracking.replay", description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", help="a folder of unsent records, or its URI in storage")
+    folder = parser.parse_args(arguments).folder
     try:
-        n_sent = replay(parser.parse_args(arguments).folder)
+        n_sent = _replay_stored(folder) if "://" in folder else replay(Path(folder))
     except IceaggrError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -6,7 +6,6 @@ import atexit
 import json
 import logging
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -19,15 +18,10 @@ from typing import Literal
 from mlflow import MlflowClient
 
 from iceaggr.errors import TrackingError
-from iceaggr.tracking.connection import as_tracking_error, connect
+from iceaggr.tracking.connection import is_away
 from iceaggr.tracking.outbox import Outbox
-from iceaggr.tracking.run_lookup import (
-    attached_run_id,
-    experiment_id,
-    find_or_create_run,
-    kfp_settings,
-)
-from iceaggr.tracking.sending import RunSender
+from iceaggr.tracking.run_lookup import attached_run_id, checked_run_id, tracking_server
+from iceaggr.tracking.run_target import LateSender, RunTarget
 from iceaggr.tracking.surroundings import hardware, surroundings
 
 log = logging.getLogger(__name__)
@@ -36,7 +30,6 @@ PARAM_PREFIX = "config/"
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 8000
 _LONGEST_KEY = 250
-_ENDED = {"FINISHED", "FAILED", "KILLED"}
 
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -48,15 +41,23 @@ class MlflowTracker:
     the server goes away, records wait on disk and follow later; `finish` tells where the rest is.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, step: str, spool: Path) -> None:
-        self.run_id = run_id
-        self.client = client
+    def __init__(self, sender: LateSender, step: str, spool: Path) -> None:
+        self._sender = sender
         self._step = step
         self._spool = spool
-        self._sender = RunSender(client, run_id)
-        self._outbox = Outbox(self._sender.send, spool)
+        self._outbox = Outbox(sender.send, spool)
         self._is_finished = False
         atexit.register(self.finish, None, 20.0)
+
+    @property
+    def run_id(self) -> str:
+        """Name the MLflow run, '' while a server that is away has not been asked for it."""
+        return self._sender.run_id
+
+    @property
+    def client(self) -> MlflowClient:
+        """Give the client of the run's server. Raises: TrackingError until it has answered."""
+        return self._sender.client
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record settings, nested mappings joined by '/'; too long ones also as a text file."""
@@ -136,13 +137,16 @@ class MlflowTracker:
         """Wait until all is on the server; returns the number of records still waiting."""
         return self._outbox.flush(within_s)
 
-    def finish(self, status: EndStatus | None = None, within_s: float = 120.0) -> Path | None:
+    def finish(
+        self, status: EndStatus | None = None, within_s: float = 120.0, *, tell: bool = True
+    ) -> Path | None:
         """End this step's part: send what waits, then set the run's status.
 
         status: None leaves the run to the steps that follow; the last step gives FINISHED, a step
         that fails gives FAILED. A later step or a retry sets an ended run to running again.
         Returns None when all has arrived, else the folder with what has not, for
         `python -m iceaggr.tracking.replay FOLDER`. Never raises for a server that is away.
+        tell: False leaves it to the caller to say where the rest is.
         """
         if self._is_finished:
             return None
@@ -155,10 +159,12 @@ class MlflowTracker:
         if n_unsent == 0:
             shutil.rmtree(self._spool, ignore_errors=True)
             return None
+        if not tell:
+            return self._spool
         log.warning(
             "%d tracking records of run %s did not reach the server (%s). They lie in %s; send "
             "them later with: python -m iceaggr.tracking.replay %s",
-            *(n_unsent, self.run_id, self._outbox.last_error or "no answer"),
+            *(n_unsent, self.run_id or "(not open)", self._outbox.last_error or "no answer"),
             *(self._spool, self._spool),
         )
         return self._spool
@@ -176,27 +182,38 @@ class MlflowTracker:
 
 
 def open_tracker(
-    tracking_uri: str, experiment_name: str, pipeline_run_id: str, run_name: str, step: str
+    tracking_uri: str,
+    experiment_name: str,
+    pipeline_run_id: str,
+    run_name: str,
+    step: str,
+    *,
+    must_answer: bool = True,
 ) -> MlflowTracker:
     """Open the MLflow run of a pipeline run, the same for each of its steps and their retries.
 
     Under Kubeflow's MLflow plugin it is the run that the plugin made. An empty `tracking_uri`
     means the plugin's endpoint or MLFLOW_TRACKING_URI.
-    Raises: TrackingError, within seconds, if no server answers.
+    must_answer: False goes on without a server, and sends everything when it is back.
+    Raises: TrackingError, within seconds, if no server answers or it refuses.
     """
-    uri = tracking_uri or str(kfp_settings().get("endpoint") or "")
-    client = connect(uri)
-    with as_tracking_error("cannot open the run", uri or os.environ["MLFLOW_TRACKING_URI"]):
-        run_id = attached_run_id()
-        if not run_id:
-            experiment = experiment_id(client, experiment_name)
-            run_id = find_or_create_run(client, experiment, pipeline_run_id, run_name)
-        if client.get_run(run_id).info.status in _ENDED:
-            client.update_run(run_id, status="RUNNING")
-    spool = Path(tempfile.mkdtemp(prefix=f"iceaggr-tracking-{run_id[:8]}-{step}-"))
-    target = {"tracking_uri": uri, "run_id": run_id}
-    (spool / "run.json").write_text(json.dumps(target))
-    tracker = MlflowTracker(client, run_id, step, spool)
+    target = RunTarget(
+        tracking_uri or tracking_server(),
+        experiment_name,
+        checked_run_id(pipeline_run_id),
+        run_name,
+        attached_run_id(),
+    )
+    spool = Path(tempfile.mkdtemp(prefix=f"iceaggr-tracking-{step}-"))
+    sender = LateSender(target, spool)
+    try:
+        sender.open()
+    except TrackingError as error:
+        if must_answer or not is_away(error):
+            shutil.rmtree(spool)
+            raise
+        log.warning("%s. The step goes on; its records follow when the server is back", error)
+    tracker = MlflowTracker(sender, step, spool)
     tracker.set_tags(surroundings())
     tracker.tell_step("running")
     return tracker

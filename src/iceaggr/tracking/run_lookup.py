@@ -49,6 +49,24 @@ def kfp_settings(environment: Mapping[str, str] = os.environ) -> dict[str, objec
         ) from None
 
 
+def tracking_server(environment: Mapping[str, str] = os.environ) -> str:
+    """Name the server: that of Kubeflow's plugin, whose run is there, else MLFLOW_TRACKING_URI.
+
+    Returns '' without either.  Raises: TrackingError if KFP_MLFLOW_CONFIG is damaged.
+    """
+    endpoint = kfp_settings(environment).get("endpoint")
+    if endpoint and not environment.get("MLFLOW_RUN_ID"):
+        return str(endpoint)
+    return environment.get("MLFLOW_TRACKING_URI") or str(endpoint or "")
+
+
+def checked_run_id(pipeline_run_id: str) -> str:
+    """Check the id by which all steps find their run. Raises: TrackingError."""
+    if not pipeline_run_id or '"' in pipeline_run_id:
+        raise TrackingError("not the id of a pipeline run", found=repr(pipeline_run_id))
+    return pipeline_run_id
+
+
 def experiment_id(client: MlflowClient, name: str) -> str:
     """Find or create an experiment; a step that creates it at the same moment is no error."""
     found = client.get_experiment_by_name(name)
@@ -77,8 +95,6 @@ def find_or_create_run(
     wait until the newest is 1.5 s old, agree on the oldest, and whoever made another deletes it.
     This holds unless creating a run takes longer than that, or clocks differ by more.
     """
-    if not pipeline_run_id or '"' in pipeline_run_id:
-        raise TrackingError("not the id of a pipeline run", found=repr(pipeline_run_id))
     me = uuid.uuid4().hex
     runs = _runs_of(client, experiment, pipeline_run_id)
     if not runs:

@@ -96,7 +96,7 @@ def check_learning(inputs: TrainingInputs) -> LearningRow:
     row = try_rate(config, batches, inputs.normalization, rate)
     inputs.tracker.log_metrics(
         {
-            f"learning_check/{name}": value
+            f"train_check/{name}": value
             for name in ("first_loss", "last_loss", "gradient_norm")
             if math.isfinite(value := getattr(row, name))
         }
