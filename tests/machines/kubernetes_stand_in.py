@@ -1,39 +1,39 @@
 """The part of a Kubernetes API that TrainJobs need: state in memory, real HTTP.
 
 A job that is created must be one that Trainer's own models can hold, without unknown fields, and
-keep the rules of its resource definition that matter here.
+keep the limits of its resource definition.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import time
+from pathlib import Path
 
+import jsonschema
 from kubeflow_trainer_api import models
 
 from tests.stand_in import Answer, HttpError, Request, StandIn
 
 JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/runs/trainjobs"
 PODS = "/api/v1/namespaces/runs/pods"
+SCHEMA = Path(__file__).parents[2] / "manifests" / "schemas" / "trainjob.json"
 CREATED = "2026-01-01T00:00:00Z"
 
 
 def check_job(job: dict) -> None:
-    """Check an object as the API server would. Raises AssertionError saying what is wrong."""
+    """Check an object as the API server would.
+
+    Raises: AssertionError or jsonschema's ValidationError saying what is wrong.
+    """
     parsed = models.TrainerV1alpha1TrainJob.from_dict(job)
     assert parsed.to_dict() == job, "fields that Trainer does not know"
-    assert job["apiVersion"] == "trainer.kubeflow.org/v1alpha1"
-    # Source: RFC 1035 labels, and room for what JobSet adds to a pod's name
-    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", job["metadata"]["name"])
+    jsonschema.validate(job, json.loads(SCHEMA.read_text()))
+    # room for what JobSet adds to a pod's name
     assert len(job["metadata"]["name"]) + len("-node-0-0-xxxxx") <= 63
-    trainer = job["spec"]["trainer"]
-    assert trainer["numNodes"] >= 1
     assert job["spec"]["activeDeadlineSeconds"] >= 1
-    # Source: kubeflow/trainer#2614, variables of the training container cannot be patched
-    for patch in job["spec"].get("runtimePatches", []):
-        for replicated in patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]:
-            assert "containers" not in replicated["template"]["spec"]["template"]["spec"]
+    names = [variable["name"] for variable in job["spec"]["trainer"].get("env", [])]
+    assert len(names) == len(set(names)), "an environment variable twice"
 
 
 class KubernetesStandIn(StandIn):
@@ -84,7 +84,7 @@ class KubernetesStandIn(StandIn):
             raise HttpError(409, "already exists")
         try:
             check_job(job)
-        except (AssertionError, ValueError) as error:
+        except (AssertionError, ValueError, jsonschema.ValidationError) as error:
             raise HttpError(422, str(error)) from None
         self.created.append(job)
         self.jobs[name] = json.loads(json.dumps(job))

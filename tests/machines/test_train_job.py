@@ -1,3 +1,4 @@
+import jsonschema
 import pytest
 
 from iceaggr.errors import ConfigError
@@ -25,6 +26,21 @@ def order(**changes):
 
 def test_build_train_job_is_one_that_trainer_accepts():
     check_job(build_train_job(order()))
+
+
+@pytest.mark.parametrize(
+    "breach",
+    [
+        {"memory": "64 GB"},
+        {"n_gpus": 0, "cpu": "many"},
+        {"n_nodes": 2**31},
+    ],
+)
+def test_check_job_refuses_what_the_api_server_would(breach):
+    with pytest.raises(
+        jsonschema.ValidationError, match="does not match|is greater than the maximum"
+    ):
+        check_job(build_train_job(order(**breach)))
 
 
 def test_build_train_job_describes_the_machines():

@@ -17,9 +17,9 @@ def job_command(overlay: str, changes: dict[str, str], token_file) -> list[str]:
     (container,) = job["template"]["spec"]["containers"]
     settings = find(documents, "ConfigMap", "iceaggr-schedule")["data"] | changes
     arguments = [
-        re.sub(r"\$\((\w+)\)", lambda match: settings[match[1]], argument).replace(
-            "/var/run/secrets/kubeflow/pipelines/token", str(token_file)
-        )
+        re.sub(r"\$\((\w+)\)", lambda match: settings[match[1]], argument)
+        .replace("/var/run/secrets/kubeflow/pipelines/token", str(token_file))
+        .replace("/opt/application", str(MANIFESTS.parent))
         for argument in container["args"]
     ]
     program, script, *verb = container["command"]
@@ -32,7 +32,8 @@ def test_schedule_job_makes_the_schedule_once(overlay, tmp_path):
     token_file = tmp_path / "token"
     token_file.write_text("a-token")
     with KfpStandIn(multi_user=overlay == "existing") as server:
-        command = job_command(overlay, {"KFP_HOST": server.url}, token_file)
+        changes = {"KFP_HOST": server.url, "CONFIG": "best.yaml", "TRAIN_START_FROM": "champion"}
+        command = job_command(overlay, changes, token_file)
         first, second = (
             subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
             for _ in range(2)
@@ -44,4 +45,6 @@ def test_schedule_job_makes_the_schedule_once(overlay, tmp_path):
         (schedule,) = server.schedules
     parameters = schedule.runtime_config.parameters
     assert parameters["raw_uri"] == "s3://iceaggr/raw"
+    assert parameters["config"]["name"] == "best"
+    assert parameters["train_start_from"] == "champion"
     assert schedule.service_account == "iceaggr-runner"
