@@ -18,6 +18,7 @@ from iceaggr.training.guards import check_batch
 from iceaggr.training.inputs import BatchSource
 from iceaggr.training.interruption import Interruption, TrainingInterruptedError
 from iceaggr.training.keeper import Keeper
+from iceaggr.training.memory import HeapTrimmer
 from iceaggr.training.reporting import Reporter
 from iceaggr.training.schedule import Pace, learning_rate_at
 from iceaggr.training.state import RunState
@@ -66,6 +67,7 @@ class Loop:
         self._first_step = state.step
         self._n_events_here, self._train_s, self._save_s = 0, 0.0, 0.0
         self._rate = 0.0
+        self._trimmer = HeapTrimmer()
 
     def run(self) -> None:
         """Train until the epochs or the time are used up; the state says which.
@@ -154,6 +156,7 @@ class Loop:
 
     def _do_what_is_due(self) -> None:
         """Stop, validate or save between two steps; every process decides the same."""
+        self._trimmer.trim_if_due()
         now = time.monotonic()
         validate_after_s = self.settings.validation_every_minutes * 60
         mine = [
