@@ -36,8 +36,11 @@ class ObjectStore(Protocol):
     def read_bytes(self, uri: str) -> bytes:
         """Read a whole object. Raises: StorageError if it does not exist."""
 
-    def write_bytes(self, uri: str, data: bytes) -> None:
-        """Write a whole object atomically: readers see the old one or the new one."""
+    def write_bytes(self, uri: str, data: bytes | memoryview) -> None:
+        """Write a whole object atomically: readers see the old one or the new one.
+
+        data: free to be changed by the caller afterwards; the store keeps no view of it.
+        """
 
     def write_bytes_if_absent(self, uri: str, data: bytes) -> bool:
         """Write only if nothing is there; False when another writer was first."""

@@ -29,7 +29,7 @@ class MemoryStore:
             raise StorageError("object not found", where=uri)
         return self.objects[uri]
 
-    def write_bytes(self, uri: str, data: bytes) -> None:
+    def write_bytes(self, uri: str, data: bytes | memoryview) -> None:
         self.objects[uri] = bytes(data)
 
     def write_bytes_if_absent(self, uri: str, data: bytes) -> bool:

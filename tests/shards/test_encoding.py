@@ -6,7 +6,8 @@ import pytest
 
 from iceaggr.errors import ShardError
 from iceaggr.events.joining import take_range
-from iceaggr.shards.encoding import decode_shard, encode_shard
+from iceaggr.events.workspace import Workspace
+from iceaggr.shards.encoding import decode_shard, encode_shard, encode_shard_in
 from iceaggr.shards.format import shard_schema
 from tests.shards.dom_events_builder import random_dom_events
 
@@ -97,3 +98,10 @@ def test_decode_shard_refuses_an_event_without_doms():
     offsets[1] = offsets[2]
     with pytest.raises(ShardError, match="list offsets out of order"):
         decode_shard(encode_shard(replace(events, event_dom_offsets=offsets)), "some/shard")
+
+
+def test_encode_shard_in_gives_the_same_bytes_in_memory_used_before():
+    workspace = Workspace()
+    for n_events in (40, 200, 3):
+        events = random_dom_events(n_events, n_events)
+        assert bytes(encode_shard_in(workspace, events)) == encode_shard(events)

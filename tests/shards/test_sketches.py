@@ -235,3 +235,23 @@ def test_quantile_and_share_beyond_are_right_to_within_a_bin() -> None:
     assert feature.share_beyond(40, 65) == pytest.approx(beyond, abs=0.002)
     assert feature.share_beyond(-1e9, 1e9) == 0
     assert feature.share_beyond(1e9, 2e9) == 1
+
+
+@pytest.mark.parametrize("charge", ["digitised", "continuous"])
+@pytest.mark.parametrize("time_shift", [0, 8_000_000])
+def test_sketch_is_the_same_with_and_without_tables(charge: str, time_shift: int) -> None:
+    events = random_dom_events(300, seed=11, charge_dtype=np.float64)
+    if charge == "continuous":
+        noise = np.random.default_rng(0).uniform(0, 0.01, events.n_pulses)
+        events = replace(events, charge_pe=events.charge_pe + noise)
+    events = replace(events, time_ns=events.time_ns + time_shift)
+    values = rows_of(events)
+    sketch = sketch_events(events, DETECTOR)
+    for name in ("time_ns", "charge_pe", "log10_charge", "auxiliary"):
+        expected = summarise(*values[name], sketch.features[name].binning)
+        found = sketch.features[name]
+        assert (found.n_values, found.n_not_finite) == (expected.n_values, 0), name
+        assert (found.low, found.high) == (expected.low, expected.high), name
+        np.testing.assert_allclose(found.mean, expected.mean, rtol=EXACT, err_msg=name)
+        np.testing.assert_allclose(found.m2, expected.m2, rtol=1e-11, err_msg=name)
+        np.testing.assert_allclose(found.histogram, expected.histogram, atol=1e-11, err_msg=name)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.workspace import Workspace
 
 
 def take_range(events: DomEvents, start: int, stop: int) -> DomEvents:
@@ -26,10 +29,21 @@ def take_range(events: DomEvents, start: int, stop: int) -> DomEvents:
     )
 
 
-def concatenate(parts: Sequence[DomEvents]) -> DomEvents:
-    """Join events end to end; at least one part."""
+def concatenate(parts: Sequence[DomEvents], workspace: Workspace | None = None) -> DomEvents:
+    """Join events end to end; at least one part.
+
+    workspace: memory for the joined pulses; None takes fresh memory.
+    """
     if len(parts) == 1:
         return parts[0]
+
+    def pulses(name: str) -> npt.NDArray[Any]:
+        columns = [getattr(part, name) for part in parts]
+        if workspace is None:
+            return np.concatenate(columns)
+        out = workspace.array(name, sum(map(len, columns)), np.result_type(*columns))
+        return np.concatenate(columns, out=out)
+
     return DomEvents(
         event_id=np.concatenate([part.event_id for part in parts]),
         azimuth=np.concatenate([part.azimuth for part in parts]),
@@ -41,9 +55,9 @@ def concatenate(parts: Sequence[DomEvents]) -> DomEvents:
         dom_pulse_offsets=_offsets(
             [part.dom_pulse_offsets for part in parts], [part.n_pulses for part in parts]
         ),
-        time_ns=np.concatenate([part.time_ns for part in parts]),
-        charge_pe=np.concatenate([part.charge_pe for part in parts]),
-        auxiliary=np.concatenate([part.auxiliary for part in parts]),
+        time_ns=pulses("time_ns"),
+        charge_pe=pulses("charge_pe"),
+        auxiliary=pulses("auxiliary"),
     )
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from iceaggr.errors import ShardError
+from iceaggr.shards.distinct import distinct_numbers
 
 Floats = npt.NDArray[np.float64]
 MAX_BINS = 1 << 16
@@ -236,15 +237,17 @@ def summarise(
     weights: Floats,
     binning: Binning,
     bin_idx: npt.NDArray[np.int64] | None = None,
+    n_rows: int | None = None,
 ) -> FeatureSketch:
     """Compute the statistics of one feature in two passes; NaN and infinities are only counted.
 
     values: (n,) any number type or bool.  weights: (n,) float64, positive.  bin_idx: (n,) int64,
-    when the caller knows the bins already. Returns the statistics, computed in float64.
+    when the caller knows the bins already.  n_rows: rows that the values stand for, when they are
+    distinct values with their summed weights. Returns the statistics, computed in float64.
     """
-    n_values = len(values)
-    if n_values and values.dtype.kind != "f" and bin_idx is None:
-        values, weights = _distinct_numbers(values, weights)
+    n_values = len(values) if n_rows is None else n_rows
+    if len(values) and values.dtype.kind != "f" and bin_idx is None:
+        values, weights = distinct_numbers(values, weights)
     values = values.astype(np.float64)
     n_not_finite = 0
     if len(values) and not (math.isfinite(values.min()) and math.isfinite(values.max())):
@@ -277,20 +280,3 @@ def summarise(
         high,
         histogram,
     )
-
-
-def _distinct_numbers(
-    values: npt.NDArray[np.number] | npt.NDArray[np.bool_], weights: Floats
-) -> tuple[npt.NDArray[np.number], Floats]:
-    """Add up the weights of equal whole numbers, where few numbers occur often.
-
-    Counts and flags: one pass instead of ten. Returns the numbers and their weights, or both
-    arrays as they are where that would not shorten them.
-    """
-    whole: npt.NDArray[Any] = values.view(np.uint8) if values.dtype == np.bool_ else values
-    low, high = int(whole.min()), int(whole.max())
-    if low < 0 or 16 * high >= len(whole):
-        return whole, weights
-    total = np.bincount(whole, weights=weights).astype(np.float64, copy=False)
-    found = np.flatnonzero(total)
-    return found, total[found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ from dataclasses import dataclass, field
 from iceaggr.detector import Detector
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.joining import concatenate, take_range
+from iceaggr.events.workspace import Workspace
 from iceaggr.interfaces import ObjectStore
-from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, encode_shard
+from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, encode_shard_in
 from iceaggr.shards.manifest import ShardEntry, Split
 from iceaggr.shards.sketches import Sketch, sketch_events
 
@@ -48,6 +50,7 @@ class ShardWriter:
         self._n_events_per_shard = n_events_per_shard
         self._buffers: dict[Split, _Buffer] = {}
         self._thread = ThreadPoolExecutor(N_WRITER_THREADS, thread_name_prefix="shard-writer")
+        self._workspaces = threading.local()  # one for each writer thread
         self._in_flight: list[Future[tuple[ShardEntry, Sketch]]] = []
         self._entries: list[ShardEntry] = []
         self._sketches: dict[str, Sketch] = {}
@@ -107,8 +110,11 @@ class ShardWriter:
         self._sketches[entry.split] = known.merge(sketch) if known else sketch
 
     def _write(self, uri: str, split: Split, parts: list[DomEvents]) -> tuple[ShardEntry, Sketch]:
-        events = concatenate(parts)
-        data = encode_shard(events)
+        if not hasattr(self._workspaces, "mine"):
+            self._workspaces.mine = Workspace()
+        workspace: Workspace = self._workspaces.mine
+        events = concatenate(parts, workspace)
+        data = encode_shard_in(workspace, events)
         self._store.write_bytes(uri, data)
         entry = ShardEntry(
             uri=uri,

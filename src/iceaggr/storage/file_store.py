@@ -57,7 +57,7 @@ class FileStore:
             )
         return data
 
-    def write_bytes(self, uri: str, data: bytes) -> None:
+    def write_bytes(self, uri: str, data: bytes | memoryview) -> None:
         """Write a whole file under a temporary name, then rename it."""
         path = file_path(uri)
         with as_storage_error(uri, "cannot write"), partial_file(path) as partial:
@@ -178,6 +178,7 @@ def as_storage_error(uri: str, failed: str) -> Iterator[None]:
             "file not found",
             where=uri,
             found=f"nothing at {error.filename}",
+            expected="a file",
             remedy="Check the path, and that the step that writes it has run",
         ) from None
     except OSError as error:

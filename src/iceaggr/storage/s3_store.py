@@ -77,11 +77,12 @@ class S3Store:
 
         return self._s3.call(uri, get)
 
-    def write_bytes(self, uri: str, data: bytes) -> None:
+    def write_bytes(self, uri: str, data: bytes | memoryview) -> None:
         """Write a whole object; the store verifies its MD5 before it becomes visible."""
         where = _location(uri)
-        md5 = _md5(data)
-        self._s3.call(uri, lambda s3: s3.put_object(Body=data, ContentMD5=md5, **where))
+        body = bytes(data)  # boto3 takes no memoryview; bytes are not copied
+        md5 = _md5(body)
+        self._s3.call(uri, lambda s3: s3.put_object(Body=body, ContentMD5=md5, **where))
 
     def write_bytes_if_absent(self, uri: str, data: bytes) -> bool:
         """Write only if nothing is there; False when another writer was first.

@@ -53,7 +53,7 @@ class UriStore:
         """Read a whole object, its length checked."""
         return self._backend(uri).read_bytes(uri)
 
-    def write_bytes(self, uri: str, data: bytes) -> None:
+    def write_bytes(self, uri: str, data: bytes | memoryview) -> None:
         """Write a whole object atomically: readers see the old one or the new one."""
         self._backend(uri).write_bytes(uri, data)
 

@@ -1,0 +1,59 @@
+"""Statistics of the pulse features of a block of events: most of what a sketch costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from iceaggr.events.dom_events import DomEvents
+from iceaggr.shards.distinct import EventWeights, distinct_charges, distinct_times
+from iceaggr.shards.histograms import Binning, FeatureSketch, summarise
+
+
+def pulse_features(block: DomEvents, binnings: dict[str, Binning]) -> dict[str, FeatureSketch]:
+    """Summarise time, charge, its logarithm and the auxiliary flag; each event counts equally."""
+    n_pulses = np.diff(block.event_pulse_offsets())
+    weights = EventWeights(n_pulses)
+    return {
+        "time_ns": _time_feature(block.time_ns, weights, binnings["time_ns"]),
+        "auxiliary": _flag_feature(block, n_pulses, binnings["auxiliary"]),
+        **_charge_features(block.charge_pe, weights, binnings),
+    }
+
+
+def _time_feature(
+    time_ns: npt.NDArray[np.int64], weights: EventWeights, binning: Binning
+) -> FeatureSketch:
+    values, total = distinct_times(time_ns, weights) or (time_ns, weights.all())
+    return summarise(values.astype(np.float64), total, binning, n_rows=len(time_ns))
+
+
+def _charge_features(
+    charge_pe: npt.NDArray[np.floating], weights: EventWeights, binnings: dict[str, Binning]
+) -> dict[str, FeatureSketch]:
+    values, total = distinct_charges(charge_pe, weights) or (charge_pe, weights.all())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log10_charge = np.log10(values, dtype=np.float64)
+    # both histograms of charge have the same bins, unless some charge has no logarithm
+    finite = bool(np.isfinite(log10_charge).all())
+    bins = binnings["log10_charge"].bin_idx(log10_charge) if finite else None
+    columns = {"log10_charge": log10_charge, "charge_pe": values}
+    return {
+        name: summarise(column, total, binnings[name], bins, n_rows=len(charge_pe))
+        for name, column in columns.items()
+    }
+
+
+def _flag_feature(
+    block: DomEvents, n_pulses: npt.NDArray[np.int64], binning: Binning
+) -> FeatureSketch:
+    """Count the flagged pulses of each event instead of weighing every pulse."""
+    filled = n_pulses > 0
+    starts, n_in_event = block.event_pulse_offsets()[:-1][filled], n_pulses[filled]
+    n_set = np.zeros(0, np.int64)
+    if len(starts):
+        n_set = np.add.reduceat(block.auxiliary.view(np.uint8), starts, dtype=np.int64)
+    counts = np.stack([n_in_event - n_set, n_set])
+    present = np.flatnonzero(counts.any(axis=1))
+    weights = (counts / n_in_event).sum(axis=1)[present]
+    return summarise(present.astype(np.float64), weights, binning, n_rows=int(n_pulses.sum()))
