@@ -31,7 +31,9 @@ def summed_up(context):
 
 
 @pytest.mark.parametrize("state", ["COMPLETE", "SUCCEEDED"])
-def test_close_run_deletes_the_checkpoints_of_a_finished_run(run, state):
+def test_close_run_deletes_what_a_finished_run_needs_no_more(run, state):
+    for name in ("start/3/model.json", "request/manifest.json", "start.json"):
+        run.open_store().write_bytes(f"{run.run_uri}/training/{name}", b"x")
     run.open_store().write_bytes(f"{run.work_uri}/runs/run-2/training/checkpoints/latest.json", b"")
     summed_up(run)
     assert run_close_run(run, state) == "FINISHED"
@@ -39,6 +41,7 @@ def test_close_run_deletes_the_checkpoints_of_a_finished_run(run, state):
     assert left == [
         "/runs/run-1/summary.json",
         "/runs/run-1/training/model/m.json",
+        "/runs/run-1/training/start.json",
         "/runs/run-2/training/checkpoints/latest.json",
     ]
 

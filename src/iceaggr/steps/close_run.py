@@ -1,9 +1,10 @@
 """Last step: close the MLflow run, whatever the end, and delete what a finished run needs no more.
 
-Deleted are the checkpoints of a run that succeeded: they hold optimiser states and are several
-times the size of the model; and its copy of the champion, if training started from that. A failed
-or stopped run keeps them, because retrying it in the UI goes on from them; but a TrainJob of it
-that still works is ended, since nobody waits for it any more.
+Deleted are of a run that succeeded: its checkpoints, which hold optimiser states and are several
+times the size of the model; its copy of the champion, if training started from that; what its
+training processes were asked and answered. A failed or stopped run keeps them, because retrying it
+in the UI goes on from them; but a TrainJob of it that still works is ended, since nobody waits for
+it any more.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ def run_close_run(context: RunContext, state: str) -> EndStatus:
     with StepProgress("close_run", run_id=context.run_id) as progress:
         store = context.open_store()
         status = end_status(state, store.stat(f"{context.run_uri}/summary.json") is not None)
-        n_deleted = _delete_checkpoints(store, context) if status == "FINISHED" else 0
         stopped = _stop_train_job(store, context)
+        n_deleted = _delete_temporary(store, context) if status == "FINISHED" else 0
         with context.tracking("close_run", end=status):
             pass
         progress.conclude(
-            f"run {status.lower()}, {n_deleted} checkpoint files deleted"
+            f"run {status.lower()}, {n_deleted} temporary files deleted"
             + (", TrainJob ended" if stopped else "")
         )
         return status
@@ -48,9 +49,11 @@ def end_status(state: str, has_summary: bool) -> EndStatus:
     return "FAILED" if state == "FAILED" else "KILLED"
 
 
-def _delete_checkpoints(store: ObjectStore, context: RunContext) -> int:
-    found = store.list(f"{context.run_uri}/training/start/")
-    found += store.list(f"{context.run_uri}/training/checkpoints/")
+def _delete_temporary(store: ObjectStore, context: RunContext) -> int:
+    folders = [
+        f"{context.run_uri}/training/{name}/" for name in ("checkpoints", "request", "start")
+    ]
+    found = [item for folder in folders for item in store.list(folder)]
     # latest.json last: an interrupted deletion must not look like a run that never began
     for item in sorted(found, key=lambda item: item.uri.endswith("/latest.json")):
         store.delete(item.uri)
