@@ -26,7 +26,7 @@ from iceaggr.progress import StepProgress
 from iceaggr.shards.manifest import ShardManifest
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import EvaluationPointer, ModelPointer, read_document
-from iceaggr.steps.manifest_facts import manifest_facts, reuse_words
+from iceaggr.steps.summary import description, make_summary
 from iceaggr.steps.training_inputs import read_manifest
 from iceaggr.tracking.connection import PATIENCE_S, is_away
 from iceaggr.tracking.registry import ModelRegistry, RegisteredModel
@@ -177,61 +177,6 @@ def batches_of(loaded: LoadedModel) -> BatchConfig:
     """Give the batch settings that a model was trained with: its caps are part of the model."""
     experiment = loaded.facts.get("experiment")
     return ExperimentConfig.model_validate(experiment).batches if experiment else BatchConfig()
-
-
-def make_summary(
-    manifest: ShardManifest,
-    headline: EvaluationPointer,
-    model_uri: str,
-    verdict: Verdict,
-    mlflow_run_id: str,
-) -> dict[str, Any]:
-    """Collect the figures of a whole run, with stable names."""
-    model, line_fit = headline.row("model"), headline.row("line_fit")
-    counts = {name: int(value) for name, value in manifest_facts(manifest).items()}
-    return {
-        **counts,
-        "n_events_test": headline.n_events,
-        "mean_opening_angle_deg": model.mean_deg,
-        "mean_opening_angle_error_deg": model.mean_error_deg,
-        "median_opening_angle_deg": model.median_deg,
-        "p68_opening_angle_deg": model.p68_deg,
-        "line_fit_mean_opening_angle_deg": line_fit.mean_deg,
-        "line_fit_median_opening_angle_deg": line_fit.median_deg,
-        "constant_mean_opening_angle_deg": headline.row("constant").mean_deg,
-        "data_digest": manifest.digest(),
-        "mlflow_run_id": mlflow_run_id,
-        "model_uri": model_uri,
-        "promoted": verdict.promote,
-        "reason": verdict.reason,
-        "margin_deg": verdict.margin_deg if verdict.compared_with else None,
-        "margin_error_deg": verdict.margin_error_deg if verdict.compared_with else None,
-        "report_uri": headline.report_uri,
-        "events_uri": headline.events_uri,
-        "table": [row.model_dump() for row in headline.table],
-    }
-
-
-def description(summary: dict[str, Any]) -> str:
-    """Write the headline as Markdown, which MLflow shows at the top of the run."""
-    # MLflow sets the cells of a table side by side without a gap
-    gap = "\N{EM SPACE}"
-    rows = [
-        f"| {row['title']}{gap} | {row['mean_deg']:.2f} ± {row['mean_error_deg']:.2f}°{gap} "
-        f"| {row['median_deg']:.2f} ± {row['median_error_deg']:.2f}° |"
-        for row in summary["table"]
-    ]
-    return "\n".join(
-        [
-            f"**{summary['reason']}**\n",
-            f"| opening angle, {summary['n_events_test']:,} test events | mean | median |",
-            "|---|---|---|",
-            *rows,
-            f"\n{reuse_words(summary)}; training started from {summary['started_from']}",
-            f"\n{summary['pulses_in']:,} pulses in = {summary['pulses_kept']:,} kept"
-            f" + {summary['pulses_rejected']:,} rejected; report: artifact evaluation/report.html",
-        ]
-    )
 
 
 def _track(tracker: Tracker, model_uri: str, verdict: Verdict, text: str) -> None:
