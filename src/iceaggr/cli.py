@@ -218,7 +218,8 @@ def predict(
 @app.command()
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(help="MLflow runs, ids or names; the first is the reference")
+        list[str],
+        typer.Argument(help="MLflow runs: names, ids or addresses; the first is the reference"),
     ],
     page: Annotated[Path | None, typer.Option(help="HTML page to write")] = None,
 ) -> None:

@@ -99,10 +99,16 @@ def _report_context(
             "model": pointer.model_uri,
             "data": f"{raw_uri}, digest {manifest.digest()}",
             "split": f"test, {manifest.n_events('test'):,} events that training never saw",
-            "MLflow run": mlflow_run_id or "not tracked",
+            "MLflow run": _run_words(context, mlflow_run_id),
         },
         settings=context.config.model_dump(mode="json"),
     )
+
+
+def _run_words(context: RunContext, mlflow_run_id: str) -> str:
+    if not context.tracked:
+        return "not tracked"
+    return f"{context.run_name}, id {mlflow_run_id}" if mlflow_run_id else context.run_name
 
 
 def _angle_table(evaluation: Evaluation) -> tuple[AngleRow, ...]:
