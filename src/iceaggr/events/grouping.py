@@ -28,7 +28,7 @@ def group_by_dom(
     rank[order] = np.arange(n_events, dtype=np.uint64)
     pulse_order, group, n_sensor_bits = _sorted_groups(rank, cleaned, detector.n_sensors)
     first = _run_starts(group)
-    time = cleaned.pulses.time_ns[pulse_order]
+    time = cleaned.pulses.time_ns.take(pulse_order)  # quicker than [pulse_order]
     if _has_disorder(time, first):
         # times within an event need not be sorted in the raw file: sort them, stably, here
         dom = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(time))))
@@ -46,8 +46,8 @@ def group_by_dom(
         sensor_id=detector.sensor_id[dom_sensor_idx].astype(np.int32),
         dom_pulse_offsets=np.append(first, len(time)),
         time_ns=time,
-        charge_pe=cleaned.pulses.charge_pe[pulse_order],
-        auxiliary=cleaned.pulses.auxiliary[pulse_order],
+        charge_pe=cleaned.pulses.charge_pe.take(pulse_order),
+        auxiliary=cleaned.pulses.auxiliary.take(pulse_order),
     )
 
 

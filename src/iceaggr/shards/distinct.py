@@ -73,9 +73,10 @@ def distinct_times(time_ns: npt.NDArray[np.int64], event_weights: EventWeights) 
 
     time_ns: (n,) int64. None where a time is negative or the table longer than the times.
     """
-    if not len(time_ns) or time_ns.min() < 0 or time_ns.max() >= len(time_ns):
+    high = int(time_ns.max(initial=-1))
+    if high < 0 or high >= len(time_ns) or time_ns.min() < 0:
         return None
-    total = np.zeros(int(time_ns.max()) + 1)
+    total = np.zeros(high + 1)
     for rows, weights in event_weights.passes():
         added = np.bincount(time_ns[rows], weights=weights)
         total[: len(added)] += added
@@ -116,7 +117,7 @@ def _fits(
     known: npt.NDArray[np.floating], cell: npt.NDArray[np.int64], charge: npt.NDArray[np.floating]
 ) -> bool:
     """Enter the charges of empty cells (NaN); tell whether each cell holds one charge only."""
-    new = np.flatnonzero(known[cell] != charge)
+    new = np.flatnonzero(known.take(cell) != charge)  # take is quicker than [cell]
     if not len(new):
         return True
     new_cell, new_charge = cell[new], charge[new]

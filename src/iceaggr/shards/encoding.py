@@ -42,7 +42,7 @@ def encode_shard_in(workspace: Workspace, events: DomEvents) -> memoryview:
         stop = start + len(piece)
         data[start:stop] = np.frombuffer(piece, np.uint8)
         start = stop
-    return memoryview(data)
+    return data.data
 
 
 class _Pieces(io.RawIOBase):

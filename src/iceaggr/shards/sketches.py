@@ -117,7 +117,8 @@ def _sketch_from_document(document: dict[str, Any], where: str) -> Sketch:
         if dom_hits.ndim != 1 or dom_hits.dtype != np.int64 or (dom_hits < 0).any():
             raise ValueError(f"dom_hits {shown(document['dom_hits'])}")
         read = {name: feature_from_document(features[name]) for name in FEATURES}
-        return Sketch(*counts, read, dom_hits)
+        n_events, n_doms, n_pulses = counts
+        return Sketch(n_events, n_doms, n_pulses, read, dom_hits)
     except ValidationError as error:
         problem = first_problem(error, BaseModel)
         raise _damaged(problem.found_in_field, problem.expected, where) from None
@@ -208,14 +209,16 @@ def sketch_events(events: DomEvents, detector: Detector) -> Sketch:
 
     Raises: DetectorError if a sensor is not in the detector's table.
     """
+    if not events.n_events:
+        return empty_sketch(detector)
     binnings = feature_binnings(detector)
-    features = empty_sketch(detector).features
+    features: dict[str, FeatureSketch] = {}
     row_weight = np.zeros(detector.n_sensors)
     dom_hits = np.zeros(detector.n_sensors, np.int64)
     for block in _blocks(events):
         dom_weights = _dom_weights(block)
         for name, part in _block_features(block, dom_weights, binnings).items():
-            features[name] = features[name].merge(part)
+            features[name] = features[name].merge(part) if name in features else part
         rows = _known_rows(block, detector)
         row_weight += np.bincount(rows, weights=dom_weights, minlength=detector.n_sensors)
         dom_hits += np.bincount(rows, minlength=detector.n_sensors)
