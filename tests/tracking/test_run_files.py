@@ -6,6 +6,7 @@ import pytest
 
 from iceaggr.errors import TrackingError
 from iceaggr.tracking import open_tracker
+from iceaggr.tracking.connection import connect
 from iceaggr.tracking.run_files import fetch_run_file
 
 pytestmark = pytest.mark.integration
@@ -32,6 +33,16 @@ def test_run_is_found_by_what_users_see(stem, tmp_path):
         found = fetch_run_file(run, FILE, tmp_path / str(number))
         assert (found.run_name, found.run_id) == (name, run_id)
         assert found.path.read_text() == "the events"
+
+
+def test_file_of_a_step_is_found_by_the_pipelines_run(stem, tmp_path):
+    """Kubeflow's plugin keeps each step in a run of its own, below that of the pipeline."""
+    parent = make_run(f"{stem}-pipeline")
+    child = make_run(f"{stem}-evaluate-model", "the events")
+    connect("").set_tag(child, "mlflow.parentRunId", parent)
+    found = fetch_run_file(f"{stem}-pipeline", FILE, tmp_path)
+    assert (found.run_name, found.run_id) == (f"{stem}-pipeline", parent)
+    assert found.path.read_text() == "the events"
 
 
 def test_run_that_is_not_the_only_one_or_not_there_is_told_with_those_that_are(stem, tmp_path):

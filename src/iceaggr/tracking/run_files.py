@@ -39,9 +39,8 @@ def fetch_run_file(run: str, artifact_path: str, into: Path) -> RunFile:
         found = _find_run(client, run)
     name, run_id = str(found.info.run_name), str(found.info.run_id)
     with as_tracking_error("cannot fetch a file of the run", f"{name} {artifact_path}"):
-        _check_exists(client, found, artifact_path)
         path = mlflow.artifacts.download_artifacts(
-            run_id=run_id,
+            run_id=_holder(client, found, artifact_path),
             artifact_path=artifact_path,
             dst_path=str(into),
             tracking_uri=client.tracking_uri,
@@ -81,13 +80,20 @@ def _named(runs: list[Run]) -> str:
     return ", ".join(f"{run.info.run_name} ({run.info.run_id})" for run in runs)
 
 
-def _check_exists(client: MlflowClient, run: Run, artifact_path: str) -> None:
+def _holder(client: MlflowClient, run: Run, artifact_path: str) -> str:
+    """Name the run that holds the file: the run itself, or one of its steps.
+
+    Kubeflow's MLflow plugin makes a run for each step, below that of the pipeline.
+    """
     folder = artifact_path.rpartition("/")[0]
-    known = [item.path for item in client.list_artifacts(run.info.run_id, folder or None)]
-    if artifact_path not in known:
-        raise TrackingError(
-            "run has no such file",
-            where=str(run.info.run_name),
-            found=f"a run that is {run.info.status.lower()}, without {artifact_path}",
-            expected="a run whose evaluation is done",
-        )
+    below = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    for candidate in (run, *client.search_runs([run.info.experiment_id], below)):
+        known = client.list_artifacts(candidate.info.run_id, folder or None)
+        if artifact_path in [item.path for item in known]:
+            return str(candidate.info.run_id)
+    raise TrackingError(
+        "run has no such file",
+        where=str(run.info.run_name),
+        found=f"a run that is {run.info.status.lower()}, without {artifact_path}",
+        expected="a run whose evaluation is done",
+    )
