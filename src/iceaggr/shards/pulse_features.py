@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.shards.distinct import EventWeights, distinct_charges, distinct_times
-from iceaggr.shards.histograms import Binning, FeatureSketch, summarise
+from iceaggr.shards.histograms import Binning, FeatureSketch, Floats, summarise
 
 
 def pulse_features(block: DomEvents, binnings: dict[str, Binning]) -> dict[str, FeatureSketch]:
@@ -19,6 +19,16 @@ def pulse_features(block: DomEvents, binnings: dict[str, Binning]) -> dict[str, 
         "auxiliary": _flag_feature(block, n_pulses, binnings["auxiliary"]),
         **_charge_features(block.charge_pe, weights, binnings),
     }
+
+
+def first_pulse_times(block: DomEvents) -> Floats:
+    """Find the time of the first pulse of each event: (B,) ns, NaN where there is none."""
+    times = np.full(block.n_events, np.nan)
+    offsets = block.event_pulse_offsets()
+    filled = np.diff(offsets) > 0
+    if filled.any():
+        times[filled] = np.minimum.reduceat(block.time_ns, offsets[:-1][filled])
+    return times
 
 
 def _time_feature(

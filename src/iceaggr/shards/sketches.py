@@ -30,7 +30,7 @@ from iceaggr.shards.histograms import (
     feature_from_document,
     summarise,
 )
-from iceaggr.shards.pulse_features import pulse_features
+from iceaggr.shards.pulse_features import first_pulse_times, pulse_features
 from iceaggr.validation import first_problem, shown
 
 SKETCH_VERSION = 1
@@ -246,7 +246,7 @@ def _block_features(
     event_values: dict[str, npt.NDArray[np.number]] = {
         "n_pulses": n_pulses,
         "n_doms": n_doms,
-        "first_pulse_time_ns": _first_pulse_times(block, n_pulses),
+        "first_pulse_time_ns": first_pulse_times(block),
         "zenith": block.zenith,
         "azimuth": block.azimuth,
     }
@@ -255,15 +255,6 @@ def _block_features(
     name = "n_pulses_per_dom"
     found[name] = summarise(per_dom, dom_weights, binnings[name])
     return found | pulse_features(block, binnings)
-
-
-def _first_pulse_times(block: DomEvents, n_pulses: npt.NDArray[np.int64]) -> Floats:
-    times = np.full(block.n_events, np.nan)
-    filled = n_pulses > 0
-    if filled.any():
-        starts = block.event_pulse_offsets()[:-1][filled]
-        times[filled] = np.minimum.reduceat(block.time_ns, starts)
-    return times
 
 
 def _dom_weights(block: DomEvents) -> Floats:
