@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from iceaggr.errors import IceaggrError
+from iceaggr.machine_errors import Termination, as_machine_error
 
 PROGRESS_FILE_VARIABLE = "ICEAGGR_PROGRESS_FILE"
 _SECONDS_BETWEEN_UPDATES = 0.5
@@ -27,7 +28,8 @@ class StepProgress:
     """Reports the start, the advance and the end of one step; use it as a context manager.
 
     An exception that leaves the block is reported as the step's failure, in one sentence, and
-    raised on.
+    raised on; what the machine refused (disk, memory, ...) is raised as MachineError. SIGTERM ends
+    the block by an exception, so that everything inside cleans up.
     """
 
     def __init__(self, step: str, *, task: str = "", run_id: str = "") -> None:
@@ -38,9 +40,11 @@ class StepProgress:
         self._file = os.environ.get(PROGRESS_FILE_VARIABLE, "")
         self._last_update = 0.0
         self._started = time.monotonic()
+        self._termination = Termination()
 
     def __enter__(self) -> StepProgress:
         self._started = time.monotonic()
+        self._termination.begin()
         self._send("start", text="")
         return self
 
@@ -50,10 +54,14 @@ class StepProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._termination.finish()
         if error is None:
             self._send("done", text=self.facts)
-        else:
-            self._send("failed", text=_sentence(error), where=_place(trace))
+            return
+        refused = as_machine_error(error)
+        self._send("failed", text=_sentence(refused or error), where=_place(trace))
+        if refused is not None:
+            raise refused from error
 
     def update(self, done: float, total: float, text: str = "") -> None:
         """Report an advance: done of total, with a few words; drops what comes too fast."""
@@ -101,7 +109,7 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, IceaggrError):
         return str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return f"interrupted ({type(error).__name__} {error})".strip()
+        return f"interrupted ({type(error).__name__}: {error})"
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
 
 

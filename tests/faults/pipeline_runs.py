@@ -38,7 +38,10 @@ TINY: dict[str, Any] = {
     "name": "tiny",
     "data": {"n_events_per_shard": 16, "test_share": 0.2},
     "batches": {"n_events": 16, "n_workers": 1, "max_doms_per_event": 32, "n_mixed_shards": 2},
-    "model": {"d_model": 16, "n_heads": 2, "n_dom_layers": 1, "n_event_layers": 1, "dropout": 0.1},
+    "model": {
+        **{"d_model": 16, "n_heads": 2, "n_dom_layers": 1, "n_event_layers": 1, "dropout": 0.1},
+        **{"seed": "line_fit", "seed_frame": True, "seed_head": True},
+    },
     "learning_check": {"n_steps": 10, "n_events_per_batch": 8, "n_batches": 1, "min_loss_drop": 0},
     "training": {
         "n_epochs": 2,
@@ -148,7 +151,7 @@ def results(run: TinyRun) -> dict[str, Any]:
         name = stored.uri.removeprefix(run.work_uri)
         if not name.endswith("/manifest.json"):  # it names its own URIs: compared below
             found[name] = _sha256(store.read_bytes(stored.uri))
-    for name in ("manifest", "normalization", "evaluation"):
+    for name in ("units", "unit-0", "manifest", "normalization", "evaluation"):
         path = run.folder / f"{name}.json"
         if path.exists():
             text = path.read_text().replace(run.work_uri, "WORK").replace(run.run_id, "RUN")

@@ -192,7 +192,7 @@ def test_lock_of_a_dead_promotion_is_broken_by_one_only(registry, name, monkeypa
     dead.acquire(within_s=1)
     with pytest.raises(TrackingError, match="another promotion does not end"):
         PromotionLock(client, name).acquire(within_s=0.1)
-    monkeypatch.setattr(promotion_lock, "_LEASE_S", 0.0)
+    monkeypatch.setattr(promotion_lock, "LEASE_S", 0.0)
     heir = PromotionLock(client, name)
     heir.acquire(within_s=10)
     heir.assert_held()

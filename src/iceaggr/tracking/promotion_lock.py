@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from iceaggr.errors import TrackingError
 
-_LEASE_S = 120.0
+LEASE_S = 120.0
 _POLL_S = 0.3
 
 
@@ -53,7 +53,7 @@ class PromotionLock:
             raise TrackingError(
                 "the promotion took too long and lost its lock",
                 where=self._model_name,
-                expected=f"at most {_LEASE_S:.0f} s",
+                expected=f"at most {LEASE_S:.0f} s",
                 remedy="Look at the champion in the registry, then run the promotion step again",
             )
 
@@ -82,10 +82,10 @@ class PromotionLock:
     def _break_if_stale(self) -> None:
         with suppress(MlflowException):  # gone or broken by somebody else: look again
             found = self._client.get_registered_model(self._name)
-            if time.time() - found.creation_timestamp / 1e3 > _LEASE_S:
-                self._client.rename_registered_model(
-                    self._name, f"{self._name}.abandoned-{found.description}"
-                )
+            if time.time() - found.creation_timestamp / 1e3 > LEASE_S:
+                abandoned = f"{self._name}.abandoned-{found.description}"
+                self._client.rename_registered_model(self._name, abandoned)
+                self._client.delete_registered_model(abandoned)
 
 
 @contextmanager

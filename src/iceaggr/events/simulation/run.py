@@ -22,6 +22,7 @@ from iceaggr.events.simulation.config import (
 )
 from iceaggr.events.simulation.writing import RawWriter
 from iceaggr.interfaces import ObjectStore
+from iceaggr.machine_errors import MachineError
 
 _BLOCKS_AHEAD = 2
 
@@ -83,9 +84,18 @@ def _blocks_in_parallel(
     """Keep every worker busy, and only a few blocks in memory, in order."""
     # spawn: the caller may have threads (torch, a progress bar), which fork does not survive
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        n_processes, mp_context=context, initializer=_end_with_parent, initargs=(os.getpid(),)
-    )
+    try:
+        pool = ProcessPoolExecutor(
+            n_processes, mp_context=context, initializer=_end_with_parent, initargs=(os.getpid(),)
+        )
+    except OSError as error:
+        raise MachineError(
+            "processes cannot share memory",
+            where="/dev/shm",
+            found=str(error),
+            expected="a writable /dev/shm with a few MiB",
+            remedy="Give the container one (--shm-size=64m), or simulate with --processes 1",
+        ) from error
     waiting: deque[Future[SimulatedEvents]] = deque()
     try:
         for block in range(n_blocks):

@@ -1,0 +1,103 @@
+"""What the machine itself refuses to a step: disk, permission, memory; or an end asked for.
+
+Any line of any step can meet these, so they are told in one place, around the whole step.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import tempfile
+import threading
+from types import FrameType
+from typing import Any
+
+from iceaggr.errors import IceaggrError
+
+_DISK = {
+    errno.ENOSPC: ("the local disk is full", "Free space there"),
+    errno.EDQUOT: ("the quota of the local disk is used up", "Free space there"),
+    errno.EROFS: ("the local folder is read-only", "Make it writable"),
+    errno.EACCES: ("no permission for the local file", "Grant it to this user"),
+    errno.EPERM: ("no permission for the local file", "Grant it to this user"),
+}
+_OPEN_FILES = {errno.EMFILE, errno.ENFILE}
+_NO_MEMORY_WORDS = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+_NO_THREAD_WORDS = "can't start new thread"
+
+
+class MachineError(IceaggrError):
+    """Disk, permission, memory or threads are lacking; nothing is wrong with the data."""
+
+
+class TerminatedError(SystemExit):
+    """SIGTERM arrived: the step cleans up and ends with the exit code of that signal (143)."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+    def __str__(self) -> str:
+        """Say what happened instead of a number."""
+        return "terminated by SIGTERM; run the step again"
+
+
+def as_machine_error(error: BaseException) -> MachineError | None:
+    """Recognise what the machine refused, None for everything else."""
+    words = " ".join(str(error).split())[:300]
+    if isinstance(error, OSError) and error.errno in _DISK:
+        what, remedy = _DISK[error.errno]
+        return MachineError(
+            what,
+            where=str(error.filename or ""),
+            found=f"{words}; temporary files go to {tempfile.gettempdir()}",
+            remedy=f"{remedy}, or set TMPDIR to another folder; then run the step again",
+        )
+    if isinstance(error, OSError) and error.errno in _OPEN_FILES:
+        return MachineError(
+            "too many open files", found=words, remedy="Raise the limit: `ulimit -n 4096`"
+        )
+    no_memory = isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM
+    if no_memory or (isinstance(error, RuntimeError) and _tells(words, *_NO_MEMORY_WORDS)):
+        return MachineError(
+            "out of memory",
+            found=words or type(error).__name__,
+            remedy="Give the step more memory, or lower batches.n_events or n_mixed_shards",
+        )
+    if isinstance(error, RuntimeError) and _tells(words, _NO_THREAD_WORDS):
+        return MachineError(
+            "no further thread can be started",
+            found=words,
+            remedy="Give the step more memory or processes: see `ulimit -a`",
+        )
+    return None
+
+
+class Termination:
+    """Turns the first SIGTERM into TerminatedError while it is entered, so that steps clean up.
+
+    Outside the main thread Python delivers no signals, and nothing is installed.
+    """
+
+    def __init__(self) -> None:
+        self._previous: Any = None
+        self._installed = False
+
+    def begin(self) -> None:
+        """Install the handler."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._end)
+            self._installed = True
+
+    def finish(self) -> None:
+        """Bring the handler of before back."""
+        if self._installed:
+            signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+            self._installed = False
+
+    def _end(self, signal_number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the rest is cleaning up
+        raise TerminatedError
+
+
+def _tells(words: str, *phrases: str) -> bool:
+    return any(phrase in words for phrase in phrases)

@@ -1,0 +1,122 @@
+"""Ways in which a process comes to an untimely end, each one for real."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup/memory")
+KINDS = ("SIGKILL", "SIGTERM", "oom_kill", "no_memory")
+"""Two signals; the kernel's out-of-memory killer in a control group of its own, which is what a
+container meets; and allocations that fail, which is what a limited shell meets."""
+HANGS_AFTER_S = 90.0
+ROOT = Path(__file__).parents[2]
+
+
+class Child:
+    """A forked process that runs one call, with its output in a file.
+
+    memory_bytes: limit of its control group, above what it shares with this process; 0 none.
+    address_bytes: limit of the address space it may add; 0 none.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[], object],
+        log: Path,
+        *,
+        memory_bytes: int = 0,
+        address_bytes: int = 0,
+    ) -> None:
+        self._group = _new_group(memory_bytes) if has_cgroups() else None
+        self.began = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _run(call, log, self._group, address_bytes)
+
+    def wait(self, within_s: float = HANGS_AFTER_S) -> int | None:
+        """Give the exit code, negative for a signal; None if it goes on."""
+        deadline = self.began + within_s
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._forget_group()
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.002)
+        return None
+
+    def end(self, signal_number: int) -> int:
+        """Send a signal and give the exit code. Raises: AssertionError if it does not end."""
+        os.kill(self.pid, signal_number)
+        code = self.wait(time.monotonic() - self.began + HANGS_AFTER_S)
+        if code is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise AssertionError(f"does not end after signal {signal_number}")
+        return code
+
+    def peak_bytes(self) -> int:
+        """Measure the greatest memory of its control group so far; 0 without one."""
+        return int((self._group / "memory.max_usage_in_bytes").read_text()) if self._group else 0
+
+    def _forget_group(self) -> None:
+        self.last_peak_bytes = self.peak_bytes()
+        if self._group is not None:
+            for _ in range(100):
+                try:
+                    self._group.rmdir()
+                    return
+                except OSError:  # the kernel still counts its pages
+                    time.sleep(0.01)
+
+
+def has_cgroups() -> bool:
+    """Tell whether this process may make control groups that limit memory."""
+    try:
+        probe = CGROUP / f"iceaggr-probe-{os.getpid()}"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def _new_group(memory_bytes: int) -> Path:
+    group = CGROUP / f"iceaggr-{os.getpid()}-{time.monotonic_ns()}"
+    group.mkdir()
+    if memory_bytes:
+        (group / "memory.limit_in_bytes").write_text(str(memory_bytes))
+    return group
+
+
+def _run(call: Callable[[], object], log: Path, group: Path | None, address_bytes: int) -> None:
+    code = 1
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(descriptor, stream)
+        faulthandler.dump_traceback_later(HANGS_AFTER_S - 5)
+        if group is not None:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+        if address_bytes:
+            limit = virtual_bytes() + address_bytes
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        call()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException as error:
+        code = getattr(error, "exit_code", 1)
+        os.write(2, f"error: {type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def virtual_bytes() -> int:
+    """Measure the address space of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

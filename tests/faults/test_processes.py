@@ -1,0 +1,69 @@
+"""Steps that are killed, terminated or out of memory at random moments; and two runs at once.
+
+Counts and outcomes of the long version are kept in docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.events.raw_layout import write_raw_layout
+from tests.faults.endings import KINDS, ROOT, has_cgroups
+from tests.faults.pipeline_runs import STEPS
+
+CERTAIN = ("SIGKILL", "SIGTERM")
+"""Kinds that meet nearly every attempt; memory may suffice, since no two attempts use the same."""
+
+
+def end_steps(folder, work_uri, n, steps=STEPS):
+    """Run `tests.faults.killing` and give the outcomes: step -> kind -> outcome -> count."""
+    raw_uri = write_raw_layout(
+        folder / "raw", n_events_per_file=60, mean_pulses=40, page_checksums=True
+    )
+    settings = {"raw_uri": raw_uri, "work_uri": work_uri, "folder": str(folder / "runs")}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.faults.killing"),
+            json.dumps({**settings, "n": n, "steps": steps, "seed": 1}),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=4 * 3600,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    print(done.stdout)
+    return json.loads(done.stdout)
+
+
+def check_counts(told, n, steps):
+    outcomes = told["outcomes"]
+    kinds = [kind for kind in KINDS if kind != "oom_kill" or has_cgroups()]
+    assert list(outcomes) == list(steps)
+    for step, by_kind in outcomes.items():
+        assert list(by_kind) == kinds
+        for kind in CERTAIN:
+            met = sum(c for words, c in by_kind[kind].items() if words.startswith(("kill", "exit")))
+            assert met >= 0.8 * n, (step, kind, by_kind[kind])
+        ends = set(by_kind["SIGTERM"]) - {"finished before", "never met"}
+        # 143 = ended by SIGTERM after cleaning up, 75 = training with a checkpoint; killed = before
+        assert ends <= {"exit 143", "exit 75", "killed"}, (step, by_kind["SIGTERM"])
+
+
+def test_step_ended_at_a_random_moment_is_made_good_by_its_retry(tmp_path):
+    steps = ("shard_events", "train_model")
+    told = end_steps(tmp_path, (tmp_path / "work").as_uri(), 1, steps)
+    check_counts(told, 1, steps)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_every_step_ended_twenty_times_in_every_way_is_made_good(mlflow_service, tmp_path):
+    told = end_steps(tmp_path, f"s3://iceaggr/faults/{tmp_path.name}", 20)
+    check_counts(told, 20, STEPS)
