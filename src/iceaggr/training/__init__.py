@@ -4,7 +4,6 @@ from iceaggr.training.inputs import TrainingInputs, TrainingProgress, TrainingRe
 from iceaggr.training.interruption import EXIT_CODE_INTERRUPTED, TrainingInterruptedError
 from iceaggr.training.learning_check import LearningRow, check_learning, learning_check_table
 from iceaggr.training.learning_page import learning_check_html, learning_check_text
-from iceaggr.training.progress import TrainingPrinter
 from iceaggr.training.run import train
 from iceaggr.training.warm_start import normalization_shift, start_from_model
 
@@ -13,7 +12,6 @@ __all__ = [
     "LearningRow",
     "TrainingInputs",
     "TrainingInterruptedError",
-    "TrainingPrinter",
     "TrainingProgress",
     "TrainingResult",
     "check_learning",

@@ -102,6 +102,9 @@ class Keeper:
     def _load(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         step = self.step
         step.model.load_state_dict(tensors["model"])
+        spoiled = [n for n, value in step.model.state_dict().items() if not value.isfinite().all()]
+        if spoiled:
+            raise ValueError(f"{spoiled[0]} is not finite")
         restore_optimizer(step.optimizer, step.model, tensors["optimizer"])
         if step.average is not None:
             step.average.load(tensors["average"])

@@ -113,10 +113,10 @@ def check_identity(stored: dict[str, Any], present: dict[str, Any], where: str) 
     for key in sorted(found.keys() | expected.keys()):
         if found.get(key, "nothing") != expected.get(key, "nothing"):
             raise TrainingError(
-                f"checkpoint of another run: {key} differs",
+                f"checkpoint of another run: {key or 'its identity'} differs",
                 where=where,
-                found=found.get(key, "nothing"),
-                expected=expected.get(key, "nothing"),
+                found=shown(found.get(key, "nothing")),
+                expected=shown(expected.get(key, "nothing")),
                 remedy="Give this run its own output folder, or restore the setting",
             )
 
