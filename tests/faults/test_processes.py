@@ -9,12 +9,16 @@ import json
 import os
 import subprocess
 import sys
+import uuid
+from dataclasses import asdict
 
 import pytest
+from mlflow import MlflowClient
 
+from iceaggr.storage import open_store
 from tests.events.raw_layout import write_raw_layout
 from tests.faults.endings import KINDS, ROOT, has_cgroups
-from tests.faults.pipeline_runs import STEPS
+from tests.faults.pipeline_runs import STEPS, TinyRun, results
 
 CERTAIN = ("SIGKILL", "SIGTERM")
 """Kinds that meet nearly every attempt; memory may suffice, since no two attempts use the same."""
@@ -67,3 +71,36 @@ def test_step_ended_at_a_random_moment_is_made_good_by_its_retry(tmp_path):
 def test_every_step_ended_twenty_times_in_every_way_is_made_good(mlflow_service, tmp_path):
     told = end_steps(tmp_path, f"s3://iceaggr/faults/{tmp_path.name}", 20)
     check_counts(told, 20, STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_two_runs_at_once_do_not_disturb_each_other(mlflow_service, tmp_path):
+    raw_uri = write_raw_layout(tmp_path / "raw", n_events_per_file=60, mean_pulses=40)
+    work_uri, model_name = f"s3://iceaggr/faults/{tmp_path.name}", f"together-{uuid.uuid4().hex}"
+    runs = [
+        TinyRun(raw_uri, work_uri, tmp_path / name, f"{name}-{uuid.uuid4().hex}", True, model_name)
+        for name in ("one", "two")
+    ]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.one_run", json.dumps(asdict(run), default=str)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for run in runs
+    ]
+    assert [child.wait(600) for child in children] == [0, 0]
+    first, second = (results(run) for run in runs)
+    assert first == second
+    client = MlflowClient()
+    versions = client.search_model_versions(f"name='{model_name}'")
+    assert len(versions) == 2
+    summaries = [json.loads((run.folder / "summary.json").read_text()) for run in runs]
+    # equal models: the first one is promoted, and the other is no better
+    assert sorted(summary["promoted"] for summary in summaries) == [False, True]
+    winner = next(summary for summary in summaries if summary["promoted"])
+    champion = client.get_model_version_by_alias(model_name, "champion")
+    assert winner["model_uri"].endswith(f"/{champion.version}")
+    for run in runs:
+        assert not open_store().list(f"{run.context().run_uri}/training/checkpoints/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,12 @@ from iceaggr.steps.documents import EvaluationPointer, ModelPointer, read_docume
 from iceaggr.steps.summary import description, make_summary
 from iceaggr.steps.training_inputs import read_manifest
 from iceaggr.tracking.connection import PATIENCE_S, is_away
-from iceaggr.tracking.registry import ModelRegistry, RegisteredModel
+from iceaggr.tracking.registry import ChampionChangedError, ModelRegistry, RegisteredModel
+
+logger = logging.getLogger(__name__)
+
+MAX_DECISIONS = 5
+"""A decision is made again when another run has promoted its model meanwhile."""
 
 
 def run_promote_model(
@@ -102,12 +108,10 @@ def _judge(
     events: pd.DataFrame,
     registry: ModelRegistry,
 ) -> tuple[RegisteredModel, Verdict]:
-    settings = context.config.promotion
-    champion = registry.champion(settings.model_name)
     registered = registry.register(
         store,
         pointer.model_uri,
-        settings.model_name,
+        context.config.promotion.model_name,
         pointer.mlflow_run_id,
         {
             "data_digest": pointer.manifest_digest,
@@ -115,13 +119,33 @@ def _judge(
             "started_from": pointer.started_from,
         },
     )
-    rival = None
-    # a retry after a promotion that succeeded must not compare the model with itself
-    if champion is not None and champion.version != registered.version:
+    for _ in range(MAX_DECISIONS - 1):
+        try:
+            return registered, _decide(context, store, manifest, registered, events, registry)
+        except ChampionChangedError as error:
+            logger.warning("deciding again: %s", error)
+    return registered, _decide(context, store, manifest, registered, events, registry)
+
+
+def _decide(
+    context: RunContext,
+    store: ObjectStore,
+    manifest: ShardManifest,
+    registered: RegisteredModel,
+    events: pd.DataFrame,
+    registry: ModelRegistry,
+) -> Verdict:
+    settings = context.config.promotion
+    champion = rival = registry.champion(settings.model_name)
+    if champion is not None and champion.version == registered.version:
+        # a retry after a promotion that succeeded: it was decided against the champion before
+        rival = registry.before(champion)
+    rival_events = None
+    if rival is not None:
         with TemporaryDirectory() as folder:
-            loaded = load_model(store, registry.fetch(champion.uri, Path(folder)))
-            rival = score_champion(loaded, store, manifest, events)
-    verdict = decide_promotion(events, rival, settings)
+            loaded = load_model(store, registry.fetch(rival.uri, Path(folder)))
+            rival_events = score_champion(loaded, store, manifest, events)
+    verdict = decide_promotion(events, rival_events, settings)
     tags = {
         "verdict": verdict.reason,
         "margin_deg": f"{verdict.margin_deg:.4f} ± {verdict.margin_error_deg:.4f}",
@@ -131,7 +155,7 @@ def _judge(
         registry.set_champion(registered, champion, tags)
     else:
         registry.record_verdict(registered, tags)
-    return registered, verdict
+    return verdict
 
 
 def score_champion(

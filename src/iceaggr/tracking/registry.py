@@ -44,6 +44,10 @@ class RegisteredModel:
         return f"{_MODELS}{self.name}/{self.version}"
 
 
+class ChampionChangedError(TrackingError):
+    """Another model became champion while the decision was made: it must be made again."""
+
+
 class ModelRegistry:
     """The registry of one tracking server; an empty URI means the server of the runs.
 
@@ -99,6 +103,11 @@ class ModelRegistry:
         """Find the champion, None before the first promotion."""
         with as_tracking_error("cannot look up the champion", model_name):
             return self._by_alias(model_name, CHAMPION)
+
+    def before(self, champion: RegisteredModel) -> RegisteredModel | None:
+        """Find the champion that a champion took the title from, None if it was the first."""
+        version = champion.tags.get(PREVIOUS_TAG)
+        return self.version(champion.name, version) if version else None
 
     @patient
     def record_verdict(self, model: RegisteredModel, tags: Mapping[str, str]) -> None:
@@ -169,6 +178,7 @@ class ModelRegistry:
             return model_uri
         with as_tracking_error("cannot fetch the model", model_uri):
             found = self._resolve(model_uri)
+            _refuse_foreign(found, model_uri)
             folder = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{_MODELS}{found.name}/{found.version}/artifacts/{BUNDLE}",
                 dst_path=str(into),
@@ -185,8 +195,10 @@ class ModelRegistry:
         if not name or not version.isdecimal():
             raise TrackingError(
                 "not the URI of a registered model",
+                where=model_uri,
                 found=repr(model_uri),
                 expected="models:/name@champion or models:/name/3",
+                remedy="The MLflow page of the model shows its names and versions",
             )
         return self._client.get_model_version(name, version)
 
@@ -241,12 +253,23 @@ def _described(version: ModelVersion) -> RegisteredModel:
     )
 
 
+def _refuse_foreign(version: ModelVersion, model_uri: str) -> None:
+    if _CONTENT_TAG not in version.tags:
+        raise TrackingError(
+            "registered model is of another project",
+            where=model_uri,
+            found=f"version {version.version} of {version.name} without the tag {_CONTENT_TAG}",
+            expected="a version that iceaggr registered",
+            remedy="Check the name of the model and promotion.model_name",
+        )
+
+
 def _check_unchanged(
     found: RegisteredModel | None, expected: RegisteredModel | None, model: RegisteredModel
 ) -> None:
     versions = [f"version {m.version}" if m else "no champion" for m in (found, expected)]
     if versions[0] != versions[1]:
-        raise TrackingError(
+        raise ChampionChangedError(
             "the champion changed while the decision was made",
             where=model.name,
             found=versions[0],

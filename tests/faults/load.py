@@ -1,0 +1,63 @@
+"""Runs the whole pipeline several times in one process and says what each run left in it.
+
+    python -m tests.faults.load '{"raw_uri": ..., "work_uri": ..., "folder": ..., "n": 10}'
+
+Prints one line of JSON: per run the resident memory, open files, threads, child processes,
+temporary files and seconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from tests.faults.pipeline_runs import STEPS, TinyRun
+
+
+def traces() -> dict[str, float]:
+    """Measure what this process holds, once what it does not need is given back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    process = psutil.Process()
+    return {
+        "resident_mib": process.memory_info().rss / 2**20,
+        "open_files": process.num_fds(),
+        "threads": threading.active_count(),
+        "child_processes": len(process.children(recursive=True)),
+        "temporary_files": len(os.listdir(tempfile.gettempdir())),
+    }
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Run the pipeline n times on the same raw events."""
+    torch.set_num_threads(1)
+    told = []
+    for number in range(settings["n"]):
+        began = time.monotonic()
+        run = TinyRun(
+            settings["raw_uri"],
+            settings["work_uri"],
+            Path(settings["folder"]) / f"run-{number}",
+            f"load-{number}-{uuid.uuid4().hex}",
+            tracked=True,
+            model_name=settings["model_name"],
+        )
+        run.run(STEPS)
+        told.append({**traces(), "seconds": time.monotonic() - began})
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
