@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # `make run` trains this long; the laptop configuration itself asks for 10
 TRAIN_MINUTES ?= 5
 
-.PHONY: setup run test test-all lint up down bench image manifests
+.PHONY: setup run test test-all fuzz lint up down bench image manifests
 
 setup: $(VENV)/.installed
 
@@ -33,6 +33,12 @@ test: setup
 
 test-all: setup
 	$(BIN)/pytest
+
+# every reader of outside bytes under a coverage-guided fuzzer; corpus and findings in build/fuzz
+FUZZ_MINUTES ?= 60
+fuzz: setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(FUZZ_MINUTES)
 
 lint: setup
 	$(BIN)/ruff check .

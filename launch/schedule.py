@@ -97,6 +97,7 @@ def check_cron(cron: str) -> None:
                 where=f"--cron {cron!r}",
                 found=f"{name} {text!r}",
                 expected=f"*, a number in {low}..{high}, a range a-b or a step */n",
+                remedy='Sundays at 03:00 are "0 0 3 * * 0", seconds first',
             )
 
 

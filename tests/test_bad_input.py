@@ -29,6 +29,8 @@ def failure_line(done: subprocess.CompletedProcess[str]) -> str:
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     assert "Traceback" not in done.stdout
+    sentence = lines[0].partition("failed: ")[2] or lines[0]
+    assert sentence[:60] not in done.stdout, "told twice"
     return lines[0]
 
 

@@ -70,6 +70,7 @@ def first_problem(error: ValidationError, kind: type[BaseModel]) -> Problem:
     first = errors[0]
     field = ".".join(str(part) for part in first["loc"])
     is_unknown = first["type"] == "extra_forbidden"
+    is_missing = first["type"] == "missing" or first.get("input") is None
     if is_unknown:
         names = _fields_at(kind, first["loc"][:-1])
         expected, hint = f"one of {', '.join(names)}", _field_hint(kind, first["loc"], names)
@@ -77,7 +78,7 @@ def first_problem(error: ValidationError, kind: type[BaseModel]) -> Problem:
         expected, hint = _expected(first), _value_hint(first)
     return Problem(
         field=field,
-        found="nothing" if first["type"] == "missing" else shown(first.get("input")),
+        found="nothing" if is_missing else shown(first["input"]),
         expected=expected,
         is_unknown_field=is_unknown,
         hint=hint,
@@ -89,7 +90,9 @@ def shown(value: Any) -> str:
     """Show a value from outside in a few words, however large or deep it is."""
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = brief.maxlong = 100
-    return brief.repr(value)
+    brief.maxlevel = 3
+    text = brief.repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _expected(first: Any) -> str:

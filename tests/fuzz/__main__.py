@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.fuzz.target import MODULES
 
 COUNTS = ("executions", "accepted", "refused", "findings", "deaths", "seconds")
-KILL_AFTER_S = 120
+KILL_AFTER_S = 900
 """A worker that is this much late hangs where libFuzzer's own alarm cannot reach it."""
 
 

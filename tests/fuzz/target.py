@@ -30,6 +30,9 @@ MODULES = {
 }
 """Every target, and the module whose function of that name makes it."""
 
+PARTS = ("what", "where", "found", "expected", "remedy")
+"""What an error of ours must tell, each of them."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -51,10 +54,12 @@ class Target:
         try:
             self.read(data)
         except IceaggrError as error:
-            for part in ("what", "where", "found", "expected", "remedy"):
-                assert getattr(error, part) not in ("", None), f"no {part}: {error}"
-            return False
-        return True
+            refusal = error
+        else:
+            return True
+        lacking = [part for part in PARTS if getattr(refusal, part) in ("", None)]
+        assert not lacking, f"no {lacking[0]}: {refusal}"
+        return False
 
 
 @cache

@@ -19,7 +19,7 @@ import atheris
 with atheris.instrument_imports(include=["iceaggr"]):
     from tests.fuzz.target import load_target
 
-HANG_S = 30
+HANG_S = 300
 MAX_MIB = 4096
 MAX_BYTES = 1 << 18
 

@@ -12,17 +12,17 @@ from iceaggr.config.section import Section
 class ModelConfig(Section):
     """The network: pulses -> DOM transformer -> event transformer -> direction."""
 
-    d_model: int = Field(128, ge=8)
+    d_model: int = Field(128, ge=8, le=8192)
     """Width of both transformers."""
-    n_heads: int = Field(4, ge=1)
+    n_heads: int = Field(4, ge=1, le=256)
     """Attention heads of both transformers."""
-    n_dom_layers: int = Field(4, ge=0)
+    n_dom_layers: int = Field(4, ge=0, le=64)
     """Layers over the pulses of one DOM."""
-    n_event_layers: int = Field(4, ge=1)
+    n_event_layers: int = Field(4, ge=1, le=64)
     """Layers over the DOMs of one event."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout share in both transformers."""
-    feedforward_factor: int = Field(4, ge=1)
+    feedforward_factor: int = Field(4, ge=1, le=64)
     """Width of the feed-forward networks, in units of d_model."""
     max_rows_per_chunk: int = Field(0, ge=0)
     """Pulses or DOMs computed at once; 0 = what suits the device."""

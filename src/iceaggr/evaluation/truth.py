@@ -40,4 +40,5 @@ def _read_file(store: ObjectStore, uri: str) -> pd.DataFrame:
                 expected="none",
                 remedy="Write the truth file anew, or remove the folder",
             )
-        return table.to_pandas()
+        # what pandas noted in the file about its own types may be damaged too
+        return table.replace_schema_metadata(None).to_pandas()

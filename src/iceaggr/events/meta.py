@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from iceaggr.errors import RawDataError
+from iceaggr.events.parquet_footer import RowGroup, read_row_groups
 from iceaggr.events.schema import (
     LABEL_COLUMNS,
     META_COLUMNS,
@@ -76,12 +77,12 @@ def count_events(store: ObjectStore, meta_uri: str) -> dict[int, int]:
     with open_parquet(store, meta_uri) as file:
         check_columns(file.schema_arrow, META_COLUMNS, meta_uri)
         unclear = []
-        for row_group in range(file.num_row_groups):
-            bounds = column_bounds(file, row_group, "batch_id")
+        for group in read_row_groups(store, meta_uri):
+            bounds = group.bounds.get("batch_id")
             if bounds is not None and bounds[0] == bounds[1]:
-                counts[bounds[0]] += file.metadata.row_group(row_group).num_rows
+                counts[bounds[0]] += group.n_rows
             else:
-                unclear.append(row_group)
+                unclear.append(group.index)
         for rows in file.iter_batches(1 << 20, row_groups=unclear, columns=["batch_id"]):
             column = rows.column("batch_id")
             _refuse_nulls(column, "batch_id", meta_uri)
@@ -116,7 +117,7 @@ def read_event_tables(
     expected = META_COLUMNS | (LABEL_COLUMNS if labelled else {})
     with open_parquet(store, meta_uri) as file:
         check_columns(file.schema_arrow, expected, meta_uri)
-        row_groups = [g for g in range(file.num_row_groups) if _may_hold(file, g, wanted)]
+        row_groups = [g.index for g in read_row_groups(store, meta_uri) if may_hold(g, wanted)]
         columns = {name: [] for name in expected}  # type: dict[str, list[Any]]
         for rows in file.iter_batches(ROWS_PER_READ, row_groups=row_groups, columns=list(expected)):
             mask = np.isin(integer_column(rows, "batch_id", meta_uri), wanted)
@@ -185,22 +186,12 @@ def _check_ranges(
         )
 
 
-def column_bounds(file: Any, row_group: int, name: str) -> tuple[int, int] | None:
-    """Read the least and greatest value of an integer column from the statistics, if it can be."""
-    group = file.metadata.row_group(row_group)
-    columns = (group.column(index) for index in range(group.num_columns))
-    statistics = next((c.statistics for c in columns if c.path_in_schema == name), None)
-    if statistics is None or not statistics.has_min_max or statistics.null_count:
-        return None
-    low, high = statistics.min, statistics.max
-    return (low, high) if isinstance(low, int) and isinstance(high, int) else None
-
-
-def _may_hold(file: Any, row_group: int, wanted: npt.NDArray[np.int64]) -> bool:
-    bounds = column_bounds(file, row_group, "batch_id")
+def may_hold(group: RowGroup, batch_ids: npt.NDArray[np.int64]) -> bool:
+    """Tell whether a row group can hold rows of some batches, from the footer alone."""
+    bounds = group.bounds.get("batch_id")
     if bounds is None:
         return True
-    return bool(((wanted >= bounds[0]) & (wanted <= bounds[1])).any())
+    return bool(((batch_ids >= bounds[0]) & (batch_ids <= bounds[1])).any())
 
 
 def integer_column(rows: Any, name: str, uri: str) -> npt.NDArray[np.int64]:

@@ -141,10 +141,16 @@ def open_parquet(store: ObjectStore, uri: str) -> Iterator[Any]:
     except IceaggrError:
         raise
     except _DAMAGE as error:
-        raise DamagedFileError(
-            "raw file is damaged, truncated or not parquet",
-            where=uri,
-            found=(str(error) or type(error).__name__).splitlines()[0][:300],
-            expected="a complete parquet file",
-            remedy="Copy the file again from its source and compare the sizes",
-        ) from error
+        found = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise damaged_file(uri, found) from error
+
+
+def damaged_file(uri: str, found: str) -> DamagedFileError:
+    """Word the error of a file that is no sound parquet."""
+    return DamagedFileError(
+        "raw file is damaged, truncated or not parquet",
+        where=uri,
+        found=found,
+        expected="a complete parquet file",
+        remedy="Copy the file again from its source and compare the sizes",
+    )

@@ -14,18 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from iceaggr.errors import RawDataError
-from iceaggr.events.meta import column_bounds, integer_column
-from iceaggr.events.schema import META_COLUMNS, check_columns, open_parquet
+from iceaggr.events.meta import integer_column, may_hold
+from iceaggr.events.parquet_footer import RowGroup, read_row_groups
+from iceaggr.events.schema import META_COLUMNS, check_columns, open_parquet, reading_again
 from iceaggr.interfaces import ObjectStore
 
 ROWS_PER_READ = 1 << 20
 MAX_IDS_TOGETHER = 1 << 24
 """Ids held at a time, 128 MiB; more ids that could meet are read once per part of them."""
 _COLUMNS = ["batch_id", "event_id"]
+_LOWEST = -(2**64)
 
 Ids = npt.NDArray[np.int64]
 
 
+@reading_again
 def refuse_repeated_ids(store: ObjectStore, meta_uri: str, batch_ids: Collection[int]) -> None:
     """Compare the event ids of all these batch files.
 
@@ -36,36 +39,38 @@ def refuse_repeated_ids(store: ObjectStore, meta_uri: str, batch_ids: Collection
     wanted = np.unique(np.fromiter(batch_ids, np.int64))
     with open_parquet(store, meta_uri) as file:
         check_columns(file.schema_arrow, META_COLUMNS, meta_uri)
-        for row_groups in _overlapping(file, wanted):
-            n_rows = sum(file.metadata.row_group(group).num_rows for group in row_groups)
-            n_parts = -(-n_rows // MAX_IDS_TOGETHER)
+        groups = [group for group in read_row_groups(store, meta_uri) if may_hold(group, wanted)]
+        for together in _overlapping(groups):
+            row_groups = sorted(group.index for group in together)
+            n_parts = -(-sum(group.n_rows for group in together) // MAX_IDS_TOGETHER)
             for part in range(n_parts):
                 repeated = _repeated_id(_read(file, row_groups, wanted, meta_uri), part, n_parts)
                 if repeated is not None:
                     raise _twice(file, row_groups, wanted, repeated, meta_uri)
 
 
-def _overlapping(file: Any, wanted: Ids) -> Iterator[list[int]]:
-    """Group the row groups that could share an id; those with one batch only are left out."""
-    ranges = []
-    for group in range(file.num_row_groups):
-        batches = column_bounds(file, group, "batch_id")
-        if batches and not ((wanted >= batches[0]) & (wanted <= batches[1])).any():
-            continue
-        low, high = column_bounds(file, group, "event_id") or (-(2**63), 2**64)
-        ranges.append((low, high, group, bool(batches and batches[0] == batches[1])))
-    together: list[int] = []
-    reach, is_alone = -(2**63) - 1, True
-    for low, high, group, has_one_batch in sorted(ranges):
-        if low > reach and together:
-            if not is_alone:
-                yield sorted(together)
-            together, is_alone = [], True
-        is_alone = not together and has_one_batch
+def _overlapping(groups: list[RowGroup]) -> Iterator[list[RowGroup]]:
+    """Put together what could share an id; a row group of one batch alone is left out."""
+    together: list[RowGroup] = []
+    reach = _LOWEST
+    for group in sorted(groups, key=_id_range):
+        low, high = _id_range(group)
+        if together and low > reach:
+            yield from _unless_one_batch(together)
+            together, reach = [], _LOWEST
         together.append(group)
         reach = max(reach, high)
-    if together and not is_alone:
-        yield sorted(together)
+    yield from _unless_one_batch(together)
+
+
+def _unless_one_batch(together: list[RowGroup]) -> Iterator[list[RowGroup]]:
+    batches = together[0].bounds.get("batch_id") if together else None
+    if len(together) > 1 or (together and not (batches and batches[0] == batches[1])):
+        yield together
+
+
+def _id_range(group: RowGroup) -> tuple[int, int]:
+    return group.bounds.get("event_id") or (_LOWEST, -_LOWEST)
 
 
 def _read(file: Any, row_groups: list[int], wanted: Ids, uri: str) -> Iterator[tuple[Ids, Ids]]:

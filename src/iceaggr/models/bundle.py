@@ -24,7 +24,7 @@ from iceaggr.detector import Detector, parse_geometry
 from iceaggr.errors import ModelError, NormalizationError, StorageError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.hierarchical import DirectionModel, build_model
-from iceaggr.normalization import Normalizer, parse_normalization
+from iceaggr.normalization import Normalization, Normalizer, parse_normalization
 from iceaggr.validation import shown
 from iceaggr.verified import read_verified
 
@@ -93,6 +93,7 @@ def load_model(store: ObjectStore, folder_uri: str) -> LoadedModel:
     try:
         config = ModelConfig.model_validate(document["model"])
         normalization = parse_normalization(json.dumps(document["normalization"]), where)
+        _check_size(config, normalization, len(weights))
         model = build_model(config, normalization)
         model.load_state_dict(parse_tensors(weights))
     except _UNFIT as error:
@@ -106,6 +107,15 @@ def load_model(store: ObjectStore, folder_uri: str) -> LoadedModel:
     _check_numbers(model, where=f"{folder_uri}/{WEIGHTS}")
     detector = parse_geometry(geometry, where=f"{folder_uri}/{GEOMETRY}")
     return LoadedModel(model.eval(), detector, dict(document.get("facts", {})))
+
+
+def _check_size(config: ModelConfig, normalization: Normalization, n_bytes: int) -> None:
+    """Refuse a network larger than its weights before it takes any memory. Raises: ValueError."""
+    with torch.device("meta"):
+        sketched = _state(build_model(config, normalization)).values()
+    needed = sum(value.numel() * value.element_size() for value in sketched)
+    if needed > n_bytes:
+        raise ValueError(f"a network of {needed:,} bytes, weights of {n_bytes:,}")
 
 
 def _check_numbers(model: DirectionModel, where: str) -> None:

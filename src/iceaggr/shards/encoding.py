@@ -141,9 +141,10 @@ def schema_charge(schema: Any) -> Any:
 def _check_schema(found: Any, where: str) -> None:
     try:
         expected = shard_schema(schema_charge(found))
-    except (KeyError, AttributeError, TypeError):
+    except (KeyError, AttributeError, TypeError, ValueError):
         expected = shard_schema(pa.float32())
-    if not found.equals(expected, check_metadata=False):
+    is_float = schema_charge(expected) in (pa.float32(), pa.float64())
+    if not (is_float and found.equals(expected, check_metadata=False)):
         raise _damaged(where, f"schema {' '.join(str(found).split())}", "the shard schema")
     version_key = b"iceaggr_shard_version"
     version = (found.metadata or {}).get(version_key)

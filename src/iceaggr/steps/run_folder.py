@@ -51,7 +51,11 @@ class RunFolder:
         path = path.absolute()
         if (path / _SETTINGS).exists():
             raise ConfigError(
-                "folder holds a run already", where=str(path), remedy="Give another --folder"
+                "folder holds a run already",
+                where=str(path),
+                found=_SETTINGS,
+                expected="an empty or absent folder",
+                remedy="Give another --folder",
             )
         (path / "units").mkdir(parents=True, exist_ok=True)
         settings = _RunSettings(
@@ -70,7 +74,11 @@ class RunFolder:
         path = path.absolute()
         if not (path / _SETTINGS).is_file():
             raise ConfigError(
-                "folder holds no run", where=str(path), remedy="Start with `iceaggr shard`"
+                "folder holds no run",
+                where=str(path),
+                found=f"no {_SETTINGS}",
+                expected="a folder of `iceaggr shard`",
+                remedy="Start with `iceaggr shard`",
             )
         return RunFolder(path)
 

@@ -91,6 +91,7 @@ def explain(error: Exception, uri: str, endpoint: str) -> StorageError:
             "object not found",
             where=uri,
             found=f"no such key at {endpoint}",
+            expected="an object",
             remedy="Check the URI, and that the step that writes it has run",
         )
     if code == "NoSuchBucket":
@@ -151,6 +152,7 @@ def missing_bucket(uri: str, endpoint: str) -> StorageError:
         "bucket not found",
         where=uri,
         found=f"no bucket {bucket!r} at {endpoint}",
+        expected="a bucket of that name",
         remedy="Create the bucket, or check AWS_ENDPOINT_URL and the URI",
     )
 

@@ -49,6 +49,7 @@ def bad_uri(uri: str) -> StorageError:
     """Explain what a storage URI looks like."""
     return StorageError(
         "not a storage URI",
+        where=uri or "URI",
         found=repr(uri),
         expected="file:///absolute/path or s3://bucket/key",
         remedy=f"Write file://{uri}" if uri.startswith("/") else "Give the URI with its scheme",

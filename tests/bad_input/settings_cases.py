@@ -1,0 +1,104 @@
+"""Settings: the configuration, the schedule, the folder of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from launch.commands import _app
+from pipeline import make_pipeline
+from tests.bad_input.case import Case, Stops
+from tests.bad_input.scene import Scene
+
+CONFIG = r"config\.yaml"
+EXPLAINED = "src/iceaggr/config/"
+
+
+def _text(text: str) -> Callable[[Scene], object]:
+    return lambda scene: (scene.folder / "config.yaml").write_text(text)
+
+
+def _refused(name: str, words: str, text: str, found: str, expected: str, remedy: str = "") -> Case:
+    """A configuration that is refused."""
+    return Case(
+        f"config-{name}",
+        words,
+        "refused before anything runs",
+        _text(text),
+        Stops(CONFIG, found, expected, remedy or EXPLAINED),
+    )
+
+
+def _bad_cron(scene: Scene) -> None:
+    arguments = ["schedule", "--cron", "0 0 25 * * 0", "--host", "http://127.0.0.1:9"]
+    _app(make_pipeline)(arguments, standalone_mode=False)
+
+
+SETTINGS = [
+    _refused(
+        "unknown-field",
+        "configuration with `lerning_rate`",
+        "training:\n  lerning_rate: 1.0e-3\n",
+        r"0\.001",
+        "one of .*learning_rate",
+        r"Did you mean training\.learning_rate\?",
+    ),
+    _refused(
+        "field-in-wrong-section",
+        "`learning_rate` under `model`",
+        "model:\n  learning_rate: 1.0e-3\n",
+        r"0\.001",
+        "one of d_model",
+        r"Did you mean training\.learning_rate\?",
+    ),
+    _refused(
+        "missing-value", "a field without a value", "data:\n  n_events:\n", "nothing", "whole"
+    ),
+    _refused("absurd-value", "learning rate 0", "training: {learning_rate: 0}", "0", "more than 0"),
+    _refused(
+        "not-finite", "learning rate .nan", "training: {learning_rate: .nan}", "nan", "finite"
+    ),
+    _refused("negative", "-5 events", "data: {n_events: -5}", "-5", "0 or more"),
+    _refused("text-for-number", "`n_epochs: many`", "training: {n_epochs: many}", "many", "whole"),
+    _refused("flag-for-number", "`n_epochs: true`", "training: {n_epochs: true}", "True", "number"),
+    _refused(
+        "unknown-choice",
+        "`device: cudda`",
+        "training: {device: cudda}",
+        "cudda",
+        "'auto', 'cpu' or 'cuda'",
+        r"Did you mean cuda\?",
+    ),
+    _refused(
+        "contradiction",
+        "width 10 for 4 heads",
+        "model: {d_model: 10, n_heads: 4}",
+        "d_model",
+        "d_model 10 is no multiple of n_heads 4",
+    ),
+    _refused("section-is-no-section", "`data: 7`", "data: 7", "7", "names with values"),
+    _refused(
+        "key-twice",
+        "section `training` twice",
+        "training: {n_epochs: 3}\ntraining: {seed: 1}\n",
+        "key training occurs twice",
+        "sections with names and values",
+        "configs/",
+    ),
+    _refused("not-yaml", "no YAML", "data: [1, 2\n", "line|flow", "sections", "configs/"),
+    _refused("empty", "an empty file", "", "NoneType", "a mapping", "configs/"),
+    Case(
+        "config-missing",
+        "no such configuration file",
+        "refused before anything runs",
+        lambda scene: (scene.folder / "config.yaml").mkdir(),
+        Stops(CONFIG, "a folder", "a YAML file", "configs/"),
+    ),
+    Case(
+        "schedule-bad-cron",
+        "`--cron` with hour 25",
+        "refused before the cluster is asked",
+        lambda scene: None,
+        Stops("--cron '0 0 25 .*", "hour '25'", r"0\.\.23", "03:00|[Ss]undays|seconds"),
+        enter=_bad_cron,
+    ),
+]

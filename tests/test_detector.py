@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from iceaggr.detector import icecube86, parse_geometry
+from iceaggr.errors import DetectorError
+
+HEADER = "sensor_id,x,y,z,string,efficiency\n"
+
+
+def test_geometry_is_sorted_by_sensor_and_keeps_every_bit():
+    text = HEADER + "9,0.1,1e-3,-500.125,2,1.35\n4,1,2,3,1,\n"
+    detector = parse_geometry(text, "here")
+    assert detector.sensor_id.tolist() == [4, 9]
+    assert detector.xyz_m[1].tolist() == [0.1, 1e-3, -500.125]
+    assert detector.string_id.tolist() == [1, 2]
+    assert detector.in_use.tolist() == [False, True]
+    assert detector.efficiency.tolist() == [1.0, 1.35]
+
+
+def test_geometry_takes_a_byte_order_mark_spaces_and_windows_lines():
+    text = "\ufeffsensor_id, x, y, z\r\n1, 2, 3, 4\r\n\r\n".encode()
+    assert parse_geometry(text, "here").xyz_m.tolist() == [[2, 3, 4]]
+
+
+def test_geometry_written_again_is_the_same_table():
+    again = parse_geometry(icecube86().to_csv(), "here")
+    for name in ("sensor_id", "xyz_m", "string_id", "efficiency", "in_use"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(icecube86(), name))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("1,2,3,4,5,-1", r"\[here line 2\]: found '-1', expected positive"),
+        ("1,2,3,4,5,inf", r"efficiency.*found 'inf'"),
+        ("1,2,3,4,-7,1", r"string.*found '-7', expected a whole number from -1"),
+        ("1,2,3,4,,1", r"string.*found ''"),
+        ("1,2e9,3,4,5,1", r"column x.*found '2e9', expected metres within 1000 km"),
+        ("1_0,2,3,4,5,1", r"sensor_id.*found '1_0'"),
+        ("99999999999999999999,2,3,4,5,1", r"sensor_id.*expected a whole number"),
+        ("1,2,,4,5,1", r"column y.*found ''"),
+    ],
+)
+def test_geometry_names_line_and_cell_that_is_no_number_in_range(row, message):
+    with pytest.raises(DetectorError, match=message):
+        parse_geometry(f"{HEADER}{row}\n", "here")
+
+
+def test_geometry_with_rows_longer_than_its_header_is_refused_at_once():
+    # a table reader once took the first cells as an index, and needed a minute for this
+    text = "0,7," + ";" * 110 + "1\n7,sensor_id,x,y,z"
+    with pytest.raises(DetectorError, match="lacks columns"):
+        parse_geometry(text, "here")
