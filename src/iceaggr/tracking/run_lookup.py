@@ -113,11 +113,19 @@ def find_or_create_run(
         )
     chosen, *others = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
     if chosen.data.tags.get(_CREATOR_TAG) == me:
-        client.delete_tag(chosen.info.run_id, _CREATOR_TAG)  # it has served; users see tags
+        _delete_tag(client, chosen.info.run_id)  # it has served; users see tags
     for other in others:
         if other.data.tags.get(_CREATOR_TAG) == me:
             client.delete_run(other.info.run_id)
     return str(chosen.info.run_id)
+
+
+def _delete_tag(client: MlflowClient, run_id: str) -> None:
+    try:
+        client.delete_tag(run_id, _CREATOR_TAG)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # our own request, its answer lost
+            raise
 
 
 def _runs_of(client: MlflowClient, experiment: str, pipeline_run_id: str) -> list[Run]:

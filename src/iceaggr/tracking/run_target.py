@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mlflow import MlflowClient
 
 from iceaggr.errors import TrackingError
-from iceaggr.tracking.connection import as_tracking_error, connect
+from iceaggr.tracking.connection import as_tracking_error, connect, is_away
 from iceaggr.tracking.outbox import Record
 from iceaggr.tracking.run_lookup import experiment_id, find_or_create_run
 from iceaggr.tracking.sending import RunSender
 
+N_TRIES, REPEAT_AFTER_S = 3, 0.5
+"""A server that has just answered may stumble over one request."""
 _FILE = "run.json"
 _ENDED = {"FINISHED", "FAILED", "KILLED"}
 
@@ -37,12 +40,22 @@ class RunTarget:
         Raises: TrackingError, within seconds, if no server answers.
         """
         client = connect(self.tracking_uri)
+        for _ in range(N_TRIES - 1):
+            try:
+                return client, self._opened(client)
+            except TrackingError as error:
+                if not is_away(error):
+                    raise
+            time.sleep(REPEAT_AFTER_S)
+        return client, self._opened(client)
+
+    def _opened(self, client: MlflowClient) -> RunTarget:
         with as_tracking_error("cannot open the run", client.tracking_uri):
             run_id = self.run_id
             if not run_id:
                 experiment = experiment_id(client, self.experiment_name)
                 run_id = find_or_create_run(client, experiment, self.pipeline_run_id, self.run_name)
-        return client, replace(self, run_id=run_id)
+        return replace(self, run_id=run_id)
 
     def save(self, spool: Path) -> None:
         """Write the target beside the records that are for it."""
