@@ -140,10 +140,10 @@ def test_everything_rejected_is_counted_in_manifest_data_card_and_mlflow(
         assert re.search(rf"{reason}\D+{n_rejected:,}\D", card), reason
     [run] = mlflow.search_runs(experiment_names=[scene.experiment_name], output_format="list")
     metrics = run.data.metrics
-    assert metrics["data/pulses_rejected"] == sum(pulses.values())
-    assert metrics["data/pulses_in"] == metrics["data/pulses_kept"] + sum(pulses.values())
-    assert metrics["data/pulses_kept"] == sum(file.n_pulses_kept for file in files)
-    assert metrics["data/n_events_rejected"] == 1
+    assert metrics["volume/pulses_rejected"] == sum(pulses.values())
+    assert metrics["volume/pulses_in"] == metrics["volume/pulses_kept"] + sum(pulses.values())
+    assert metrics["volume/pulses_kept"] == sum(file.n_pulses_kept for file in files)
+    assert metrics["volume/n_events_rejected"] == 1
 
 
 def total(files: tuple[SourceFile, ...], name: str) -> dict[str, int]:

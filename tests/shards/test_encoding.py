@@ -105,3 +105,42 @@ def test_encode_shard_in_gives_the_same_bytes_in_memory_used_before():
     for n_events in (40, 200, 3):
         events = random_dom_events(n_events, n_events)
         assert bytes(encode_shard_in(workspace, events)) == encode_shard(events)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"charge_pe": np.nan}, "charge_pe nan to nan"),
+        ({"charge_pe": 0}, "charge_pe 0.0 to"),
+        ({"charge_pe": np.inf}, "charge_pe .* to inf"),
+        ({"time_ns": -1}, "time_ns -1 to"),
+        ({"time_ns": 10**9}, "time_ns .* to 1000000000"),
+        ({"azimuth": 7.0}, "azimuth .* to 7.0"),
+        ({"zenith": -0.5}, "zenith -0.5 to"),
+    ],
+)
+def test_decode_shard_refuses_a_value_that_sharding_never_writes(change, message):
+    events = random_dom_events(5, 1)
+    [(name, value)] = change.items()
+    values = getattr(events, name).copy()
+    values[-1] = value
+    with pytest.raises(ShardError, match=rf"damaged shard \[here\]: found {message}"):
+        decode_shard(encode_shard(replace(events, **{name: values})), "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("time_ns", "pulses out of order"), ("sensor_id", "DOMs out of order")],
+)
+def test_decode_shard_refuses_what_is_not_sorted(name, message):
+    events = random_dom_events(5, 1)
+    values = getattr(events, name)[::-1].copy()
+    with pytest.raises(ShardError, match=message):
+        decode_shard(encode_shard(replace(events, **{name: values})), "here")
+
+
+def test_decode_shard_refuses_an_event_that_occurs_twice():
+    events = random_dom_events(5, 1)
+    twice = replace(events, event_id=np.array([1, 2, 3, 2, 5]))
+    with pytest.raises(ShardError, match="event_id twice"):
+        decode_shard(encode_shard(twice), "here")

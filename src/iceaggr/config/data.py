@@ -27,7 +27,7 @@ class DataConfig(Section):
     max_work_units: int = Field(128, ge=1, le=128)
     """Upper bound on sharding tasks: KFP hands all their results to one command line of 128 KiB."""
     max_rejected_share: float = Field(0.5, gt=0, le=1)
-    """A raw file of whose pulses a larger share is rejected is damaged as a whole: the run stops."""
+    """The run stops if a larger share of a raw file's pulses is rejected: the file is wrong."""
     allow_missing_files: bool = False
     """Shard what is there when the meta file lists batches whose files are missing."""
 

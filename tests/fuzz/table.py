@@ -1,0 +1,38 @@
+"""The totals of a campaign for docs/reliability.md: python -m tests.fuzz.table build/fuzz."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
+BEGIN, END = "<!-- fuzz totals -->", "<!-- end of fuzz totals -->"
+
+
+def table(totals: dict[str, dict[str, float]]) -> str:
+    """Write one row per reader, and their sum."""
+    n_runs = sum(counts["executions"] for counts in totals.values())
+    minutes = sum(counts["seconds"] for counts in totals.values()) / 60
+    lines = [
+        f"Last campaign: {minutes:.0f} minutes, {n_runs:,.0f} executions of {len(totals)} readers.",
+        "",
+        "| reader | minutes | executions | accepted | refused |",
+        "|---|---|---|---|---|",
+    ]
+    for name, counts in totals.items():
+        figures = [f"{counts[key]:,.0f}" for key in ("executions", "accepted", "refused")]
+        lines.append(f"| {name} | {counts['seconds'] / 60:.1f} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Put the totals of a campaign's folder into the document."""
+    totals = json.loads((Path(sys.argv[1]) / "totals.json").read_text())
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{table(totals)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
