@@ -97,8 +97,9 @@ def as_line(message: dict[str, Any]) -> str:
     """Format a progress message as one line of text."""
     name = f"{message['step']}[{message['task']}]" if message["task"] else message["step"]
     state = message["kind"]
-    # whoever runs the step prints the error, whole, after this line
-    text = message["text"] if state != "failed" else ""
+    # whoever runs the step prints an error, whole, after this line; of an interruption nobody does
+    is_told_later = state == "failed" and not message["text"].startswith("interrupted")
+    text = "" if is_told_later else message["text"]
     if state == "update":
         total = message["total"]
         state = f"{100 * message['done'] / total:3.0f} %" if total else f"{message['done']:.0f}"

@@ -67,7 +67,7 @@ class FaultPlan:
         self,
         kinds: Sequence[str],
         rate: float = 1.0,
-        seed: int = 0,
+        seed: int | str = 0,
         max_in_a_row: int = 2,
         only: str = "",
     ) -> None:

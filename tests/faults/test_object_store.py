@@ -59,8 +59,10 @@ def renewable(object_store_service, monkeypatch, tmp_path):
 def run_disturbed(run: TinyRun, proxy, steps, rate: float) -> dict[str, Counter[str]]:
     """Run the steps under faults; gives the faults of each step, by kind."""
     met: dict[str, Counter[str]] = {}
-    for seed, step in enumerate(steps):
-        with proxy.faults(FaultPlan((*SURVIVED, "expired"), rate, seed)) as plan:
+    for step in steps:
+        with proxy.faults(
+            FaultPlan((*SURVIVED, "expired"), rate, seed=f"{run.run_id} {step}")
+        ) as plan:
             run.run_step(step)
         met[step] = plan.counts
     return met
