@@ -81,21 +81,43 @@ def make_store(tmp_path, monkeypatch):
         remove_sockets(store.ports)
 
 
-def test_store_that_is_away_when_a_step_needs_it_is_waited_for(make_store, raw_files, tmp_path):
+def test_store_that_restarts_under_a_training_is_waited_for(make_store, raw_files, tmp_path):
     store = make_store()
-    quiet = TinyRun(raw_files.as_uri(), "s3://iceaggr/quiet", tmp_path / "quiet", "quiet")
-    quiet.run()
-    run = replace(quiet, work_uri="s3://iceaggr/restarted", folder=tmp_path / "restarted")
-    for step in ("plan_shards", "shard_events", "compute_statistics", "train_model"):
+    quiet = TinyRun(
+        raw_files.as_uri(),
+        "s3://iceaggr/quiet",
+        tmp_path / "quiet",
+        "quiet",
+        checkpoint_every_minutes=1e-9,  # after every step, so that there is much to read and write
+    )
+    quiet.run(("plan_shards", "shard_events", "compute_statistics", "train_model"))
+    run = replace(quiet, run_id="restarted")
+    latest = f"{run.context().run_uri}/training/checkpoints/latest.json"
+
+    def restart():
+        while open_store().stat(latest) is None:
+            time.sleep(0.05)
         store.stop()
-        back = threading.Timer(1.0, store.start)
-        back.start()
-        try:
-            run.run_step(step)
-        finally:
-            back.join()
-    run.run_step("evaluate_model")
-    assert results(run) == results(quiet)
+        time.sleep(1.0)
+        store.start()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    run.run_step("train_model")
+    thread.join()
+    weights = "training/model/weights.safetensors"
+    assert results(run)[weights] == results(quiet)[weights]
+
+
+def test_store_that_is_away_when_a_step_begins_is_told_at_once(make_store, raw_files, tmp_path):
+    store = make_store()
+    run = TinyRun(raw_files.as_uri(), "s3://iceaggr/away", tmp_path / "away", "away")
+    run.run_step("plan_shards")
+    store.stop()
+    with pytest.raises(StorageError, match="object store not reachable"):
+        run.run_step("shard_events")
+    store.start()
+    run.run_step("shard_events")
 
 
 def fill(store, n_bytes):
