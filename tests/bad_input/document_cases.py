@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 from iceaggr.models.bundle import DOCUMENT, WEIGHTS
 from iceaggr.steps.run_folder import RunFolder
 from tests.bad_input.case import Case, Stops
@@ -219,6 +221,14 @@ TRAINED = [
         enter=_after("train"),
     ),
     Case(
+        "checkpoint-not-finite",
+        "a weight of the checkpoint NaN, all hashes right",
+        "training stops and names the weight",
+        lambda scene: _spoil_weight(scene),
+        Stops("checkpoints", "is not finite", "a checkpoint of the same model", "empty output"),
+        enter=_after("train"),
+    ),
+    Case(
         "model-damaged",
         "one bit of the weights flipped",
         "evaluation stops and names the file",
@@ -258,11 +268,30 @@ def _newest_checkpoint(scene: Scene) -> Path:
     return latest.parent / str(json.loads(latest.read_text())["folders"][0])
 
 
+def _reseal(state: Path) -> None:
+    """Write the hashes of the tensors, and of the state itself, anew."""
+    folder = state.parent
+
+    def hash_again(document: dict[str, Any]) -> None:
+        for name in document["files"]:
+            document["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+    _edit(state, hash_again)
+    digest = hashlib.sha256(state.read_bytes()).hexdigest()
+    _edit(folder.parent / "latest.json", lambda document: document.update(state_sha256=digest))
+
+
+def _spoil_weight(scene: Scene) -> None:
+    folder = _newest_checkpoint(scene)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name, value in tensors.items() if value.is_floating_point())
+    tensors[name].flatten()[0] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    _reseal(folder / "state.json")
+
+
 def _move_position(scene: Scene) -> None:
     """Set an impossible position and the hashes anew: only the value can tell."""
-    latest = _the(scene, "runs/*/training/checkpoints/latest.json")
-    pointer = json.loads(latest.read_text())
     state = _newest_checkpoint(scene) / "state.json"
-    _edit(state, lambda d: d["state"].update(step=-5, stopped=""))
-    pointer["state_sha256"] = hashlib.sha256(state.read_bytes()).hexdigest()
-    latest.write_text(json.dumps(pointer))
+    _edit(state, lambda document: document["state"].update(step=-5, stopped=""))
+    _reseal(state)

@@ -180,7 +180,7 @@ def test_store_with_given_settings_refuses_to_be_pickled():
     ],
 )
 def test_bad_uri_is_explained(store, uri, remedy):
-    with pytest.raises(StorageError, match=f"not a storage URI: found '{uri}'.*{remedy}"):
+    with pytest.raises(StorageError, match=f"not a storage URI .*found '{uri}'.*{remedy}"):
         store.read_bytes(uri)
 
 
