@@ -66,7 +66,7 @@ def segment_quantile(
     running = weight.cumsum(0)
     total = segment_sum(weight, segment, n_segments)
     before = total.cumsum(0) - total
-    reached = running - before[segment] >= share * total[segment] * (1 - 1e-12)
+    reached = running - before[segment] >= share * total[segment] * (1 - 1e-9)
     infinite = torch.full_like(values, torch.inf)
     found = segment_min(torch.where(reached, values, infinite), segment, n_segments)
     return torch.where(total > 0, found, torch.zeros_like(found))
