@@ -36,8 +36,14 @@ def traces() -> dict[str, float]:
         "open_files": process.num_fds(),
         "threads": threading.active_count(),
         "child_processes": len(process.children(recursive=True)),
-        "temporary_files": len(os.listdir(tempfile.gettempdir())),
+        "temporary_files": len(_temporary_files()),
     }
+
+
+def _temporary_files() -> list[str]:
+    """List what is ours: torch makes one empty folder per user and keeps it."""
+    names = os.listdir(tempfile.gettempdir())
+    return [name for name in names if not name.startswith("torchinductor_")]
 
 
 def main(settings: dict[str, Any]) -> None:
