@@ -72,12 +72,12 @@ def test_pipeline_under_faults_ends_as_without(raw_in_bucket, proxy, renewable, 
     quiet = tiny_run(raw_in_bucket, tmp_path, "quiet")
     quiet.run(FAST_STEPS)
     disturbed = tiny_run(raw_in_bucket, tmp_path, "disturbed")
-    met = run_disturbed(disturbed, proxy, FAST_STEPS, rate=0.45)
+    met = run_disturbed(disturbed, proxy, FAST_STEPS, rate=0.55)
     total = sum(met.values(), Counter())
     assert results(disturbed) == results(quiet)
     assert total.total() >= 60, met
     assert all(total[kind] for kind in (*SURVIVED, "expired")), total
-    assert all(met[step].total() >= 3 for step in FAST_STEPS), met
+    assert all(met[step].total() for step in FAST_STEPS), met
 
 
 @pytest.mark.slow
