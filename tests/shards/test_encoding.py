@@ -124,7 +124,8 @@ def test_decode_shard_refuses_a_value_that_sharding_never_writes(change, message
     [(name, value)] = change.items()
     values = getattr(events, name).copy()
     values[-1] = value
-    with pytest.raises(ShardError, match=rf"damaged shard \[here\]: found {message}"):
+    place = rf"\[here, event_id {events.event_id[-1]}\]"
+    with pytest.raises(ShardError, match=f"damaged shard {place}: found {message}"):
         decode_shard(encode_shard(replace(events, **{name: values})), "here")
 
 

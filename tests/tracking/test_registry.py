@@ -168,7 +168,7 @@ def test_registry_waits_for_a_server_that_comes_back(mlflow_service, name, versi
     back.start()
     assert registry.champion(name).version == versions[0].version
     back.join()
-    monkeypatch.setattr(connection, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(connection, "PATIENCE_S", 0.2)
     door.shut()
     with pytest.raises(TrackingError, match=r"cannot look up the champion \[model-"):
         registry.champion(name)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from iceaggr.errors import TrainingError
+from iceaggr.errors import IceaggrError, ShardError, TrainingError
+from iceaggr.shards import encoding
 from iceaggr.training import (
     train,
 )
@@ -97,7 +98,12 @@ def test_weights_spoiled_by_the_step_before_a_checkpoint_are_not_written(
     assert checkpoint.document["state"]["step"] == 0
 
 
-def test_planted_nan_in_the_data_is_caught_before_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reader_looks", [True, False])
+def test_planted_nan_in_the_data_is_caught_before_the_model(
+    reader_looks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not reader_looks:  # the batch check must not rely on the shard reader
+        monkeypatch.setattr(encoding, "_check_values", lambda events, where: None)
     inputs = small_inputs(tmp_path, small_config())
     events = dom_events(track_events(64, seed=5))
     charge = events.charge_pe.copy()
@@ -106,7 +112,12 @@ def test_planted_nan_in_the_data_is_caught_before_the_model(tmp_path: Path) -> N
         inputs.store, f"file://{tmp_path}/bad", "train", replace(events, charge_pe=charge)
     )
     manifest = manifest_of([shard, *inputs.manifest.shards_of("validation")])
-    with pytest.raises(TrainingError, match=r"refused before the model \[step \d\].*\(40\)"):
+    expected: tuple[type[IceaggrError], str] = (
+        (ShardError, r"damaged shard \[.*, event_id 40\]: found charge_pe nan")
+        if reader_looks
+        else (TrainingError, r"refused before the model \[step \d\].*\(40\)")
+    )
+    with pytest.raises(expected[0], match=expected[1]):
         train(replace(inputs, manifest=manifest))
     weights = final_weights(inputs)
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())

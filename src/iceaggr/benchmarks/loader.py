@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -165,13 +164,12 @@ def sharded_events() -> str:
     config = DataConfig()
     digest = raw_uri.rstrip("/").rsplit("-", 1)[-1]
     folder = cache_folder() / f"shards-{digest}"
+    store = open_store()
+    # shards of this version of the format are recognised, others made anew
+    units = plan_shards(store, raw_uri, config, folder.as_uri())
+    merged = merge_manifests(shard_unit(store, unit, folder.as_uri(), config) for unit in units)
     manifest = folder / "manifest.json"
-    if not manifest.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        store = open_store()
-        units = plan_shards(store, raw_uri, config, folder.as_uri())
-        merged = merge_manifests(shard_unit(store, u, folder.as_uri(), config) for u in units)
-        store.write_bytes(manifest.as_uri(), merged.to_json().encode())
+    store.write_bytes(manifest.as_uri(), merged.to_json().encode())
     return manifest.as_uri()
 
 

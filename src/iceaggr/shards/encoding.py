@@ -187,7 +187,12 @@ def _check_values(events: DomEvents, where: str) -> None:
         if name in ("azimuth", "zenith"):  # NaN: no label
             least, greatest = np.nanmin(values, initial=high), np.nanmax(values, initial=low)
         if not (least >= low and greatest <= high):
-            raise _damaged(where, f"{name} {least} to {greatest}", f"{name} {low:g} to {high:g}")
+            event_id = _first_outside(events, values, low, high)
+            raise _damaged(
+                f"{where}, event_id {event_id}",
+                f"{name} {least} to {greatest}",
+                f"{name} {low:g} to {high:g}",
+            )
     time, sensor = events.time_ns, events.sensor_id
     if _falls_within(time[1:] < time[:-1], events.dom_pulse_offsets):
         raise _damaged(where, "pulses out of order", "pulses of a DOM sorted by time")
@@ -195,6 +200,17 @@ def _check_values(events: DomEvents, where: str) -> None:
         raise _damaged(where, "DOMs out of order", "DOMs of an event sorted by sensor_id")
     if len(np.unique(events.event_id)) != events.n_events:
         raise _damaged(where, "event_id twice", "each event once")
+
+
+def _first_outside(
+    events: DomEvents, values: npt.NDArray[np.number[Any]], low: float, high: float
+) -> int:
+    """Find the event of the first value that is not within the limits."""
+    inside = (values >= low) & (values <= high)
+    if values is events.azimuth or values is events.zenith:
+        return int(events.event_id[np.argmin(inside | np.isnan(values))])
+    row = int(np.searchsorted(events.event_pulse_offsets(), np.argmin(inside), side="right")) - 1
+    return int(events.event_id[row])
 
 
 def _falls_within(falls: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64]) -> bool:
