@@ -15,7 +15,8 @@ def table(totals: dict[str, dict[str, float]]) -> str:
     n_runs = sum(counts["executions"] for counts in totals.values())
     minutes = sum(counts["seconds"] for counts in totals.values()) / 60
     lines = [
-        f"Campaigns so far: {minutes:.0f} minutes, {n_runs:,.0f} executions of {len(totals)} readers.",
+        f"Campaigns so far: {minutes:.0f} minutes, {n_runs:,.0f} executions"
+        f" of {len(totals)} readers.",
         "",
         "| reader | minutes | executions | accepted | refused |",
         "|---|---|---|---|---|",

@@ -38,7 +38,7 @@ def test_build_train_job_is_one_that_trainer_accepts():
 )
 def test_check_job_refuses_what_the_api_server_would(breach):
     with pytest.raises(
-        jsonschema.ValidationError, match="does not match|is greater than the maximum"
+        jsonschema.ValidationError, match=r"does not match|is greater than the maximum"
     ):
         check_job(build_train_job(order(**breach)))
 
