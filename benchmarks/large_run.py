@@ -1,0 +1,116 @@
+"""Take a large set of raw events through sharding, statistics and one epoch, and watch the memory.
+
+Usage: python benchmarks/large_run.py RAW_URI FOLDER [--config configs/laptop.yaml]
+
+Prints one row per step: time, rate, and the resident memory of its process at ten moments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from iceaggr.batches import EventLoader
+from iceaggr.config import load_config
+from iceaggr.events.layout import load_detector
+from iceaggr.shards.format import SPLITS
+from iceaggr.steps.compute_statistics import run_compute_statistics
+from iceaggr.steps.plan_shards import run_plan_shards
+from iceaggr.steps.run_folder import RunFolder
+from iceaggr.steps.shard_events import run_shard_events
+from iceaggr.steps.training_inputs import read_manifest
+
+PAGE_BYTES = 4096
+SAMPLE_EVERY_S = 0.2
+N_MOMENTS = 10
+
+
+def main() -> None:
+    """Run the three steps, each in a process of its own, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("raw_uri")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--config", type=Path, default=Path("configs/laptop.yaml"))
+    asked = parser.parse_args()
+    config = load_config(asked.config)
+    run = RunFolder.create(asked.folder, asked.raw_uri, "", "large-run", config)
+    steps: dict[str, Callable[[RunFolder], None]] = {
+        "sharding": shard,
+        "statistics": summarise,
+        "one epoch": load_epoch,
+    }
+    print(f"| step | s | events/s | MiB at {N_MOMENTS} moments from start to end | peak MiB |")
+    print("|---|---|---|---|---|")
+    for name, step in steps.items():
+        seconds, memory_mib = watched(step, run)
+        units = [read_manifest(path) for path in run.unit_manifests()]
+        splits = ("train",) if step is load_epoch else SPLITS
+        n_events = sum(unit.n_events(split) for unit in units for split in splits)
+        moments = np.linspace(0, len(memory_mib) - 1, N_MOMENTS).astype(int)
+        curve = " ".join(f"{memory_mib[moment]:.0f}" for moment in moments)
+        row = [
+            name,
+            f"{seconds:.1f}",
+            f"{n_events / seconds:,.0f}",
+            curve,
+            f"{max(memory_mib):.0f}",
+        ]
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def shard(run: RunFolder) -> None:
+    """Shard all raw files, one work unit after the other, as one worker would."""
+    context = run.context()
+    for index, work_unit in enumerate(run_plan_shards(context, run.raw_uri)):
+        run_shard_events(context, work_unit, run.unit_manifest(index))
+
+
+def summarise(run: RunFolder) -> None:
+    """Merge the sketches; write manifest, normalisation and data card."""
+    run_compute_statistics(
+        run.context(),
+        run.unit_manifests(),
+        manifest_path=run.manifest,
+        normalization_path=run.normalization,
+        data_card_path=run.data_card,
+    )
+
+
+def load_epoch(run: RunFolder) -> None:
+    """Load every train event once, complete and in minibatches."""
+    context = run.context()
+    store, manifest = context.open_store(), read_manifest(run.manifest)
+    detector = load_detector(store, manifest.geometry_uri)
+    loader = EventLoader(store, manifest, "train", detector, context.config.batches)
+    n_events = sum(batch.n_events for batch in loader.epoch(0))
+    assert n_events == manifest.n_events("train"), "an epoch is every train event once"
+
+
+def watched(step: Callable[[RunFolder], None], run: RunFolder) -> tuple[float, list[float]]:
+    """Run a step in a fresh process; give its seconds and its resident MiB over time."""
+    process = multiprocessing.get_context("spawn").Process(target=step, args=(run,))
+    began = time.perf_counter()
+    process.start()
+    memory_mib: list[float] = []
+    while process.is_alive():
+        memory_mib.append(_resident_mib(process.pid))
+        process.join(SAMPLE_EVERY_S)
+    if process.exitcode:
+        raise SystemExit(f"{step.__name__} ended with {process.exitcode}")
+    return time.perf_counter() - began, memory_mib
+
+
+def _resident_mib(pid: int | None) -> float:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES / 2**20
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+
+
+if __name__ == "__main__":
+    main()
