@@ -19,6 +19,7 @@ from kfp.client import ServiceAccountTokenVolumeCredentials
 from kfp_server_api import V2beta1GetHealthzResponse
 from kfp_server_api.exceptions import ApiException
 
+from iceaggr.addresses import refuse_credentials, without_credentials
 from iceaggr.errors import ConfigError, IceaggrError
 
 _HOST_VARIABLE = "KF_PIPELINES_ENDPOINT"
@@ -78,10 +79,16 @@ class _Client(kfp.Client):
 def connect(connection: Connection) -> kfp.Client:
     """Open the client and ask the server whether it is well.
 
-    Raises: ConfigError for a missing file, two ways of authentication or a missing namespace;
+    Raises: ConfigError for a missing file, two ways of authentication, a password in the address or
+    a missing namespace;
     SubmissionError if the server does not answer or refuses the credentials.
     """
     _check_files(connection)
+    refuse_credentials(
+        address(connection),
+        where=f"--host or {_HOST_VARIABLE}",
+        remedy="Give --token-file or --cookies-file",
+    )
     arguments: dict[str, Any] = {"host": connection.host or None, "verify_ssl": True}
     if connection.namespace:
         arguments["namespace"] = connection.namespace
@@ -165,7 +172,7 @@ def api_errors(where: str) -> Iterator[None]:
         raise ServerAwayError(
             "Kubeflow Pipelines cannot be reached",
             where=where,
-            found=" ".join(str(reason).split())[:300],
+            found=without_credentials(" ".join(str(reason).split()))[:300],
             remedy="Check --host and, for TLS, --ca-file",
         ) from None
 

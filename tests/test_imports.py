@@ -13,6 +13,7 @@ RANKS = {
     "interfaces": 0,
     "resources": 0,
     "validation": 0,
+    "addresses": 1,
     "machine_errors": 1,
     "progress": 1,
     "verified": 1,

@@ -15,6 +15,7 @@ SETTINGS_ENVIRONMENT = {
     "mlflow-tracking-uri": "MLFLOW_TRACKING_URI",
     "object-store-endpoint": "AWS_ENDPOINT_URL",
     "object-store-region": "AWS_DEFAULT_REGION",
+    "allowed-uris": "ICEAGGR_ALLOWED_URIS",
 }
 OBJECT_STORE_ENVIRONMENT = {
     "access-key-id": "AWS_ACCESS_KEY_ID",

@@ -25,6 +25,8 @@ class _Document(BaseModel):
 
 
 Count = Annotated[int, Field(ge=0)]
+# the hash names a file in the local cache: nothing else may stand there
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ShardEntry(_Document):
@@ -33,7 +35,7 @@ class ShardEntry(_Document):
     uri: str
     split: Split
     n_bytes: Count
-    sha256: str
+    sha256: Sha256
     n_events: Count
     n_pulses: Count
     n_doms: Count

@@ -48,7 +48,7 @@ class RunFolder:
 
         Raises: ConfigError if the folder already holds a run.
         """
-        path = path.absolute()
+        path = path.resolve()
         if (path / _SETTINGS).exists():
             raise ConfigError(
                 "folder holds a run already",
@@ -71,7 +71,7 @@ class RunFolder:
     @staticmethod
     def open(path: Path) -> RunFolder:
         """Open a run that `iceaggr shard` started. Raises: ConfigError if there is none."""
-        path = path.absolute()
+        path = path.resolve()
         if not (path / _SETTINGS).is_file():
             raise ConfigError(
                 "folder holds no run",

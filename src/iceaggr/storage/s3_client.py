@@ -15,6 +15,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from iceaggr.addresses import refuse_credentials
 from iceaggr.errors import StorageError
 from iceaggr.storage.s3_errors import explain, is_expired, is_transient, is_wordless
 
@@ -106,6 +107,11 @@ def _endpoint_url(environment: Mapping[str, str]) -> str | None:
 
 def _new_client(environment: Mapping[str, str]) -> Any:
     endpoint = _endpoint_url(environment)
+    refuse_credentials(
+        endpoint or "",
+        where="AWS_ENDPOINT_URL",
+        remedy="Give the keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    )
     host = urlsplit(endpoint).hostname if endpoint else None
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 3},

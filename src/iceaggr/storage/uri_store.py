@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from iceaggr.interfaces import StoredObject
+from iceaggr.storage.allowed import ALLOWED_URIS_VARIABLE, AllowedPlaces
 from iceaggr.storage.file_store import FileStore
 from iceaggr.storage.s3_store import S3Store
 from iceaggr.storage.uris import FILE_SCHEME, S3_SCHEME, bad_uri
@@ -17,13 +18,16 @@ class UriStore:
     """ObjectStore over `file://` and `s3://`; safe to share between threads.
 
     Pickled, it carries no settings and no secrets: the process that unpickles it opens its own
-    from its own environment. After a fork it connects anew.
+    from its own environment. After a fork it connects anew. Where ICEAGGR_ALLOWED_URIS is set,
+    every method refuses a URI outside those places.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._given_environment = environment is not None
+        settings = os.environ if environment is None else environment
+        self._allowed = AllowedPlaces(settings.get(ALLOWED_URIS_VARIABLE, ""))
         self._files = FileStore()
-        self._s3 = S3Store(os.environ if environment is None else environment)
+        self._s3 = S3Store(settings)
 
     def __reduce__(self) -> tuple[Callable[[], UriStore], tuple[()]]:
         if self._given_environment:
@@ -31,11 +35,10 @@ class UriStore:
         return (open_store, ())
 
     def _backend(self, uri: str) -> FileStore | S3Store:
-        if uri.startswith(FILE_SCHEME):
-            return self._files
-        if uri.startswith(S3_SCHEME):
-            return self._s3
-        raise bad_uri(uri)
+        if not uri.startswith((FILE_SCHEME, S3_SCHEME)):
+            raise bad_uri(uri)
+        self._allowed.check(uri)
+        return self._files if uri.startswith(FILE_SCHEME) else self._s3
 
     def list(self, prefix_uri: str) -> list[StoredObject]:
         """List all objects inside a folder, at any depth, sorted by URI; [] when absent.
@@ -83,8 +86,9 @@ class UriStore:
 
 
 def open_store(environment: Mapping[str, str] | None = None) -> UriStore:
-    """Open storage with the settings of the environment, or of another mapping of AWS_* names.
+    """Open storage with the settings of the environment, or of another mapping of such names.
 
-    Nothing connects before the first use.
+    Nothing connects before the first use. Raises: StorageError if ICEAGGR_ALLOWED_URIS is no list
+    of storage URIs.
     """
     return UriStore(environment)

@@ -3,6 +3,9 @@
 `s3://bucket/key` is literal: what follows the bucket is the key, spaces and all. `file:///path` may
 be percent-encoded, as browsers and pathlib write it, or plain; a percent sign in a name that we
 list comes out as `%25`, so that every listed URI opens the file it was listed for.
+
+A URI never climbs: with `..` in it, a name from a list, a plan or a manifest could leave its
+folder, and some stores resolve it behind their access policies.
 """
 
 from __future__ import annotations
@@ -24,12 +27,13 @@ def file_path(uri: str) -> Path:
     decoded = unquote(path)
     if "\0" in decoded:
         raise bad_uri(uri)
+    _refuse_climbing(uri, decoded)
     return Path(decoded)
 
 
 def file_uri(path: Path) -> str:
-    """Turn a path into a readable `file:///...` URI: only percent signs are encoded."""
-    return FILE_SCHEME + str(path.absolute()).replace("%", "%25")
+    """Turn a path, links resolved, into a readable `file:///...` URI: only `%` is encoded."""
+    return FILE_SCHEME + str(path.resolve()).replace("%", "%25")
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
@@ -37,6 +41,7 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix(S3_SCHEME).partition("/")
     if not uri.startswith(S3_SCHEME) or not bucket:
         raise bad_uri(uri)
+    _refuse_climbing(uri, f"{bucket}/{key}")
     return bucket, key
 
 
@@ -45,11 +50,39 @@ def below(prefix_uri: str, name: str) -> str:
     return f"{prefix_uri.rstrip('/')}/{name}"
 
 
-def bad_uri(uri: str) -> StorageError:
+def inside(folder: Path, name: str) -> Path:
+    """Join a local folder and a relative name that came from outside.
+
+    Raises: StorageError if the name is absolute or climbs out of the folder.
+    """
+    path = Path(name)
+    if not name or path.is_absolute() or ".." in path.parts:
+        raise StorageError(
+            "name leaves its folder",
+            where=str(folder),
+            found=repr(name),
+            expected="a relative name without '..'",
+            remedy="Remove what has this name: nothing of ours makes such names",
+        )
+    return folder / path
+
+
+def _refuse_climbing(uri: str, path: str) -> None:
+    if ".." in path.split("/"):
+        raise StorageError(
+            "URI climbs out of its folder",
+            where=uri,
+            found="'..' in the path",
+            expected="a path without '..'",
+            remedy="Write the folder that is meant",
+        )
+
+
+def bad_uri(uri: str, where: str = "") -> StorageError:
     """Explain what a storage URI looks like."""
     return StorageError(
         "not a storage URI",
-        where=uri or "URI",
+        where=where or uri or "URI",
         found=repr(uri),
         expected="file:///absolute/path or s3://bucket/key",
         remedy=f"Write file://{uri}" if uri.startswith("/") else "Give the URI with its scheme",

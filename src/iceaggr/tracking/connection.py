@@ -16,6 +16,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from iceaggr.addresses import refuse_credentials, without_credentials
 from iceaggr.errors import TrackingError
 
 _PROBE_TIMEOUT_S = 5.0
@@ -63,7 +64,8 @@ def connect(tracking_uri: str, patience_s: float = 0.0) -> MlflowClient:
     patience_s: how long to wait for a server that is away.
     Sets quick-failing MLFLOW_HTTP_* defaults in this process unless they are set already, and
     quiets MLflow's notes.
-    Raises: TrackingError; ServerAwayError about five seconds after the patience is over.
+    Raises: ConfigError if the address holds a password; TrackingError; ServerAwayError about five
+    seconds after the patience is over.
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
@@ -72,6 +74,7 @@ def connect(tracking_uri: str, patience_s: float = 0.0) -> MlflowClient:
             expected="MLFLOW_TRACKING_URI in the environment, or an address",
             remedy="Set it, or start the local services with `make up`",
         )
+    refuse_password(uri)
     for name, value in _QUICK_REQUESTS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its progress notes are not ours
@@ -86,6 +89,19 @@ def connect(tracking_uri: str, patience_s: float = 0.0) -> MlflowClient:
         time.sleep(_REPEAT_AFTER_S)
     with as_tracking_error("tracking server refused the connection", uri):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def refuse_password(tracking_uri: str) -> None:
+    """Refuse a server whose address holds a password, before it is written down anywhere.
+
+    Raises: ConfigError.
+    """
+    if tracking_uri.startswith(("http://", "https://")):
+        refuse_credentials(
+            tracking_uri,
+            where="MLFLOW_TRACKING_URI",
+            remedy="Give them in MLFLOW_TRACKING_USERNAME and _PASSWORD, or in _TOKEN",
+        )
 
 
 def _probe(uri: str) -> None:
@@ -113,7 +129,7 @@ def as_tracking_error(failed: str, where: str) -> Iterator[None]:
         raise TrackingError(
             failed,
             where=where,
-            found=" ".join(str(error).split())[:500],
+            found=without_credentials(" ".join(str(error).split()))[:500],
             remedy=_remedy(error),
         ) from error
 

@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from iceaggr.errors import IceaggrError, TrackingError
+from iceaggr.storage.uris import inside
 from iceaggr.tracking.connection import as_tracking_error
 from iceaggr.tracking.outbox import RECORDS
+from iceaggr.tracking.run_lookup import tracking_server
 from iceaggr.tracking.run_target import load_target
 from iceaggr.tracking.sending import RunSender
 
@@ -21,7 +23,10 @@ _RECORDS_PER_REQUEST = 200
 def replay(folder: Path, tracking_uri: str = "") -> int:
     """Send a spool folder to its run and delete it; returns the number of records sent.
 
-    Raises: TrackingError if the folder is no spool or the server is still away.
+    tracking_uri: empty = that of the environment, else the one that the records name. Records lie
+    in a bucket, and what they name must not be sent our credentials, nor our files.
+    Raises: TrackingError if the folder is no spool or the server is still away; StorageError if a
+    record names a file outside the folder.
     """
     try:
         target = load_target(folder)
@@ -30,15 +35,15 @@ def replay(folder: Path, tracking_uri: str = "") -> int:
         raise TrackingError(
             "not a folder of unsent tracking records", where=str(folder), found=str(error)
         ) from None
-    if tracking_uri:
-        target = replace(target, tracking_uri=tracking_uri)
-    client, target = target.open()
-    sender = RunSender(client, target.run_id)
+    if trusted := tracking_uri or tracking_server():
+        target = replace(target, tracking_uri=trusted)
     records = [json.loads(line) for line in lines]
     for record in records:  # the folder may have been moved since
         if record["kind"] == "file":
             path = Path(record["path"])
-            record["path"] = str(folder / path.parent.name / path.name)
+            record["path"] = str(inside(folder, f"{path.parent.name}/{path.name}"))
+    client, target = target.open()
+    sender = RunSender(client, target.run_id)
     with as_tracking_error("cannot send the records", str(folder)):
         for first in range(0, len(records), _RECORDS_PER_REQUEST):
             sender.send(records[first : first + _RECORDS_PER_REQUEST])

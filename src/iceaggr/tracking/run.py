@@ -18,7 +18,7 @@ from typing import Literal
 from mlflow import MlflowClient
 
 from iceaggr.errors import TrackingError
-from iceaggr.tracking.connection import is_away
+from iceaggr.tracking.connection import is_away, refuse_password
 from iceaggr.tracking.outbox import Outbox
 from iceaggr.tracking.run_lookup import attached_run_id, checked_run_id, tracking_server
 from iceaggr.tracking.run_target import LateSender, RunTarget
@@ -195,10 +195,13 @@ def open_tracker(
     Under Kubeflow's MLflow plugin it is the run that the plugin made. An empty `tracking_uri`
     means the plugin's endpoint or MLFLOW_TRACKING_URI.
     must_answer: False goes on without a server, and sends everything when it is back.
-    Raises: TrackingError, within seconds, if no server answers or it refuses.
+    Raises: TrackingError, within seconds, if no server answers or it refuses; ConfigError if its
+    address holds a password.
     """
+    server = tracking_uri or tracking_server()
+    refuse_password(server)
     target = RunTarget(
-        tracking_uri or tracking_server(),
+        server,
         experiment_name,
         checked_run_id(pipeline_run_id),
         run_name,

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from iceaggr.errors import StorageError, TrackingError
 from iceaggr.interfaces import ObjectStore
-from iceaggr.storage.uris import below
+from iceaggr.storage.uris import below, inside
 from iceaggr.tracking.connection import is_away
 from iceaggr.tracking.replay import replay
 
@@ -41,14 +41,15 @@ def send_kept(store: ObjectStore, folder_uri: str, tracking_uri: str = "") -> in
     """Send what `keep_unsent` kept below a folder, then delete it; returns the records sent.
 
     A server that is away again leaves the rest for later.
-    Raises: StorageError; TrackingError if the server refuses.
+    Raises: StorageError, also for a name that leaves its folder; TrackingError if the server
+    refuses.
     """
     n_sent = 0
     for kept, uris in _kept(store, folder_uri).items():
         with TemporaryDirectory(prefix="iceaggr-unsent-") as scratch:
             spool = Path(scratch, "spool")
             for uri in uris:
-                path = spool / uri.removeprefix(f"{kept}/")
+                path = inside(spool, uri.removeprefix(f"{kept}/"))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 store.download(uri, path)
             try:
