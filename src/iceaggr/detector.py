@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 
 import numpy as np
@@ -48,13 +48,23 @@ class Detector:
         """Count the sensors (S)."""
         return len(self.sensor_id)
 
+    @cached_property
+    def counts_from_zero(self) -> bool:
+        """Tell whether the ids are the rows of the table."""
+        return np.array_equal(self.sensor_id, np.arange(self.n_sensors))
+
+    @cached_property
+    def bounds_m(self) -> tuple[Floats, Floats]:
+        """Give the least and the greatest coordinates: two arrays (3,) float64, metres."""
+        return self.xyz_m.min(axis=0), self.xyz_m.max(axis=0)
+
     def sensor_idx(self, sensor_id: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Find the table row of each sensor.
 
         sensor_id: (K,) integer. Returns (K,) int64 rows, -1 for a sensor not in the table.
         """
         sensor_id = np.asarray(sensor_id)
-        if np.array_equal(self.sensor_id, np.arange(self.n_sensors)):
+        if self.counts_from_zero:
             known = (sensor_id >= 0) & (sensor_id < self.n_sensors)
             return np.where(known, sensor_id, -1).astype(np.int64)
         row = np.searchsorted(self.sensor_id, sensor_id).clip(max=self.n_sensors - 1)

@@ -40,6 +40,29 @@ def test_stream_pulses_gives_whole_events_whatever_the_read_size(
     np.testing.assert_array_equal(joined(chunks, "event_id"), pulse_frame(counts)["event_id"])
 
 
+@pytest.mark.parametrize("n_rows_per_read", [1, 3, 10, 1000])
+def test_stream_pulses_unpacks_flags_from_any_row_on(tmp_path, monkeypatch, n_rows_per_read):
+    monkeypatch.setattr(pulses, "PULSES_PER_READ", n_rows_per_read)
+    auxiliary = np.random.default_rng(0).random(33) < 0.5
+    counts = [3, 1, 0, 25, 4, 0]
+    chunks = stream(tmp_path, pulse_frame(counts, auxiliary=auxiliary), meta_frame(counts))
+    np.testing.assert_array_equal(joined(chunks, "auxiliary"), auxiliary)
+
+
+def test_stream_pulses_copies_only_the_event_that_two_reads_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(pulses, "PULSES_PER_READ", 10)
+    counts = [4, 4, 4, 4, 0, 4, 4]
+    chunks = stream(tmp_path, pulse_frame(counts), meta_frame(counts))
+    assert [(chunk.first_event, chunk.stop_event) for chunk in chunks] == [
+        (0, 2),
+        (2, 3),
+        (3, 6),
+        (6, 7),
+    ]
+    is_view = [not chunk.pulses.time_ns.flags.writeable for chunk in chunks]  # of Arrow's memory
+    assert is_view == [True, False, True, True]
+
+
 def test_stream_pulses_stops_after_the_events_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(pulses, "PULSES_PER_READ", 4)
     counts = [3, 1, 25, 4]

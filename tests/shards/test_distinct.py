@@ -4,9 +4,8 @@ import pytest
 from iceaggr.shards import distinct
 from iceaggr.shards.distinct import (
     EventWeights,
-    distinct_charges,
     distinct_numbers,
-    distinct_times,
+    distinct_pulses,
 )
 
 
@@ -14,6 +13,14 @@ def events_of(n_events, seed=0):
     rng = np.random.default_rng(seed)
     weights = EventWeights(rng.integers(0, 200, n_events))
     return weights, rng, int(weights.n_pulses.sum())
+
+
+def distinct_times(times, weights):
+    return distinct_pulses(times, np.ones(len(times)), weights)[0]
+
+
+def distinct_charges(charge, weights):
+    return distinct_pulses(np.zeros(len(charge), np.int64), charge, weights)[1]
 
 
 def assert_sums(found, values, weights):

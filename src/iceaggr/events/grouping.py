@@ -29,7 +29,7 @@ def group_by_dom(
     pulse_order, group, n_sensor_bits = _sorted_groups(rank, cleaned, detector.n_sensors)
     first = _run_starts(group)
     time = cleaned.pulses.time_ns.take(pulse_order)  # quicker than [pulse_order]
-    if _has_disorder(time, first):
+    if _has_disorder(cleaned.pulses.time_ns, np.cumsum(cleaned.n_pulses)[:-1]):
         # times within an event need not be sorted in the raw file: sort them, stably, here
         dom = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(time))))
         by_time = np.lexsort((time, dom))
@@ -61,9 +61,9 @@ def _sorted_groups(
     n_event_bits = max(len(rank) - 1, 1).bit_length()
     assert n_event_bits + n_sensor_bits + n_position_bits <= 64, "chunk too large for packed keys"
     # the position in the lowest bits makes all keys different, so an unstable sort is stable
-    key = cleaned.sensor_idx.astype(np.uint64)
+    key = np.repeat(rank << np.uint64(n_sensor_bits), cleaned.n_pulses)
+    key |= cleaned.sensor_idx.view(f"u{cleaned.sensor_idx.itemsize}")  # rows are not negative
     key <<= np.uint64(n_position_bits)
-    key |= np.repeat(rank << np.uint64(n_sensor_bits + n_position_bits), cleaned.n_pulses)
     key |= np.arange(n_pulses, dtype=np.uint64)
     key.sort()
     position = (key & np.uint64((1 << n_position_bits) - 1)).view(np.int64)
@@ -78,6 +78,7 @@ def _run_starts(group: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 
 
 def _has_disorder(time: npt.NDArray[np.int64], first: npt.NDArray[np.int64]) -> bool:
+    """Tell whether times fall anywhere but at the rows where the next event begins."""
     falls = time[1:] < time[:-1]
-    falls[first[1:] - 1] = False
+    falls[first - 1] = False
     return bool(falls.any())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from iceaggr.events.dom_events import DomEvents
-from iceaggr.events.workspace import Workspace
 
 
 def take_range(events: DomEvents, start: int, stop: int) -> DomEvents:
@@ -29,21 +28,22 @@ def take_range(events: DomEvents, start: int, stop: int) -> DomEvents:
     )
 
 
-def concatenate(parts: Sequence[DomEvents], workspace: Workspace | None = None) -> DomEvents:
+def concatenate(
+    parts: Sequence[DomEvents], pulses: Mapping[str, npt.NDArray[Any]] | None = None
+) -> DomEvents:
     """Join events end to end; at least one part.
 
-    workspace: memory for the joined pulses; None takes fresh memory.
+    pulses: pulse columns (N,) that the caller joins himself; they are taken as they are.
     """
-    if len(parts) == 1:
+    if len(parts) == 1 and not pulses:
         return parts[0]
-
-    def pulses(name: str) -> npt.NDArray[Any]:
-        columns = [getattr(part, name) for part in parts]
-        if workspace is None:
-            return np.concatenate(columns)
-        out = workspace.array(name, sum(map(len, columns)), np.result_type(*columns))
-        return np.concatenate(columns, out=out)
-
+    given = pulses or {}
+    columns = {
+        name: given[name]
+        if name in given
+        else np.concatenate([getattr(part, name) for part in parts])
+        for name in ("time_ns", "charge_pe", "auxiliary")
+    }
     return DomEvents(
         event_id=np.concatenate([part.event_id for part in parts]),
         azimuth=np.concatenate([part.azimuth for part in parts]),
@@ -55,9 +55,7 @@ def concatenate(parts: Sequence[DomEvents], workspace: Workspace | None = None) 
         dom_pulse_offsets=_offsets(
             [part.dom_pulse_offsets for part in parts], [part.n_pulses for part in parts]
         ),
-        time_ns=pulses("time_ns"),
-        charge_pe=pulses("charge_pe"),
-        auxiliary=pulses("auxiliary"),
+        **columns,
     )
 
 

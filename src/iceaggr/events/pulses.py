@@ -72,25 +72,46 @@ def stream_pulses(
     with open_parquet(store, uri) as file, closing(_read_ahead(file, uri)) as portions:
         check_columns(file.schema_arrow, PULSE_COLUMNS, uri)
         _check_length(file.metadata.num_rows, n_rows, uri)
-        done, first_pulse, parts = 0, 0, [_decode(file.schema_arrow.empty_table(), uri)]
-        for portion in portions:
-            parts.append(portion)
-            n_read = first_pulse + sum(map(len, parts))
-            stop = int(np.searchsorted(ends, n_read, side="right"))
-            if stop == done:
-                continue  # an event longer than a read: wait for its end
-            joined, n_complete = _join(parts), int(ends[stop - 1]) - first_pulse
-            chunk = PulseChunk(done, stop, first_pulse, joined.take(slice(0, n_complete)))
+        done = 0
+        for chunk in _whole_events(portions, ends):
             _check_event_ids(chunk, table, uri)
             yield chunk
-            parts = [joined.take(slice(n_complete, None))]
-            done, first_pulse = stop, int(ends[stop - 1])
-            if done == table.n_events:
-                return
+            done = chunk.stop_event
         if done < table.n_events:  # only events without any pulse, in a file without rows
-            rest = PulseChunk(done, table.n_events, first_pulse, _join(parts))
-            _check_length(first_pulse + len(rest.pulses), int(ends[-1]), uri)
-            yield rest
+            first_pulse = int(ends[done - 1]) if done else 0
+            nothing = _decode(file.schema_arrow.empty_table(), uri)
+            _check_length(first_pulse, int(ends[-1]), uri)
+            yield PulseChunk(done, table.n_events, first_pulse, nothing)
+
+
+def _whole_events(portions: Iterator[Pulses], ends: npt.NDArray[np.int64]) -> Iterator[PulseChunk]:
+    """Cut portions between events; only the event that spans portions is copied, to join it.
+
+    ends: (B,) int64, pulses up to the end of each event.
+    """
+    done, n_before = 0, 0
+    begun: list[Pulses] = []  # the start of an event that no portion has ended yet
+    for portion in portions:
+        n_read = n_before + len(portion)
+        stop = int(np.searchsorted(ends, n_read, side="right"))
+        if stop == done:
+            begun.append(portion)
+            n_before = n_read
+            continue
+        if begun:
+            end = int(ends[done])
+            after = int(np.searchsorted(ends, end, side="right"))
+            spanning = _join([*begun, portion.take(slice(0, end - n_before))])
+            yield PulseChunk(done, after, end - len(spanning), spanning)
+            done, portion, n_before = after, portion.take(slice(end - n_before, None)), end
+        n_complete = int(ends[stop - 1]) - n_before
+        if stop > done:
+            yield PulseChunk(done, stop, n_before, portion.take(slice(0, n_complete)))
+        if stop == len(ends):
+            return
+        rest = portion.take(slice(n_complete, None))
+        begun = [rest] if len(rest) else []
+        done, n_before = stop, n_read
 
 
 def decode_pulses(rows: pa.Table, where: str) -> Pulses:
@@ -142,9 +163,6 @@ def _check_event_ids(chunk: PulseChunk, table: EventTable, uri: str) -> None:
 
 
 def _join(parts: list[Pulses]) -> Pulses:
-    parts = [part for part in parts if len(part)] or parts[:1]
-    if len(parts) == 1:
-        return parts[0]
     names = [field.name for field in fields(Pulses)]
     return Pulses(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
@@ -208,9 +226,9 @@ def _charge(column: Any) -> npt.NDArray[np.floating]:
 
 
 def _flag(column: Any, uri: str) -> npt.NDArray[np.bool_]:
+    if pa.types.is_boolean(column.type):
+        return _unpacked(column)
     flag = _numpy(column)
-    if flag.dtype == np.bool_:
-        return flag
     if len(flag) and (flag.min() < 0 or flag.max() > 1):
         raise RawDataError(
             "raw column auxiliary is not a flag",
@@ -220,6 +238,15 @@ def _flag(column: Any, uri: str) -> npt.NDArray[np.bool_]:
             remedy="Write it as boolean: True = not part of the trigger decision",
         )
     return flag.astype(np.bool_)
+
+
+def _unpacked(column: Any) -> npt.NDArray[np.bool_]:
+    if not len(column):
+        return np.zeros(0, np.bool_)
+    packed = np.frombuffer(column.buffers()[1], np.uint8)[column.offset // 8 :]
+    shift = column.offset % 8
+    bits = np.unpackbits(packed, count=shift + len(column), bitorder="little")
+    return bits[shift:].view(np.bool_)
 
 
 def _time_ns(column: Any, uri: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:

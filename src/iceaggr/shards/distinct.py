@@ -68,60 +68,73 @@ def distinct_numbers(
     return found, total[found]
 
 
-def distinct_times(time_ns: npt.NDArray[np.int64], event_weights: EventWeights) -> Distinct | None:
-    """Add up the weights of equal times.
+def distinct_pulses(
+    time_ns: npt.NDArray[np.int64],
+    charge_pe: npt.NDArray[np.floating],
+    event_weights: EventWeights,
+) -> tuple[Distinct | None, Distinct | None]:
+    """Add up the weights of equal times and of equal charges, in one pass over the pulses.
 
     time_ns: (n,) int64. None where a time is negative or the table longer than the times.
-    """
-    high = int(time_ns.max(initial=-1))
-    if high < 0 or high >= len(time_ns) or time_ns.min() < 0:
-        return None
-    total = np.zeros(high + 1)
-    for rows, weights in event_weights.passes():
-        added = np.bincount(time_ns[rows], weights=weights)
-        total[: len(added)] += added
-    found = np.flatnonzero(total)
-    return found, total[found]
-
-
-def distinct_charges(
-    charge_pe: npt.NDArray[np.floating], event_weights: EventWeights
-) -> Distinct | None:
-    """Add up the weights of equal charges, where they are digitised in steps of a cell or more.
-
     charge_pe: (n,) any float type. None where two charges share a cell, some charge is no positive
     number, or the table would be longer than the charges.
     """
+    times, charges = _time_table(time_ns), _charge_table(charge_pe)
+    for rows, weights in event_weights.passes():
+        if times is not None:
+            np.add.at(times, time_ns[rows], weights)
+        if charges is not None and not charges.add(charge_pe[rows], weights):
+            charges = None
+    found = None if times is None else np.flatnonzero(times)
+    return (
+        None if times is None or found is None else (found, times[found]),
+        None if charges is None else charges.distinct(),
+    )
+
+
+def _time_table(time_ns: npt.NDArray[np.int64]) -> Floats | None:
+    high = int(time_ns.max(initial=-1))
+    if high < 0 or high >= len(time_ns) or time_ns.min() < 0:
+        return None
+    return np.zeros(high + 1)
+
+
+def _charge_table(charge_pe: npt.NDArray[np.floating]) -> _ChargeTable | None:
     if not len(charge_pe):
         return None
     low, high = charge_pe.min(), charge_pe.max()
     if not (low > 0 and _cell(high) < len(charge_pe)):  # so, too, when both are NaN
         return None
     n_cells = int(_cell(high)) + 1
-    known, total = np.full(n_cells, np.nan, charge_pe.dtype), np.zeros(n_cells)
-    for rows, weights in event_weights.passes():
-        cell = _cell(charge_pe[rows]).astype(np.int64)
-        if not _fits(known, cell, charge_pe[rows]):
-            return None
-        added = np.bincount(cell, weights=weights)
-        total[: len(added)] += added
-    found = np.flatnonzero(total)
-    return known[found], total[found]
+    return _ChargeTable(np.full(n_cells, np.nan, charge_pe.dtype), np.zeros(n_cells))
+
+
+@dataclass(frozen=True)
+class _ChargeTable:
+    """The charge of each cell, NaN for none yet, and its weight; both (cells,)."""
+
+    known: npt.NDArray[np.floating]
+    total: Floats
+
+    def add(self, charge: npt.NDArray[np.floating], weights: Floats) -> bool:
+        """Enter charges; False when two of them share a cell."""
+        cell = _cell(charge).astype(np.int64)
+        new = np.flatnonzero(self.known.take(cell) != charge)  # take is quicker than [cell]
+        if len(new) and not self._enter(cell[new], charge[new]):
+            return False
+        np.add.at(self.total, cell, weights)
+        return True
+
+    def distinct(self) -> Distinct:
+        found = np.flatnonzero(self.total)
+        return self.known[found], self.total[found]
+
+    def _enter(self, cell: npt.NDArray[np.int64], charge: npt.NDArray[np.floating]) -> bool:
+        if not np.isnan(self.known[cell]).all():
+            return False
+        self.known[cell] = charge
+        return bool((self.known[cell] == charge).all())
 
 
 def _cell(charge_pe: Any) -> Any:
     return charge_pe * charge_pe.dtype.type(CELLS_PER_PE)
-
-
-def _fits(
-    known: npt.NDArray[np.floating], cell: npt.NDArray[np.int64], charge: npt.NDArray[np.floating]
-) -> bool:
-    """Enter the charges of empty cells (NaN); tell whether each cell holds one charge only."""
-    new = np.flatnonzero(known.take(cell) != charge)  # take is quicker than [cell]
-    if not len(new):
-        return True
-    new_cell, new_charge = cell[new], charge[new]
-    if not np.isnan(known[new_cell]).all():
-        return False
-    known[new_cell] = new_charge
-    return bool((known[new_cell] == new_charge).all())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from iceaggr.events.cleaning import (
     MIN_CHARGE_PE,
 )
 from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.joining import concatenate
 from iceaggr.events.workspace import Workspace
 from iceaggr.shards.format import shard_schema
 
@@ -33,16 +36,37 @@ def encode_shard(events: DomEvents) -> bytes:
     return b"".join(_file_pieces(events))
 
 
-def encode_shard_in(workspace: Workspace, events: DomEvents) -> memoryview:
-    """Write the bytes of `encode_shard` into memory that the next shard will use again."""
-    pieces = _file_pieces(events)
+def encode_joined(parts: Sequence[DomEvents], workspace: Workspace) -> tuple[memoryview, DomEvents]:
+    """Write the bytes of `encode_shard` of the joined parts, copying times and charges only once.
+
+    Returns the bytes and the joined events, whose times and charges are views into the bytes; both
+    lie in memory that the next shard will use again.
+    """
+    # the encoder hands the memory of these columns on unread, so it may have any content
+    columns = {name: _room(parts, name, workspace) for name in ("time_ns", "charge_pe")}
+    flags = _room(parts, "auxiliary", workspace)
+    np.concatenate([part.auxiliary for part in parts], out=flags)
+    joined = concatenate(parts, {**columns, "auxiliary": flags})
+    names = {column.ctypes.data: name for name, column in columns.items()}
+    pieces = _file_pieces(joined)
     data = workspace.array("shard", sum(map(len, pieces)), np.uint8)
     start = 0
     for piece in pieces:
         stop = start + len(piece)
-        data[start:stop] = np.frombuffer(piece, np.uint8)
+        name = names.pop(getattr(piece, "address", 0), None)
+        if name is None:
+            data[start:stop] = np.frombuffer(piece, np.uint8)
+        else:
+            columns[name] = data[start:stop].view(columns[name].dtype)
+            np.concatenate([getattr(part, name) for part in parts], out=columns[name])
         start = stop
-    return data.data
+    assert not names, "the encoder copied a column"
+    return data.data, replace(joined, **columns)
+
+
+def _room(parts: Sequence[DomEvents], name: str, workspace: Workspace) -> npt.NDArray[Any]:
+    columns = [getattr(part, name) for part in parts]
+    return workspace.array(name, sum(map(len, columns)), np.result_type(*columns))
 
 
 class _Pieces(io.RawIOBase):

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iceaggr.events.dom_events import DomEvents
-from iceaggr.shards.distinct import EventWeights, distinct_charges, distinct_times
+from iceaggr.shards.distinct import Distinct, EventWeights, distinct_pulses
 from iceaggr.shards.histograms import Binning, FeatureSketch, Floats, summarise
 
 
@@ -14,34 +14,34 @@ def pulse_features(block: DomEvents, binnings: dict[str, Binning]) -> dict[str, 
     """Summarise time, charge, its logarithm and the auxiliary flag; each event counts equally."""
     n_pulses = np.diff(block.event_pulse_offsets())
     weights = EventWeights(n_pulses)
+    times, charges = distinct_pulses(block.time_ns, block.charge_pe, weights)
+    values, total = times or (block.time_ns, weights.all())
+    time = summarise(
+        values.astype(np.float64), total, binnings["time_ns"], n_rows=len(block.time_ns)
+    )
+    charges = charges or (block.charge_pe, weights.all())
     return {
-        "time_ns": _time_feature(block.time_ns, weights, binnings["time_ns"]),
+        "time_ns": time,
         "auxiliary": _flag_feature(block, n_pulses, binnings["auxiliary"]),
-        **_charge_features(block.charge_pe, weights, binnings),
+        **_charge_features(charges, block.n_pulses, binnings),
     }
 
 
 def first_pulse_times(block: DomEvents) -> Floats:
     """Find the time of the first pulse of each event: (B,) ns, NaN where there is none."""
     times = np.full(block.n_events, np.nan)
-    offsets = block.event_pulse_offsets()
-    filled = np.diff(offsets) > 0
+    filled = np.diff(block.event_dom_offsets) > 0
     if filled.any():
-        times[filled] = np.minimum.reduceat(block.time_ns, offsets[:-1][filled])
+        # the pulses of a DOM are sorted: its first one is its earliest
+        of_doms = block.time_ns[block.dom_pulse_offsets[:-1]]
+        times[filled] = np.minimum.reduceat(of_doms, block.event_dom_offsets[:-1][filled])
     return times
 
 
-def _time_feature(
-    time_ns: npt.NDArray[np.int64], weights: EventWeights, binning: Binning
-) -> FeatureSketch:
-    values, total = distinct_times(time_ns, weights) or (time_ns, weights.all())
-    return summarise(values.astype(np.float64), total, binning, n_rows=len(time_ns))
-
-
 def _charge_features(
-    charge_pe: npt.NDArray[np.floating], weights: EventWeights, binnings: dict[str, Binning]
+    charges: Distinct, n_rows: int, binnings: dict[str, Binning]
 ) -> dict[str, FeatureSketch]:
-    values, total = distinct_charges(charge_pe, weights) or (charge_pe, weights.all())
+    values, total = charges
     with np.errstate(divide="ignore", invalid="ignore"):
         log10_charge = np.log10(values, dtype=np.float64)
     # both histograms of charge have the same bins, unless some charge has no logarithm
@@ -49,7 +49,7 @@ def _charge_features(
     bins = binnings["log10_charge"].bin_idx(log10_charge) if finite else None
     columns = {"log10_charge": log10_charge, "charge_pe": values}
     return {
-        name: summarise(column, total, binnings[name], bins, n_rows=len(charge_pe))
+        name: summarise(column, total, binnings[name], bins, n_rows=n_rows)
         for name, column in columns.items()
     }
 

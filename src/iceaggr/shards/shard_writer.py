@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from iceaggr.detector import Detector
 from iceaggr.events.dom_events import DomEvents
-from iceaggr.events.joining import concatenate, take_range
+from iceaggr.events.joining import take_range
 from iceaggr.events.workspace import Workspace
 from iceaggr.interfaces import ObjectStore
-from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, encode_shard_in
+from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, encode_joined
 from iceaggr.shards.manifest import ShardEntry, Split
 from iceaggr.shards.sketches import Sketch, sketch_events
 
@@ -113,8 +113,7 @@ class ShardWriter:
         if not hasattr(self._workspaces, "mine"):
             self._workspaces.mine = Workspace()
         workspace: Workspace = self._workspaces.mine
-        events = concatenate(parts, workspace)
-        data = encode_shard_in(workspace, events)
+        data, events = encode_joined(parts, workspace)
         self._store.write_bytes(uri, data)
         entry = ShardEntry(
             uri=uri,

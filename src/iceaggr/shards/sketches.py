@@ -175,8 +175,8 @@ def feature_binnings(detector: Detector) -> dict[str, Binning]:
 
     Bins of whole-number times are powers of two wide, so that no value is rounded across an edge.
     """
-    low = np.floor(detector.xyz_m.min(axis=0)) - 10
-    high = np.ceil(detector.xyz_m.max(axis=0)) + 10
+    least, greatest = detector.bounds_m
+    low, high = np.floor(least) - 10, np.ceil(greatest) + 10
     n_sensors = detector.n_sensors
     positions = {
         f"{axis}_m": Binning("linear", float(low[k]), float(high[k]), 44)
