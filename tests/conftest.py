@@ -6,9 +6,15 @@ from iceaggr.local_services import LocalServices
 
 
 @pytest.fixture(scope="session")
-def local_services(tmp_path_factory):
+def local_services_folder(tmp_path_factory):
+    """The folder in which the services keep logs, database and objects."""
+    return tmp_path_factory.mktemp("services")
+
+
+@pytest.fixture(scope="session")
+def local_services(local_services_folder):
     """A running object store and MLflow server; their addresses, without touching os.environ."""
-    with LocalServices(tmp_path_factory.mktemp("services")) as addresses:
+    with LocalServices(local_services_folder) as addresses:
         yield addresses
 
 

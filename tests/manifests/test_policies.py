@@ -15,13 +15,17 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from iceaggr.config import ExperimentConfig
+from iceaggr.errors import StorageError
 from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.local_services.processes import start_process
 from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.writing import shard_unit
 from iceaggr.storage import open_store
 from manifests.new_credentials import identities, new_keys
+from tests.events.raw_layout import write_raw_layout
+from tests.faults.pipeline_runs import STEPS, TinyRun
 from tests.manifests.rendering import find, render
+from tests.manifests.tracking_server import tracking_server
 
 pytestmark = pytest.mark.integration
 
@@ -213,6 +217,56 @@ def test_policies_suffice_from_raw_events_to_shards(store):
     units = plan_shards(pipeline, RAW_URI, config, WORK_URI)
     manifests = [shard_unit(pipeline, unit, WORK_URI, config) for unit in units]
     assert sum(manifest.n_events("train") for manifest in manifests) > 0
+
+
+@pytest.mark.slow
+def test_policies_suffice_from_raw_events_to_a_champion(store, clients, tmp_path, monkeypatch):
+    """All eight steps with the keys of the pipeline, artifacts through a server with its own."""
+    url, keys = store
+    write_raw_layout(tmp_path / "raw", n_files=1, n_events_per_file=60, mean_pulses=30)
+    ingest = open_store(environment(url, keys["ingest"]))
+    for path in (p for p in (tmp_path / "raw").rglob("*") if p.is_file()):
+        ingest.upload(path, f"s3://iceaggr/raw/whole/{path.relative_to(tmp_path / 'raw')}")
+    before = {user: contents_of(clients["admin"], user) for user in ("iceaggr", "mlflow")}
+    tiny = TinyRun("s3://iceaggr/raw/whole", WORK_URI, tmp_path / "run", "rights", tracked=True)
+    with tracking_server(tmp_path, environment(url, keys["tracking"])) as tracking_uri:
+        rights = environment(url, keys["pipeline"]) | {"MLFLOW_TRACKING_URI": tracking_uri}
+        rights["ICEAGGR_ALLOWED_URIS"] = "s3://iceaggr"
+        for name, value in rights.items():
+            monkeypatch.setenv(name, value)
+        tiny.run(STEPS)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["promoted"]
+    after = {user: contents_of(clients["admin"], user) for user in ("iceaggr", "mlflow")}
+    written = {key for key in after["iceaggr"] if key not in before["iceaggr"]}
+    assert written
+    assert all(key.startswith("work/") for key in written)
+    assert before["iceaggr"].items() <= after["iceaggr"].items(), "nothing else was touched"
+    assert any("weights.safetensors" in key for key in after["mlflow"])
+
+
+@pytest.mark.parametrize("work_uri", ["s3://iceaggr/raw/simulated", "s3://mlflow/work"])
+def test_pipeline_cannot_write_where_raw_events_or_artifacts_are(
+    store, clients, tmp_path, work_uri
+):
+    url, keys = store
+    before = [contents_of(clients["admin"], bucket) for bucket in ("iceaggr", "mlflow")]
+    mine = open_store(environment(url, keys["pipeline"]))
+    for write in (
+        lambda: mine.write_bytes(f"{work_uri}/plans/x.json", b"{}"),
+        lambda: mine.write_bytes_if_absent(f"{work_uri}/shards/x", b"x"),
+        lambda: mine.upload(Path(__file__), f"{work_uri}/shards/y"),
+        lambda: mine.delete(f"{work_uri}/batch_1.parquet"),
+    ):
+        with pytest.raises(StorageError, match=r"refused the credentials.*AccessDenied"):
+            write()
+    assert [contents_of(clients["admin"], bucket) for bucket in ("iceaggr", "mlflow")] == before
+
+
+def contents_of(client, bucket):
+    """List the keys and tags of a bucket; the tests' own objects come and go."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+    return {entry["Key"]: entry["ETag"] for page in pages for entry in page.get("Contents", [])}
 
 
 def test_store_refuses_unknown_keys_and_strangers(store, clients):
