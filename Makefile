@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # `make run` trains this long; the laptop configuration itself asks for 10
 TRAIN_MINUTES ?= 5
 
-.PHONY: setup run test test-all fuzz lint up down bench image manifests
+.PHONY: setup run test test-all fuzz lint up down bench image manifests sbom audit
 
 setup: $(VENV)/.installed
 
@@ -64,3 +64,21 @@ manifests: setup
 	@ICEAGGR_IMAGE="$(IMAGE)" $(BIN)/python -m launch.kubernetes_manifests --namespace $(NAMESPACE) \
 	  build/manifests/pipeline.yaml
 	@$(BIN)/python manifests/check.py build/manifests/*.yaml
+
+# tools that look at the installation from outside; they are no part of it
+TOOLS := .venv-tools
+$(TOOLS)/.installed: audit-tools.txt
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/pip install --quiet --disable-pip-version-check -r audit-tools.txt
+	@touch $@
+
+# all parts with version and licence, as CycloneDX
+sbom: setup $(TOOLS)/.installed
+	@mkdir -p build
+	@$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \
+	  --output-reproducible --output-format JSON --output-file build/sbom.json
+	@echo "wrote build/sbom.json"
+
+# known vulnerabilities of the pinned versions; what cannot be looked up is an error, not a pass
+audit: setup $(TOOLS)/.installed
+	$(TOOLS)/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip

@@ -17,7 +17,9 @@ from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
 
 BATCHES = [track_batch(100, seed=seed, first_event_id=1000 * seed) for seed in range(3)]
 CONFIG = EvaluationConfig(n_bootstrap=100, min_events_per_bin=50, n_displays=1)
-CONTEXT = ReportContext("Run <script>", {"Data digest": "sha256:12ab"}, {"model": {"d_model": 8}})
+FACTS = {"Data digest": "sha256:12ab", "<script>1</script>": "s3://raw/<img src=x onerror=y>"}
+SETTINGS = {"model": {"d_model": 8}, "name": "</pre><script>2</script>"}
+CONTEXT = ReportContext("Run <script>", FACTS, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,10 @@ def test_report_is_self_contained_small_and_escaped(found):
     assert len(page) < 5_000_000
     assert not re.search(r"(src|href)=[\"'](?!data:)", page)
     assert "<script" not in page
+    assert "<img src=x" not in page
     assert "Run &lt;script&gt;" in page
+    assert "s3://raw/&lt;img src=x onerror=y&gt;" in page
+    assert "&lt;/pre&gt;&lt;script&gt;2" in page
     assert "sha256:12ab" in page
     assert "d_model: 8" in page
     assert page.count("<img ") == len(found.figures)
