@@ -113,6 +113,8 @@ def test_tracking_server_keeps_runs_in_postgresql_and_artifacts_in_the_store(
         done = run_in_image(["sh", "-c", script], scratch, environment)
     log = scratch / "log"
     assert done.returncode == 0, done.stderr[-2000:] + log.read_text()[-3000:]
+    assert PASSWORD not in command, "arguments are for everybody to see"
+    assert PASSWORD not in log.read_text()
     assert json.loads((scratch / "found.json").read_text()) == [
         "hello",
         [{"opening_angle_deg": 12.5}],

@@ -79,7 +79,7 @@ class CommandLines:
         return [(f"arguments {line[:200]!r}", line) for line in sorted(self._seen)]
 
     def _watch(self) -> None:
-        while not self._over.wait(0.03):
+        while not self._over.wait(0.1):
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
                     self._seen.add(path.read_bytes())
