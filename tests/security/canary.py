@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -49,7 +50,9 @@ def files_below(folder: Path, private: Iterable[str] = ()) -> Iterator[tuple[str
         if path.name in private:
             assert path.stat().st_mode & 0o077 == 0, f"{path} can be read by others"
             continue
-        yield str(path), str(path.relative_to(folder)).encode() + b"\n" + path.read_bytes()
+        with suppress(FileNotFoundError):  # a running service clears up behind itself
+            content = path.read_bytes()
+            yield str(path), str(path.relative_to(folder)).encode() + b"\n" + content
 
 
 def objects_below(store: object, uri: str) -> Iterator[tuple[str, bytes]]:
