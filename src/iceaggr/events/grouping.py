@@ -34,16 +34,16 @@ def group_by_dom(
         dom = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(time))))
         by_time = np.lexsort((time, dom))
         time, pulse_order = time[by_time], pulse_order[by_time]
-    dom_group = group[first]
+    dom_group = group.take(first)
     dom_event = dom_group >> np.uint64(n_sensor_bits)
-    dom_sensor_idx = (dom_group & np.uint64((1 << n_sensor_bits) - 1)).astype(np.int64)
+    dom_sensor_idx = (dom_group & np.uint64((1 << n_sensor_bits) - 1)).view(np.int64)
     rows = cleaned.events[order]
     return DomEvents(
         event_id=table.event_id[rows],
         azimuth=table.azimuth[rows],
         zenith=table.zenith[rows],
         event_dom_offsets=np.searchsorted(dom_event, np.arange(n_events + 1, dtype=np.uint64)),
-        sensor_id=detector.sensor_id[dom_sensor_idx].astype(np.int32),
+        sensor_id=detector.sensor_id.take(dom_sensor_idx).astype(np.int32),
         dom_pulse_offsets=np.append(first, len(time)),
         time_ns=time,
         charge_pe=cleaned.pulses.charge_pe.take(pulse_order),

@@ -33,7 +33,7 @@ def first_pulse_times(block: DomEvents) -> Floats:
     filled = np.diff(block.event_dom_offsets) > 0
     if filled.any():
         # the pulses of a DOM are sorted: its first one is its earliest
-        of_doms = block.time_ns[block.dom_pulse_offsets[:-1]]
+        of_doms = block.time_ns.take(block.dom_pulse_offsets[:-1])
         times[filled] = np.minimum.reduceat(of_doms, block.event_dom_offsets[:-1][filled])
     return times
 

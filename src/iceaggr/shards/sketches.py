@@ -220,7 +220,7 @@ def sketch_events(events: DomEvents, detector: Detector) -> Sketch:
         for name, part in _block_features(block, dom_weights, binnings).items():
             features[name] = features[name].merge(part) if name in features else part
         rows = _known_rows(block, detector)
-        row_weight += np.bincount(rows, weights=dom_weights, minlength=detector.n_sensors)
+        np.add.at(row_weight, rows, dom_weights)
         dom_hits += np.bincount(rows, minlength=detector.n_sensors)
     features |= _geometry_features(row_weight, dom_hits, detector, binnings)
     return Sketch(events.n_events, events.n_doms, events.n_pulses, features, dom_hits)

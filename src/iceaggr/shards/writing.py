@@ -25,6 +25,7 @@ from iceaggr.events.meta import EventTable, read_event_tables
 from iceaggr.events.pulses import stream_pulses
 from iceaggr.events.reading import check_sensor_width, missing_meta_rows
 from iceaggr.events.schema import reading_again
+from iceaggr.events.workspace import keep_freed_memory
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.format import SPLITS
 from iceaggr.shards.manifest import ShardEntry, ShardManifest, SourceFile, Split, merge_manifests
@@ -79,9 +80,11 @@ def shard_unit(
 ) -> ShardManifest:
     """Shard the raw files of one work unit into <store_uri>/shards/; what is there is reused.
 
-    on_progress: called with events done and events in all.
+    on_progress: called with events done and events in all. The process keeps freed memory from now
+    on, see `keep_freed_memory`.
     Raises: RawDataError for structural damage, StorageError, DetectorError, ShardError.
     """
+    keep_freed_memory()
     plan, files = load_work_unit(store, work_unit)
     detector = load_detector(store, plan.geometry_uri)
     check_sensor_width(detector, plan.geometry_uri)
