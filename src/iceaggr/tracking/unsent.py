@@ -13,6 +13,7 @@ from iceaggr.interfaces import ObjectStore
 from iceaggr.storage.uris import below, inside
 from iceaggr.tracking.connection import is_away
 from iceaggr.tracking.replay import replay
+from iceaggr.tracking.run_lookup import tracking_server
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ def keep_unsent(store: ObjectStore, spool: Path, folder_uri: str) -> None:
 def send_kept(store: ObjectStore, folder_uri: str, tracking_uri: str = "") -> int:
     """Send what `keep_unsent` kept below a folder, then delete it; returns the records sent.
 
+    tracking_uri: empty = that of the environment, and only without one what the records name:
+    they lie in a bucket, and our credentials go along.
     A server that is away again leaves the rest for later.
     Raises: StorageError, also for a name that leaves its folder; TrackingError if the server
     refuses.
@@ -53,7 +56,7 @@ def send_kept(store: ObjectStore, folder_uri: str, tracking_uri: str = "") -> in
                 path.parent.mkdir(parents=True, exist_ok=True)
                 store.download(uri, path)
             try:
-                n_sent += replay(spool, tracking_uri)
+                n_sent += replay(spool, tracking_uri or tracking_server())
             except TrackingError as error:
                 if not is_away(error):
                     raise
