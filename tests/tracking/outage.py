@@ -14,13 +14,14 @@ class Door:
         self._target = (target.hostname, target.port)
         self._listener = None
         self._links = []
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        # a bound socket that does not listen refuses callers and keeps the port ours
+        self._keeper = _bound(0)
+        self._port = self._keeper.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self._port}"
 
     def open(self):
         self._listener = socket.create_server(("127.0.0.1", self._port))
+        self._keeper.close()
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def shut(self):
@@ -28,6 +29,7 @@ class Door:
         if listener is not None:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
+            self._keeper = _bound(self._port)
             listener.close()
         while self._links:
             with contextlib.suppress(OSError):
@@ -41,6 +43,13 @@ class Door:
                 self._links += [caller, server]
                 for source, sink in ((caller, server), (server, caller)):
                     threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+
+
+def _bound(port):
+    keeper = socket.socket()
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    keeper.bind(("127.0.0.1", port))
+    return keeper
 
 
 def _pump(source, sink):
