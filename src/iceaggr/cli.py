@@ -207,9 +207,19 @@ def promote(
 def predict(
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or a model folder's URI")],
     raw_uri: Uri,
-    output: Annotated[Path, typer.Option(help="Parquet file to write")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="File to write: .parquet (event_id, azimuth, zenith, kappa) or .csv (the"
+            " competition's submission format: event_id, azimuth, zenith)"
+        ),
+    ],
 ) -> None:
-    """Predict the direction of every raw event, labelled or not."""
+    """Predict the direction of every raw event, labelled or not.
+
+    An event without a valid pulse keeps its row: NaN in .parquet; in .csv, which must have a
+    direction for every event, straight down-going (azimuth 0, zenith 0). The last line counts them.
+    """
     from iceaggr.steps.predict import run_predict
 
     run_predict(model, raw_uri.rstrip("/"), output)

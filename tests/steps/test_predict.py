@@ -1,10 +1,12 @@
+import json
+import math
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from iceaggr.config import ModelConfig
+from iceaggr.config import BatchConfig, ModelConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import ConfigError, ModelError
 from iceaggr.models import build_model
@@ -47,6 +49,62 @@ def test_predict_writes_a_submission_with_the_same_angles(
     assert list(submission.columns) == ["event_id", "azimuth", "zenith"]
     table = pd.read_parquet(tmp_path / "out.parquet")
     pd.testing.assert_frame_equal(submission, table[submission.columns], rtol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def faulty_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Raw events of which the first of each file has no valid pulse, and one file nothing else."""
+    folder = tmp_path_factory.mktemp("faulty")
+    uri = write_raw_layout(folder, n_files=2, n_events_per_file=20, labels=False)
+    for path, n_spoilt in zip(sorted((folder / "test").iterdir()), (1, 20), strict=True):
+        pulses = pd.read_parquet(path)
+        spoilt = pulses.index.unique()[:n_spoilt]
+        pulses.loc[pulses.index.isin(spoilt), "charge"] = -1.0
+        pulses.to_parquet(path)
+    return uri
+
+
+def test_predict_keeps_the_row_of_an_event_without_a_valid_pulse(
+    model_uri: str, faulty_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_predict(model_uri, faulty_uri, tmp_path / "out.parquet") == 40
+    table = pd.read_parquet(tmp_path / "out.parquet")
+    meta = pd.read_parquet(Path(faulty_uri.removeprefix("file://")) / "test_meta.parquet")
+    assert sorted(table["event_id"]) == sorted(meta["event_id"])
+    unpredicted = table[table["kappa"].isna()]
+    assert set(unpredicted["event_id"]) == {meta["event_id"][0], *meta["event_id"][20:]}
+    assert unpredicted[["azimuth", "zenith"]].isna().all(axis=None)
+    assert table[table["kappa"].notna()].notna().all(axis=None)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "21 of them without a valid pulse have azimuth nan, zenith nan" in last
+
+
+def test_predict_submits_a_direction_for_every_event(
+    model_uri: str, faulty_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_predict(model_uri, faulty_uri, tmp_path / "submission.csv")
+    table = pd.read_csv(tmp_path / "submission.csv").set_index("event_id")
+    meta = pd.read_parquet(Path(faulty_uri.removeprefix("file://")) / "test_meta.parquet")
+    assert sorted(table.index) == sorted(meta["event_id"])
+    assert table["azimuth"].between(0, 2 * math.pi).all()
+    assert table["zenith"].between(0, math.pi).all()
+    assert (table.loc[meta["event_id"][20:]] == 0).all(axis=None)
+    assert (table.loc[meta["event_id"][1:20]] != 0).all(axis=None)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "21 of them without a valid pulse have azimuth 0, zenith 0" in last
+
+
+def test_predict_reports_after_every_batch(
+    model_uri: str, faulty_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ICEAGGR_PROGRESS_FILE", str(tmp_path / "progress"))
+    monkeypatch.setattr("iceaggr.progress._SECONDS_BETWEEN_UPDATES", 0.0)
+    monkeypatch.setattr("iceaggr.steps.predict.batches_of", lambda loaded: BatchConfig(n_events=4))
+    run_predict(model_uri, faulty_uri, tmp_path / "out.parquet")
+    lines = [json.loads(line) for line in (tmp_path / "progress").read_text().splitlines()]
+    done = [line["done"] for line in lines if line["kind"] == "update"]
+    assert done == [5, 9, 13, 17, 20]
+    assert {line["total"] for line in lines if line["kind"] == "update"} == {40}
 
 
 def test_predict_refuses_an_unknown_format(model_uri: str, raw_uri: str, tmp_path: Path) -> None:

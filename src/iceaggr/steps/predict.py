@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from iceaggr.batches import iter_batches
+from iceaggr.batches.event_batch import EventBatch
 from iceaggr.detector import Detector
 from iceaggr.errors import ConfigError, DetectorError
 from iceaggr.evaluation.prediction import COLUMNS, PREDICTION_SCHEMA, stream_predictions
@@ -27,14 +29,19 @@ from iceaggr.progress import StepProgress
 from iceaggr.steps.promote_model import batches_of
 from iceaggr.storage import open_store
 
+UNPREDICTED_DIRECTION = {".parquet": (math.nan, math.nan), ".csv": (0.0, 0.0)}
+"""Azimuth and zenith of an event without a valid pulse: NaN, or where the format must have a
+direction for every event, straight down-going, as the fits of `evaluate` do where they fail."""
+
 
 def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
     """Write the predicted direction of every raw event to a file.
 
     model_uri: `models:/name@champion`, `models:/name/3`, or the URI of a model folder.
     output: `.parquet` with event_id, azimuth, zenith, kappa, or `.csv` in the format that the
-    public competition takes: event_id, azimuth, zenith. Angles in radians. Memory is bounded
-    whatever the number of events; the file appears when it is complete.
+    public competition takes: event_id, azimuth, zenith. Angles in radians. An event without a
+    valid pulse keeps its row, with UNPREDICTED_DIRECTION. Memory is bounded whatever the number of
+    events; the file appears when it is complete.
     Returns the number of events.  Raises: ConfigError, ModelError, RawDataError, TrackingError.
     """
     if not output.absolute().parent.is_dir():
@@ -62,12 +69,10 @@ def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
         account = Account()
         chunks = read_raw_events(store, raw_uri, detector=loaded.detector, account=account)
         batches = iter_batches(chunks, loaded.detector, batches_of(loaded))
-        n_events = _write(
-            stream_predictions(loaded.model, batches),
-            output,
-            lambda done: progress.update(done, total, f"{done:,} events"),
-        )
-        progress.conclude(f"{n_events:,} events in {output}{_rejected(account)}")
+        batches = _reported(batches, account, lambda done: _say(progress, done, total))
+        tables = stream_predictions(loaded.model, batches)
+        n_events = _write(_with_rejected(tables, account, output.suffix), output)
+        progress.conclude(f"{n_events:,} events in {output}{_rejected(account, output.suffix)}")
         return n_events
 
 
@@ -89,7 +94,38 @@ def _check_detector(found: Detector, loaded: LoadedModel, geometry_uri: str) -> 
     )
 
 
-def _write(tables: Iterator[pa.Table], output: Path, on_progress: Callable[[int], None]) -> int:
+def _reported(
+    batches: Iterator[EventBatch], account: Account, on_progress: Callable[[int], None]
+) -> Iterator[EventBatch]:
+    """Pass minibatches on and report after each how many events are done, rejected ones too."""
+    n_predicted = 0
+    for batch in batches:
+        yield batch
+        n_predicted += batch.n_events
+        on_progress(n_predicted + sum(account.rejected_events.values()))
+
+
+def _say(progress: StepProgress, done: int, total: int) -> None:
+    progress.update(done, total, f"{done:,} of {total:,} events")
+
+
+def _with_rejected(tables: Iterator[pa.Table], account: Account, suffix: str) -> Iterator[pa.Table]:
+    """Add a row for every event that was rejected, after those read before it."""
+    for table in tables:
+        yield pa.concat_tables([table, _take_rejected(account, suffix)])
+    yield _take_rejected(account, suffix)
+
+
+def _take_rejected(account: Account, suffix: str) -> pa.Table:
+    """Make rows of the rejected ids and forget these, so that memory stays bounded."""
+    event_id = np.array(account.rejected_event_ids, np.int64)
+    account.rejected_event_ids.clear()
+    azimuth, zenith = (np.full(len(event_id), angle) for angle in UNPREDICTED_DIRECTION[suffix])
+    columns = (event_id, azimuth, zenith, np.full(len(event_id), math.nan))
+    return pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=PREDICTION_SCHEMA)
+
+
+def _write(tables: Iterator[pa.Table], output: Path) -> int:
     """Stream predictions to a hidden file and rename it when it is complete."""
     part = output.with_name(f".{output.name}.{os.getpid()}")
     n_events = 0
@@ -98,7 +134,6 @@ def _write(tables: Iterator[pa.Table], output: Path, on_progress: Callable[[int]
             for table in tables:
                 writer.write_table(table.select(writer.schema.names))
                 n_events += table.num_rows
-                on_progress(n_events)
         part.replace(output)
     finally:
         part.unlink(missing_ok=True)
@@ -120,13 +155,18 @@ class SubmissionWriter(pa.csv.CSVWriter):
         super().__init__(path, self.schema)
 
 
-def _rejected(account: Account) -> str:
+def _rejected(account: Account, suffix: str) -> str:
+    """Say what could not be used, and what an event that could not be predicted has instead."""
     n_events = account.n_events_in - account.n_events_kept
     n_pulses = account.n_pulses_in - account.n_pulses_kept
-    if not n_events and not n_pulses:
-        return ", nothing rejected"
-    reasons = {**account.rejected_events, **account.rejected_pulses}
-    return f", {n_events:,} events and {n_pulses:,} pulses rejected: {reasons}"
+    words = "nothing rejected"
+    if n_pulses:
+        words = f"{n_pulses:,} pulses rejected: {dict(account.rejected_pulses)}"
+    if n_events:
+        azimuth, zenith = UNPREDICTED_DIRECTION[suffix]
+        instead = f"azimuth {azimuth:g}, zenith {zenith:g}"
+        words = f"{n_events:,} of them without a valid pulse have {instead}; {words}"
+    return f", {words}"
 
 
 def _load(store: ObjectStore, model_uri: str, folder: Path) -> LoadedModel:
