@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from iceaggr.steps.manifest_facts import reuse_words
+from iceaggr.tracking.experiment_page import view_link_of_run
 from launch.services import Addresses
 
 
@@ -46,6 +47,12 @@ def _angle_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+def _all_runs(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str]]:
+    """Link to all runs of the experiment side by side, while the server can be asked."""
+    link = view_link_of_run(addresses.tracking_uri, summary["mlflow_run_id"])
+    return [("runs", f"{link}  (test figures side by side)")] if link else []
+
+
 def _facts(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str]]:
     pulses = (
         f"{summary['pulses_in']:,} in = {summary['pulses_kept']:,} kept"
@@ -68,4 +75,5 @@ def _facts(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str
         ("model", summary["model_uri"]),
         ("run", f"{summary['run_name']}, as `iceaggr compare` knows it"),
         ("MLflow", where),
+        *_all_runs(summary, addresses),
     ]

@@ -123,7 +123,15 @@ def check_summary(summary: dict[str, object]) -> None:
 def check_screen(text: str) -> None:
     for step in ("plan_shards", "shard_events", "check_learning", "train_model", "promote_model"):
         assert f"{step} " in text
-    for words in ("Line fit", "Best constant direction", "rejected", "MLflow", "report", "log"):
+    for words in (
+        "Line fit",
+        "Best constant direction",
+        "rejected",
+        "MLflow",
+        "viewStateShareKey=iceaggr",
+        "report",
+        "log",
+    ):
         assert words in text
     assert "Streamed logs" not in text, "KFP's own log belongs in a file"
 

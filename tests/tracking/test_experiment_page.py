@@ -6,7 +6,13 @@ import uuid
 import pytest
 
 from iceaggr.tracking import open_tracker
-from iceaggr.tracking.experiment_page import VIEW_ID, VIEW_NAME, experiment_tags, view_link
+from iceaggr.tracking.experiment_page import (
+    VIEW_ID,
+    VIEW_NAME,
+    experiment_tags,
+    view_link,
+    view_link_of_run,
+)
 
 SHARED_VIEW = f"mlflow.sharedViewState.{VIEW_ID}"
 
@@ -31,6 +37,9 @@ def test_new_experiment_gets_the_view_and_an_old_one_keeps_its_own(mlflow_servic
     name = f"page {uuid.uuid4().hex}"
     with open_tracker("", name, uuid.uuid4().hex, "a run", "step") as tracker:
         client = tracker.client
+    server = mlflow_service.mlflow_uri
+    experiment_id = client.get_experiment_by_name(name).experiment_id
+    assert view_link_of_run(server, tracker.run_id) == view_link(server, experiment_id)
     made = client.get_experiment_by_name(name)
     assert made.tags[SHARED_VIEW]
     assert made.tags["mlflow.experimentKind"] == "custom_model_development"

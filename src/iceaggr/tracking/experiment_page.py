@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import time
 
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
 VIEW_ID = "iceaggr"
 """Names the saved view in addresses: `#/experiments/ID/runs?viewStateShareKey=iceaggr`."""
 
@@ -59,6 +62,15 @@ def view_link(tracking_uri: str, experiment: str) -> str:
     """Give the address of the table of runs with the saved view; experiment: its id."""
     page = f"{tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs"
     return f"{page}?viewStateShareKey={VIEW_ID}&workflowType=machine_learning"
+
+
+def view_link_of_run(tracking_uri: str, run_id: str) -> str:
+    """Give the address of the table of runs that a run stands in, '' if the server is away."""
+    try:
+        run = MlflowClient(tracking_uri).get_run(run_id)
+    except MlflowException:
+        return ""
+    return view_link(tracking_uri, run.info.experiment_id)
 
 
 def _view_state() -> dict[str, object]:
