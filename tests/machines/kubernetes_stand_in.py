@@ -6,6 +6,7 @@ keep the limits of its resource definition.
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -45,6 +46,7 @@ class KubernetesStandIn(StandIn):
         self.created: list[dict] = []
         self.pods: list[dict] = []
         self.logs: dict[str, list[str]] = {}
+        self.log_cuts: list[int] = []
         self.removal_s = 0.0
 
     def end(self, name: str, kind: str, reason: str = "Because", message: str = "of it") -> None:
@@ -68,15 +70,37 @@ class KubernetesStandIn(StandIn):
         if path == JOBS and method == "POST":
             return self._create(json.loads(request.body))
         if path.startswith(JOBS + "/"):
+            if method == "PATCH":
+                return self._patch(path.removeprefix(JOBS + "/"), request)
             return self._one_job(method, path.removeprefix(JOBS + "/"))
         if path == PODS:
             assert "jobset.sigs.k8s.io/replicatedjob-name=node" in request.query["labelSelector"]
             return Answer.of({"kind": "PodList", "apiVersion": "v1", "items": self.pods})
         if path.endswith("/log"):
-            text = "\n".join(self.logs[path.split("/")[-2]]).encode()
-            # cut anywhere, as a network does
-            return Answer(parts=tuple(text[i : i + 7] for i in range(0, len(text), 7)))
+            return self._log(path.split("/")[-2], request.query)
+        if path.startswith(PODS + "/"):
+            return Answer.of(self._launcher(path.removeprefix(PODS + "/")))
         raise HttpError(404, f"no route {path}")
+
+    def _log(self, pod: str, query: dict[str, str]) -> Answer:
+        """Answer with what there is, and end the stream, as a server does that is restarted."""
+        assert query["timestamps"] == "True"
+        stamps = (f"2026-01-01T00:00:00.{n:09d}Z" for n in itertools.count(1))
+        lines = [f"{stamp} {line}\n" for stamp, line in zip(stamps, self.logs[pod], strict=False)]
+        text = "".join(lines).encode()
+        if self.log_cuts:
+            text = text[: self.log_cuts.pop(0)]
+        # cut anywhere, as a network does
+        return Answer(parts=tuple(text[i : i + 7] for i in range(0, len(text), 7)))
+
+    def _launcher(self, name: str) -> dict:
+        if name != "launcher":
+            raise HttpError(404, f"no pod {name}")
+        containers = [{"name": "main", "image": "x"}]
+        return {
+            "metadata": {"name": name},
+            "spec": {"serviceAccountName": "iceaggr-runner", "containers": containers},
+        }
 
     def _create(self, job: dict) -> Answer:
         name = job["metadata"]["name"]
@@ -90,6 +114,14 @@ class KubernetesStandIn(StandIn):
         self.jobs[name] = json.loads(json.dumps(job))
         self.jobs[name]["metadata"]["creationTimestamp"] = CREATED
         return Answer.of(self.jobs[name], 201)
+
+    def _patch(self, name: str, request: Request) -> Answer:
+        # own resources know no strategic merge
+        assert request.headers["Content-Type"] == "application/json-patch+json"
+        (change,) = json.loads(request.body)
+        assert (change["op"], change["path"]) == ("add", "/metadata/ownerReferences")
+        self.jobs[name]["metadata"]["ownerReferences"] = change["value"]
+        return Answer.of(self.jobs[name])
 
     def _one_job(self, method: str, name: str) -> Answer:
         job = self.jobs.get(name)

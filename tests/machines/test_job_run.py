@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 import threading
@@ -50,7 +51,8 @@ def test_run_train_job_launches_waits_and_shows_the_log(server, api):
     server.add_pod("node-0", "Running", lines)
     soon(lambda: server.end(NAME, "Complete"))
     said = run(api)
-    assert said[0] == f"TrainJob {NAME} created" or said[-1] == "done"
+    # the log is followed beside the job: only the order within each is certain
+    assert said.count(f"TrainJob {NAME} created") == 1
     assert [line for line in said if "TrainJob" not in line] == [
         "epoch 1",
         "epoch 2 – ö",
@@ -59,6 +61,29 @@ def test_run_train_job_launches_waits_and_shows_the_log(server, api):
     ]
     assert len(server.created) == 1
     assert server.names("DELETE") == []
+
+
+def test_run_train_job_reads_on_when_the_server_ends_the_stream(server, api):
+    server.add_pod("node-0", "Running", ["epoch 1"])
+    soon(lambda: server.logs["node-0"].extend(["epoch 2", "done"]))
+    soon(lambda: server.end(NAME, "Complete"), 0.4)
+    assert [line for line in run(api) if "TrainJob" not in line] == ["epoch 1", "epoch 2", "done"]
+    assert len(server.names("GET", "/log$")) > 2
+
+
+@pytest.mark.parametrize("cut", [5, 33, 36, 38, 39, 50, 74])
+def test_run_train_job_shows_no_line_that_was_cut_on_its_way(server, api, cut):
+    server.add_pod("node-0", "Running", ["epoch 1", "epoch 2"])
+    server.log_cuts = [cut, cut]
+    soon(lambda: server.end(NAME, "Complete"), 0.3)
+    assert [line for line in run(api) if "TrainJob" not in line] == ["epoch 1", "epoch 2"]
+
+
+def test_run_train_job_reads_the_log_of_an_ended_pod_once(server, api):
+    server.add_pod("node-0", "Succeeded", ["epoch 1"])
+    soon(lambda: server.end(NAME, "Complete"), 0.3)
+    run(api)
+    assert len(server.names("GET", "/log$")) == 1
 
 
 def test_run_train_job_waits_for_a_pod_that_is_pending(server, api):
@@ -86,6 +111,15 @@ def test_run_train_job_adopts_the_job_of_an_earlier_attempt(server, api):
     soon(lambda: server.end(NAME, "Complete"))
     assert f"TrainJob {NAME} is there already: adopted" in run(api)
     assert len(server.created) == 1
+
+
+def test_run_train_job_makes_an_adopted_job_its_own(server, api):
+    api.create(job_run.build_train_job(dataclasses.replace(order(), owner=("earlier", "uid-0"))))
+    soon(lambda: server.end(NAME, "Complete"))
+    run(api)
+    (owner,) = server.jobs[NAME]["metadata"]["ownerReferences"]
+    assert (owner["name"], owner["uid"]) == order().owner
+    assert len(server.names("PATCH")) == 1
 
 
 def test_run_train_job_takes_the_end_of_a_job_that_finished_meanwhile(server, api):
@@ -121,6 +155,32 @@ def test_run_train_job_is_patient_with_a_server_that_is_away_for_a_moment(server
     assert server.failures == []
 
 
+@pytest.mark.parametrize("status", [503, 0])
+def test_run_train_job_is_patient_with_the_server_while_it_launches(server, api, status):
+    for _ in range(2):
+        server.fail("POST", ".*/trainjobs", status)
+    soon(lambda: server.end(NAME, "Complete"), 0.3)
+    assert f"TrainJob {NAME} created" in run(api)
+    assert server.failures == []
+
+
+def test_run_train_job_gives_up_launching_when_the_server_stays_away(server, api, monkeypatch):
+    monkeypatch.setattr(job_run, "_PATIENCE_S", 0.1)
+    for _ in range(1000):
+        server.fail("POST", ".*/trainjobs", 503)
+    with pytest.raises(KubernetesAwayError, match="creating TrainJob"):
+        run(api)
+
+
+def test_run_train_job_leaves_no_job_when_the_server_is_away_as_it_stops(server, api):
+    for _ in range(3):
+        server.fail("DELETE", ".*", 503)
+    soon(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(TrainingInterruptedError, match="asked to stop"):
+        run(api)
+    assert server.jobs == {}
+
+
 def test_run_train_job_gives_up_on_a_server_that_stays_away(server, api, monkeypatch):
     monkeypatch.setattr(job_run, "_PATIENCE_S", 0.1)
     for _ in range(1000):
@@ -150,7 +210,9 @@ def test_run_train_job_goes_on_without_the_log(server, api):
 
 def test_stop_train_job_deletes_a_job_that_still_works(server, api):
     api.create(job_run.build_train_job(order()))
-    assert stop_train_job(api, order().run_id)
+    server.fail("GET", ".*/trainjobs/.*", 503)
+    server.fail("DELETE", ".*/trainjobs/.*", 503)
+    assert stop_train_job(api, order().run_id, PAUSE_S)
     assert server.jobs == {}
     assert not stop_train_job(api, order().run_id)
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jsonschema
 import pytest
 
@@ -69,6 +71,14 @@ def test_build_train_job_places_the_pods():
     assert pod["nodeSelector"] == {"pool": "gpu"}
     # KFP makes floats of the numbers inside a list; Kubernetes wants whole seconds
     assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists", "tolerationSeconds": 300}]
+
+
+def test_build_train_job_gives_the_pods_the_account_of_their_launcher():
+    job = build_train_job(replace(order(), service_account="iceaggr-runner"))
+    check_job(job)
+    replicated = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]
+    pod = replicated["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod == {"serviceAccountName": "iceaggr-runner"}
 
 
 def test_build_train_job_refers_to_secrets_and_holds_none():

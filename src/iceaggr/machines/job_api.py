@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import urllib3
 from kubernetes import client, config
@@ -13,6 +13,7 @@ from kubernetes import client, config
 from iceaggr.errors import TrainingError
 
 _GROUP, _VERSION, _PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+_PATH = ("group", "version", "namespace", "plural", "name")
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _TIMEOUT_S = 30
 _NOT_FOUND, _CONFLICT, _FIRST_SERVER_ERROR, _TOO_MANY = 404, 409, 500, 429
@@ -24,6 +25,13 @@ class KubernetesError(TrainingError):
 
 class KubernetesAwayError(KubernetesError):
     """Kubernetes is out of reach or out of order, maybe only for now."""
+
+
+class MainPod(NamedTuple):
+    """The pod of rank 0; ended: it writes no more."""
+
+    name: str
+    ended: bool
 
 
 class JobApi:
@@ -91,8 +99,30 @@ class JobApi:
             if error.found != _NOT_FOUND:
                 raise
 
-    def main_pod(self, name: str) -> str:
-        """Name the pod of rank 0, '' until it has started; after a restart, the newest."""
+    def adopt(self, name: str, owner: dict[str, Any]) -> None:
+        """Make a job belong to another pod, which takes it along when it is deleted."""
+        patch = [{"op": "add", "path": "/metadata/ownerReferences", "value": [owner]}]
+        with _errors(f"adopting TrainJob {name}"):
+            # not patch_namespaced_custom_object(), which cannot name the kind of patch
+            self._objects.api_client.call_api(
+                "/apis/{group}/{version}/namespaces/{namespace}/{plural}/{name}",
+                "PATCH",
+                dict(zip(_PATH, [*self._where(), name], strict=True)),
+                header_params={"Content-Type": "application/json-patch+json"},
+                body=patch,
+                auth_settings=["BearerToken"],
+                response_type="object",
+                _request_timeout=_TIMEOUT_S,
+            )
+
+    def account_of(self, pod: str) -> str:
+        """Name the service account that a pod runs with."""
+        with _errors(f"reading pod {pod}"):
+            found = self._core.read_namespaced_pod(pod, self.namespace, _request_timeout=_TIMEOUT_S)
+        return str(found.spec.service_account_name or "")
+
+    def main_pod(self, name: str) -> MainPod | None:
+        """Find the pod of rank 0, None until it has started; after a restart, the newest."""
         labels = (
             f"jobset.sigs.k8s.io/jobset-name={name},"
             "jobset.sigs.k8s.io/replicatedjob-name=node,"
@@ -104,19 +134,30 @@ class JobApi:
             ).items
         started = [pod for pod in pods if pod.status.phase != "Pending"]
         newest = max(started, key=lambda pod: pod.metadata.creation_timestamp, default=None)
-        return str(newest.metadata.name) if newest else ""
+        if newest is None:
+            return None
+        return MainPod(str(newest.metadata.name), newest.status.phase in ("Succeeded", "Failed"))
 
-    def log_lines(self, pod: str) -> Iterator[str]:
-        """Follow the log of a pod to its end."""
+    def log_lines(self, pod: str, follow: bool) -> Iterator[str]:
+        """Read the log of a pod, each line after a time stamp and a blank.
+
+        Lines keep their newline: one without it is the last, or was cut on its way.
+        follow: go on while the pod writes, unless the server ends the stream before
+        """
         with _errors(f"log of pod {pod}"):
             stream = self._core.read_namespaced_pod_log(
-                pod, self.namespace, container="node", follow=True, _preload_content=False
+                pod,
+                self.namespace,
+                container="node",
+                follow=follow,
+                timestamps=True,
+                _preload_content=False,
             )
             rest = b""
             for part in stream.stream():
                 *lines, rest = (rest + part).split(b"\n")
                 for line in lines:
-                    yield line.decode(errors="replace")
+                    yield line.decode(errors="replace") + "\n"
             if rest:
                 yield rest.decode(errors="replace")
 

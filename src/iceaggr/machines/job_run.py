@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from iceaggr.errors import TrainingError
-from iceaggr.machines.job_api import JobApi, KubernetesAwayError, KubernetesError
+from iceaggr.machines.job_api import JobApi, KubernetesAwayError
+from iceaggr.machines.pod_log import PodLog
 from iceaggr.machines.train_job import TrainJobOrder, build_train_job, job_name
 from iceaggr.training.interruption import TrainingInterruptedError
 
 _PATIENCE_S = 600.0
+_Answer = TypeVar("_Answer")
 
 
 def run_train_job(
@@ -34,7 +36,7 @@ def run_train_job(
         _launch_or_adopt(api, job, say, stop, pause_s)
         ended, reason = _wait(api, order.name, stop, pause_s)
         if stop.is_set() and not ended:
-            api.delete(order.name)
+            _patiently(lambda: api.delete(order.name), pause_s)
             raise TrainingInterruptedError(
                 "training was asked to stop",
                 where=f"TrainJob {order.name}",
@@ -59,22 +61,42 @@ def _launch_or_adopt(
     name = job["metadata"]["name"]
     until = time.monotonic() + _PATIENCE_S
     while not stop.is_set():
-        if api.create(job):
-            say(f"TrainJob {name} created")
-            return
-        present = api.get(name)
-        if present is not None and not _leaving(present):
-            if end_of(present)[0] != "Failed":
-                say(f"TrainJob {name} is there already: adopted")
+        late = time.monotonic() > until
+        try:
+            if _is_there(api, job, say):
                 return
-            say(f"TrainJob {name} of an earlier attempt failed: replaced")
-            api.delete(name)
-        # a job that is being deleted keeps its name until its pods are gone
-        if time.monotonic() > until:
-            raise TrainingError(
-                "the TrainJob of an earlier attempt does not go away", where=f"TrainJob {name}"
-            )
+        except KubernetesAwayError:
+            # a request whose answer was lost may have made the job: the next round finds it
+            if late:
+                raise
+        else:
+            # a job that is being deleted keeps its name until its pods are gone
+            if late:
+                raise TrainingError(
+                    "the TrainJob of an earlier attempt does not go away", where=f"TrainJob {name}"
+                )
         stop.wait(pause_s)
+
+
+def _is_there(api: JobApi, job: dict[str, Any], say: Callable[[str], None]) -> bool:
+    """Create or adopt the job, True when it is ours; a failed one is on its way out then."""
+    name = job["metadata"]["name"]
+    if api.create(job):
+        say(f"TrainJob {name} created")
+        return True
+    present = api.get(name)
+    if present is None or _leaving(present):
+        return False
+    if end_of(present)[0] == "Failed":
+        say(f"TrainJob {name} of an earlier attempt failed: replaced")
+        api.delete(name)
+        return False
+    owners = job["metadata"].get("ownerReferences", [])
+    if owners and present["metadata"].get("ownerReferences") != owners:
+        # the pod of the earlier attempt may be cleared away, and would take the job along
+        api.adopt(name, owners[0])
+    say(f"TrainJob {name} is there already: adopted")
+    return True
 
 
 def _wait(api: JobApi, name: str, stop: threading.Event, pause_s: float) -> tuple[str, str]:
@@ -100,13 +122,25 @@ def _wait(api: JobApi, name: str, stop: threading.Event, pause_s: float) -> tupl
     return "", ""
 
 
-def stop_train_job(api: JobApi, run_id: str) -> bool:
+def _patiently(request: Callable[[], _Answer], pause_s: float) -> _Answer:
+    """Repeat a request while the server is away. Raises: KubernetesAwayError after a long time."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return request()
+        except KubernetesAwayError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(pause_s)
+
+
+def stop_train_job(api: JobApi, run_id: str, pause_s: float = 5.0) -> bool:
     """Delete the job of a run if it still works; True if it did. An ended one keeps its logs."""
     name = job_name(run_id)
-    job = api.get(name)
+    job = _patiently(lambda: api.get(name), pause_s)
     if job is None or end_of(job)[0]:
         return False
-    api.delete(name)
+    _patiently(lambda: api.delete(name), pause_s)
     return True
 
 
@@ -145,9 +179,8 @@ def _log_follower(
     api: JobApi, name: str, say: Callable[[str], None], pause_s: float
 ) -> Iterator[None]:
     over = threading.Event()
-    thread = threading.Thread(
-        target=_follow_logs, args=(api, name, say, over, pause_s), daemon=True
-    )
+    log = PodLog(api, name, say)
+    thread = threading.Thread(target=log.follow, args=(over, pause_s), daemon=True)
     thread.start()
     try:
         yield
@@ -155,23 +188,3 @@ def _log_follower(
         over.set()
         # the end of the log may still be on its way; a log that hangs must not keep the step
         thread.join(10 * pause_s)
-
-
-def _follow_logs(
-    api: JobApi, name: str, say: Callable[[str], None], over: threading.Event, pause_s: float
-) -> None:
-    shown: set[str] = set()
-    while True:
-        last_round = over.is_set()
-        try:
-            pod = api.main_pod(name)
-            if pod and pod not in shown:
-                for line in api.log_lines(pod):
-                    say(line)
-                shown.add(pod)
-        except KubernetesError as error:
-            # a log is a convenience: what counts is the state of the job
-            say(f"log of TrainJob {name} interrupted: {error}")
-        if last_round:
-            return
-        over.wait(pause_s)

@@ -49,6 +49,7 @@ class TrainJobOrder:
     image: of the training pods.  command: of each
     deadline_s: after which the job is ended
     environment: variables by name; owner: pod that takes the job with it when it is deleted
+    service_account: of the training pods, where keys come by workload identity; empty = default
     """
 
     run_id: str
@@ -58,6 +59,7 @@ class TrainJobOrder:
     deadline_s: int
     environment: dict[str, str | SecretKey] = field(default_factory=dict)
     owner: tuple[str, str] | None = None
+    service_account: str = ""
 
     @property
     def name(self) -> str:
@@ -95,7 +97,7 @@ def build_train_job(order: TrainJobOrder) -> dict[str, Any]:
                 "resourcesPerNode": {"requests": resources, "limits": resources},
                 "env": [_variable(n, v) for n, v in sorted(order.environment.items())],
             },
-            **_placement(machines),
+            **_placement(machines, order.service_account),
         },
     }
     try:
@@ -113,8 +115,10 @@ def build_train_job(order: TrainJobOrder) -> dict[str, Any]:
     return built
 
 
-def _placement(machines: Machines) -> dict[str, Any]:
+def _placement(machines: Machines, service_account: str) -> dict[str, Any]:
     pod: dict[str, Any] = {}
+    if service_account:
+        pod["serviceAccountName"] = service_account
     if machines.node_selector:
         pod["nodeSelector"] = machines.node_selector
     if machines.tolerations:

@@ -38,6 +38,7 @@ def run_train_on_machines(
     Raises: ConfigError, TrainingError, KubernetesError.
     """
     api = JobApi.of_this_pod()
+    pod = _this_pod()
     choices = replace(choices, gpu_count=str(machines.n_gpus))
 
     def launch(request_uri: str) -> None:
@@ -48,7 +49,8 @@ def run_train_on_machines(
             machines=machines,
             deadline_s=deadline_s(choices.applied_to(context.config)),
             environment=dict(environment_references()),
-            owner=_this_pod(),
+            owner=pod,
+            service_account=api.account_of(pod[0]) if pod else "",
         )
         run_train_job(api, order, lambda line: print(line, flush=True))
 
