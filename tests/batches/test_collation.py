@@ -57,6 +57,8 @@ def collate_slowly(events: DomEvents, rows: list[int], detector: Detector) -> Ev
         charge_pe=torch.tensor(charges),
         auxiliary=torch.tensor(auxiliaries),
         direction=unit_vector(*angles).float(),
+        event_doms_dropped=torch.zeros(len(rows), dtype=torch.int64),
+        event_pulses_dropped=torch.zeros(len(rows), dtype=torch.int64),
     )
 
 
@@ -89,6 +91,9 @@ def test_collate_counts_what_the_caps_dropped() -> None:
     assert batch.n_doms + batch.n_doms_dropped == events.n_doms
     assert batch.n_pulses + batch.n_pulses_dropped == events.n_pulses
     assert batch.event_dom_offsets.diff().max() == 20
+    whole = torch.from_numpy(np.diff(events.event_dom_offsets))
+    assert torch.equal(batch.event_dom_offsets.diff() + batch.event_doms_dropped, whole)
+    assert int(batch.event_pulses_dropped.sum()) == batch.n_pulses_dropped > 0
 
 
 def test_collate_has_no_direction_when_events_are_unlabelled() -> None:

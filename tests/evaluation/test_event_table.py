@@ -6,10 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from iceaggr.batches import collate
+from iceaggr.batches.collation import join_batches
+from iceaggr.config import BatchConfig
+from iceaggr.detector import icecube86
 from iceaggr.errors import EvaluationError
 from iceaggr.evaluation.event_table import concatenate, event_sizes, join_truth, score_batch
 from iceaggr.evaluation.prediction import predict_batch
 from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
+from tests.shards.dom_events_builder import random_dom_events
 
 BATCH = track_batch(12, seed=5)
 
@@ -29,6 +34,17 @@ def test_event_sizes_agree_with_a_loop():
         assert found["n_non_auxiliary"][row] == int((~BATCH.auxiliary[first:last]).sum())
         expected = float(BATCH.charge_pe[first:last].double().sum())
         assert found["charge_pe"][row] == pytest.approx(expected, rel=1e-9)
+
+
+def test_event_sizes_count_pulses_and_doms_beyond_the_caps():
+    events = random_dom_events(30, seed=2, median_pulses=100)
+    caps = BatchConfig(max_doms_per_event=20, max_pulses_per_dom=1)
+    batches = [collate(events, rows, icecube86(), caps) for rows in np.split(np.arange(30), 3)]
+    found = event_sizes(join_batches(batches))
+    assert np.array_equal(found["n_doms"], np.diff(events.event_dom_offsets))
+    assert np.array_equal(found["n_pulses"], np.diff(events.event_pulse_offsets()))
+    assert found["n_doms"].max() > 20
+    assert (found["n_non_auxiliary"] <= 20).all()
 
 
 def test_score_measures_angle_and_bias_consistently():

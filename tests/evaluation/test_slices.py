@@ -64,6 +64,11 @@ def test_dimensions_of_the_truth_are_left_out_without_it():
     assert names == {d.name for d in DIMENSIONS} - {"energy_track", "energy_cascade", "contained"}
 
 
+def test_sizes_known_only_within_the_caps_say_so():
+    limited = {d.name for d in DIMENSIONS if "(within the model's caps)" in d.title}
+    assert limited == {"n_non_auxiliary", "charge"}
+
+
 def test_azimuth_is_folded_into_sixty_degrees():
     events = pd.DataFrame({"true_azimuth": np.deg2rad([0.0, 59.0, 61.0, 359.0])})
     assert slice_column(events, "azimuth_mod_60_deg") == pytest.approx([0.0, 59.0, 1.0, 59.0])

@@ -85,6 +85,7 @@ class Gatherer:
         dom_offsets = whole.dom_offsets[first : end + 1] - d.start
         dom_pulse_offsets = whole.dom_pulse_offsets[d.start : d.stop + 1] - n.start
         direction = torch.from_numpy(pool.direction[rows]) if self._is_labelled else None
+        doms_dropped, pulses_dropped = pool.n_doms_dropped[rows], pool.n_pulses_dropped[rows]
         return EventBatch(
             event_id=torch.from_numpy(pool.event_id[rows]),
             event_dom_offsets=torch.from_numpy(dom_offsets),
@@ -96,8 +97,10 @@ class Gatherer:
             charge_pe=torch.from_numpy(whole.charge_pe[n]),
             auxiliary=torch.from_numpy(whole.auxiliary[n]),
             direction=direction,
-            n_doms_dropped=int(pool.n_doms_dropped[rows].sum()),
-            n_pulses_dropped=int(pool.n_pulses_dropped[rows].sum()),
+            n_doms_dropped=int(doms_dropped.sum()),
+            n_pulses_dropped=int(pulses_dropped.sum()),
+            event_doms_dropped=torch.from_numpy(doms_dropped),
+            event_pulses_dropped=torch.from_numpy(pulses_dropped),
         )
 
 

@@ -26,6 +26,8 @@ class EventBatch:
     auxiliary:          (N,)   bool, True = not part of the trigger decision
     direction:          (B, 3) float32 unit vector to the origin, or None for unlabelled events
     n_doms_dropped, n_pulses_dropped: what the configured caps left out of this batch
+    event_doms_dropped, event_pulses_dropped: (B,) int64, the same for each event, or None when the
+                        batch was not made from events under caps
     """
 
     event_id: Tensor
@@ -40,6 +42,8 @@ class EventBatch:
     direction: Tensor | None = None
     n_doms_dropped: int = 0
     n_pulses_dropped: int = 0
+    event_doms_dropped: Tensor | None = None
+    event_pulses_dropped: Tensor | None = None
 
     @property
     def n_events(self) -> int:

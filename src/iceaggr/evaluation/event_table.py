@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from torch import Tensor
 
 from iceaggr.angles import azimuth_zenith, opening_angle
 from iceaggr.batches.event_batch import EventBatch
@@ -25,7 +26,7 @@ def score_batch(batch: EventBatch, predictions: Predictions) -> Columns:
 
     Returns columns of length B: event_id, azimuth, zenith, kappa (predicted), true_azimuth,
     true_zenith (radians), opening_angle_deg, bias_x, bias_y, bias_z (predicted minus true unit
-    vector) and the size of the event as the model saw it (`event_sizes`).
+    vector) and the size of the event (`event_sizes`).
     Raises: EvaluationError if the minibatch has no labels.
     """
     if batch.direction is None:
@@ -53,18 +54,23 @@ def score_batch(batch: EventBatch, predictions: Predictions) -> Columns:
 def event_sizes(batch: EventBatch) -> Columns:
     """Count what each event holds: n_pulses, n_doms, n_non_auxiliary (int64), charge_pe (float64).
 
-    Pulses and DOMs beyond the configured caps are not in the minibatch and not counted.
+    Pulses and DOMs are the event's own, with those beyond the configured caps; of the latter the
+    minibatch knows neither charge nor kind, so n_non_auxiliary and charge_pe are within the caps.
     """
     dom_offsets = batch.event_dom_offsets.cpu().numpy()
     pulse_offsets = batch.dom_pulse_offsets.cpu().numpy()[dom_offsets]
     triggering = ~batch.auxiliary.cpu().numpy()
     charge_pe = batch.charge_pe.cpu().numpy().astype(np.float64)
     return {
-        "n_pulses": np.diff(pulse_offsets),
-        "n_doms": np.diff(dom_offsets),
+        "n_pulses": np.diff(pulse_offsets) + _dropped(batch.event_pulses_dropped),
+        "n_doms": np.diff(dom_offsets) + _dropped(batch.event_doms_dropped),
         "n_non_auxiliary": _segment_sums(triggering.astype(np.int64), pulse_offsets),
         "charge_pe": _segment_sums(charge_pe, pulse_offsets),
     }
+
+
+def _dropped(per_event: Tensor | None) -> npt.NDArray[np.int64] | int:
+    return 0 if per_event is None else per_event.cpu().numpy()
 
 
 def concatenate(parts: list[Columns]) -> pd.DataFrame:

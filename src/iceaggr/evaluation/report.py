@@ -36,8 +36,8 @@ CAPTIONS = {
         " track reconstruction can go."
     ),
     "angle_vs_pulses": (
-        "Median opening angle and central 68 % of events against the number of pulses that the"
-        " model saw."
+        "Median opening angle and central 68 % of events against the number of pulses in the"
+        " event, with those beyond the model's caps."
     ),
     "angle_vs_zenith": (
         "Median opening angle and central 68 % of events against the true cosine of the zenith."

@@ -17,6 +17,9 @@ INF = math.inf
 TOPOLOGIES = ("track", "cascade")
 """Values of the truth's topology column, in the order of figures and tables."""
 
+WITHIN_CAPS = "(within the model's caps)"
+"""Said of sizes that are not known beyond the caps on DOMs and pulses (see `event_sizes`)."""
+
 
 @dataclass(frozen=True)
 class Dimension:
@@ -41,12 +44,15 @@ DIMENSIONS = (
     Dimension("n_doms", "DOMs", "n_doms", (0, 8, 16, 32, 64, 128, 256, 512, INF)),
     Dimension(
         "n_non_auxiliary",
-        "Non-auxiliary pulses",
+        f"Non-auxiliary pulses {WITHIN_CAPS}",
         "n_non_auxiliary",
         (0, 8, 12, 16, 24, 32, 64, 128, 256, 512, 1024, INF),
     ),
     Dimension(
-        "charge", "Total charge [p.e.]", "charge_pe", (0, 16, 32, 64, 128, 256, 512, 1024, INF)
+        "charge",
+        f"Total charge [p.e.] {WITHIN_CAPS}",
+        "charge_pe",
+        (0, 16, 32, 64, 128, 256, 512, 1024, INF),
     ),
     Dimension(
         "zenith", "True zenith [deg]", "zenith_deg", (0, 30, 60, 80, 90, 100, 120, 150, 180.001)

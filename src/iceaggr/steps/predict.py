@@ -159,7 +159,7 @@ def _rejected(account: Account, suffix: str) -> str:
     """Say what could not be used, and what an event that could not be predicted has instead."""
     n_events = account.n_events_in - account.n_events_kept
     n_pulses = account.n_pulses_in - account.n_pulses_kept
-    words = "nothing rejected"
+    words = "no pulse rejected" if n_events else "nothing rejected"
     if n_pulses:
         words = f"{n_pulses:,} pulses rejected: {dict(account.rejected_pulses)}"
     if n_events:
