@@ -51,17 +51,23 @@ bench: setup
 	$(BIN)/iceaggr bench train
 
 # the image of all steps, with docker, podman or buildah; see docker/build.sh for the variables
+# given on the command line or in the environment; otherwise manifests/image says which
+OVERLAY_IMAGE := $(IMAGE)
 IMAGE ?= registry.example.org/iceaggr:0.1.0
 image:
 	@IMAGE="$(IMAGE)" docker/build.sh
 
-# everything that kubectl applies, rendered into build/manifests and checked
-NAMESPACE ?= kubeflow
+# everything that kubectl applies, rendered into build/manifests and checked; without IMAGE and
+# NAMESPACE the overlays say which
+NAMESPACE ?=
 OVERLAYS := existing standalone
 manifests: setup
 	@mkdir -p build/manifests
 	@$(foreach o,$(OVERLAYS),kubectl kustomize manifests/overlays/$(o) > build/manifests/$(o).yaml &&) true
-	@ICEAGGR_IMAGE="$(IMAGE)" $(BIN)/python -m launch.kubernetes_manifests --namespace $(NAMESPACE) \
+	@$(foreach o,$(OVERLAYS),$(BIN)/python manifests/rename.py build/manifests/$(o).yaml \
+	  --image "$(OVERLAY_IMAGE)" --namespace "$(NAMESPACE)" &&) true
+	@ICEAGGR_IMAGE="$(or $(OVERLAY_IMAGE),$$($(BIN)/python manifests/rename.py))" \
+	  $(BIN)/python -m launch.kubernetes_manifests --namespace "$(or $(NAMESPACE),kubeflow)" \
 	  build/manifests/pipeline.yaml
 	@$(BIN)/python manifests/check.py build/manifests/*.yaml
 

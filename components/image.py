@@ -2,4 +2,6 @@
 
 import os
 
-IMAGE = os.environ.get("ICEAGGR_IMAGE", "iceaggr/iceaggr:0.1.0")
+EXAMPLE_IMAGE = "registry.example.org/iceaggr:0.1.0"
+"""Stands for yours: no cluster can pull it. Makefile and manifests/image name the same."""
+IMAGE = os.environ.get("ICEAGGR_IMAGE") or EXAMPLE_IMAGE

@@ -17,6 +17,8 @@ import kfp
 import yaml
 from kfp_server_api.exceptions import ApiException
 
+from components.image import EXAMPLE_IMAGE
+from iceaggr.errors import ConfigError
 from launch.compilation import compile_pipeline
 from launch.kfp_api import ServerAwayError, SubmissionError, api_errors
 
@@ -53,6 +55,18 @@ class CompiledPipeline:
         document = next(yaml.safe_load_all(self.text))
         inputs: dict[str, Any] = document["root"].get("inputDefinitions", {})
         return dict(inputs.get("parameters", {}))
+
+
+def refuse_example_image(compiled: CompiledPipeline) -> None:
+    """Check that the steps have an image a cluster can pull. Raises: ConfigError."""
+    if EXAMPLE_IMAGE in compiled.text:
+        raise ConfigError(
+            "the image of the steps is not named",
+            where="ICEAGGR_IMAGE",
+            found=f"{EXAMPLE_IMAGE}, which stands for yours",
+            expected="the image that `make image` made and your cluster can pull",
+            remedy="export ICEAGGR_IMAGE=..., best with its digest",
+        )
 
 
 def compile_text(pipeline: Any, name: str) -> CompiledPipeline:

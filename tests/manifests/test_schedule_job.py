@@ -1,5 +1,6 @@
 """The command line of the schedule job makes the schedule at an API that speaks KFP's protocol."""
 
+import os
 import re
 import subprocess
 import sys
@@ -34,8 +35,11 @@ def test_schedule_job_makes_the_schedule_once(overlay, tmp_path):
     with KfpStandIn(multi_user=overlay == "existing") as server:
         changes = {"KFP_HOST": server.url, "CONFIG": "best.yaml", "TRAIN_START_FROM": "champion"}
         command = job_command(overlay, changes, token_file)
+        environment = {**os.environ, "ICEAGGR_IMAGE": "registry/iceaggr:7.1.0"}
         first, second = (
-            subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+            subprocess.run(
+                command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+            )
             for _ in range(2)
         )
         assert first.returncode == 0, first.stderr

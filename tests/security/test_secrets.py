@@ -132,7 +132,8 @@ def test_submission_and_compiled_graph_hold_no_secret(tmp_path):
             ["submit", *common, "--token-file", str(tmp_path / "token")],
             ["schedule", "--cron", "0 0 3 * * 0", *common, "--cookies-file", f"{tmp_path}/cookies"],
         ]
-        assert run(["-c", SEVERAL_VERBS, json.dumps(orders)], PLANTED | STATIC, folder) == 0
+        environment = PLANTED | STATIC | {"ICEAGGR_IMAGE": "registry/iceaggr:7.1.0"}
+        assert run(["-c", SEVERAL_VERBS, json.dumps(orders)], environment, folder) == 0
         used = " ".join(value for headers in server.seen_headers for value in headers.values())
         assert all(secret in used for secret in secrets.values()), "they were sent as headers"
         assert len(server.runs) == len(server.schedules) == 1

@@ -1,0 +1,69 @@
+"""Name image and namespace in rendered manifests: `python manifests/rename.py FILE --image I`.
+
+Without a file it prints the image that the overlays name.
+
+The overlays name the image of the example registry and a namespace of the runs; whoever keeps no
+copy of them gives both on the command line of `make manifests`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_IMAGE_COMPONENT = Path(__file__).parent / "image" / "kustomization.yaml"
+_NAMESPACE_KEYS = ("namespace", "kubernetes.io/metadata.name", "RUN_NAMESPACE")
+
+
+def image_of_the_overlays() -> str:
+    """Read the image that the overlays name."""
+    (image,) = yaml.safe_load(_IMAGE_COMPONENT.read_text())["images"]
+    mark = f"@{image['digest']}" if "digest" in image else f":{image['newTag']}"
+    return f"{image['newName']}{mark}"
+
+
+def run_namespace(documents: list[dict[str, Any]]) -> str:
+    """Find the namespace of the runs: the one of the schedule's settings."""
+    (name,) = [
+        document["metadata"]["namespace"]
+        for document in documents
+        if (document["kind"], document["metadata"]["name"]) == ("ConfigMap", "iceaggr-schedule")
+    ]
+    return str(name)
+
+
+def renamed(documents: list[dict[str, Any]], image: str, namespace: str) -> list[dict[str, Any]]:
+    """Give the objects with another image and namespace of the runs; '' leaves either as it is."""
+    text = json.dumps(documents)
+    if image:
+        text = text.replace(json.dumps(image_of_the_overlays()), json.dumps(image))
+    if namespace:
+        old = run_namespace(documents)
+        for key in _NAMESPACE_KEYS:
+            text = text.replace(f'"{key}": "{old}"', f'"{key}": {json.dumps(namespace)}')
+        text = text.replace(f".{old}.svc", f".{namespace}.svc")
+    changed: list[dict[str, Any]] = json.loads(text)
+    return changed
+
+
+def main() -> None:
+    """Rename in place, or print the image."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, nargs="?")
+    parser.add_argument("--image", default="")
+    parser.add_argument("--namespace", default="")
+    given = parser.parse_args()
+    if given.file is None:
+        print(image_of_the_overlays())
+        return
+    documents = list(yaml.safe_load_all(given.file.read_text()))
+    changed = renamed(documents, given.image, given.namespace)
+    given.file.write_text(yaml.safe_dump_all(changed, sort_keys=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""One name of the image in all places; `make manifests` changes it everywhere."""
+
+import re
+import tomllib
+
+import pytest
+import yaml
+
+import iceaggr
+from components.image import EXAMPLE_IMAGE
+from manifests.check import problems
+from manifests.rename import image_of_the_overlays, renamed, run_namespace
+from tests.manifests.rendering import MANIFESTS, OVERLAYS, render
+
+ROOT = MANIFESTS.parent
+
+
+def test_every_default_names_the_same_image_and_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^IMAGE \?= (\S+)$", makefile, re.MULTILINE)[1] == EXAMPLE_IMAGE
+    assert image_of_the_overlays() == EXAMPLE_IMAGE
+    assert EXAMPLE_IMAGE.endswith(f"/iceaggr:{version}")
+    assert iceaggr.__version__ == version
+    named = re.findall(r"registry\.example\.org/\S+", (ROOT / "docs" / "runbook.md").read_text())
+    assert set(named) == {EXAMPLE_IMAGE}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_renamed_changes_image_and_namespace_everywhere(overlay):
+    before = render(overlay)
+    old = run_namespace(before)
+    image = "registry.icecube.example/iceaggr@sha256:" + "0" * 64
+    after = renamed(before, image, "physics")
+    text = yaml.safe_dump(after)
+    assert "registry.example.org" not in text
+    assert image in text
+    assert not re.search(rf"(namespace|metadata\.name|RUN_NAMESPACE): {old}$", text, re.MULTILINE)
+    assert f".{old}.svc" not in text
+    assert run_namespace(after) == "physics"
+    assert [problem for document in after for problem in problems(document)] == []
+    assert [d["metadata"]["name"] for d in after] == [d["metadata"]["name"] for d in before]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_renamed_changes_nothing_that_is_not_asked_for(overlay):
+    assert renamed(render(overlay), "", "") == render(overlay)
