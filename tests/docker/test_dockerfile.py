@@ -50,6 +50,17 @@ def test_dockerfile_has_no_problem():
     assert problems(TEXT) == []
 
 
+def test_dockerfile_installs_dependencies_before_anything_that_changes_often():
+    steps = instructions(TEXT)
+    build = steps[steps.index(("FROM", "python AS build")) :]
+    build = build[: build.index(("FROM", "build AS application"))]
+    copied = [rest for name, rest in build if name == "COPY"]
+    assert copied == ["constraints.txt ./", "pyproject.toml ./"]
+    installs = [i for i, (_, rest) in enumerate(build) if "pip install" in rest]
+    assert "${TORCH}" in build[installs[0]][1]
+    assert build.index(("COPY", "pyproject.toml ./")) > installs[0]
+
+
 def test_dockerfile_takes_pip_out_of_what_is_kept():
     kept = [rest for name, rest in instructions(TEXT) if name == "COPY" and "--from=" in rest]
     assert {re.search(r"--from=(\w+)", rest)[1] for rest in kept} == {"dependencies", "application"}
