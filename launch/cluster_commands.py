@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from iceaggr.errors import ConfigError
+from launch.cron import check_cron
 from launch.kfp_api import Connection, connect, run_link
 from launch.schedule import (
     Changes,
     Schedule,
-    check_cron,
     delete_schedule,
     list_schedules,
     replace_schedule,
@@ -24,6 +24,7 @@ from launch.submission import (
     RunOrder,
     compile_text,
     follow_run,
+    refuse_example_image,
     start_run,
     upload_version,
 )
@@ -91,9 +92,13 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
     @app.command()
     def schedule(
         cron: Annotated[
-            str, typer.Option(help='Six fields, seconds first: "0 0 3 * * 0" = Sundays at 03:00')
+            str,
+            typer.Option(
+                help='Six fields, seconds first: "0 0 3 * * 0" = Sundays at 03:00 UTC, unless KFP'
+                " has CRON_SCHEDULE_TIMEZONE set"
+            ),
         ] = "",
-        name: Annotated[str, typer.Option(help="Name of the schedule")] = "iceaggr-retraining",
+        name: Annotated[str, typer.Option(help="Name of the schedule")] = "iceaggr-weekly",
         list_: Annotated[bool, typer.Option("--list", help="Show the schedules")] = False,
         delete: Annotated[bool, typer.Option("--delete", help="Delete the schedule")] = False,
         settings: Settings = None,
@@ -116,7 +121,10 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
             host, namespace, token_file, service_account_token_file, cookies_file, ca_file
         )
         if list_:
-            for entry in list_schedules(connect(connection)):
+            entries = list_schedules(connect(connection))
+            if not entries:
+                print("no schedules")
+            for entry in entries:
                 state = "enabled" if entry.enabled else "disabled"
                 print(f"{entry.name:<30} {entry.cron:<20} {state:<9} {entry.recurring_run_id}")
         elif delete:
@@ -132,7 +140,9 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
 
 def _compiled(make_pipeline: MakePipeline) -> CompiledPipeline:
     pipeline = make_pipeline(cluster=True)
-    return compile_text(pipeline, pipeline.name)
+    compiled = compile_text(pipeline, pipeline.name)
+    refuse_example_image(compiled)
+    return compiled
 
 
 def _tell(name: str, changes: Changes) -> None:

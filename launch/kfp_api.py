@@ -79,11 +79,19 @@ class _Client(kfp.Client):
 def connect(connection: Connection) -> kfp.Client:
     """Open the client and ask the server whether it is well.
 
-    Raises: ConfigError for a missing file, two ways of authentication, a password in the address or
-    a missing namespace;
+    Raises: ConfigError for no address, a missing or empty file, two ways of authentication, a
+    password in the address or a missing namespace;
     SubmissionError if the server does not answer or refuses the credentials.
     """
     _check_files(connection)
+    inside = "KUBERNETES_SERVICE_HOST" in os.environ
+    if not (connection.host or os.environ.get(_HOST_VARIABLE) or inside):
+        raise ConfigError(
+            "no address of Kubeflow Pipelines",
+            where=f"--host or {_HOST_VARIABLE}",
+            found="neither, and this is no pod of a cluster",
+            expected="http://host:port or https://host",
+        )
     refuse_credentials(
         address(connection),
         where=f"--host or {_HOST_VARIABLE}",
@@ -141,6 +149,8 @@ def _check_files(connection: Connection) -> None:
     for name, path in {**ways, "--ca-file": connection.ca_file}.items():
         if path is not None and not path.is_file():
             raise ConfigError("file not found", where=f"{name} {path}")
+        if path is not None and not path.read_bytes().strip():
+            raise ConfigError("file is empty", where=f"{name} {path}")
 
 
 _REMEDIES = {
@@ -173,7 +183,7 @@ def api_errors(where: str) -> Iterator[None]:
             "Kubeflow Pipelines cannot be reached",
             where=where,
             found=without_credentials(" ".join(str(reason).split()))[:300],
-            remedy="Check --host and, for TLS, --ca-file",
+            remedy=f"Check --host or {_HOST_VARIABLE} and, for TLS, --ca-file",
         ) from None
 
 

@@ -10,28 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import kfp
 
 from iceaggr.errors import ConfigError
+from launch.cron import check_cron
 from launch.kfp_api import api_errors
 from launch.submission import FINAL_STATES, RunOrder, equals, find_or_create_experiment
 
 _HASH_LABEL = "iceaggr-spec:"
-# Source: robfig/cron v1, the parser of the scheduled-workflow controller: seconds come first.
-_CRON_RANGES = (
-    ("second", 0, 59),
-    ("minute", 0, 59),
-    ("hour", 0, 23),
-    ("day of month", 1, 31),
-    ("month", 1, 12),
-    ("day of week", 0, 6),
-)
-_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
-_DAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
 
 
 @dataclass(frozen=True)
@@ -74,53 +63,6 @@ class Changes:
     created: bool
     n_deleted: int
     n_kept: int
-
-
-def check_cron(cron: str) -> None:
-    """Check a six-field cron expression: second minute hour day-of-month month day-of-week.
-
-    Raises: ConfigError naming the field that is wrong.
-    """
-    fields = cron.split()
-    if len(fields) != len(_CRON_RANGES):
-        raise ConfigError(
-            "bad cron expression",
-            where=f"--cron {cron!r}",
-            found=f"{len(fields)} fields",
-            expected="6: second minute hour day-of-month month day-of-week",
-            remedy='Sundays at 03:00 are "0 0 3 * * 0"',
-        )
-    for text, (name, low, high) in zip(fields, _CRON_RANGES, strict=True):
-        if not all(_is_cron_part(part, name, low, high) for part in text.split(",")):
-            raise ConfigError(
-                "bad cron expression",
-                where=f"--cron {cron!r}",
-                found=f"{name} {text!r}",
-                expected=f"*, a number in {low}..{high}, a range a-b or a step */n",
-                remedy='Sundays at 03:00 are "0 0 3 * * 0", seconds first',
-            )
-
-
-def _is_cron_part(part: str, name: str, low: int, high: int) -> bool:
-    body, slash, step = part.partition("/")
-    if slash and not (step.isdigit() and int(step) > 0):
-        return False
-    if body == "*" or (body == "?" and name.startswith("day") and not slash):
-        return True
-    match = re.fullmatch(r"(\w+)(?:-(\w+))?", body)
-    if not match:
-        return False
-    names = {"month": (_MONTHS, 1), "day of week": (_DAYS, 0)}.get(name, ((), 0))
-    ends = [_cron_number(end, *names) for end in match.groups() if end is not None]
-    return all(end is not None and low <= end <= high for end in ends) and ends == sorted(
-        end for end in ends if end is not None
-    )
-
-
-def _cron_number(text: str, names: tuple[str, ...], first: int) -> int | None:
-    if text.isdigit():
-        return int(text)
-    return names.index(text.upper()) + first if text.upper() in names else None
 
 
 def list_schedules(client: kfp.Client, name: str = "") -> list[ScheduleEntry]:

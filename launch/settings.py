@@ -10,6 +10,7 @@ from typing import Any
 from iceaggr.config import load_config, parse_config
 from iceaggr.errors import ConfigError
 from launch.run_form import check_allowed
+from launch.value_checks import check_values
 
 _CONFIG = "config"
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
@@ -18,6 +19,13 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "BOOLEAN": (bool,),
     "LIST": (list,),
     "STRUCT": (dict,),
+}
+_WORDS = {
+    "NUMBER_DOUBLE": "a number",
+    "NUMBER_INTEGER": "a whole number",
+    "BOOLEAN": "true or false",
+    "LIST": "a JSON list",
+    "STRUCT": "a JSON object",
 }
 
 
@@ -28,8 +36,8 @@ def run_values(
 
     parameters: of the compiled graph, by name
     settings: `name=value`, or `config.section.field=value` for one field of the configuration
-    Raises: ConfigError for an unknown parameter, a value of another type or one that the
-    configuration does not allow.
+    Raises: ConfigError for an unknown parameter, a value of another type or one that
+    neither configuration nor steps allow.
     """
     values: dict[str, Any] = {}
     if config_path is not None:
@@ -45,6 +53,7 @@ def run_values(
             values[name] = _typed(parameters, name, text, setting)
     if _CONFIG in values:
         values[_CONFIG] = parse_config(values[_CONFIG], where="--set").model_dump(mode="json")
+    check_values(values)
     return values
 
 
@@ -66,9 +75,7 @@ def _typed(parameters: dict[str, Any], name: str, text: str, setting: str) -> An
         kind == "BOOLEAN" or not isinstance(value, bool)
     )
     if not fits:
-        raise ConfigError(
-            "value of another type", where=f"--set {setting}", expected=f"{kind}, as JSON"
-        )
+        raise ConfigError("value of another type", where=f"--set {setting}", expected=_WORDS[kind])
     return value
 
 

@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 import pipeline
+from components.image import EXAMPLE_IMAGE
 from launch import commands
 from launch.submission import compile_text
 from tests.launch.kfp_stand_in import KfpStandIn
@@ -12,7 +14,8 @@ from tests.launch.kfp_stand_in import KfpStandIn
 def graph():
     """The real graph, compiled once: the commands compile it anew each time otherwise."""
     made = pipeline.make_pipeline(cluster=True)
-    return compile_text(made, made.name)
+    compiled = compile_text(made, made.name)
+    return replace(compiled, text=compiled.text.replace(EXAMPLE_IMAGE, "registry/iceaggr:7.1.0"))
 
 
 @pytest.fixture
@@ -46,6 +49,15 @@ def test_submit_takes_the_address_from_the_environment(server, call, monkeypatch
     assert f"{server.url}/#/runs/details/" in out
 
 
+def test_submit_refuses_the_image_of_the_example_registry(server, call, monkeypatch, graph):
+    example = replace(graph, text=graph.text.replace("registry/iceaggr:7.1.0", EXAMPLE_IMAGE))
+    monkeypatch.setattr("launch.cluster_commands.compile_text", lambda made, name: example)
+    code, _, err = call("submit", "--host", server.url)
+    assert code == 1
+    assert "the image of the steps is not named [ICEAGGR_IMAGE]" in err
+    assert server.requests == []
+
+
 def test_submit_waits_for_the_end(server, call):
     server.states = ["SUCCEEDED"]
     code, out, _ = call("submit", "--host", server.url, "--wait")
@@ -66,6 +78,8 @@ def test_submit_fails_when_the_run_fails(server, call):
         (["--set", "raw_url=x"], "unknown parameter [--set raw_url=x]"),
         (["--set", "train_gpu_count=three"], "train_gpu_count has another value than allowed"),
         (["--config", "absent.yaml"], "configuration file not found [absent.yaml]"),
+        (["--set", "work_uri="], "value that no step can use [--set work_uri]"),
+        (["--token-file", "/dev/null"], "file not found [--token-file /dev/null]"),
         (["--token-file", "absent"], "file not found [--token-file absent]"),
     ],
 )
@@ -90,7 +104,7 @@ def test_schedule_creates_lists_replaces_and_deletes(server, call):
     changed = call("schedule", "--cron", "0 0 4 * * 0", "--set", "train_gpu_count=1", *where)[1]
     assert "created: 0 0 4 * * 0\ndeleted  1 of the same name" in changed
     listed = call("schedule", "--list", *where)[1]
-    assert "iceaggr-retraining" in listed
+    assert "iceaggr-weekly" in listed
     assert "0 0 4 * * 0" in listed
     assert "enabled" in listed
     assert "deleted  1" in call("schedule", "--delete", *where)[1]
@@ -104,6 +118,26 @@ def test_schedule_does_one_thing_at_a_time(call, arguments):
     code, _, err = call("schedule", *arguments)
     assert code == 1
     assert "one of --cron, --list and --delete" in err
+
+
+def test_submit_names_the_variable_when_no_address_is_given(call, monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    code, _, err = call("submit")
+    assert code == 1
+    assert "no address of Kubeflow Pipelines [--host or KF_PIPELINES_ENDPOINT]" in err
+
+
+def test_submit_refuses_an_empty_token_file(server, call, tmp_path):
+    (tmp_path / "token").write_text("\n")
+    code, _, err = call("submit", "--host", server.url, "--token-file", str(tmp_path / "token"))
+    assert code == 1
+    assert "file is empty [--token-file" in err
+    assert server.requests == []
+
+
+def test_schedule_list_says_when_there_is_none(server, call):
+    code, out, _ = call("schedule", "--list", "--host", server.url)
+    assert (code, out) == (0, "no schedules\n")
 
 
 def test_schedule_refuses_a_bad_cron_expression_before_anything_is_sent(server, call):

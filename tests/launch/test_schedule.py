@@ -4,7 +4,6 @@ from iceaggr.errors import ConfigError
 from launch.kfp_api import Connection, ServerAwayError, SubmissionError, connect
 from launch.schedule import (
     Schedule,
-    check_cron,
     delete_schedule,
     list_schedules,
     replace_schedule,
@@ -24,44 +23,6 @@ def client(server):
 @pytest.fixture
 def order(client, compiled):
     return RunOrder(upload_version(client, compiled), "retraining", {"n": 4})
-
-
-@pytest.mark.parametrize(
-    "cron",
-    [
-        SUNDAYS,
-        MONDAYS,
-        "0 */15 * * * *",
-        "30 5 1-5,10 ? JAN-MAR SUN",
-        "0 0 0 1 1 ?",
-        "5/10 * * * * 6",
-    ],
-)
-def test_check_cron_accepts_what_the_controller_accepts(cron):
-    check_cron(cron)
-
-
-@pytest.mark.parametrize(
-    ("cron", "wrong"),
-    [
-        ("0 3 * * 0", "5 fields"),
-        ("0 0 3 * * 0 2026", "7 fields"),
-        ("", "0 fields"),
-        ("60 0 3 * * 0", "second '60'"),
-        ("0 0 24 * * 0", "hour '24'"),
-        ("0 0 3 0 * 0", "day of month '0'"),
-        ("0 0 3 * 13 0", "month '13'"),
-        ("0 0 3 * * 7", "day of week '7'"),
-        ("0 0 3 * * FOO", "day of week 'FOO'"),
-        ("0 9-3 3 * * 0", "minute '9-3'"),
-        ("0 */0 3 * * 0", r"minute '\*/0'"),
-        ("0 ? 3 * * 0", r"minute '\?'"),
-        ("0 0 -3 * * 0", "hour '-3'"),
-    ],
-)
-def test_check_cron_names_the_field_that_is_wrong(cron, wrong):
-    with pytest.raises(ConfigError, match=f"bad cron expression.*found {wrong}"):
-        check_cron(cron)
 
 
 def test_replace_schedule_creates_one_as_asked(server, client, order):

@@ -35,6 +35,11 @@ def test_run_values_refuses_another_type(setting):
         run_values(PARAMETERS, [setting], None)
 
 
+def test_run_values_says_in_words_which_type_is_wanted():
+    with pytest.raises(ConfigError, match=r"--set share=much.*expected a number\.$"):
+        run_values(PARAMETERS, ["share=much"], None)
+
+
 def test_run_values_names_the_parameters_when_one_is_unknown():
     with pytest.raises(ConfigError, match=r"unknown parameter.*found 'm'.*one of config, flag, gp"):
         run_values(PARAMETERS, ["m=3"], None)

@@ -1,0 +1,51 @@
+import pytest
+
+from iceaggr.errors import ConfigError
+from launch.settings import run_values
+from launch.value_checks import check_values
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"raw_uri": "s3://bucket/raw", "work_uri": "s3://bucket"},
+        {"train_memory": "64Gi", "shard_memory": "1.5G", "evaluate_memory": "1e9"},
+        {"train_cpu": "500m", "shard_cpu": "2"},
+        {"train_max_minutes": 0.0},
+        {"train_node_selector": {}, "train_tolerations": []},
+        {"train_node_selector": {"pool": "gpu"}},
+        {"train_tolerations": [{"key": "a", "operator": "Exists", "tolerationSeconds": 300.0}]},
+        {"experiment_name": ""},
+    ],
+)
+def test_check_values_accepts_what_the_steps_can_use(values):
+    check_values(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("work_uri", "", "s3://BUCKET"),
+        ("raw_uri", "/data/raw", "s3://BUCKET"),
+        ("raw_uri", "file:///data/raw", "s3://BUCKET"),
+        ("raw_uri", "s3:///raw", "s3://BUCKET"),
+        ("raw_uri", "gs://bucket/raw", "s3://BUCKET"),
+        ("train_memory", "16GB", "Kubernetes quantity"),
+        ("train_memory", "16 Gi", "Kubernetes quantity"),
+        ("shard_memory", "0Gi", "Kubernetes quantity"),
+        ("shard_cpu", "-1", "Kubernetes quantity"),
+        ("train_max_minutes", -1.0, "0 or more minutes"),
+        ("train_node_selector", {"pool": 3}, "text as values"),
+        ("train_tolerations", ["gpu"], "fields key, operator"),
+        ("train_tolerations", [{"key": 3}], "fields key, operator"),
+        ("train_tolerations", [{"kee": "gpu"}], "fields key, operator"),
+    ],
+)
+def test_check_values_names_what_no_step_can_use(name, value, expected):
+    with pytest.raises(ConfigError, match=f"value that no step can use .--set {name}.*{expected}"):
+        check_values({name: value})
+
+
+def test_run_values_checks_what_it_reads():
+    with pytest.raises(ConfigError, match=r"value that no step can use .--set work_uri"):
+        run_values({"work_uri": {"parameterType": "STRING"}}, ["work_uri="], None)
