@@ -18,6 +18,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 KUBERNETES_VERSION = "1.32"
@@ -32,8 +33,15 @@ _POD_PATHS = {
 }
 _SERVERS = ("Deployment", "StatefulSet", "DaemonSet")
 _CLUSTER_WIDE = ("Namespace", "ClusterRole", "ClusterRoleBinding", "ClusterTrainingRuntime")
-_IMAGE_VERSION = re.compile(r":v?\d[\w.+-]*$|@sha256:[0-9a-f]{64}$")
+# a tag of one number moves with each release below it
+_IMAGE_VERSION = re.compile(r":v?\d+\.\d+[\w.-]*$|@sha256:[0-9a-f]{64}$")
 _SECRET_NAME = re.compile(r"password|secret|token|(?<!public[-_])key|credential", re.IGNORECASE)
+_SECRET_WORD = r"[\w-]*(?:password|passwd|secret|token|access[-_]key|api[-_]key|credential)[\w-]*"
+# `name=value`, `name: value`, `--name value`; no path and no variable that Kubernetes fills in
+_SECRET_VALUE = re.compile(
+    rf"(?<![\w-])(?:{_SECRET_WORD} *[=:] *|--{_SECRET_WORD} +)(?![/$-])[^\s=:]", re.IGNORECASE
+)
+_URL_SECRET = re.compile(r"://[^\s/@:]*:(?!\$\()[^\s/@]+@")
 
 
 def problems(document: dict[str, Any]) -> list[str]:
@@ -67,15 +75,47 @@ def _schema_problems(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _pipeline_problems(spec: dict[str, Any]) -> Iterator[str]:
-    messages = {
-        "pipelineSpec": pipeline_spec_pb2.PipelineSpec(),
-        "platformSpec": pipeline_spec_pb2.PlatformSpec(),
-    }
-    for field, message in messages.items():
-        try:
-            json_format.ParseDict(spec.get(field, {}), message)
-        except json_format.ParseError as error:
-            yield f"spec.{field}: {error}"
+    pipeline, platform = spec.get("pipelineSpec", {}), spec.get("platformSpec", {})
+    yield from _unknown_fields("pipelineSpec", pipeline, pipeline_spec_pb2.PipelineSpec())
+    yield from _unknown_fields("platformSpec", platform, pipeline_spec_pb2.PlatformSpec())
+    # both specs hold their executors as any structure: each has a message of its own
+    deployment = pipeline.get("deploymentSpec", {})
+    yield from _unknown_fields(
+        "pipelineSpec.deploymentSpec", deployment, pipeline_spec_pb2.PipelineDeploymentConfig()
+    )
+    for name, executor in _platform_executors(spec).items():
+        where = f"platformSpec executor {name}"
+        message = kubernetes_executor_config_pb2.KubernetesExecutorConfig()
+        yield from _unknown_fields(where, executor, message)
+
+
+def _unknown_fields(where: str, document: dict[str, Any], message: Any) -> Iterator[str]:
+    try:
+        json_format.ParseDict(document, message)
+    except json_format.ParseError as error:
+        yield f"spec.{where}: {error}"
+
+
+def _platform_executors(spec: dict[str, Any]) -> dict[str, Any]:
+    kubernetes = spec.get("platformSpec", {}).get("platforms", {}).get("kubernetes", {})
+    executors: dict[str, Any] = kubernetes.get("deploymentSpec", {}).get("executors", {})
+    return executors
+
+
+def _executor_problems(spec: dict[str, Any]) -> Iterator[str]:
+    """Images, resources and secrets of the steps; root or not is a matter of the platform."""
+    platform = _platform_executors(spec)
+    for name, executor in spec["pipelineSpec"]["deploymentSpec"]["executors"].items():
+        container = executor["container"]
+        yield from _image_problems(name, container["image"])
+        for field in ("resourceCpuRequest", "resourceMemoryRequest", "resourceMemoryLimit"):
+            if not container.get("resources", {}).get(field):
+                yield f"{name}: no resources.{field}"
+        for variable in container.get("env", []):
+            yield from (f"{name}: {words}" for words in _variable_problems(variable))
+        security = platform.get(name, {}).get("securityContext", {})
+        if not security.get("runAsNonRoot") or security.get("runAsUser") in (0, "0"):
+            yield f"{name}: may run as root"
 
 
 def _object_problems(document: dict[str, Any]) -> Iterator[str]:
@@ -85,8 +125,8 @@ def _object_problems(document: dict[str, Any]) -> Iterator[str]:
     if kind not in _CLUSTER_WIDE and not metadata.get("namespace"):
         yield "no namespace"
     if kind == "ConfigMap":
-        for key in document.get("data", {}):
-            if _SECRET_NAME.search(key):
+        for key, value in document.get("data", {}).items():
+            if _SECRET_NAME.search(key) or _holds_secret(value):
                 yield f"data.{key}: a secret in a ConfigMap?"
     if kind in ("Role", "ClusterRole"):
         for rule in document["rules"]:
@@ -95,10 +135,7 @@ def _object_problems(document: dict[str, Any]) -> Iterator[str]:
             if "secrets" in rule["resources"] and not rule.get("resourceNames"):
                 yield "may read every secret of the namespace"
     if kind == "PipelineVersion":
-        for name, executor in document["spec"]["pipelineSpec"]["deploymentSpec"][
-            "executors"
-        ].items():
-            yield from _image_problems(name, executor["container"]["image"])
+        yield from _executor_problems(document["spec"])
 
 
 def _job_templates(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -139,6 +176,8 @@ def _container_problems(container: dict[str, Any], *, server: bool) -> Iterator[
     security = container.get("securityContext", {})
     if security.get("allowPrivilegeEscalation") is not False or security.get("privileged"):
         yield "securityContext.allowPrivilegeEscalation is not false"
+    if security.get("runAsUser", 1) == 0 or security.get("runAsNonRoot", True) is False:
+        yield "securityContext: runs as root"
     if "ALL" not in security.get("capabilities", {}).get("drop", []):
         yield "securityContext.capabilities: ALL are not dropped"
     if not security.get("readOnlyRootFilesystem"):
@@ -152,14 +191,27 @@ def _container_problems(container: dict[str, Any], *, server: bool) -> Iterator[
             if probe not in container:
                 yield f"no {probe}"
     for variable in container.get("env", []):
-        if _SECRET_NAME.search(variable["name"]) and variable.get("value", "/")[:1] != "/":
-            yield f"env {variable['name']}: a secret in the clear?"
+        yield from _variable_problems(variable)
+    # joined, so that an option and its value are seen together
+    if _holds_secret(" ".join([*container.get("command", []), *container.get("args", [])])):
+        yield "command and args: a secret in the clear?"
     yield from _image_problems("image", container.get("image", ""))
+
+
+def _variable_problems(variable: dict[str, Any]) -> Iterator[str]:
+    value = variable.get("value", "")
+    named = _SECRET_NAME.search(variable["name"]) and value[:1] not in ("", "/", "$")
+    if named or _holds_secret(value):
+        yield f"env {variable['name']}: a secret in the clear?"
+
+
+def _holds_secret(text: str) -> bool:
+    return bool(_SECRET_VALUE.search(text) or _URL_SECRET.search(text))
 
 
 def _image_problems(where: str, image: str) -> Iterator[str]:
     if not _IMAGE_VERSION.search(image):
-        yield f"{where}: {image!r} names no version"
+        yield f"{where}: {image!r} names no version that stays: X.Y.Z or a digest"
 
 
 def _at(document: dict[str, Any], path: str) -> dict[str, Any]:

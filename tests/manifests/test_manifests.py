@@ -57,6 +57,30 @@ BREACHES = {
     ),
     "tag latest": (lambda d: _container(d).update(image="a/b:latest"), "names no version"),
     "no tag": (lambda d: _container(d).update(image="host:5000/a/b"), "names no version"),
+    "tag of a major version": (lambda d: _container(d).update(image="postgres:17"), "that stays"),
+    "tag of one number": (lambda d: _container(d).update(image="a/b:1"), "that stays"),
+    "moving variant": (lambda d: _container(d).update(image="debian:12-slim"), "that stays"),
+    "half a digest": (lambda d: _container(d).update(image="a/b@sha256:0123"), "that stays"),
+    "container as root": (
+        lambda d: _container(d)["securityContext"].update(runAsUser=0),
+        "runs as root",
+    ),
+    "container that may be root": (
+        lambda d: _container(d)["securityContext"].update(runAsNonRoot=False),
+        "runs as root",
+    ),
+    "secret in an argument": (
+        lambda d: _container(d)["args"].append("--password=hunter2"),
+        "args: a secret in the clear",
+    ),
+    "secret after an option": (
+        lambda d: _container(d)["args"].extend(["--api-token", "hunter2"]),
+        "args: a secret in the clear",
+    ),
+    "secret in an address": (
+        lambda d: _container(d)["env"].append({"name": "DB", "value": "pg://me:hunter2@db/x"}),
+        "env DB: a secret in the clear",
+    ),
     "no pod security": (lambda d: _pod(d).pop("securityContext"), "runAsNonRoot"),
     "root": (lambda d: _pod(d)["securityContext"].update(runAsUser=0), "other than 0"),
     "no container security": (
@@ -100,6 +124,30 @@ def test_problems_names_a_breach(breach):
     found = problems(server)
     assert re.search(message, "\n".join(found)), found
     assert found[0].startswith("Deployment mlflow: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("db-password", "x"),
+        ("database", "postgresql://me:hunter2@db/mlflow"),
+        ("options", "--verbose --password=hunter2"),
+        ("server.conf", "port: 80\nsecret_key: hunter2\n"),
+    ],
+)
+def test_problems_names_a_secret_in_a_config_map(key, value):
+    settings = find(render("existing"), "ConfigMap", SETTINGS_CONFIG_MAP)
+    settings["data"][key] = value
+    assert problems(settings) == [
+        f"ConfigMap {SETTINGS_CONFIG_MAP}: data.{key}: a secret in a ConfigMap?"
+    ]
+
+
+@pytest.mark.parametrize("image", ["a/b:1.2.3", "a/b:v17.6-bookworm", "a/b@sha256:" + "0" * 64])
+def test_problems_accepts_a_version_that_stays(image):
+    server = find(render("standalone"), "Deployment", "mlflow")
+    _container(server).update(image=image)
+    assert problems(server) == []
 
 
 def test_problems_names_a_breach_inside_a_training_runtime():
@@ -205,6 +253,40 @@ def test_pipeline_version_keeps_the_whole_compiled_text(compiled, objects):
 def test_problems_names_a_pipeline_spec_that_kfp_would_refuse(objects):
     objects[1]["spec"]["pipelineSpec"]["rooot"] = {}
     assert "rooot" in problems(objects[1])[0]
+
+
+def _executor(version, platform=False):
+    spec = version["spec"]["platformSpec"]["platforms"]["kubernetes"] if platform else None
+    executors = (spec or version["spec"]["pipelineSpec"])["deploymentSpec"]["executors"]
+    return executors["exec-train-model"]
+
+
+EXECUTOR_BREACHES = {
+    "unknown field": (lambda v: _executor(v)["container"].update(imagee="x"), "imagee"),
+    "unknown field of a platform": (lambda v: _executor(v, True).update(nodeSelect={}), "nodeSel"),
+    "no resources": (lambda v: _executor(v)["container"].pop("resources"), "resourceMemoryLimit"),
+    "no limit": (
+        lambda v: _executor(v)["container"]["resources"].pop("resourceMemoryLimit"),
+        "exec-train-model: no resources.resourceMemoryLimit",
+    ),
+    "mutable tag": (lambda v: _executor(v)["container"].update(image="a/b:1"), "that stays"),
+    "secret": (
+        lambda v: _executor(v)["container"].update(env=[{"name": "A_TOKEN", "value": "hunter2"}]),
+        "exec-train-model: env A_TOKEN: a secret",
+    ),
+    "root": (
+        lambda v: _executor(v, True)["securityContext"].update(runAsUser="0"),
+        "may run as root",
+    ),
+    "maybe root": (lambda v: _executor(v, True).pop("securityContext"), "may run as root"),
+}
+
+
+@pytest.mark.parametrize("breach", EXECUTOR_BREACHES)
+def test_problems_names_a_breach_inside_a_step(objects, breach):
+    change, message = EXECUTOR_BREACHES[breach]
+    change(objects[1])
+    assert re.search(message, "\n".join(problems(objects[1])))
 
 
 def test_every_step_has_the_label_that_the_network_policies_select(compiled):
