@@ -106,6 +106,10 @@ def test_train_on_machines_trains_on_two_nodes_and_hands_the_model_on(server, ar
     (job,) = server.created
     assert job["spec"]["trainer"]["image"] == "registry/iceaggr@sha256:0"
     assert job["metadata"]["ownerReferences"][0]["name"] == "launcher"
+    patch = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]
+    pod = patch["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    # with workload identity the keys come with the account of the steps
+    assert pod["serviceAccountName"] == "iceaggr-runner"
     assert arguments["model"].metadata["model_uri"].endswith("/runs/run-1/training/model")
     assert arguments["metrics"].values["n_steps"] > 0
 
