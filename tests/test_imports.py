@@ -1,6 +1,9 @@
 """Imports point one way, and the heavy clients stay in their rooms."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,14 @@ def test_module_leaves_clients_to_their_rooms(path: Path) -> None:
         client = module.split(".")[0]
         if client in CLIENT_ROOMS:
             assert own in CLIENT_ROOMS[client], f"{own} may not import {module}"
+
+
+def test_threads_of_torch_do_not_spin_long_unless_told_to() -> None:
+    code = "import iceaggr, os; print(os.environ['GOMP_SPINCOUNT'])"
+    for setting, expected in (({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        unset = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, env=unset | setting, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == expected
