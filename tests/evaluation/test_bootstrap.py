@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from iceaggr.errors import EvaluationError
-from iceaggr.evaluation.bootstrap import N_GROUPS, STATISTICS, estimate_angles, estimate_mean
+from iceaggr.evaluation.bootstrap import (
+    N_GROUPS,
+    STATISTICS,
+    estimate_angles,
+    estimate_mean,
+    estimate_median,
+    estimate_share,
+)
 
 
 def angles(n_events: int, seed: int = 0) -> np.ndarray:
@@ -60,6 +67,42 @@ def test_estimates_have_no_error_when_there_is_one_event():
     assert set(found) == set(STATISTICS)
     assert found["median"].value == 12.0
     assert all(math.isnan(estimate.error) for estimate in found.values())
+
+
+def test_share_of_none_may_still_be_larger_than_none():
+    found = estimate_angles(angles(50) / 180, 100, 0.95, np.random.default_rng(0))["share_above_90"]
+    z = 1.959964
+    assert (found.value, found.low) == (0.0, 0.0)
+    assert found.high == pytest.approx(z**2 / (50 + z**2), rel=1e-5)
+    assert found.error == pytest.approx(0.5 / 51, rel=1e-3)
+
+
+def test_share_interval_is_wilsons():
+    # 8 of 20 at 95 %: solve (p - 0.4)^2 = z^2 p (1 - p) / 20 for p
+    found = estimate_share(8, 20, 0.95)
+    z2 = 1.959964**2
+    for edge in (found.low, found.high):
+        assert (edge - 0.4) ** 2 == pytest.approx(z2 * edge * (1 - edge) / 20, rel=1e-4)
+    assert found.low < 0.4 < found.high
+
+
+def test_share_error_is_the_binomial_one_when_the_sample_is_large():
+    found = estimate_share(30_000, 100_000, 0.9)
+    assert found.error == pytest.approx(math.sqrt(0.3 * 0.7 / 100_000), rel=1e-3)
+
+
+def test_share_refuses_no_events():
+    with pytest.raises(EvaluationError, match="no event to score"):
+        estimate_share(0, 0, 0.9)
+
+
+def test_median_is_that_of_the_angles():
+    values = angles(500)
+    whole = estimate_angles(values, 3000, 0.9, np.random.default_rng(1))["median"]
+    found = estimate_median(values, 3000, 0.9, np.random.default_rng(2))
+    assert found.value == whole.value
+    assert found.error == pytest.approx(whole.error, rel=0.1)
+    assert math.isnan(estimate_median(values[:1], 10, 0.9, np.random.default_rng(0)).error)
 
 
 def test_estimates_are_equal_for_equal_seeds():

@@ -75,6 +75,15 @@ def test_report_is_self_contained_small_and_escaped(found):
     assert page.count("<img ") == len(found.figures)
 
 
+def test_report_says_the_bias_and_the_median_kappa(found):
+    (line,) = re.findall(r'<p id="bias">(.*)</p>', found.report_html)
+    figures = re.findall(r"[xyz] (−?[\d.]+) ± [\d.]+", line)
+    expected = [found.events[f"bias_{axis}"].mean() for axis in "xyz"]
+    assert [float(text.replace("−", "-")) for text in figures] == pytest.approx(expected, abs=2e-3)
+    (kappa,) = re.findall(r"Median κ ([\d.]+) ± ", line)
+    assert float(kappa) == pytest.approx(found.events["kappa"].median(), rel=0.02)
+
+
 def test_report_shows_small_bins_as_small(found):
     assert found.slices["small"].any()
     assert found.report_html.count('<tr class="small">') == int(found.slices["small"].sum())

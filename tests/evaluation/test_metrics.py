@@ -5,7 +5,12 @@ import pytest
 from iceaggr.config import EvaluationConfig
 from iceaggr.evaluation.bootstrap import STATISTICS
 from iceaggr.evaluation.evaluation import energy_words
-from iceaggr.evaluation.metrics import flat_metrics, method_table, summarize_methods
+from iceaggr.evaluation.metrics import (
+    flat_metrics,
+    method_table,
+    model_estimates,
+    summarize_methods,
+)
 from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
 
 
@@ -23,12 +28,28 @@ def test_method_table_lists_every_statistic_with_its_interval(summaries_and_even
     summaries, events = summaries_and_events
     table = method_table(summaries)
     parts = {"all", *events["topology"].unique()}
-    assert len(table) == len(summaries) * len(parts) * len(STATISTICS)
+    n_gains = len(summaries) - 1
+    assert len(table) == len(summaries) * len(parts) * len(STATISTICS) + n_gains
     assert set(table["events"]) == parts
     assert (table["low"] <= table["value"]).all()
     assert (table["value"] <= table["high"]).all()
     mean = table.query("method == 'model' and events == 'all' and statistic == 'mean'")
     assert mean["value"].item() == pytest.approx(events["opening_angle_deg"].mean())
+
+
+def test_method_table_has_gain_and_what_only_the_model_has(summaries_and_events):
+    summaries, events = summaries_and_events
+    of_model = model_estimates(events, EvaluationConfig(n_bootstrap=200))
+    table = method_table(summaries, of_model).query("events == 'all'")
+    assert set(table.query("statistic == 'gain'")["method"]) == {s.name for s in summaries[1:]}
+    mine = table[table["statistic"].isin(of_model)].set_index("statistic")
+    assert set(mine["method"]) == {"model"}
+    assert (mine["low"] < mine["high"]).all()
+    assert mine.loc["bias_z", "value"] == pytest.approx(events["bias_z"].mean())
+    assert mine.loc["kappa_median", "value"] == pytest.approx(events["kappa"].median())
+    metrics = flat_metrics(events, summaries)
+    assert mine.loc["bias_z", "error"] == pytest.approx(metrics["test_bias/z_error"])
+    assert mine.loc["coverage_68", "value"] == pytest.approx(metrics["test_kappa/coverage_68"])
 
 
 def test_names_differ_within_what_a_tracker_shows(summaries_and_events):

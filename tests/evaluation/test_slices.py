@@ -98,6 +98,15 @@ def test_slice_table_measures_each_bin_by_itself():
     assert row["gain_error"] == pytest.approx(gain.std() / np.sqrt(len(inside)))
 
 
+def test_slice_table_gives_every_figure_an_interval_around_it():
+    table = slice_table(event_table(), EvaluationConfig(n_bootstrap=200), "line_fit")
+    table = table[table["n_events"] > 1]
+    for name in ("share_above_90", "coverage_68", "gain"):
+        assert (table[f"{name}_low"] <= table[name]).all()
+        assert (table[name] <= table[f"{name}_high"]).all()
+        assert (table[f"{name}_low"] < table[f"{name}_high"]).all()
+
+
 def test_bin_labels_are_readable():
     dimension = Dimension("n", "n", "n", (0.0, 1.0))
     labels = [

@@ -95,4 +95,8 @@ def test_run_finishes_without_its_server_and_says_where_its_metrics_lie(door, ru
     assert client.get_metric_history(run_id, "train/loss")
     assert data.tags["step/close_run"].startswith("done on ")
     reports = [file.path for file in client.list_artifacts(run_id, "evaluation")]
-    assert "evaluation/report.html" in reports
+    names = {"report.html", "methods.csv", "bins.csv"}
+    assert {f"evaluation/{name}" for name in names} <= set(reports)
+    for name in names:
+        beside = run.report.with_name(name).read_bytes()
+        assert beside == open_store().read_bytes(f"{context.run_uri}/evaluation/{name}")

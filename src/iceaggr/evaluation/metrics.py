@@ -10,8 +10,20 @@ import pandas as pd
 
 from iceaggr.config import EvaluationConfig
 from iceaggr.evaluation.baselines import CLASSICAL_FITS, TITLES
-from iceaggr.evaluation.bootstrap import Estimate, estimate_angles, estimate_mean
-from iceaggr.evaluation.calibration import calibration_gap, coverage, probability_inside, pulls
+from iceaggr.evaluation.bootstrap import (
+    Estimate,
+    estimate_angles,
+    estimate_mean,
+    estimate_median,
+    estimate_share,
+)
+from iceaggr.evaluation.calibration import (
+    LEVELS,
+    calibration_gap,
+    coverage,
+    probability_inside,
+    pulls,
+)
 from iceaggr.evaluation.event_table import angles_of
 from iceaggr.evaluation.slices import TOPOLOGIES
 
@@ -84,7 +96,7 @@ def flat_metrics(events: pd.DataFrame, summaries: list[MethodSummary]) -> dict[s
     test_error/...                standard errors of those
     test_track/, test_cascade/... the model and the baselines on one topology
     test_kappa/...                calibration: coverage with its error, mean coverage error (gap)
-    test_bias/...                 mean of predicted minus true unit vector
+    test_bias/...                 mean of predicted minus true unit vector with its error
     test_baselines/...            each baseline, and the model's paired gain over it with its error
     test_speed/...                microseconds per event
     A figure that is not finite (an error from one event) is left out: trackers refuse NaN.
@@ -138,23 +150,58 @@ def _calibration_metrics(events: pd.DataFrame) -> dict[str, float]:
     for found in coverage(pit):
         name = f"test_kappa/coverage_{found.level * 100:.0f}"
         metrics |= {name: found.share, f"{name}_error": found.error}
+    metrics["test_kappa/median"] = float(np.median(kappa))
     metrics["test_kappa/gap"] = calibration_gap(pit)
     metrics["test_kappa/pull_median"] = float(np.median(pulls(angle_rad, kappa)))
     for axis in ("x", "y", "z"):
-        metrics[f"test_bias/{axis}"] = float(events[f"bias_{axis}"].mean())
+        bias = events[f"bias_{axis}"]
+        metrics[f"test_bias/{axis}"] = float(bias.mean())
+        metrics[f"test_bias/{axis}_error"] = float(bias.std() / math.sqrt(len(bias)))
     return metrics
 
 
-def method_table(summaries: list[MethodSummary]) -> pd.DataFrame:
+def model_estimates(events: pd.DataFrame, config: EvaluationConfig) -> dict[str, Estimate]:
+    """Estimate what only the model has, on all events.
+
+    Returns bias_x, bias_y, bias_z (mean of predicted minus true unit vector), kappa_median, and
+    coverage_50 and so on (share of events inside their own region).
+    """
+    rng = np.random.default_rng(config.seed)
+    sampling = (config.n_bootstrap, config.confidence, rng)
+    found = {
+        f"bias_{axis}": estimate_mean(events[f"bias_{axis}"].to_numpy(), *sampling)
+        for axis in ("x", "y", "z")
+    }
+    kappa = events["kappa"].to_numpy()
+    found["kappa_median"] = estimate_median(kappa, *sampling)
+    pit = probability_inside(np.deg2rad(angles_of(events, "model")), kappa)
+    for level in LEVELS:
+        n_inside = int((pit <= level).sum())
+        share = estimate_share(n_inside, len(events), config.confidence)
+        found[f"coverage_{100 * level:.0f}"] = share
+    return found
+
+
+def method_table(
+    summaries: list[MethodSummary], of_model: dict[str, Estimate] | None = None
+) -> pd.DataFrame:
     """List every statistic of every method with its interval, all events and each topology.
 
+    of_model: further statistics of the model (`model_estimates`).
     Returns columns method, events (all, track, cascade), statistic, value, error, low, high;
-    degrees, share_above_90 a share.
+    degrees, shares and components of unit vectors as such; `gain` is that of the model over the
+    method, paired.
     """
-    rows = [
-        {"method": summary.name, "events": events, "statistic": name, **vars(estimate)}
-        for summary in summaries
-        for events, estimates in ({"all": summary.estimates} | summary.by_topology).items()
-        for name, estimate in estimates.items()
-    ]
+    rows = []
+    for summary in summaries:
+        overall = dict(summary.estimates)
+        if summary.gain is not None:
+            overall["gain"] = summary.gain
+        if summary.name == "model":
+            overall |= of_model or {}
+        rows += [
+            {"method": summary.name, "events": events, "statistic": name, **vars(estimate)}
+            for events, estimates in ({"all": overall} | summary.by_topology).items()
+            for name, estimate in estimates.items()
+        ]
     return pd.DataFrame(rows)

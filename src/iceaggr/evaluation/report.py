@@ -18,7 +18,7 @@ from iceaggr.detector import Detector
 from iceaggr.evaluation.baselines import TITLES
 from iceaggr.evaluation.bootstrap import Estimate
 from iceaggr.evaluation.calibration import Coverage, coverage, probability_inside
-from iceaggr.evaluation.metrics import MethodSummary
+from iceaggr.evaluation.metrics import MethodSummary, model_estimates
 from iceaggr.evaluation.slices import TOPOLOGIES
 
 CAPTIONS = {
@@ -136,6 +136,7 @@ def render_report(
             wide=[name for name, png in figures.items() if _aspect(png) > WIDE_FROM],
             slices=group_slices(results["slices"]),
             coverages=coverage_rows(events),
+            of_model=model_estimates(events, config),
             settings=yaml.safe_dump(_plain(context.settings), sort_keys=False),
         )
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from iceaggr.config import EvaluationConfig
-from iceaggr.evaluation.bootstrap import STATISTICS, estimate_angles, estimate_mean
+from iceaggr.evaluation.bootstrap import estimate_angles, estimate_mean, estimate_share
 from iceaggr.evaluation.calibration import coverage, probability_inside
 
 INF = math.inf
@@ -100,10 +100,10 @@ def slice_table(
 ) -> pd.DataFrame:
     """Estimate every statistic in every bin.
 
-    reference: a baseline whose paired gain is added as gain, gain_error (degrees).
-    Returns one row per bin: dimension, title, bin, low, high, n_events, small, coverage_68,
-    coverage_68_error, and STATISTICS each with _error, _low, _high; NaN where a bin has too few
-    events to say.
+    reference: a baseline whose paired gain is added as gain (degrees).
+    Returns one row per bin: dimension, title, bin, low, high, n_events, small, and STATISTICS,
+    coverage_68 and gain, each with _error, _low, _high; NaN where a bin has too few events to say.
+    The error of coverage_68 is that of a calibrated model, its interval that of the share found.
     Events outside the edges of a dimension appear as bins of their own, never dropped.
     """
     rng = np.random.default_rng(config.seed)
@@ -177,15 +177,14 @@ def _bin_row(
     found = estimate_angles(
         measured["angle_deg"].to_numpy(), config.n_bootstrap, config.confidence, rng
     )
-    for name in STATISTICS:
-        estimate = found[name]
-        row[name], row[f"{name}_error"] = estimate.value, estimate.error
-        row[f"{name}_low"], row[f"{name}_high"] = estimate.low, estimate.high
     (inside,) = coverage(measured["pit"].to_numpy(), (0.68,))
-    row["coverage_68"], row["coverage_68_error"] = inside.share, inside.error
+    covered = estimate_share(round(inside.share * n_events), n_events, config.confidence)
+    found["coverage_68"] = replace(covered, error=inside.error)
     if "gain" in measured:
-        gain = estimate_mean(
+        found["gain"] = estimate_mean(
             measured["gain"].to_numpy(), config.n_bootstrap, config.confidence, rng
         )
-        row["gain"], row["gain_error"] = gain.value, gain.error
+    for name, estimate in found.items():
+        row[name], row[f"{name}_error"] = estimate.value, estimate.error
+        row[f"{name}_low"], row[f"{name}_high"] = estimate.low, estimate.high
     return row

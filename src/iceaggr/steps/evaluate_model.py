@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from iceaggr.batches import EventLoader
+from iceaggr.config import EvaluationConfig
 from iceaggr.evaluation.evaluation import Evaluation, evaluate
-from iceaggr.evaluation.metrics import method_table
+from iceaggr.evaluation.metrics import method_table, model_estimates
 from iceaggr.evaluation.report import ReportContext
 from iceaggr.evaluation.truth import read_truth
 from iceaggr.interfaces import Tracker
@@ -23,7 +24,8 @@ from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import AngleRow, EvaluationPointer, ModelPointer, read_document
 from iceaggr.steps.training_inputs import read_manifest
 
-METHODS_FILE, BINS_FILE = "evaluation/methods.csv", "evaluation/bins.csv"
+METHODS_FILE, BINS_FILE = "methods.csv", "bins.csv"
+"""Every statistic with its interval: beside the report wherever that is."""
 
 
 def run_evaluate_model(
@@ -35,7 +37,7 @@ def run_evaluate_model(
     evaluation_path: Path,
     report_path: Path,
 ) -> dict[str, float]:
-    """Evaluate on the test split; write the headline, the report and the table of events.
+    """Evaluate on the test split; write the headline, the report and the tables beside it.
 
     raw_uri: its truth/ side file is joined if there is one.  Returns the headline figures.
     Raises: ModelError, ShardError, EvaluationError.
@@ -71,7 +73,11 @@ def run_evaluate_model(
         store.write_bytes(headline.report_uri, evaluation.report_html.encode())
         evaluation_path.write_text(headline.model_dump_json(indent=1))
         report_path.write_text(evaluation.report_html)
-        _track(tracker, evaluation, table)
+        tables = _tables(evaluation, context.config.evaluation)
+        for name, text in tables.items():
+            store.write_bytes(f"{context.run_uri}/evaluation/{name}", text.encode())
+            report_path.with_name(name).write_text(text)
+        _track(tracker, evaluation, table, tables)
         model, line_fit = headline.row("model"), headline.row("line_fit")
         progress.conclude(
             f"mean {model.mean_deg:.2f} ± {model.mean_error_deg:.2f} deg,"
@@ -129,7 +135,18 @@ def _parquet(events: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def _track(tracker: Tracker, evaluation: Evaluation, events_parquet: bytes) -> None:
+def _tables(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, str]:
+    """Write the statistics of the methods and of the bins as CSV: file name -> text."""
+    methods = method_table(evaluation.summaries, model_estimates(evaluation.events, config))
+    return {
+        METHODS_FILE: methods.to_csv(index=False),
+        BINS_FILE: evaluation.slices.to_csv(index=False),
+    }
+
+
+def _track(
+    tracker: Tracker, evaluation: Evaluation, events_parquet: bytes, tables: dict[str, str]
+) -> None:
     tracker.log_metrics(evaluation.metrics)
     tracker.log_text(evaluation.report_html, "evaluation/report.html")
     with TemporaryDirectory() as folder:
@@ -140,6 +157,5 @@ def _track(tracker: Tracker, evaluation: Evaluation, events_parquet: bytes) -> N
         table = Path(folder) / "events.parquet"
         table.write_bytes(events_parquet)
         tracker.log_file(table, "evaluation")
-    # every statistic with its interval, as tables that MLflow shows
-    tracker.log_text(method_table(evaluation.summaries).to_csv(index=False), METHODS_FILE)
-    tracker.log_text(evaluation.slices.to_csv(index=False), BINS_FILE)
+    for name, text in tables.items():
+        tracker.log_text(text, f"evaluation/{name}")  # MLflow shows them as tables
