@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from iceaggr.config import ExperimentConfig, load_config
+from iceaggr.config import ExperimentConfig, PromotionConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
 from iceaggr.progress import StepProgress
 
@@ -173,7 +173,12 @@ def promote(
     folder: Annotated[
         Path | None, typer.Option(help="Folder that the steps of one run share")
     ] = None,
-    rollback: Annotated[str, typer.Option(help="Restore the previous champion of this model")] = "",
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Restore the previous champion instead")
+    ] = False,
+    model_name: Annotated[
+        str, typer.Argument(help="With --rollback: name in the registry", show_default=False)
+    ] = "",
 ) -> None:
     """Register the model and make it champion if it is better on the same events."""
     from iceaggr.steps.promote_model import run_promote_model
@@ -182,10 +187,15 @@ def promote(
     if rollback:
         from iceaggr.tracking.registry import ModelRegistry
 
-        print(f"champion is {ModelRegistry().rollback(rollback).uri} again")
+        of_run = RunFolder.open(folder).context().config.promotion if folder else PromotionConfig()
+        print(f"champion is {ModelRegistry().rollback(model_name or of_run.model_name).uri} again")
         return
-    if folder is None:
-        raise ConfigError("nothing to promote", expected="--folder, or --rollback MODEL_NAME")
+    if folder is None or model_name:
+        raise ConfigError(
+            "nothing to promote",
+            found=f"a model's name, {model_name}" if model_name else None,
+            expected="--folder FOLDER, or --rollback [MODEL_NAME]",
+        )
     run = RunFolder.open(folder)
     if "MLFLOW_TRACKING_URI" not in os.environ:
         raise ConfigError(

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
+import requests
 
 from iceaggr.errors import TrackingError
 from iceaggr.local_services.ports import choose_ports
@@ -184,6 +185,64 @@ def test_rollback_returns_to_the_previous_champion_once_for_each(registry, name,
     assert registry.version(name, third.version).tags["rolled_back"] == "to version 2"
     with pytest.raises(TrackingError, match=r"no previous champion.*found champion version 1"):
         registry.rollback(name)
+
+
+@pytest.fixture
+def three_champions(registry, name, versions):
+    """Three versions that had the title one after the other."""
+    for model, expected in zip(versions, [None, *versions], strict=False):
+        promote(registry, model, expected)
+    return versions
+
+
+def lose_first_answer(monkeypatch, owner, method):
+    """Let a real call succeed, and its first answer get lost on the way; count the calls."""
+    real, calls = getattr(owner, method), []
+
+    def losing(*arguments, **options):
+        calls.append(arguments)
+        answer = real(*arguments, **options)
+        if len(calls) == 1:
+            raise requests.ConnectionError("Remote end closed connection without response")
+        return answer
+
+    monkeypatch.setattr(owner, method, losing)
+    monkeypatch.setattr(connection, "_REPEAT_AFTER_S", 0.1)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("of_lock", "method"),
+    [
+        (False, "set_registered_model_alias"),
+        (False, "set_model_version_tag"),
+        (True, "release"),
+    ],
+)
+def test_rollback_goes_back_by_one_when_an_answer_is_lost(
+    registry, name, three_champions, monkeypatch, of_lock, method
+):
+    _, second, third = three_champions
+    owner = PromotionLock if of_lock else registry._client
+    calls = lose_first_answer(monkeypatch, owner, method)
+    assert registry.rollback(name).version == second.version
+    assert len(calls) >= 2
+    assert registry.champion(name).version == second.version
+    assert registry.version(name, third.version).tags["rolled_back"] == "to version 2"
+    assert "rolled_back" not in registry.version(name, second.version).tags
+
+
+def test_rollback_is_refused_when_the_champion_changed_meanwhile(registry, name, three_champions):
+    first, second, third = three_champions
+    previous, present = (
+        registry.version(name, first.version),
+        registry.version(name, second.version),
+    )
+    with pytest.raises(
+        TrackingError, match=r"changed while it was rolled back.*found version 3, expected vers.* 2"
+    ):
+        registry._give_title_back(present, previous)
+    assert registry.champion(name).version == third.version
 
 
 def test_lock_of_a_dead_promotion_is_broken_by_one_only(registry, name, monkeypatch):

@@ -104,6 +104,7 @@ class ModelRegistry:
         with as_tracking_error("cannot look up the champion", model_name):
             return self._by_alias(model_name, CHAMPION)
 
+    @patient
     def before(self, champion: RegisteredModel) -> RegisteredModel | None:
         """Find the champion that a champion took the title from, None if it was the first."""
         version = champion.tags.get(PREVIOUS_TAG)
@@ -146,26 +147,41 @@ class ModelRegistry:
             if challenger is not None and challenger.version == model.version:
                 self._client.delete_registered_model_alias(model.name, CHALLENGER)
 
-    @patient
     def rollback(self, model_name: str) -> RegisteredModel:
-        """Give the title back to the champion before the present one, and return it."""
+        """Give the title back to the champion before the present one, and return it.
+
+        The move is chosen once: when the server's answer is lost, the same one is repeated.
+        """
+        present = self.champion(model_name)
+        previous = self.before(present) if present else None
+        if present is None or previous is None:
+            raise TrackingError(
+                "no previous champion to go back to",
+                where=model_name,
+                found=f"champion version {present.version}" if present else "no champion",
+                remedy="Choose a version yourself in the MLflow registry",
+            )
+        self._give_title_back(present, previous)
+        return previous
+
+    @patient
+    def _give_title_back(self, present: RegisteredModel, previous: RegisteredModel) -> None:
         with (
-            as_tracking_error("cannot roll back", model_name),
-            promotion_lock(self._client, model_name) as lock,
+            as_tracking_error("cannot roll back", present.name),
+            promotion_lock(self._client, present.name) as lock,
         ):
-            present = self._by_alias(model_name, CHAMPION)
-            if present is None or PREVIOUS_TAG not in present.tags:
-                raise TrackingError(
-                    "no previous champion to go back to",
-                    where=model_name,
-                    found=f"champion version {present.version}" if present else "no champion",
-                    remedy="Choose a version yourself in the MLflow registry",
+            found = self._by_alias(present.name, CHAMPION)
+            if found is None or found.version not in (present.version, previous.version):
+                raise ChampionChangedError(
+                    "the champion changed while it was rolled back",
+                    where=present.name,
+                    found=f"version {found.version}" if found else "no champion",
+                    expected=f"version {present.version}, to be replaced by {previous.version}",
+                    remedy="Look at the champion in the registry before you roll it back",
                 )
-            previous = self.version(model_name, present.tags[PREVIOUS_TAG])
             lock.assert_held()
-            self._client.set_registered_model_alias(model_name, CHAMPION, previous.version)
+            self._client.set_registered_model_alias(present.name, CHAMPION, previous.version)
             self.record_verdict(present, {"rolled_back": f"to version {previous.version}"})
-            return previous
 
     @patient
     def fetch(self, model_uri: str, into: Path) -> str:

@@ -1,0 +1,41 @@
+"""Commands that do more than pass their arguments on."""
+
+import pytest
+from typer.testing import CliRunner
+
+from iceaggr import cli
+from iceaggr.config import PromotionConfig
+from iceaggr.errors import ConfigError
+from iceaggr.tracking.registry import ModelRegistry
+
+
+@pytest.fixture
+def champions(tmp_path, monkeypatch):
+    """A registry in a file, in which both names have had the champions 1, 2 and 3."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/registry.db")
+    registry = ModelRegistry()
+    names = PromotionConfig().model_name, "another"
+    for name in names:
+        registry._client.create_registered_model(name)
+        for _ in range(3):
+            made = registry._client.create_model_version(name, "s3://iceaggr/nowhere")
+            version = registry.version(name, str(made.version))
+            registry.set_champion(version, registry.champion(name), {"verdict": "promoted"})
+    return lambda: [registry.champion(name).version for name in names]
+
+
+def test_rollback_takes_the_default_model_or_the_one_that_is_named(champions):
+    result = CliRunner().invoke(cli.app, ["promote", "--rollback"])
+    assert result.output == "champion is models:/iceaggr-direction/2 again\n"
+    assert champions() == ["2", "3"]
+    result = CliRunner().invoke(cli.app, ["promote", "--rollback", "another"])
+    assert result.output == "champion is models:/another/2 again\n"
+    assert champions() == ["2", "2"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["iceaggr-direction"]])
+def test_promote_says_what_it_needs_when_there_is_nothing_to_promote(arguments):
+    result = CliRunner().invoke(cli.app, ["promote", *arguments])
+    assert isinstance(result.exception, ConfigError)
+    assert "nothing to promote" in str(result.exception)
+    assert "expected --folder FOLDER, or --rollback [MODEL_NAME]" in str(result.exception)
