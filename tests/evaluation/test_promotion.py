@@ -1,11 +1,14 @@
 """Promotion: only a paired gain beyond its error counts, and calibration may not get worse."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from iceaggr.config import PromotionConfig
 from iceaggr.errors import EvaluationError
+from iceaggr.evaluation.calibration import LEVELS
 from iceaggr.evaluation.promotion import decide_promotion
 
 CONFIG = PromotionConfig(min_sigma=2.0)
@@ -27,7 +30,7 @@ def event_table(shift_deg: float = 0.0, kappa: float = 20.0, seed: int = 0) -> p
 
 
 def test_challenger_is_promoted_when_better_by_more_than_its_error():
-    verdict = decide_promotion(event_table(-1.0, seed=1), event_table(), CONFIG)
+    verdict = decide_promotion(event_table(-1.0, kappa=23.0, seed=1), event_table(), CONFIG)
     assert verdict.promote
     assert verdict.margin_deg == pytest.approx(1.0, abs=0.2)
     assert verdict.margin_error_deg == pytest.approx(0.5 * np.sqrt(2 / 500), rel=0.2)
@@ -38,7 +41,12 @@ def test_challenger_is_promoted_when_better_by_more_than_its_error():
 def test_challenger_is_refused_when_the_gain_is_within_its_error():
     same = decide_promotion(event_table(-0.02, seed=1), event_table(), CONFIG)
     assert not same.promote
-    assert "required are 2 σ" in same.reason
+    margin, error = f"{same.margin_deg:.3f}", f"{same.margin_error_deg:.3f}"
+    assert abs(same.margin_deg) < same.margin_error_deg
+    assert same.reason == (
+        f"not promoted: cannot be told from the champion ({margin} ± {error} deg on 500 paired"
+        " test events); required are 2 σ and 0.01 deg"
+    )
 
 
 def test_challenger_is_refused_when_worse():
@@ -55,8 +63,8 @@ def test_champion_is_not_replaced_by_itself():
 
 
 def test_pairing_is_by_event_and_not_by_row():
-    shuffled = event_table(-1.0, seed=1).sample(frac=1, random_state=0)
-    ordered = decide_promotion(event_table(-1.0, seed=1), event_table(), CONFIG)
+    shuffled = event_table(-1.0, kappa=23.0, seed=1).sample(frac=1, random_state=0)
+    ordered = decide_promotion(event_table(-1.0, kappa=23.0, seed=1), event_table(), CONFIG)
     assert decide_promotion(shuffled, event_table(), CONFIG) == ordered
 
 
@@ -64,16 +72,61 @@ def test_challenger_is_refused_when_calibration_is_worse():
     overconfident = event_table(-1.0, kappa=200.0, seed=1)
     verdict = decide_promotion(overconfident, event_table(), CONFIG)
     assert not verdict.promote
-    assert verdict.reason.startswith("not promoted: calibration is worse: ")
+    assert verdict.reason.startswith("not promoted: calibration is worse by ")
     assert "of events lie in their 50 / 68 / 90 % regions" in verdict.reason
-    assert "allowed are 5 points more; though it is better than the champion" in verdict.reason
+    assert " points, more than the allowed 2: " in verdict.reason
+    assert "; though better than the champion by" in verdict.reason
     tolerant = PromotionConfig(min_sigma=2.0, max_calibration_loss=1.0)
-    assert decide_promotion(overconfident, event_table(), tolerant).promote
+    promoted = decide_promotion(overconfident, event_table(), tolerant)
+    assert promoted.promote
+    assert "; calibration is worse by " in promoted.reason
+    assert " points, within the allowed 100: " in promoted.reason
+
+
+def calibrated_table(n_events: int) -> pd.DataFrame:
+    """Events whose angles follow their kappa of 20 exactly."""
+    inside = np.random.default_rng(0).random(20_000)[:n_events]
+    angle_deg = np.rad2deg(np.arccos(1 + np.log1p(-inside) / 20))
+    return pd.DataFrame(
+        {"event_id": np.arange(n_events), "opening_angle_deg": angle_deg, "kappa": 20.0}
+    )
+
+
+def slightly_better(champion: pd.DataFrame, kappa: object) -> pd.DataFrame:
+    return champion.assign(opening_angle_deg=champion["opening_angle_deg"] * 0.98, kappa=kappa)
+
+
+def test_calibration_loss_within_the_limit_is_called_worse_when_beyond_its_error():
+    champion = calibrated_table(20_000)
+    verdict = decide_promotion(slightly_better(champion, 22.0), champion, PromotionConfig())
+    assert verdict.promote
+    said = re.search(r"calibration is worse by (.*) ± (.*) points, within the all", verdict.reason)
+    assert said is not None, verdict.reason
+    # exactly: P(psi < 0.98 r) with 1 - cos r = -log(1 - level) / 22, mean over the levels
+    exact = np.mean([level - (1 - (1 - level) ** (20 / 22 / 0.98**2)) for level in LEVELS])
+    assert float(said[1]) == pytest.approx(100 * exact, abs=0.3)
+    assert 0 < float(said[2]) < 0.2
+    assert "not worse" not in verdict.reason
+
+
+def test_calibration_loss_beyond_the_limit_but_within_its_error_is_refused_as_possible():
+    champion = calibrated_table(20_000).iloc[120:160]
+    kappa = np.random.default_rng(0).choice([12.0, 34.0], 40)
+    verdict = decide_promotion(slightly_better(champion, kappa), champion, PromotionConfig())
+    assert not verdict.promote
+    assert "calibration may be worse by 7.0 ± 11.4 points, more than the allowed" in verdict.reason
+
+
+def test_calibration_is_paired_by_event_and_not_by_row():
+    challenger = event_table(-1.0, kappa=23.0, seed=1)
+    shuffled = event_table().sample(frac=1, random_state=0)
+    expected = decide_promotion(challenger, event_table(), CONFIG)
+    assert decide_promotion(challenger, shuffled, CONFIG) == expected
 
 
 def test_verdict_says_how_calibration_compares():
-    reason = decide_promotion(event_table(-1.0, seed=1), event_table(), CONFIG).reason
-    assert "; calibration is not worse: " in reason
+    reason = decide_promotion(event_table(-1.0, kappa=23.0, seed=1), event_table(), CONFIG).reason
+    assert "; calibration is not worse" in reason
     champion = reason.split("of the champion's ")[1]
     shares = [float(share) for share in champion.split(" %")[0].split(" / ")]
     assert shares == pytest.approx([50.0, 68.0, 90.0], abs=7.0), "kappa 20 is true of these events"
@@ -83,6 +136,13 @@ def test_first_model_is_promoted_when_it_beats_the_best_constant():
     verdict = decide_promotion(event_table(), None, CONFIG)
     assert verdict.promote
     assert "best constant prediction (no champion yet)" in verdict.reason
+    shares = re.search(
+        r"; calibration: (.*) / (.*) / (.*) % \(off by (.*) points on average\)", verdict.reason
+    )
+    assert shares is not None, verdict.reason
+    found = [float(figure) for figure in shares.groups()]
+    assert found[:3] == pytest.approx([50.0, 68.0, 90.0], abs=7.0)
+    assert found[3] == pytest.approx(np.abs(np.subtract(found[:3], [50, 68, 90])).mean(), abs=0.1)
 
 
 def test_first_model_is_refused_when_it_is_no_better_than_a_constant():

@@ -35,5 +35,7 @@ class PromotionConfig(Section):
     """Smallest paired gain in mean opening angle, in degrees, that is worth a promotion."""
     min_sigma: float = Field(1.0, ge=0)
     """The paired gain in mean opening angle must exceed this many of its standard errors."""
-    max_calibration_loss: float = Field(0.05, ge=0)
+    max_calibration_loss: float = Field(0.02, ge=0)
     """By how much the challenger's mean coverage error may exceed the champion's."""
+    min_shared_events: int = Field(500, ge=2)
+    """Against a champion of another split: fewest events that are test events of both splits."""

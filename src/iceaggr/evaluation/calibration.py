@@ -87,6 +87,23 @@ def calibration_gap(pit: FloatArray) -> float:
     return float(np.mean([abs(found.share - found.level) for found in coverage(pit)]))
 
 
+def calibration_loss(new: FloatArray, old: FloatArray) -> tuple[float, float]:
+    """Measure by how much the calibration gap of one model exceeds another's on the same events.
+
+    new, old: (N,) `probability_inside` of the same events in the same order.
+    Returns the difference of the gaps, positive if the new one is worse, and its standard error.
+    Source: linear propagation; the gap is a mean over events of signed memberships.
+    """
+    per_event = _signed_memberships(new) - _signed_memberships(old)
+    error = float(per_event.std(ddof=1)) / math.sqrt(len(per_event))
+    return calibration_gap(new) - calibration_gap(old), error
+
+
+def _signed_memberships(pit: FloatArray) -> FloatArray:
+    inside = pit[:, None] <= np.array(LEVELS)
+    return (inside * np.where(inside.mean(0) >= LEVELS, 1.0, -1.0)).mean(1)
+
+
 def expected_pull_density(kappa: FloatArray, edges: FloatArray) -> FloatArray:
     """Predict the density of pulls, were every kappa true: (K - 1,) in bins of edges (K,).
 

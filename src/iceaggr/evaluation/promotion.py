@@ -10,7 +10,13 @@ import pandas as pd
 
 from iceaggr.config import PromotionConfig
 from iceaggr.errors import EvaluationError
-from iceaggr.evaluation.calibration import LEVELS, calibration_gap, coverage, probability_inside
+from iceaggr.evaluation.calibration import (
+    LEVELS,
+    calibration_gap,
+    calibration_loss,
+    coverage,
+    probability_inside,
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ def decide_promotion(
     challenger, champion: event tables with event_id, opening_angle_deg, kappa; the challenger's
     also with constant_angle_deg, the rival while there is no champion. The challenger must win by
     more than min_sigma standard errors and by min_gain_deg, and against a champion must not be
-    worse calibrated.
+    worse calibrated by more than max_calibration_loss.
     Raises: EvaluationError if the two tables do not hold the same events, or fewer than two.
     """
     challenger = _by_event(challenger, "challenger")
@@ -45,19 +51,27 @@ def decide_promotion(
     difference = rival_deg - challenger["opening_angle_deg"].to_numpy()
     margin = float(difference.mean())
     error = float(difference.std(ddof=1) / math.sqrt(len(difference)))
-    measured = f"{abs(margin):.3f} ± {error:.3f} deg on {len(difference):,} paired test events"
+    promote = margin > config.min_sigma * error and margin >= config.min_gain_deg
     needed = f"required are {config.min_sigma:g} σ and {config.min_gain_deg:g} deg"
-    if not (margin > config.min_sigma * error and margin >= config.min_gain_deg):
-        direction = "better" if margin > 0 else "worse" if margin < 0 else "no different"
-        promote, reason = False, f"{direction} than the {rival} by {measured}; {needed}"
-        if margin == 0:
-            reason = f"no different from the {rival} on {len(difference):,} paired test events"
-    else:
-        promote, reason = True, f"better than the {rival} by {measured}; {needed}"
+    reason = f"{_compared(margin, error, len(difference), rival)}; {needed}"
     if promote and champion is not None:
         promote, reason = _check_calibration(challenger, champion, config, reason)
+    elif promote:
+        shares = _shares(_pit(challenger))
+        reason += f"; calibration: {shares} of events lie in their {_levels()} % regions"
     sentence = f"{'promoted' if promote else 'not promoted'}: {reason}"
     return Verdict(promote, sentence, margin, error, len(difference), rival)
+
+
+def _compared(margin: float, error: float, n_events: int, rival: str) -> str:
+    """Say what the difference is, and only what is beyond its error."""
+    on_events = f"on {n_events:,} paired test events"
+    if margin == 0 and error == 0:
+        return f"no different from the {rival} {on_events}"
+    if abs(margin) <= error:
+        return f"cannot be told from the {rival} ({margin:.3f} ± {error:.3f} deg {on_events})"
+    direction = "better" if margin > 0 else "worse"
+    return f"{direction} than the {rival} by {abs(margin):.3f} ± {error:.3f} deg {on_events}"
 
 
 def _rival(
@@ -103,15 +117,22 @@ def _angles(events: pd.DataFrame, method: str) -> np.ndarray[tuple[int], np.dtyp
 def _check_calibration(
     challenger: pd.DataFrame, champion: pd.DataFrame, config: PromotionConfig, reason: str
 ) -> tuple[bool, str]:
-    new, old = _pit(challenger), _pit(champion)
-    loss = calibration_gap(new) - calibration_gap(old)
-    levels = " / ".join(f"{100 * level:.0f}" for level in LEVELS)
+    new = _pit(challenger)
+    old = _pit(_by_event(champion, "champion"))
+    loss, error = calibration_loss(new, old)
+    by = f"by {100 * loss:.1f} ± {100 * error:.1f} points"
+    allowed = f"the allowed {100 * config.max_calibration_loss:g}"
     measured = (
-        f"{_shares(new)} of events lie in their {levels} % regions, of the champion's"
-        f" {_shares(old)}; allowed are {100 * config.max_calibration_loss:g} points more"
+        f"{_shares(new)} of events lie in their {_levels()} % regions, of the champion's"
+        f" {_shares(old)}"
     )
     if loss > config.max_calibration_loss:
-        return False, f"calibration is worse: {measured}; though it is {reason}"
+        worse = "is worse" if loss > error else "may be worse"
+        return False, f"calibration {worse} {by}, more than {allowed}: {measured}; though {reason}"
+    if loss > error:
+        return True, f"{reason}; calibration is worse {by}, within {allowed}: {measured}"
+    if loss > 0:
+        return True, f"{reason}; calibration is not worse beyond its error ({by}): {measured}"
     return True, f"{reason}; calibration is not worse: {measured}"
 
 
@@ -123,3 +144,7 @@ def _pit(events: pd.DataFrame) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 def _shares(pit: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
     shares = " / ".join(f"{100 * found.share:.1f}" for found in coverage(pit))
     return f"{shares} % (off by {100 * calibration_gap(pit):.1f} points on average)"
+
+
+def _levels() -> str:
+    return " / ".join(f"{100 * level:.0f}" for level in LEVELS)
