@@ -14,6 +14,8 @@ import numpy.typing as npt
 from iceaggr.shards.format import SPLITS
 
 TRAIN, VALIDATION, TEST = (SPLITS.index(name) for name in ("train", "validation", "test"))
+SPLIT_FIELDS = ("split_salt", "validation_share", "test_share")
+"""The settings of a split, as `data` and the manifest call them, in the order of `split_idx`."""
 
 
 def split_idx(

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,8 +18,9 @@ import torch
 
 from iceaggr.angles import opening_angle, unit_vector
 from iceaggr.batches import EventBatch, EventLoader
-from iceaggr.config import BatchConfig, ExperimentConfig
+from iceaggr.config import BatchConfig, ExperimentConfig, PromotionConfig
 from iceaggr.errors import TrackingError
+from iceaggr.evaluation.held_out import kept_for_testing, split_of
 from iceaggr.evaluation.prediction import predict_batches
 from iceaggr.evaluation.promotion import Verdict, decide_promotion
 from iceaggr.interfaces import ObjectStore, Tracker
@@ -140,22 +142,54 @@ def _decide(
     if champion is not None and champion.version == registered.version:
         # a retry after a promotion that succeeded: it was decided against the champion before
         rival = registry.before(champion)
-    rival_events = None
-    if rival is not None:
+    if rival is None:
+        verdict = decide_promotion(events, None, settings)
+    else:
         with TemporaryDirectory() as folder:
             loaded = load_model(store, registry.fetch(rival.uri, Path(folder)))
-            rival_events = score_champion(loaded, store, manifest, events)
-    verdict = decide_promotion(events, rival_events, settings)
-    tags = {
-        "verdict": verdict.reason,
-        "margin_deg": f"{verdict.margin_deg:.4f} ± {verdict.margin_error_deg:.4f}",
-        "data_digest": manifest.digest(),
-    }
+        verdict = judge_against(loaded, store, manifest, events, settings)
+    tags = {"verdict": verdict.reason, "data_digest": manifest.digest()}
+    if verdict.compared_with:
+        tags["margin_deg"] = f"{verdict.margin_deg:.4f} ± {verdict.margin_error_deg:.4f}"
     if verdict.promote:
         registry.set_champion(registered, champion, tags)
     else:
         registry.record_verdict(registered, tags)
     return verdict
+
+
+def judge_against(
+    champion: LoadedModel,
+    store: ObjectStore,
+    manifest: ShardManifest,
+    events: pd.DataFrame,
+    settings: PromotionConfig,
+) -> Verdict:
+    """Compare the challenger with the champion on the test events that neither was trained with.
+
+    events: the challenger's table of test events, as evaluation wrote it.
+    """
+    split = split_of(champion.facts)
+    if not split:
+        return _not_comparable("the champion does not say by which split it was trained")
+    fair = events[kept_for_testing(split, events["event_id"].to_numpy(np.int64))]
+    if len(fair) == len(events):
+        return decide_promotion(events, score_champion(champion, store, manifest, events), settings)
+    other = f"the champion's split ({', '.join(f'{key} {split[key]}' for key in split)})"
+    if len(fair) < settings.min_shared_events:
+        return _not_comparable(
+            f"only {len(fair):,} of {len(events):,} test events are test events of {other} too,"
+            f" required are {settings.min_shared_events:,}"
+        )
+    rival = score_champion(champion, store, manifest, events)
+    verdict = decide_promotion(fair, rival[rival["event_id"].isin(fair["event_id"])], settings)
+    note = f"; left out are {len(events) - len(fair):,} that are no test events of {other}"
+    return replace(verdict, reason=verdict.reason + note)
+
+
+def _not_comparable(why: str) -> Verdict:
+    remedy = "train with its split, or begin under another promotion.model_name"
+    return Verdict(False, f"not promoted: {why}; {remedy}", math.nan, math.nan, 0, "")
 
 
 def score_champion(

@@ -14,12 +14,11 @@ from typing import Any
 from iceaggr.errors import TrainingError
 from iceaggr.models.bundle import LoadedModel
 from iceaggr.normalization import INPUT_FEATURES, Normalization
+from iceaggr.shards.split import SPLIT_FIELDS
 from iceaggr.training.inputs import StartingPoint, TrainingInputs
 
 # Neither changes what a weight means.
 _FREE_MODEL_FIELDS = {"dropout", "max_rows_per_chunk", "max_rows_kept"}
-# An event of the new test split may have been one of the old train split if these differ.
-_SPLIT_FIELDS = ("split_salt", "validation_share", "test_share")
 
 
 def start_from_model(inputs: TrainingInputs, loaded: LoadedModel, name: str) -> TrainingInputs:
@@ -85,4 +84,5 @@ def _model_settings(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _split_settings(data: dict[str, Any]) -> dict[str, Any]:
-    return {f"data.{key}": data[key] for key in _SPLIT_FIELDS if key in data}
+    # An event of the new test split may have been one of the old train split if these differ.
+    return {f"data.{key}": data[key] for key in SPLIT_FIELDS if key in data}

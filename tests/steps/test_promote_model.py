@@ -1,0 +1,121 @@
+"""Champions of another split: judged only on events that they were not trained with."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from iceaggr.config import ExperimentConfig, ModelConfig, PromotionConfig
+from iceaggr.detector import icecube86
+from iceaggr.evaluation.promotion import decide_promotion
+from iceaggr.models import build_model
+from iceaggr.models.bundle import LoadedModel
+from iceaggr.normalization import Normalization
+from iceaggr.shards.reading import read_shard
+from iceaggr.shards.split import TEST, split_idx
+from iceaggr.steps.promote_model import judge_against, score_champion
+from iceaggr.storage import open_store
+from tests.batches.shard_builder import write_shards
+
+N_EVENTS = 600
+OTHER = {"split_salt": "other"}
+
+
+def settings(min_shared_events: int = 30) -> PromotionConfig:
+    return PromotionConfig(min_shared_events=min_shared_events, max_calibration_loss=1.0)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("shards"), [300, 300], split="test")
+
+
+@pytest.fixture(scope="module")
+def champion() -> LoadedModel:
+    """A small network with random weights, of the default split."""
+    torch.manual_seed(0)
+    config = ModelConfig(d_model=8, n_heads=1, n_dom_layers=1, n_event_layers=1, dropout=0.0)
+    model = build_model(config, Normalization.seed()).eval()
+    return LoadedModel(model, icecube86(), facts_of(config))
+
+
+def facts_of(model: ModelConfig, **data):
+    return {"experiment": ExperimentConfig(model=model, data=data).model_dump(mode="json")}
+
+
+@pytest.fixture(scope="module")
+def events(manifest):
+    """A challenger that is off by 30 degrees or by 80."""
+    shards = [read_shard(open_store(), entry) for entry in manifest.shards]
+    ids = np.concatenate([shard.event_id for shard in shards])
+    return pd.DataFrame(
+        {
+            "event_id": ids,
+            "true_azimuth": np.concatenate([shard.azimuth for shard in shards]),
+            "true_zenith": np.concatenate([shard.zenith for shard in shards]),
+            "opening_angle_deg": np.random.default_rng(0).choice([30.0, 80.0], len(ids)),
+            "kappa": 1.0,
+        }
+    )
+
+
+def judged(champion, manifest, events, config, **data):
+    other = replace(champion, facts=facts_of(champion.model.config, **data))
+    return judge_against(other, open_store(), manifest, events, config)
+
+
+def fair_events(events, *split):
+    return events[split_idx(events["event_id"].to_numpy(), *split) == TEST]
+
+
+@pytest.mark.parametrize(
+    ("data", "split"),
+    [(OTHER, ("other", 0.1, 0.1)), ({"test_share": 0.4}, ("iceaggr-1", 0.1, 0.4))],
+)
+def test_champion_of_another_split_is_judged_on_the_test_events_of_both(
+    champion, manifest, events, data, split
+):
+    fair = fair_events(events, *split)
+    assert 30 < len(fair) < N_EVENTS
+    scored = score_champion(champion, open_store(), manifest, events)
+    expected = decide_promotion(fair, scored[scored["event_id"].isin(fair["event_id"])], settings())
+    verdict = judged(champion, manifest, events, settings(), **data)
+    assert verdict.n_events == len(fair)
+    assert verdict.promote
+    assert (verdict.margin_deg, verdict.margin_error_deg) == (
+        expected.margin_deg,
+        expected.margin_error_deg,
+    )
+    assert verdict.reason == (
+        f"{expected.reason}; left out are {N_EVENTS - len(fair)} that are no test events of the"
+        f" champion's split (split_salt {split[0]}, validation_share 0.1, test_share {split[2]})"
+    )
+
+
+def test_challenger_is_refused_when_too_few_test_events_are_shared(champion, manifest, events):
+    n_fair = len(fair_events(events, "other", 0.1, 0.1))
+    verdict = judged(champion, manifest, events, settings(n_fair + 1), **OTHER)
+    assert not verdict.promote
+    assert verdict.compared_with == ""
+    assert verdict.reason.startswith(
+        f"not promoted: only {n_fair} of 600 test events are test events of the champion's split"
+        " (split_salt other, validation_share 0.1, test_share 0.1) too, required are "
+        f"{n_fair + 1}; train with its split"
+    )
+    assert judged(champion, manifest, events, settings(n_fair), **OTHER).promote
+
+
+def test_few_events_suffice_when_the_splits_are_the_same(champion, manifest, events):
+    few = fair_events(events.head(256), "iceaggr-1", 0.1, 0.1)  # all in the champion's first batch
+    verdict = judge_against(champion, open_store(), manifest, few, settings(N_EVENTS))
+    assert 2 < len(few) == verdict.n_events
+    assert "left out" not in verdict.reason
+
+
+def test_challenger_is_refused_when_the_champion_hides_its_split(champion, manifest, events):
+    unknown = replace(champion, facts={})
+    verdict = judge_against(unknown, open_store(), manifest, events, settings())
+    assert not verdict.promote
+    assert "champion does not say by which split it was trained" in verdict.reason
