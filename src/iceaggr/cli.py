@@ -227,8 +227,9 @@ def predict(
 ) -> None:
     """Predict the direction of every raw event, labelled or not.
 
-    An event without a valid pulse keeps its row: NaN in .parquet; in .csv, which must have a
-    direction for every event, straight down-going (azimuth 0, zenith 0). The last line counts them.
+    An event without a valid pulse keeps its row: NaN in .parquet; in .csv,
+    which must have a direction for every event, straight down-going
+    (azimuth 0, zenith 0). The last line counts these events.
     """
     from iceaggr.steps.predict import run_predict
 
