@@ -53,7 +53,10 @@ def test_identity_lets_the_same_run_pass() -> None:
     ("stored", "named"),
     [
         ({"model": {"d_model": 16}, "manifest_digest": "ab"}, r"model\.d_model.*found 16.*ted 8"),
-        ({"model": {"d_model": 8}, "manifest_digest": "cd"}, "manifest_digest.*found 'cd'.*ted 'ab'"),
+        (
+            {"model": {"d_model": 8}, "manifest_digest": "cd"},
+            "manifest_digest.*found 'cd'.*ted 'ab'",
+        ),
         ({"model": {"d_model": 8}}, "manifest_digest.*found 'nothing'"),
     ],
 )
