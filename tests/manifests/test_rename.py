@@ -22,7 +22,9 @@ def test_every_default_names_the_same_image_and_version():
     assert image_of_the_overlays() == EXAMPLE_IMAGE
     assert EXAMPLE_IMAGE.endswith(f"/iceaggr:{version}")
     assert iceaggr.__version__ == version
-    named = re.findall(r"registry\.example\.org/[^\s`]+", (ROOT / "docs" / "runbook.md").read_text())
+    named = re.findall(
+        r"registry\.example\.org/[^\s`]+", (ROOT / "docs" / "runbook.md").read_text()
+    )
     assert set(named) == {EXAMPLE_IMAGE}
 
 
