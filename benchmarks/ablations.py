@@ -27,6 +27,7 @@ import yaml
 from iceaggr.batches import EventLoader
 from iceaggr.config import ExperimentConfig
 from iceaggr.config.experiment import parse_config
+from iceaggr.evaluation.calibration import coverage, probability_inside
 from iceaggr.evaluation.event_table import concatenate, join_truth, score_batch
 from iceaggr.evaluation.prediction import predict_batch
 from iceaggr.evaluation.truth import read_truth
@@ -137,24 +138,18 @@ def _line(name: str, runs: dict[int, pd.DataFrame], base: dict[int, pd.DataFrame
         # seeds judge the same events: average them first, so that an event counts once
         gain = np.mean([_angles(runs[seed]) - _angles(base[seed]) for seed in shared], axis=0)
         difference = f"{gain.mean():+.2f} ± {gain.std(ddof=1) / len(gain) ** 0.5:.2f}"
-    inside = [np.mean(_outside_mass(every) < share) for share in (0.5, 0.9)]
+    angle_rad = np.radians(every["opening_angle_deg"].to_numpy())
+    inside = coverage(probability_inside(angle_rad, every["kappa"].to_numpy()), (0.5, 0.9))
     seconds = np.mean([events.attrs["core_s"] for events in runs.values()])
     return (
         f"| {name} | {len(runs)} | {every['opening_angle_deg'].mean():.2f} | {cascades.mean():.1f} "
         f"| {tracks.mean():.1f} | {tracks.median():.2f} | {difference} | {spread} "
-        f"| {inside[0]:.2f} / {inside[1]:.2f} | {seconds:.0f} |"
+        f"| {inside[0].share:.2f} / {inside[1].share:.2f} | {seconds:.0f} |"
     )
 
 
 def _angles(events: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
     return events.sort_values("event_id")["opening_angle_deg"].to_numpy()
-
-
-def _outside_mass(events: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Give the probability, under the predicted vMF, of a smaller angle than the one found."""
-    kappa = np.maximum(events["kappa"].to_numpy(np.float64), 1e-8)
-    cosine = np.cos(np.radians(events["opening_angle_deg"].to_numpy(np.float64)))
-    return np.asarray(np.expm1(-kappa * (1.0 - cosine)) / np.expm1(-2.0 * kappa))
 
 
 def _finished(folder: Path, name: str) -> dict[int, pd.DataFrame]:

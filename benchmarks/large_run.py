@@ -15,14 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from iceaggr import cli
 from iceaggr.batches import EventLoader
-from iceaggr.config import load_config
 from iceaggr.events.layout import load_detector
 from iceaggr.shards.format import SPLITS
-from iceaggr.steps.compute_statistics import run_compute_statistics
-from iceaggr.steps.plan_shards import run_plan_shards
 from iceaggr.steps.run_folder import RunFolder
-from iceaggr.steps.shard_events import run_shard_events
 from iceaggr.steps.training_inputs import read_manifest
 
 PAGE_BYTES = 4096
@@ -37,17 +34,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--config", type=Path, default=Path("configs/laptop.yaml"))
     asked = parser.parse_args()
-    config = load_config(asked.config)
-    run = RunFolder.create(asked.folder, asked.raw_uri, "", "large-run", config)
-    steps: dict[str, Callable[[RunFolder], None]] = {
-        "sharding": shard,
-        "statistics": summarise,
-        "one epoch": load_epoch,
+    folder = asked.folder
+    run = RunFolder(folder.absolute())
+    steps: dict[str, tuple[Callable[..., None], tuple[object, ...]]] = {
+        "sharding": (cli.shard, (asked.raw_uri, folder, asked.config)),
+        "statistics": (cli.stats, (folder,)),
+        "one epoch": (load_epoch, (folder,)),
     }
     print(f"| step | s | events/s | MiB at {N_MOMENTS} moments from start to end | peak MiB |")
     print("|---|---|---|---|---|")
-    for name, step in steps.items():
-        seconds, memory_mib = watched(step, run)
+    for name, (step, arguments) in steps.items():
+        seconds, memory_mib = watched(step, arguments)
         units = [read_manifest(path) for path in run.unit_manifests()]
         splits = ("train",) if step is load_epoch else SPLITS
         n_events = sum(unit.n_events(split) for unit in units for split in splits)
@@ -63,26 +60,9 @@ def main() -> None:
         print(f"| {' | '.join(row)} |", flush=True)
 
 
-def shard(run: RunFolder) -> None:
-    """Shard all raw files, one work unit after the other, as one worker would."""
-    context = run.context()
-    for index, work_unit in enumerate(run_plan_shards(context, run.raw_uri)):
-        run_shard_events(context, work_unit, run.unit_manifest(index))
-
-
-def summarise(run: RunFolder) -> None:
-    """Merge the sketches; write manifest, normalisation and data card."""
-    run_compute_statistics(
-        run.context(),
-        run.unit_manifests(),
-        manifest_path=run.manifest,
-        normalization_path=run.normalization,
-        data_card_path=run.data_card,
-    )
-
-
-def load_epoch(run: RunFolder) -> None:
+def load_epoch(folder: Path) -> None:
     """Load every train event once, complete and in minibatches."""
+    run = RunFolder.open(folder)
     context = run.context()
     store, manifest = context.open_store(), read_manifest(run.manifest)
     detector = load_detector(store, manifest.geometry_uri)
@@ -91,9 +71,9 @@ def load_epoch(run: RunFolder) -> None:
     assert n_events == manifest.n_events("train"), "an epoch is every train event once"
 
 
-def watched(step: Callable[[RunFolder], None], run: RunFolder) -> tuple[float, list[float]]:
+def watched(step: Callable[..., None], arguments: tuple[object, ...]) -> tuple[float, list[float]]:
     """Run a step in a fresh process; give its seconds and its resident MiB over time."""
-    process = multiprocessing.get_context("spawn").Process(target=step, args=(run,))
+    process = multiprocessing.get_context("spawn").Process(target=step, args=arguments)
     began = time.perf_counter()
     process.start()
     memory_mib: list[float] = []

@@ -29,7 +29,8 @@ def group_by_dom(
     pulse_order, group, n_sensor_bits = _sorted_groups(rank, cleaned, detector.n_sensors)
     first = _run_starts(group)
     time = cleaned.pulses.time_ns.take(pulse_order)  # quicker than [pulse_order]
-    if _has_disorder(cleaned.pulses.time_ns, np.cumsum(cleaned.n_pulses)[:-1]):
+    raw_time = cleaned.pulses.time_ns
+    if falls_within(raw_time[1:] < raw_time[:-1], np.cumsum(cleaned.n_pulses)[:-1]):
         # times within an event need not be sorted in the raw file: sort them, stably, here
         dom = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(time))))
         by_time = np.lexsort((time, dom))
@@ -77,8 +78,11 @@ def _run_starts(group: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     return np.flatnonzero(is_first)
 
 
-def _has_disorder(time: npt.NDArray[np.int64], first: npt.NDArray[np.int64]) -> bool:
-    """Tell whether times fall anywhere but at the rows where the next event begins."""
-    falls = time[1:] < time[:-1]
-    falls[first - 1] = False
+def falls_within(falls: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]) -> bool:
+    """Tell whether values fall anywhere but from one group to the next, where anything may happen.
+
+    falls: (N - 1,), value i + 1 is out of order after value i; it is changed.
+    starts: rows where the groups begin, but for the first one.
+    """
+    falls[starts - 1] = False
     return bool(falls.any())

@@ -20,6 +20,7 @@ from iceaggr.events.cleaning import (
     MIN_CHARGE_PE,
 )
 from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.grouping import falls_within
 from iceaggr.events.joining import concatenate
 from iceaggr.events.workspace import Workspace
 from iceaggr.shards.format import shard_schema
@@ -218,9 +219,9 @@ def _check_values(events: DomEvents, where: str) -> None:
                 f"{name} {low:g} to {high:g}",
             )
     time, sensor = events.time_ns, events.sensor_id
-    if _falls_within(time[1:] < time[:-1], events.dom_pulse_offsets):
+    if falls_within(time[1:] < time[:-1], events.dom_pulse_offsets[1:-1]):
         raise _damaged(where, "pulses out of order", "pulses of a DOM sorted by time")
-    if _falls_within(sensor[1:] <= sensor[:-1], events.event_dom_offsets):
+    if falls_within(sensor[1:] <= sensor[:-1], events.event_dom_offsets[1:-1]):
         raise _damaged(where, "DOMs out of order", "DOMs of an event sorted by sensor_id")
     if len(np.unique(events.event_id)) != events.n_events:
         raise _damaged(where, "event_id twice", "each event once")
@@ -235,11 +236,6 @@ def _first_outside(
         return int(events.event_id[np.argmin(inside | np.isnan(values))])
     row = int(np.searchsorted(events.event_pulse_offsets(), np.argmin(inside), side="right")) - 1
     return int(events.event_id[row])
-
-
-def _falls_within(falls: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64]) -> bool:
-    falls[offsets[1:-1] - 1] = False  # from one group to the next anything may happen
-    return bool(falls.any())
 
 
 def _damaged(where: str, found: str, expected: str) -> ShardError:

@@ -83,13 +83,18 @@ def run_evaluate_model(
             f"mean {model.mean_deg:.2f} ± {model.mean_error_deg:.2f} deg,"
             f" line fit {line_fit.mean_deg:.2f} deg"
         )
-        return {
-            "mean_opening_angle_deg": model.mean_deg,
-            "median_opening_angle_deg": model.median_deg,
-            "p68_opening_angle_deg": model.p68_deg,
-            "line_fit_mean_opening_angle_deg": line_fit.mean_deg,
-            "n_events_test": float(headline.n_events),
-        }
+        return _figures(headline)
+
+
+def _figures(headline: EvaluationPointer) -> dict[str, float]:
+    model = headline.row("model")
+    return {
+        "mean_opening_angle_deg": model.mean_deg,
+        "median_opening_angle_deg": model.median_deg,
+        "p68_opening_angle_deg": model.p68_deg,
+        "line_fit_mean_opening_angle_deg": headline.row("line_fit").mean_deg,
+        "n_events_test": float(headline.n_events),
+    }
 
 
 def _report_context(
