@@ -120,13 +120,14 @@ EVENTS = [
         "event-id-twice-across-files",
         "one event_id in two files",
         "planning stops, before anything is sharded, and names id and files",
-        lambda scene: _share_an_id(scene),
+        lambda scene: share_an_id(scene),
         Stops(META, r"event_id \d+ in batch_id 1, 2", "over all batch files", "added twice"),
     ),
 ]
 
 
-def _share_an_id(scene: Scene) -> None:
+def share_an_id(scene: Scene) -> None:
+    """Give an event of the second file the id of one of the first."""
     meta = pd.read_parquet(scene.meta)
     second = meta.index[meta["batch_id"] == 2][0]
     old, new = meta["event_id"][second], meta["event_id"][0]

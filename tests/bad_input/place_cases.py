@@ -22,7 +22,7 @@ def _move(scene: Scene, name: str) -> None:
     scene.raw_uri = target.as_uri()
 
 
-def _all_events_kept(scene: Scene) -> None:
+def all_events_kept(scene: Scene) -> None:
     assert sum(source.n_events_kept for source in scene.manifest().source_files) == 80
 
 
@@ -74,14 +74,14 @@ PLACES = [
         "spaces, percent signs and umlauts in names",
         "sharded like any other",
         lambda scene: _move(scene, "rohe Ereignisse 100 % – größer ☃"),
-        Accepts(_all_events_kept),
+        Accepts(all_events_kept),
     ),
     Case(
         "times-in-the-future",
         "raw files dated 2100: a clock that is wrong",
         "sharded: tags are compared for equality, never for order",
         lambda scene: _set_times(scene, 4_102_444_800),
-        Accepts(_all_events_kept),
+        Accepts(all_events_kept),
     ),
     Case(
         "file-replaced-with-older-time",
@@ -114,7 +114,7 @@ def _n_pulses_on(first: int, stop: int) -> int:
     return int(sensors.between(first, stop - 1).sum())
 
 
-def _moved_detector(scene: Scene) -> None:
+def moved_detector(scene: Scene) -> None:
     table = icecube86()
     rows = [f"{i},{x},{y},{z}" for i, (x, y, z) in enumerate(table.xyz_m[:200].tolist())]
     scene.geometry.write_text("sensor_id,x,y,z\n" + "\n".join(rows) + "\n")
@@ -185,7 +185,7 @@ GEOMETRIES = [
         "geometry-of-another-detector",
         "geometry of a detector of 200 sensors",
         "`iceaggr stats` stops: most pulses hit sensors that it does not have",
-        _moved_detector,
+        moved_detector,
         Stops(r"batch_\d\.parquet", "sensor_not_in_geometry", r"at most 50\.0%", "geometry"),
         enter=Scene.shard_and_count,
     ),

@@ -8,7 +8,7 @@ import pandas as pd
 
 from iceaggr.storage import open_store
 from tests.bad_input.case import Accepts, Case, Stops
-from tests.bad_input.place_cases import _all_events_kept
+from tests.bad_input.place_cases import all_events_kept
 from tests.bad_input.scene import Scene, iceaggr
 
 
@@ -64,7 +64,7 @@ SERVICES = [
         "spaces, percent signs and umlauts in object keys",
         "sharded like any other",
         _upload,
-        Accepts(_all_events_kept),
+        Accepts(all_events_kept),
     ),
     Case(
         "registered-model-of-another-project",

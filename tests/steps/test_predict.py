@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,7 @@ import torch
 
 from iceaggr.config import BatchConfig, ModelConfig
 from iceaggr.detector import icecube86
-from iceaggr.errors import ConfigError, ModelError
+from iceaggr.errors import ConfigError, ModelError, RawDataError
 from iceaggr.models import build_model
 from iceaggr.models.bundle import save_model
 from iceaggr.normalization import Normalization
@@ -105,6 +106,46 @@ def test_predict_reports_after_every_batch(
     done = [line["done"] for line in lines if line["kind"] == "update"]
     assert done == [5, 9, 13, 17, 20]
     assert {line["total"] for line in lines if line["kind"] == "update"} == {40}
+
+
+def raw_copy(raw_uri: str, tmp_path: Path) -> Path:
+    """Copy the raw events, to be damaged."""
+    folder = tmp_path / "raw"
+    shutil.copytree(raw_uri.removeprefix("file://"), folder)
+    return folder
+
+
+def test_predict_refuses_an_event_id_that_two_files_share(
+    model_uri: str, raw_uri: str, tmp_path: Path
+) -> None:
+    folder = raw_copy(raw_uri, tmp_path)
+    meta = pd.read_parquet(folder / "test_meta.parquet")
+    shared, other = meta["event_id"].iloc[0], meta["event_id"].iloc[-1]
+    meta.loc[meta["event_id"] == other, "event_id"] = shared
+    meta.to_parquet(folder / "test_meta.parquet", index=False)
+    pulses = pd.read_parquet(folder / "test" / "batch_2.parquet")
+    pulses.rename(index={other: shared}).to_parquet(folder / "test" / "batch_2.parquet")
+    with pytest.raises(RawDataError, match=f"event_id {shared} in batch_id 1, 2"):
+        run_predict(model_uri, folder.as_uri(), tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_predict_counts_the_events_whose_file_is_missing(
+    model_uri: str, raw_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = raw_copy(raw_uri, tmp_path)
+    (folder / "test" / "batch_2.parquet").unlink()
+    assert run_predict(model_uri, folder.as_uri(), tmp_path / "out.parquet") == 50
+    assert "50 events have no raw file" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_predict_names_a_file_that_the_meta_file_does_not_know_before_it_predicts(
+    model_uri: str, raw_uri: str, tmp_path: Path
+) -> None:
+    folder = raw_copy(raw_uri, tmp_path)
+    shutil.copy(folder / "test" / "batch_2.parquet", folder / "test" / "batch_7.parquet")
+    with pytest.raises(RawDataError, match=r"no rows in the meta file \[.*batch_7.parquet"):
+        run_predict(model_uri, folder.as_uri(), tmp_path / "out.parquet")
 
 
 def test_predict_refuses_an_unknown_format(model_uri: str, raw_uri: str, tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from iceaggr.detector import Detector
 from iceaggr.errors import ConfigError, DetectorError
 from iceaggr.evaluation.prediction import COLUMNS, PREDICTION_SCHEMA, stream_predictions
 from iceaggr.events.cleaning import Account
-from iceaggr.events.layout import find_layout, load_detector
+from iceaggr.events.layout import RawLayout, find_layout, load_detector
 from iceaggr.events.meta import count_events
-from iceaggr.events.reading import read_raw_events
+from iceaggr.events.reading import missing_meta_rows, read_raw_events
+from iceaggr.events.unique_ids import refuse_repeated_ids
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.progress import StepProgress
@@ -40,9 +41,11 @@ def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
     model_uri: `models:/name@champion`, `models:/name/3`, or the URI of a model folder.
     output: `.parquet` with event_id, azimuth, zenith, kappa, or `.csv` in the format that the
     public competition takes: event_id, azimuth, zenith. Angles in radians. An event without a
-    valid pulse keeps its row, with UNPREDICTED_DIRECTION. Memory is bounded whatever the number of
+    valid pulse keeps its row, with UNPREDICTED_DIRECTION; events of the meta file whose raw file is
+    missing have none, and are counted in the last line. Memory is bounded whatever the number of
     events; the file appears when it is complete.
-    Returns the number of events.  Raises: ConfigError, ModelError, RawDataError, TrackingError.
+    Returns the number of events.  Raises: ConfigError, ModelError, RawDataError, also for an
+    event_id that two raw files share, DetectorError, TrackingError.
     """
     if not output.absolute().parent.is_dir():
         raise ConfigError(
@@ -65,15 +68,32 @@ def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
         loaded = _load(store, model_uri, Path(folder))
         layout = find_layout(store, raw_uri)
         _check_detector(load_detector(store, layout.geometry_uri), loaded, layout.geometry_uri)
-        total = sum(count_events(store, layout.meta.uri).values())
+        total, n_without_file = _count(store, layout)
         account = Account()
         chunks = read_raw_events(store, raw_uri, detector=loaded.detector, account=account)
         batches = iter_batches(chunks, loaded.detector, batches_of(loaded))
         batches = _reported(batches, account, lambda done: _say(progress, done, total))
         tables = stream_predictions(loaded.model, batches)
         n_events = _write(_with_rejected(tables, account, output.suffix), output)
-        progress.conclude(f"{n_events:,} events in {output}{_rejected(account, output.suffix)}")
+        left_out = f", {n_without_file:,} events have no raw file" if n_without_file else ""
+        words = f"{_rejected(account, output.suffix)}{left_out}"
+        progress.conclude(f"{n_events:,} events in {output}{words}")
         return n_events
+
+
+def _count(store: ObjectStore, layout: RawLayout) -> tuple[int, int]:
+    """Count the events of the meta file that have a raw file, and those that have none.
+
+    Raises: RawDataError if two raw files share an event_id, or the meta file does not know one.
+    """
+    counts = count_events(store, layout.meta.uri)
+    for file in layout.files:
+        if file.batch_id not in counts:
+            raise missing_meta_rows(file.stored.uri, file.batch_id, layout.meta.uri)
+    batch_ids = [file.batch_id for file in layout.files]
+    refuse_repeated_ids(store, layout.meta.uri, batch_ids)
+    n_with_file = sum(counts[batch_id] for batch_id in batch_ids)
+    return n_with_file, sum(counts.values()) - n_with_file
 
 
 def _check_detector(found: Detector, loaded: LoadedModel, geometry_uri: str) -> None:
