@@ -10,7 +10,7 @@ import typer
 
 from iceaggr.errors import ConfigError
 from launch.cron import check_cron
-from launch.kfp_api import Connection, connect, run_link
+from launch.kfp_api import Connection, address, connect, run_link, ui_address
 from launch.schedule import (
     Changes,
     Schedule,
@@ -35,9 +35,18 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="NAME=VALUE, or config.SECTION.FIELD=VALUE; may be repeated"),
 ]
+SettingsFile = Annotated[
+    Path | None, typer.Option("--set-file", help="File with one NAME=VALUE a line; --set wins")
+]
 ConfigPath = Annotated[Path | None, typer.Option("--config", help="Settings, YAML")]
 Host = Annotated[
     str, typer.Option(help="Address of KFP; empty = KF_PIPELINES_ENDPOINT, else this cluster")
+]
+Ui = Annotated[
+    str,
+    typer.Option(
+        help="Address of KFP's UI, for links; empty = KF_PIPELINES_UI_ENDPOINT, else --host"
+    ),
 ]
 Namespace = Annotated[str, typer.Option(help="Your namespace, where KFP has several users")]
 Experiment = Annotated[str, typer.Option(help="KFP experiment that lists the runs")]
@@ -61,8 +70,10 @@ def _add_submit(app: typer.Typer, make_pipeline: MakePipeline) -> None:
     @app.command()
     def submit(
         settings: Settings = None,
+        set_file: SettingsFile = None,
         config: ConfigPath = None,
         host: Host = "",
+        ui: Ui = "",
         namespace: Namespace = "",
         experiment: Experiment = "iceaggr",
         service_account: ServiceAccount = "",
@@ -77,13 +88,16 @@ def _add_submit(app: typer.Typer, make_pipeline: MakePipeline) -> None:
             host, namespace, token_file, service_account_token_file, cookies_file, ca_file
         )
         # all that can be wrong here is found before anything is sent
+        page_address = ui_address(connection, ui)
         compiled = _compiled(make_pipeline)
-        values = run_values(compiled.parameters, settings or [], config)
+        values = run_values(compiled.parameters, settings or [], config, set_file)
         client = connect(connection)
         version = upload_version(client, compiled)
         print(f"pipeline {version.name} ({'uploaded' if version.uploaded else 'was there'})")
         run_id = start_run(client, RunOrder(version, experiment, values, service_account))
-        print(f"run      {run_link(connection, run_id)}", flush=True)
+        print(f"run      {run_link(page_address, run_id) if page_address else run_id}", flush=True)
+        if not page_address:
+            print(f"         no link: {address(connection)} is the API; give --ui for the UI's")
         if wait:
             follow_run(client, run_id, lambda words: print(f"{run_id} {words}", flush=True))
 
@@ -102,6 +116,7 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
         list_: Annotated[bool, typer.Option("--list", help="Show the schedules")] = False,
         delete: Annotated[bool, typer.Option("--delete", help="Delete the schedule")] = False,
         settings: Settings = None,
+        set_file: SettingsFile = None,
         config: ConfigPath = None,
         host: Host = "",
         namespace: Namespace = "",
@@ -132,7 +147,7 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
         else:
             check_cron(cron)
             compiled = _compiled(make_pipeline)
-            values = run_values(compiled.parameters, settings or [], config)
+            values = run_values(compiled.parameters, settings or [], config, set_file)
             client = connect(connection)
             order = RunOrder(upload_version(client, compiled), experiment, values, service_account)
             _tell(name, replace_schedule(client, Schedule(name, cron, order)))

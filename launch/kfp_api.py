@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kfp
 import urllib3
@@ -23,6 +24,9 @@ from iceaggr.addresses import refuse_credentials, without_credentials
 from iceaggr.errors import ConfigError, IceaggrError
 
 _HOST_VARIABLE = "KF_PIPELINES_ENDPOINT"
+_UI_VARIABLE = "KF_PIPELINES_UI_ENDPOINT"
+# of the service of the API server, which has no pages: HTTP, and its neighbour for gRPC
+_API_PORTS = (8888, 8887)
 _PROBE_TIMEOUT_S = 20
 _FIRST_SERVER_ERROR = 500
 _TOO_MANY_REQUESTS = 429
@@ -130,9 +134,28 @@ def address(connection: Connection) -> str:
     return connection.host or os.environ.get(_HOST_VARIABLE, "") or "the service of this cluster"
 
 
-def run_link(connection: Connection, run_id: str) -> str:
+def ui_address(connection: Connection, ui: str) -> str:
+    """Find the address of the UI, '' if only that of the API is known.
+
+    ui: as the user gave it; empty = KF_PIPELINES_UI_ENDPOINT, else the connection's host, where
+    the UI answers requests to the API, too.
+    Raises: ConfigError for a password in the address.
+    """
+    given = ui or os.environ.get(_UI_VARIABLE, "")
+    refuse_credentials(given, where=f"--ui or {_UI_VARIABLE}", remedy="Links need no password")
+    host = connection.host or os.environ.get(_HOST_VARIABLE, "")
+    if given or not host:
+        return given.rstrip("/")
+    host = host if "://" in host else f"http://{host}"
+    with contextlib.suppress(ValueError):  # a port that is none is told by whoever connects
+        if urlsplit(host).port in _API_PORTS:
+            return ""
+    return host.rstrip("/")
+
+
+def run_link(ui: str, run_id: str) -> str:
     """Give the page of a run in the UI."""
-    return f"{address(connection).rstrip('/')}/#/runs/details/{run_id}"
+    return f"{ui}/#/runs/details/{run_id}"
 
 
 def _check_files(connection: Connection) -> None:

@@ -28,7 +28,8 @@ def no_context_of_the_user(monkeypatch, tmp_path):
     import kfp
 
     monkeypatch.setattr(kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
-    monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
+    for variable in ("KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture

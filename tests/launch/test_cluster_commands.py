@@ -49,6 +49,23 @@ def test_submit_takes_the_address_from_the_environment(server, call, monkeypatch
     assert f"{server.url}/#/runs/details/" in out
 
 
+def test_submit_links_to_the_address_of_the_ui(server, call, monkeypatch):
+    monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", "https://kfp.example.org/pipeline/")
+    _, out, _ = call("submit", "--host", server.url)
+    run_id = server.runs[0].run_id
+    assert f"run      https://kfp.example.org/pipeline/#/runs/details/{run_id}\n" in out
+    _, out, _ = call("submit", "--host", server.url, "--ui", "http://127.0.0.1:8080")
+    assert f"http://127.0.0.1:8080/#/runs/details/{server.runs[1].run_id}\n" in out
+
+
+def test_submit_takes_settings_from_a_file(server, call, tmp_path):
+    path = tmp_path / "parameters.env"
+    path.write_text("raw_uri=s3://b/raw\ntrain_nodes=2\n")
+    assert call("submit", "--host", server.url, "--set-file", str(path))[0] == 0
+    sent = server.runs[0].runtime_config.parameters
+    assert sent == {"raw_uri": "s3://b/raw", "train_nodes": "2"}
+
+
 def test_submit_refuses_the_image_of_the_example_registry(server, call, monkeypatch, graph):
     example = replace(graph, text=graph.text.replace("registry/iceaggr:7.1.0", EXAMPLE_IMAGE))
     monkeypatch.setattr("launch.cluster_commands.compile_text", lambda made, name: example)
@@ -76,9 +93,11 @@ def test_submit_fails_when_the_run_fails(server, call):
     ("arguments", "message"),
     [
         (["--set", "raw_url=x"], "unknown parameter [--set raw_url=x]"),
+        (["--set", "train_gpu_typ=x"], "Did you mean train_gpu_type?"),
+        (["--ui", "http://a:b@kfp.example.org"], "address holds a user or a password [--ui or"),
         (["--set", "train_gpu_count=three"], "train_gpu_count has another value than allowed"),
         (["--config", "absent.yaml"], "configuration file not found [absent.yaml]"),
-        (["--set", "work_uri="], "value that no step can use [--set work_uri]"),
+        (["--set", "work_uri="], "value that no step can use [--set work_uri=]"),
         (["--token-file", "/dev/null"], "file not found [--token-file /dev/null]"),
         (["--token-file", "absent"], "file not found [--token-file absent]"),
     ],

@@ -1,7 +1,14 @@
 import pytest
 
 from iceaggr.errors import ConfigError
-from launch.kfp_api import Connection, ServerAwayError, SubmissionError, connect, run_link
+from launch.kfp_api import (
+    Connection,
+    ServerAwayError,
+    SubmissionError,
+    connect,
+    run_link,
+    ui_address,
+)
 from tests.launch.certificates import certificate
 from tests.launch.kfp_stand_in import KfpStandIn
 
@@ -98,4 +105,19 @@ def test_connect_names_a_file_that_is_missing(tmp_path, option):
 
 
 def test_run_link_points_to_the_page_of_the_run():
-    assert run_link(Connection("https://kfp/"), "1") == "https://kfp/#/runs/details/1"
+    assert run_link("https://kfp", "1") == "https://kfp/#/runs/details/1"
+
+
+@pytest.mark.parametrize(
+    ("host", "ui", "found"),
+    [
+        ("https://kubeflow.example.org/pipeline/", "", "https://kubeflow.example.org/pipeline"),
+        ("127.0.0.1:8080", "", "http://127.0.0.1:8080"),
+        ("http://127.0.0.1:8888", "https://kfp/", "https://kfp"),
+        ("http://127.0.0.1:8888", "", ""),
+        ("http://ml-pipeline.kubeflow.svc.cluster.local:8888", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_ui_address_is_never_that_of_the_api_server(host, ui, found):
+    assert ui_address(Connection(host), ui) == found

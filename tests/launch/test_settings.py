@@ -45,6 +45,51 @@ def test_run_values_names_the_parameters_when_one_is_unknown():
         run_values(PARAMETERS, ["m=3"], None)
 
 
+def test_run_values_suggests_the_parameter_that_was_meant():
+    with pytest.raises(ConfigError, match=r"unknown parameter.*Did you mean share\?$"):
+        run_values(PARAMETERS, ["shares=3"], None)
+
+
+@pytest.fixture
+def settings_file(tmp_path):
+    """Write a file of settings; gives its path."""
+
+    def write(text):
+        path = tmp_path / "parameters.env"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_run_values_reads_a_file_that_a_single_setting_overrules(settings_file):
+    path = settings_file("# sizes\nn=3\n\n  word=a=b  \nconfig.training.n_epochs=7\n")
+    assert run_values(PARAMETERS, [], None, path)["config"]["training"]["n_epochs"] == 7
+    values = run_values(PARAMETERS, ["n=4"], None, path)
+    assert (values["n"], values["word"]) == (4, "a=b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n=1\nshares=1", r"unknown parameter .*line 2: shares=1.*Did you mean share\?"),
+        ("gpus=3", r"gpus has another value than allowed .*line 1: gpus=3"),
+        ("n=x", r"value of another type .*line 1: n=x"),
+        ("n", r"not a setting .*line 1: n\]"),
+        ("n=1\nn=2", r"the same parameter twice .*line 2: n=2"),
+        ("config.training.epochs=7", r"unknown key training.epochs .*line 1: config.training"),
+    ],
+)
+def test_run_values_names_the_line_of_a_file(settings_file, text, message):
+    with pytest.raises(ConfigError, match=message):
+        run_values(PARAMETERS, [], None, settings_file(text))
+
+
+def test_run_values_needs_the_file_it_is_given(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read the settings .*absent\.env"):
+        run_values(PARAMETERS, [], None, tmp_path / "absent.env")
+
+
 def test_run_values_refuses_what_is_no_setting():
     with pytest.raises(ConfigError, match=r"not a setting \[--set n\]: expected name=value"):
         run_values(PARAMETERS, ["n"], None)

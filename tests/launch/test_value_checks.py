@@ -15,11 +15,12 @@ from launch.value_checks import check_values
         {"train_node_selector": {}, "train_tolerations": []},
         {"train_node_selector": {"pool": "gpu"}},
         {"train_tolerations": [{"key": "a", "operator": "Exists", "tolerationSeconds": 300.0}]},
+        {"train_gpu_type": "nvidia.com/mig-3g.40gb"},
         {"experiment_name": ""},
     ],
 )
 def test_check_values_accepts_what_the_steps_can_use(values):
-    check_values(values)
+    check_values(values, {name: name for name in values})
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,8 @@ def test_check_values_accepts_what_the_steps_can_use(values):
         ("shard_memory", "0Gi", "Kubernetes quantity"),
         ("shard_cpu", "-1", "Kubernetes quantity"),
         ("train_max_minutes", -1.0, "0 or more minutes"),
+        ("train_gpu_type", "A100", "such as nvidia.com/gpu"),
+        ("train_gpu_type", "nvidia/gpu", "such as nvidia.com/gpu"),
         ("train_node_selector", {"pool": 3}, "text as values"),
         ("train_tolerations", ["gpu"], "fields key, operator"),
         ("train_tolerations", [{"key": 3}], "fields key, operator"),
@@ -42,8 +45,8 @@ def test_check_values_accepts_what_the_steps_can_use(values):
     ],
 )
 def test_check_values_names_what_no_step_can_use(name, value, expected):
-    with pytest.raises(ConfigError, match=f"value that no step can use .--set {name}.*{expected}"):
-        check_values({name: value})
+    with pytest.raises(ConfigError, match=f"value that no step can use .here.: found .*{expected}"):
+        check_values({name: value}, {name: "here"})
 
 
 def test_run_values_checks_what_it_reads():
