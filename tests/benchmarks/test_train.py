@@ -10,7 +10,7 @@ from iceaggr.benchmarks.train import bench_train
 def test_bench_train_reports_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "MAX_STEPS", 2)
+    monkeypatch.setattr(train, "MAX_STEPS", {"cpu": 2, "cuda": 2})
     config = tmp_path / "small.yaml"
     model = {"d_model": 8, "n_heads": 1, "n_dom_layers": 1, "n_event_layers": 1}
     config.write_text(yaml.safe_dump({"batches": {"n_events": 4}, "model": model}))

@@ -11,7 +11,8 @@ from iceaggr.config import NormalizationConfig, TrainingConfig
 from iceaggr.errors import TrainingError
 from iceaggr.normalization import Normalization, Normalizer
 from iceaggr.training.guards import (
-    SteppedWeights,
+    GradientNorms,
+    TakenStep,
     check_batch,
     check_learning_goes_on,
     check_step,
@@ -21,13 +22,14 @@ from iceaggr.training.validation import ValidationResult
 from tests.batches.batch_builder import random_event_batch
 
 CONFIG = NormalizationConfig()
-FINE = torch.ones(())
+FINE = GradientNorms(("weight", "bias"), torch.ones(2))
+EVENT_ID = torch.tensor([11, 12, 13, 14])
 
 
 @pytest.fixture
 def batch() -> EventBatch:
     batch = random_event_batch(4, seed=1)
-    return replace(batch, event_id=torch.tensor([11, 12, 13, 14]))
+    return replace(batch, event_id=EVENT_ID)
 
 
 def check(batch: EventBatch, normalization: Normalization | None = None) -> None:
@@ -68,14 +70,14 @@ def test_batch_with_a_bad_label_names_its_event(batch: EventBatch, value: float)
 
 
 def test_step_passes_when_finite(batch: EventBatch) -> None:
-    check_step(torch.ones(4), FINE, batch, nn.Linear(2, 2), "step 3")
+    check_step(torch.ones(4), FINE, EVENT_ID, nn.Linear(2, 2), "step 3")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_step_names_the_events_of_a_bad_loss(batch: EventBatch, value: float) -> None:
     loss = torch.tensor([1.0, value, 1.0, 1.0])
     with pytest.raises(TrainingError, match=r"loss is not finite \[step 3\].*1 of 4.*event_id 12,"):
-        check_step(loss, FINE, batch, nn.Linear(2, 2), "step 3")
+        check_step(loss, FINE, EVENT_ID, nn.Linear(2, 2), "step 3")
 
 
 def test_step_names_a_bad_weight_before_the_loss_it_spoils(batch: EventBatch) -> None:
@@ -84,31 +86,40 @@ def test_step_names_a_bad_weight_before_the_loss_it_spoils(batch: EventBatch) ->
         model.bias[0] = float("nan")
     loss = torch.full((4,), float("nan"))
     with pytest.raises(TrainingError, match=r"weight is not finite.*found bias; event_id 11, 12"):
-        check_step(loss, FINE, batch, model, "step 3")
+        check_step(loss, FINE, EVENT_ID, model, "step 3")
 
 
 def test_step_names_a_bad_gradient(batch: EventBatch) -> None:
     model = nn.Linear(2, 2)
     model.weight.grad = torch.full((2, 2), float("nan"))
     model.bias.grad = torch.zeros(2)
-    norm = torch.tensor(float("nan"))
+    norms = GradientNorms.of(model)
     with pytest.raises(TrainingError, match=r"gradient is not finite.*found weight; event_id 11"):
-        check_step(torch.ones(4), norm, batch, model, "step 3")
+        check_step(torch.ones(4), norms, EVENT_ID, model, "step 3")
 
 
 def test_step_refuses_a_gradient_norm_that_overflows(batch: EventBatch) -> None:
-    norm = torch.tensor(float("inf"))
+    norms = GradientNorms(("weight", "bias"), torch.full((2,), 3e38))
     with pytest.raises(TrainingError, match="found their norm overflows; event_id 11"):
-        check_step(torch.ones(4), norm, batch, nn.Linear(2, 2), "step 3")
+        check_step(torch.ones(4), norms, EVENT_ID, nn.Linear(2, 2), "step 3")
 
 
 def test_spoiled_weights_are_named(batch: EventBatch) -> None:
     model = nn.Linear(2, 2)
-    SteppedWeights.of(model, batch, "step 3").check(model)
+    TakenStep.of(model, batch, torch.ones(4), FINE, "step 3").check(model)
     with torch.no_grad():
         model.weight[0, 0] = float("inf")
+    taken = TakenStep.of(model, batch, torch.ones(4), FINE, "step 3")
     with pytest.raises(TrainingError, match=r"spoiled the weights \[step 3\].*found weight; event"):
-        SteppedWeights.of(model, batch, "step 3").check(model)
+        taken.check(model)
+
+
+def test_step_looked_at_later_names_the_gradients_of_its_time(batch: EventBatch) -> None:
+    model = nn.Linear(2, 2)
+    spoiled = GradientNorms(("weight", "bias"), torch.tensor([1.0, float("nan")]))
+    taken = TakenStep.of(model, batch, torch.ones(4), spoiled, "step 3")
+    with pytest.raises(TrainingError, match=r"gradient is not finite \[step 3\].*found bias;"):
+        taken.check(model)
 
 
 def result(gain: float, error: float, length: float) -> ValidationResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from iceaggr.batches.collation import collate
 from iceaggr.batches.event_batch import EventBatch
+from iceaggr.benchmarks.gpu_busy import N_PROFILED_STEPS, busy_share, wait_for
 from iceaggr.config import BatchConfig, ExperimentConfig, load_config
 from iceaggr.detector import icecube86
 from iceaggr.events.reading import read_raw_events
@@ -20,7 +22,7 @@ from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.models import build_model
 from iceaggr.normalization import Normalization
 from iceaggr.storage import open_store
-from iceaggr.training.device import LoadedBatch, choose_device
+from iceaggr.training.device import LoadedBatch, choose_device, compile_for
 from iceaggr.training.distributed import Processes
 from iceaggr.training.step import OptimiserStep
 
@@ -28,7 +30,10 @@ BACKWARD_FACTOR = 3.0
 """Forward and backward cost three forward passes; recomputed activations do not count as work."""
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 MAX_SECONDS = 20.0
-MAX_STEPS = 20
+MAX_STEPS = {"cpu": 20, "cuda": 200}
+N_BATCHES = {"cpu": 1, "cuda": 4}
+"""Batches taken in turn: a GPU must show that no step depends on the shapes of the last one."""
+N_WARM_UP = {"cpu": 1, "cuda": 8}
 SEED = 77
 
 
@@ -37,70 +42,94 @@ def bench_train(config_path: str | Path | None = None) -> dict[str, Any]:
 
     config_path: a YAML configuration; None takes the defaults, which are the baseline's network.
     Returns events_per_s, model_tflops_per_s, matmul_tflops_per_s (the peak, measured in the same
-    run), share_of_matmul_peak, peak_memory_gib (of the process, or of the GPU), and what was run.
+    run), share_of_matmul_peak, peak_memory_gib (of the process, or of the GPU), what was run, and
+    on a GPU gpu_busy_share, the share of the time in which it computes.
     Raises: ConfigError.
     """
     config = load_config(config_path) if config_path else ExperimentConfig()
     device = choose_device(config.training)
-    batch = simulated_batch(config.batches).to(device)
+    batches = [one.to(device) for one in simulated_batches(config.batches, N_BATCHES[device.type])]
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, Normalization.seed()).train()
+    compile_for(model, device, config.training)
     stepper = OptimiserStep(model, config, device, Processes())
+    steps = _Steps(stepper, batches, device)
+    warm_up_s = steps.warm_up()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    n_steps, seconds = _time_steps(stepper, batch, device)
+    n_steps, seconds = steps.timed()
     peak = matmul_tflops_per_s(device)
-    achieved = BACKWARD_FACTOR * model.n_flops(batch) * n_steps / seconds / 1e12
-    return {
+    flops = sum(model.n_flops(batch) for batch in batches) / len(batches)
+    achieved = BACKWARD_FACTOR * flops * n_steps / seconds / 1e12
+    n_events = sum(batch.n_events for batch in batches)
+    measured = {
         "config": config.name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "n_threads": torch.get_num_threads(),
         "n_parameters": model.n_parameters(),
-        "n_events_per_batch": batch.n_events,
-        "n_doms_per_event": batch.n_doms / batch.n_events,
-        "n_pulses_per_event": batch.n_pulses / batch.n_events,
+        "n_events_per_batch": n_events / len(batches),
+        "n_doms_per_event": sum(batch.n_doms for batch in batches) / n_events,
+        "n_pulses_per_event": sum(batch.n_pulses for batch in batches) / n_events,
         "n_steps": n_steps,
-        "events_per_s": n_steps * batch.n_events / seconds,
+        "warm_up_s": warm_up_s,
+        "events_per_s": n_steps * n_events / len(batches) / seconds,
         "model_tflops_per_s": achieved,
         "matmul_tflops_per_s": peak,
         "share_of_matmul_peak": achieved / peak,
         "peak_memory_gib": _peak_memory_gib(device),
     }
+    if device.type == "cuda":
+        measured["gpu_busy_share"] = busy_share(steps.take, N_PROFILED_STEPS, device)
+    return measured
 
 
-def simulated_batch(config: BatchConfig) -> EventBatch:
-    """Simulate one labelled minibatch of the configured size and caps."""
+def simulated_batches(config: BatchConfig, n_batches: int) -> list[EventBatch]:
+    """Simulate labelled minibatches of the configured size and caps."""
+    n_events = config.n_events * n_batches
     with tempfile.TemporaryDirectory(prefix="iceaggr-bench-") as folder:
         store, uri = open_store(), f"{Path(folder).resolve().as_uri()}/raw"
-        simulate(
-            store,
-            uri,
-            SimulationConfig(
-                n_events=config.n_events,
-                n_events_per_file=config.n_events,
-                seed=SEED,
-                n_processes=1,
-            ),
+        simulation = SimulationConfig(
+            n_events=n_events, n_events_per_file=n_events, seed=SEED, n_processes=1
         )
+        simulate(store, uri, simulation)
         (events,) = read_raw_events(store, uri)
-    return collate(events, np.arange(events.n_events), icecube86(), config)
+    rows = np.arange(events.n_events).reshape(n_batches, -1)
+    return [collate(events, one, icecube86(), config) for one in rows]
 
 
-def _time_steps(
-    stepper: OptimiserStep, batch: EventBatch, device: torch.device
-) -> tuple[int, float]:
-    """Count and time steps after one to warm up."""
-    rate = stepper.config.training.learning_rate
-    # the features are computed within the step: this measures the work, not what overlaps
-    loaded = LoadedBatch(batch, batch, {})
-    stepper.take(loaded, 1, 0.0, rate, batch.n_events)
-    _wait_for(device)
-    began, n_steps = time.perf_counter(), 0
-    while n_steps < MAX_STEPS and time.perf_counter() - began < MAX_SECONDS:
-        stepper.take(loaded, n_steps + 2, 0.5, rate, batch.n_events)
-        _wait_for(device)
-        n_steps += 1
-    return n_steps, time.perf_counter() - began
+@dataclass
+class _Steps:
+    """Steps over batches in turn. The features are computed within: nothing overlaps."""
+
+    stepper: OptimiserStep
+    batches: list[EventBatch]
+    device: torch.device
+    n_taken: int = 0
+
+    def take(self) -> None:
+        """Take one step."""
+        batch = self.batches[self.n_taken % len(self.batches)]
+        self.n_taken += 1
+        rate = self.stepper.config.training.learning_rate
+        loaded = LoadedBatch(batch, batch, {})
+        self.stepper.take(loaded, self.n_taken, 0.5, rate, batch.n_events)
+
+    def warm_up(self) -> float:
+        """Take the steps that compile and allocate; give their seconds."""
+        began = time.perf_counter()
+        for _ in range(N_WARM_UP[self.device.type]):
+            self.take()
+        wait_for(self.device)
+        return time.perf_counter() - began
+
+    def timed(self) -> tuple[int, float]:
+        """Count and time steps; a GPU is waited for at the end only."""
+        began, n_steps = time.perf_counter(), 0
+        while n_steps < MAX_STEPS[self.device.type] and time.perf_counter() - began < MAX_SECONDS:
+            self.take()
+            n_steps += 1
+        wait_for(self.device)
+        return n_steps, time.perf_counter() - began
 
 
 def matmul_tflops_per_s(device: torch.device) -> float:
@@ -110,18 +139,13 @@ def matmul_tflops_per_s(device: torch.device) -> float:
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(8):
-        _wait_for(device)
+        wait_for(device)
         began = time.perf_counter()
         for _ in range(4):
             left @ right
-        _wait_for(device)
+        wait_for(device)
         best = min(best, (time.perf_counter() - began) / 4)
     return 2 * size**3 / best / 1e12
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _peak_memory_gib(device: torch.device) -> float:

@@ -33,6 +33,9 @@ class TrainingConfig(Section):
     """Decay per step of the averaged weights that are validated and saved; 0 = no averaging."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 = autocast of the forward pass; auto = bfloat16 on a GPU, float32 on a CPU."""
+    compile_layers: Literal["auto", "on", "off"] = "auto"
+    """Fuse attention and the layers around it into few GPU kernels, compiled in the first minute;
+    auto = on a GPU where a C compiler is found; on = fail where it cannot be."""
     checkpoint_every_n_epochs: int = Field(1, ge=1)
     """Epochs between checkpoints."""
     checkpoint_every_minutes: float = Field(10.0, gt=0)

@@ -37,11 +37,12 @@ class DirectionHead(nn.Module):
         rotation: (B, 3, 3), rows are the axes of the frame the prediction is made in, or None for
         the detector's own. Returns vectors in the detector's frame.
         """
-        raw = self.out(nn.functional.gelu(self.hidden(self.norm(embedding)))).float()
-        raw = raw + vector
-        if rotation is not None:
-            # not a matrix product: autocast would round the direction to 0.2 degrees
-            raw = (rotation * raw[:, :, None]).sum(1)
+        with torch.autocast(embedding.device.type, enabled=False):
+            # sixteen bits would round the direction to 0.2 degrees
+            embedding = embedding.float()
+            raw = self.out(nn.functional.gelu(self.hidden(self.norm(embedding)))) + vector
+            if rotation is not None:
+                raw = (rotation * raw[:, :, None]).sum(1)
         length = (raw.square().sum(-1, keepdim=True) + 1e-12).sqrt()
         kappa = torch.sinh(length.clamp(max=MAX_LENGTH))
         return DirectionOutput(raw * (kappa / length))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from iceaggr.config import ModelConfig
-from iceaggr.models.packed_transformer import PackedLayer, run_chunks
-from iceaggr.models.packing import Chunk, RowLimits, pack
+from iceaggr.models.packed_transformer import LayerStack
+from iceaggr.models.packing import Chunk
 from iceaggr.reconstruction.segments import segment_mean
 
 
@@ -15,9 +15,8 @@ class DomTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig, n_features: int) -> None:
         super().__init__()
-        self.config = config
         self.embed = nn.Linear(n_features, config.d_model)
-        self.layers = nn.ModuleList(PackedLayer(config) for _ in range(config.n_dom_layers))
+        self.layers = LayerStack(config, config.n_dom_layers)
         self.norm = nn.LayerNorm(config.d_model)
 
     def forward(self, features: Tensor, dom_pulse_offsets: Tensor) -> Tensor:
@@ -25,12 +24,9 @@ class DomTransformer(nn.Module):
 
         features: (N, F) float per pulse; dom_pulse_offsets: (D+1,) int64. Returns (D, C).
         """
-        limits = RowLimits.of(self.config, dom_pulse_offsets.device)
 
         def run(chunk: Chunk) -> Tensor:
-            x = self.embed(features[chunk.rows])
-            for layer in self.layers:
-                x = layer(x, chunk)
+            x = self.layers.transform(self.embed(chunk.take(features)), chunk)
             return segment_mean(self.norm(x), chunk.segment, chunk.n_segments)
 
-        return run_chunks(pack(dom_pulse_offsets, limits.per_chunk), run, limits.kept)
+        return self.layers.run_chunks(self.layers.packing(dom_pulse_offsets, len(features)), run)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from iceaggr.config import ModelConfig
-from iceaggr.models.packed_transformer import PackedLayer, run_chunks
-from iceaggr.models.packing import Chunk, RowLimits, pack
+from iceaggr.models.packed_transformer import LayerStack
+from iceaggr.models.packing import Chunk
 from iceaggr.models.relative_bias import RelativeBias
 from iceaggr.models.seed_frame import N_VECTORS
 from iceaggr.reconstruction.segments import segment_mean
@@ -40,9 +40,8 @@ class EventTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
         self.has_token = config.event_token
-        self.layers = nn.ModuleList(PackedLayer(config) for _ in range(config.n_event_layers))
+        self.layers = LayerStack(config, config.n_event_layers)
         self.norm = nn.LayerNorm(config.d_model)
         self.bias = RelativeBias(config.n_heads) if config.relative_bias else None
         self.vector_weights = (
@@ -65,15 +64,10 @@ class EventTransformer(nn.Module):
         if token is not None:
             doms, event_dom_offsets = _put_first(doms, token, event_dom_offsets)
 
-        limits = RowLimits.of(self.config, event_dom_offsets.device)
-
         def run(chunk: Chunk) -> Tensor:
-            x = doms.embedding.index_select(0, chunk.rows)
-            biases = None if self.bias is None else self.bias(doms.places[chunk.rows], chunk)
-            for layer in self.layers:
-                x = layer(x, chunk, biases)
-            x = self.norm(x)
-            vector = self._read_vector(x, doms.vectors[chunk.rows], chunk)
+            bias = None if self.bias is None else self.bias(chunk.take(doms.places))
+            x = self.norm(self.layers.transform(chunk.take(doms.embedding), chunk, bias))
+            vector = self._read_vector(x, chunk.take(doms.vectors), chunk)
             if token is None:
                 pooled = segment_mean(x, chunk.segment, chunk.n_segments)
             else:
@@ -82,7 +76,8 @@ class EventTransformer(nn.Module):
                 pooled = x[is_token]
             return torch.cat([pooled.float(), vector], dim=-1)
 
-        read = run_chunks(pack(event_dom_offsets, limits.per_chunk), run, limits.kept)
+        packing = self.layers.packing(event_dom_offsets, len(doms.embedding))
+        read = self.layers.run_chunks(packing, run)
         return read[:, :-3], read[:, -3:]
 
     def _read_vector(self, x: Tensor, vectors: Tensor, chunk: Chunk) -> Tensor:

@@ -66,6 +66,16 @@ class DirectionModel(nn.Module):
         )
         return self.head(events, vector, features.rotation if self.config.seed_head else None)
 
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Attend with one fused kernel from now on, with layers compiled by a backend of torch.
+
+        The first batch then takes a minute, in training and again in evaluation. The weights and
+        what is computed from them stay the same.
+        """
+        if self.dom_transformer is not None:
+            self.dom_transformer.layers.compile_layers(backend)
+        self.event_transformer.layers.compile_layers(backend)
+
     def n_parameters(self) -> int:
         """Count the trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)

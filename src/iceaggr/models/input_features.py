@@ -35,7 +35,7 @@ N_SIZE_FEATURES = 4
 
 @dataclass(frozen=True)
 class Features:
-    """What the transformers see.
+    """What the transformers see. A network that asks for none gets no columns of events and places.
 
     pulses: (N, F) float32; doms: (D, F') float32; events: (B, F'') float32
     places: (D, 4) float32, x, y, z in m and first time in ns relative to the event
@@ -70,6 +70,8 @@ class InputFeatures(nn.Module):
         if statistics:
             self.n_dom_features += N_SHAPES + n_clocks * (2 * N_TIMES + self.time_waves.width(1))
         self.n_event_features = N_SIZE_FEATURES
+        asks = [statistics, config.event_token, config.relative_bias, bands > 0]
+        self.is_plain = config.seed == "none" and not any(asks)
         if in_frame:
             self.n_event_features += N_EVENT_FEATURES + 3 * n_alternatives(config)
 
@@ -80,6 +82,12 @@ class InputFeatures(nn.Module):
             return self._features(batch, inputs)
 
     def _features(self, batch: EventBatch, inputs: NormalizedInputs) -> Features:
+        if self.is_plain:
+            # order statistics would be sorted out for nobody
+            nothing = inputs.xyz_norm[:, :0]
+            pulses = self._pulses(batch, inputs, [])
+            of_events = nothing.new_empty(batch.n_events, 0)
+            return Features(pulses, inputs.xyz_norm, of_events, nothing, None, None)
         statistics = dom_statistics(batch)
         time_zero = event_time_ns(batch, statistics)[batch.dom_event_idx()]
         frame, rotation = None, None

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from iceaggr.config import ModelConfig
 from iceaggr.models.dropout import Dropout
 from iceaggr.models.feedforward import lean_feedforward, runs_lean
-from iceaggr.models.packing import Chunk, Group, Packing
+from iceaggr.models.fused_attention import ScoreChange, attend_fused, same_segment_mask
+from iceaggr.models.packing import Chunk, Group, Packing, RowLimits, pack, pack_in_order
+
+Attend = Callable[[Tensor, int], Tensor]
+"""Queries, keys and values (R, 3C) and the number of heads to attended rows (R, C)."""
+FusedLayer = Callable[["PackedLayer", Tensor, BlockMask, ScoreChange | None], Tensor]
 
 
 class PackedLayer(nn.Module):
@@ -35,18 +43,9 @@ class PackedLayer(nn.Module):
         self.feedforward_out = nn.Linear(config.feedforward_factor * width, width)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, chunk: Chunk, biases: list[Tensor] | None = None) -> Tensor:
-        """Transform packed rows.
-
-        x: (R, C). biases: one (n, H, L, L) per group, added to the attention logits, or None.
-        Returns (R, C).
-        """
-        packed = self.query_key_value(self.attention_norm(x))
-        parts = [
-            _attend(packed, group, self.n_heads, None if biases is None else biases[i])
-            for i, group in enumerate(chunk.groups)
-        ]
-        attended = parts[0] if len(parts) == 1 else torch.cat(parts)
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """Transform packed rows, (R, C) to (R, C)."""
+        attended = attend(self.query_key_value(self.attention_norm(x)), self.n_heads)
         x = x + self.dropout(self.attention_out(attended))
         return x + self.dropout(self._feedforward(self.feedforward_norm(x)))
 
@@ -56,6 +55,88 @@ class PackedLayer(nn.Module):
             return lean_feedforward(x, into, out, self.dropout.share)
         hidden = self.dropout(functional.gelu(self.feedforward_in(x)))
         return self.feedforward_out(hidden)
+
+
+class LayerStack(nn.ModuleList):
+    """Layers that transform the rows of a chunk one after the other.
+
+    On a GPU they can be compiled: one fused attention kernel for all segments, and few kernels for
+    everything else. Compiled or not, they compute the same function.
+    """
+
+    def __init__(self, config: ModelConfig, n_layers: int) -> None:
+        super().__init__(PackedLayer(config) for _ in range(n_layers))
+        self.config = config
+        self._compiled: FusedLayer | None = None
+
+    def compile_layers(self, backend: str) -> None:
+        """Attend fused from now on, compiled by one of torch's backends."""
+        # whole or not at all: left uncompiled, it would write out the scores of all pairs of rows
+        self._compiled = torch.compile(_fused_layer, backend=backend, fullgraph=True, dynamic=True)
+
+    def packing(self, offsets: Tensor, n_rows: int) -> Packing:
+        """Plan the chunks of segments. offsets: (S+1,) int64, of n_rows rows."""
+        limits = RowLimits.of(self.config, offsets.device)
+        if self._compiled is None:
+            return pack(offsets, limits.per_chunk)
+        return pack_in_order(offsets, n_rows, limits.per_chunk)
+
+    def run_chunks(self, packing: Packing, run: Callable[[Chunk], Tensor]) -> Tensor:
+        """Compute every chunk within the memory that suits the device; see `run_chunks`."""
+        device = packing.chunks[0].segment.device
+        return run_chunks(packing, run, RowLimits.of(self.config, device).kept)
+
+    def transform(self, x: Tensor, chunk: Chunk, bias: PairBias | None = None) -> Tensor:
+        """Transform the rows of a chunk, (R, C) to (R, C). bias: what is added to the logits."""
+        if self._compiled is None:
+            grouped = GroupedAttention(chunk.groups, None if bias is None else bias.grouped(chunk))
+            for layer in self:
+                x = layer(x, grouped)
+            return x
+        mask = same_segment_mask(chunk)
+        change = None if bias is None else bias.change_score()
+        # many small terms are added up: sixteen bits would lose those of the first layers
+        x = x.float()
+        for layer in self:
+            assert isinstance(layer, PackedLayer)
+            x = self._compiled(layer, x, mask, change)
+        return x
+
+
+class PairBias(Protocol):
+    """What is added to the attention logits of pairs of rows of a chunk."""
+
+    def grouped(self, chunk: Chunk) -> list[Tensor]:
+        """Write the bias out, one (n, H, L, L) per group."""
+
+    def change_score(self) -> ScoreChange:
+        """Give the function that adds the bias inside a fused kernel."""
+
+
+@dataclass(frozen=True)
+class GroupedAttention:
+    """Attends one group of segments after the other. biases: one (n, H, L, L) each, or None."""
+
+    groups: tuple[Group, ...]
+    biases: list[Tensor] | None
+
+    def __call__(self, packed: Tensor, n_heads: int) -> Tensor:
+        """Attend: (R, 3C), queries, keys and values, to (R, C)."""
+        parts = [
+            _attend(packed, group, n_heads, None if self.biases is None else self.biases[i])
+            for i, group in enumerate(self.groups)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _fused_layer(
+    layer: PackedLayer, x: Tensor, mask: BlockMask, change_score: ScoreChange | None
+) -> Tensor:
+    def attend(packed: Tensor, n_heads: int) -> Tensor:
+        return attend_fused(packed, n_heads, mask, change_score)
+
+    out: Tensor = layer(x, attend)
+    return out
 
 
 def _attend(packed: Tensor, group: Group, n_heads: int, bias: Tensor | None) -> Tensor:
@@ -81,7 +162,7 @@ def run_chunks(packing: Packing, run: Callable[[Chunk], Tensor], max_rows_kept: 
     of the other chunks are recomputed in the backward pass, so that memory is bounded by the rows
     kept and two chunks, however large the batch or its largest event.
     """
-    sizes = [len(chunk.rows) for chunk in packing.chunks]
+    sizes = [len(chunk.segment) for chunk in packing.chunks]
     rows_from_here = np.cumsum(sizes[::-1])[::-1]
     n_chunks = len(sizes)
     parts = [

@@ -1,8 +1,9 @@
 """Packing: ragged segments sorted by length, so that equal lengths are attended together.
 
 Linear layers see flat rows without any padding. Attention sees groups: neighbouring lengths
-padded by at most a stated share, or not at all. Chunks bound the memory: segments never interact,
-so a chunk may be computed, forgotten and recomputed alone. Letters: R rows, S segments, L length.
+padded by at most a stated share, or not at all. Fused attention needs neither order nor groups.
+Chunks bound the memory: segments never interact, so a chunk may be computed, forgotten and
+recomputed alone. Letters: R rows, S segments, L length.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from iceaggr.batches.event_batch import segment_idx
 from iceaggr.config import ModelConfig
 
 PADDING_SHARE = {"cpu": 0.06, "cuda": 0.25}
@@ -76,26 +78,37 @@ class Group:
 class Chunk:
     """Whole segments that are computed together.
 
-    rows: (R,) int64, original row of each packed row
+    rows: (R,) int64, original row of each packed row; a slice where they keep their order
     segment: (R,) int64, segment of each packed row, counted from 0 in the chunk
     n_segments: S
+    groups: what is attended together; empty where attention is fused
+    offsets: (S+1,) int64, rows of each segment in the chunk, where attention is fused
     """
 
-    rows: Tensor
+    rows: Tensor | slice
     segment: Tensor
     n_segments: int
-    groups: tuple[Group, ...]
+    groups: tuple[Group, ...] = ()
+    offsets: Tensor | None = None
+
+    def take(self, values: Tensor) -> Tensor:
+        """Pick the chunk's rows of the whole, (all rows, ...) to (R, ...)."""
+        if isinstance(self.rows, slice):
+            return values[self.rows]
+        return values.index_select(0, self.rows)
 
 
 @dataclass(frozen=True)
 class Packing:
-    """All chunks, and the segments in packed order. segment_order: (S,) int64."""
+    """All chunks, and the segments in packed order. segment_order: (S,) int64, None = as given."""
 
     chunks: tuple[Chunk, ...]
-    segment_order: Tensor
+    segment_order: Tensor | None = None
 
     def restore(self, packed: Tensor) -> Tensor:
         """Put one row per segment, (S, ...) in packed order, back into the original order."""
+        if self.segment_order is None:
+            return packed
         restored = torch.empty_like(packed)
         return restored.index_copy(0, self.segment_order, packed)
 
@@ -119,8 +132,36 @@ def pack(offsets: Tensor, max_rows: int) -> Packing:
     return Packing(tuple(chunks), torch.from_numpy(order).to(device))
 
 
+def pack_in_order(offsets: Tensor, n_rows: int, max_rows: int) -> Packing:
+    """Plan chunks of whole segments in their given order, for fused attention.
+
+    offsets: (S+1,) int64, no empty segment. max_rows: rows in one chunk (one segment may exceed).
+    A batch that fits into one chunk is planned without waiting for the device.
+    """
+    n_segments = len(offsets) - 1
+    if n_rows <= max_rows:
+        return Packing((_chunk_in_order(offsets, 0, n_rows),))
+    bounds = offsets.cpu().numpy()
+    chunks, first = [], 0
+    for last in _chunk_ends(np.diff(bounds), max_rows):
+        n_before, n_chunk_rows = int(bounds[first]), int(bounds[last] - bounds[first])
+        chunks.append(_chunk_in_order(offsets[first : last + 1] - n_before, n_before, n_chunk_rows))
+        first = last
+    assert first == n_segments
+    return Packing(tuple(chunks))
+
+
+def _chunk_in_order(offsets: Tensor, first_row: int, n_rows: int) -> Chunk:
+    return Chunk(
+        slice(first_row, first_row + n_rows),
+        segment_idx(offsets, n_rows),
+        len(offsets) - 1,
+        offsets=offsets,
+    )
+
+
 def _chunk_ends(lengths: npt.NDArray[np.int64], max_rows: int) -> list[int]:
-    """Cut sorted segments so that each chunk holds at most max_rows rows."""
+    """Cut segments so that each chunk holds at most max_rows rows."""
     ends: list[int] = []
     total = np.concatenate([[0], np.cumsum(lengths)])
     first = 0

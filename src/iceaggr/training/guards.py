@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,28 +60,48 @@ def check_batch(
         )
 
 
+@dataclass(frozen=True)
+class GradientNorms:
+    """The norm of each parameter's gradient before clipping. norms: (P,) float, on the device."""
+
+    names: tuple[str, ...]
+    norms: Tensor
+
+    @classmethod
+    def of(cls, model: nn.Module) -> GradientNorms:
+        """Measure the gradients that a model holds."""
+        named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+        norms = torch._foreach_norm([gradient for _, gradient in named])
+        return cls(tuple(name for name, _ in named), torch.stack(norms))
+
+    @cached_property
+    def total(self) -> Tensor:
+        """Measure all gradients together: ()."""
+        return torch.linalg.vector_norm(self.norms)
+
+
 def check_step(
-    event_loss: Tensor, gradient_norm: Tensor, batch: EventBatch, model: nn.Module, where: str
+    event_loss: Tensor, gradients: GradientNorms, event_id: Tensor, model: nn.Module, where: str
 ) -> None:
     """Refuse an optimiser step that would spoil the weights; waits for the device once.
 
-    event_loss: (B,) loss per event.  gradient_norm: () before clipping.
+    event_loss: (B,) loss per event.  event_id: (B,).
     Raises: TrainingError naming the events, and the parameters that are not finite.
     """
-    if bool(torch.isfinite(event_loss.sum() + gradient_norm)):
+    if bool(torch.isfinite(event_loss.sum() + gradients.total)):
         return
     spoiled = _not_finite((name, p.detach()) for name, p in model.named_parameters())
     bad_events = ~torch.isfinite(event_loss)
     if spoiled:
-        what, found = "a weight is not finite", f"{spoiled}; {_events(batch.event_id)}"
+        what, found = "a weight is not finite", f"{spoiled}; {_events(event_id)}"
     elif bad_events.any():
         what = "the loss is not finite"
         found = f"{int(bad_events.sum())} of {len(bad_events)} events, "
-        found += _events(batch.event_id[bad_events])
+        found += _events(event_id[bad_events])
     else:
-        names = _not_finite((n, p.grad) for n, p in model.named_parameters() if p.grad is not None)
+        names = _not_finite(zip(gradients.names, gradients.norms, strict=True))
         what = "a gradient is not finite"
-        found = f"{names or 'their norm overflows'}; {_events(batch.event_id)}"
+        found = f"{names or 'their norm overflows'}; {_events(event_id)}"
     raise TrainingError(
         what,
         where=where,
@@ -91,26 +112,49 @@ def check_step(
 
 
 @dataclass(frozen=True)
-class SteppedWeights:
-    """The weights after a step, not looked at yet: looking waits for the device.
+class TakenStep:
+    """What a step left, to be looked at when the next one is under way: looking waits.
 
-    norm: () sum of the norms of all parameters, not finite if any of them is not.
+    numbers: (3,) on the host: sum of the loss, norm of all gradients, of all weights
+    arrived: when a GPU has sent them, or None on a CPU
     """
 
-    norm: Tensor
+    event_loss: Tensor
+    gradients: GradientNorms
     event_id: Tensor
     where: str
+    numbers: Tensor
+    arrived: torch.cuda.Event | None
 
     @classmethod
-    def of(cls, model: nn.Module, batch: EventBatch, where: str) -> SteppedWeights:
-        """Note what a step on a batch left behind."""
-        parameters = [p.detach() for p in model.parameters()]
-        return cls(torch.stack(torch._foreach_norm(parameters)).sum(), batch.event_id, where)
+    def of(
+        cls,
+        model: nn.Module,
+        batch: EventBatch,
+        event_loss: Tensor,
+        gradients: GradientNorms,
+        where: str,
+    ) -> TakenStep:
+        """Note what a step on a batch left behind, without waiting for it."""
+        weights = torch.stack(torch._foreach_norm([p.detach() for p in model.parameters()]))
+        numbers = torch.stack(
+            [event_loss.sum(), gradients.total, torch.linalg.vector_norm(weights)]
+        )
+        arrived = None
+        if numbers.is_cuda:
+            # the event lies before the next step, so that only this one is waited for
+            numbers = torch.empty_like(numbers, device="cpu").pin_memory().copy_(numbers, True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return cls(event_loss, gradients, batch.event_id, where, numbers, arrived)
 
     def check(self, model: nn.Module) -> None:
-        """Look. Raises: TrainingError naming the parameters that the step has spoiled."""
-        if bool(torch.isfinite(self.norm)):
+        """Look. Raises: TrainingError naming the events, and the parameters that are spoiled."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        if bool(torch.isfinite(self.numbers).all()):
             return
+        check_step(self.event_loss, self.gradients, self.event_id, model, self.where)
         names = _not_finite((name, p.detach()) for name, p in model.named_parameters())
         raise TrainingError(
             "the optimiser step spoiled the weights",

@@ -42,7 +42,7 @@ class Keeper:
 
         Raises: TrainingError if the last step has spoiled the weights; the old one is kept.
         """
-        self.step.check_weights()
+        self.step.check_last()
         random_states = self.processes.gather_objects(random_state())
         if not self.processes.is_main:
             return

@@ -193,7 +193,7 @@ class Loop:
 
     def _validate(self) -> None:
         started = time.monotonic()
-        self.parts.step.check_weights()
+        self.parts.step.check_last()
         with self.parts.step.best_weights() as model:
             result = self.parts.validator.run(
                 model, self.state.progress, lambda: self.interruption.requested

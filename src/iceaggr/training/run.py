@@ -14,7 +14,7 @@ from iceaggr.models.bundle import save_model
 from iceaggr.normalization import Normalizer
 from iceaggr.training.checkpoint import CheckpointFolder
 from iceaggr.training.curves import CurveWindow
-from iceaggr.training.device import choose_device
+from iceaggr.training.device import choose_device, compile_for
 from iceaggr.training.distributed import Processes, joined_processes
 from iceaggr.training.inputs import ProgressCallback, TrainingInputs, TrainingResult
 from iceaggr.training.interruption import Interruption, TrainingInterruptedError
@@ -66,6 +66,7 @@ def build_parts(
     model = build_model(config.model, inputs.normalization)
     if inputs.start is not None:
         model.load_state_dict(dict(inputs.start.weights))
+    compile_for(model, device, config.training)
     step = OptimiserStep(model, config, device, processes)
     # from here on the random state serves dropout, which must differ between processes
     torch.manual_seed(config.training.seed + 1 + processes.rank)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import ExperimentConfig
 from iceaggr.losses import direction_loss
 from iceaggr.models import DirectionModel
 from iceaggr.training.averaging import AveragedWeights
 from iceaggr.training.device import LoadedBatch, autocast
 from iceaggr.training.distributed import Processes
-from iceaggr.training.guards import SteppedWeights, check_step
+from iceaggr.training.guards import GradientNorms, TakenStep, check_step
 from iceaggr.training.optimizer import build_optimizer, set_learning_rate
 
 
@@ -49,7 +50,7 @@ class OptimiserStep:
         decay = config.training.ema_decay
         self.average = AveragedWeights(self.model, decay) if decay else None
         self._parallel_model = processes.wrap(self.model, device)
-        self._stepped: SteppedWeights | None = None
+        self._last: TakenStep | None = None
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
 
     @contextmanager
@@ -61,15 +62,15 @@ class OptimiserStep:
             with self.average.applied(self.model):
                 yield self.model
 
-    def check_weights(self) -> None:
+    def check_last(self) -> None:
         """Check what the last step left, before it is used again or written anywhere.
 
         Not at the end of the step itself: by now the device has long computed the answer.
         Raises: TrainingError naming that step, its events and the spoiled parameters.
         """
-        if self._stepped is not None:
-            self._stepped.check(self.model)
-        self._stepped = None
+        last, self._last = self._last, None
+        if last is not None:
+            last.check(self.model)
 
     def take(
         self,
@@ -83,7 +84,8 @@ class OptimiserStep:
 
         n_events: events of this step over all processes; the loss is the mean over all of them.
         Raises: TrainingError, before any weight has changed, if loss or gradient is not finite, or
-        if the step before has spoiled the weights.
+        if the step before has spoiled the weights. A GPU leaves the weights alone by itself, and
+        the error is raised a step later, when the answer has arrived.
         """
         where = f"step {step}"
         batch = loaded.placed
@@ -96,15 +98,24 @@ class OptimiserStep:
         # gradients are averaged over the processes, so each one weighs in with its share of events
         scale = self.processes.world_size / n_events
         (event_loss.sum() * scale).backward()
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.check_weights()
-        check_step(event_loss.detach(), norm, batch, self.model, where)
-        torch.nn.utils.clip_grads_with_norm_(
-            self._parameters, self.config.training.max_gradient_norm, norm
-        )
-        self.optimizer.step()
-        self._stepped = SteppedWeights.of(self.model, batch, where)
+        gradients = GradientNorms.of(self.model)
+        self._step_if_finite(event_loss.detach(), gradients, batch, where)
         if self.average is not None:
             self.average.update(self.model, step)
-        return StepOutcome(event_loss.detach(), output.vector.detach(), norm)
+        return StepOutcome(event_loss.detach(), output.vector.detach(), gradients.total)
+
+    def _step_if_finite(
+        self, event_loss: Tensor, gradients: GradientNorms, batch: EventBatch, where: str
+    ) -> None:
+        self.check_last()
+        if self.device.type == "cuda":
+            # the fused optimiser reads this on the device, so that nothing waits here
+            is_finite = torch.isfinite(event_loss.sum() + gradients.total)
+            self.optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+        else:
+            check_step(event_loss, gradients, batch.event_id, self.model, where)
+        torch.nn.utils.clip_grads_with_norm_(
+            self._parameters, self.config.training.max_gradient_norm, gradients.total
+        )
+        self.optimizer.step()
+        self._last = TakenStep.of(self.model, batch, event_loss, gradients, where)
