@@ -71,6 +71,8 @@ class LayerStack(nn.ModuleList):
 
     def compile_layers(self, backend: str) -> None:
         """Attend fused from now on, compiled by one of torch's backends."""
+        # numbers of rows differ from batch to batch; constants of the bias do not
+        torch._dynamo.config.specialize_float = True
         # whole or not at all: left uncompiled, it would write out the scores of all pairs of rows
         self._compiled = torch.compile(_fused_layer, backend=backend, fullgraph=True, dynamic=True)
 
