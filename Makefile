@@ -32,6 +32,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-all: setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[sdk]"
 	$(BIN)/pytest
 
 # every reader of outside bytes under a coverage-guided fuzzer; corpus and findings in build/fuzz
@@ -68,6 +69,7 @@ manifests: setup
 	  --image "$(OVERLAY_IMAGE)" --namespace "$(NAMESPACE)" &&) true
 	@ICEAGGR_IMAGE="$(or $(OVERLAY_IMAGE),$$($(BIN)/python manifests/rename.py))" \
 	  $(BIN)/python -m launch.kubernetes_manifests --namespace "$(or $(NAMESPACE),kubeflow)" \
+	  $(addprefix --check ,$(wildcard manifests/overlays/*/*/parameters.env)) \
 	  build/manifests/pipeline.yaml
 	@$(BIN)/python manifests/check.py build/manifests/*.yaml
 

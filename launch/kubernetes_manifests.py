@@ -7,12 +7,15 @@ same content the same name.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 
+from iceaggr.errors import IceaggrError
+from launch.settings import run_values
 from launch.submission import CompiledPipeline, compile_text
 from pipeline import PIPELINE_NAME, make_pipeline
 
@@ -52,10 +55,18 @@ def pipeline_objects(
 def write_pipeline_objects(
     output: Annotated[Path, typer.Argument(help="YAML file to write")],
     namespace: Annotated[str, typer.Option(help="Namespace of the pipeline")] = "kubeflow",
+    check: Annotated[
+        list[Path] | None, typer.Option(help="Parameters of a schedule to check; may be repeated")
+    ] = None,
 ) -> None:
     """Write the pipeline and its version as Kubernetes objects."""
     graph = make_pipeline(cluster=True)
     compiled = compile_text(graph, PIPELINE_NAME)
+    try:
+        for path in check or []:
+            run_values(compiled.parameters, [], None, path)
+    except IceaggrError as error:
+        sys.exit(f"error: {error}")
     objects = pipeline_objects(compiled, graph.description or "", namespace)
     output.write_text(yaml.safe_dump_all(objects, sort_keys=False))
     print(f"wrote {output}: {compiled.version_name}")

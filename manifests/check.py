@@ -7,6 +7,7 @@ the house rules see `_pod_problems` and `_object_problems`.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import sys
@@ -31,6 +32,7 @@ _POD_PATHS = {
     "Job": "spec.template.spec",
     "CronJob": "spec.jobTemplate.spec.template.spec",
 }
+_SCHEDULE = "iceaggr-schedule"
 _SERVERS = ("Deployment", "StatefulSet", "DaemonSet")
 _CLUSTER_WIDE = ("Namespace", "ClusterRole", "ClusterRoleBinding", "ClusterTrainingRuntime")
 # a tag of one number moves with each release below it
@@ -214,6 +216,22 @@ def _image_problems(where: str, image: str) -> Iterator[str]:
         yield f"{where}: {image!r} names no version that stays: X.Y.Z or a digest"
 
 
+def setting_problems(documents: list[dict[str, Any]]) -> Iterator[str]:
+    """Compare the settings of the schedule with what its command line reads."""
+    named = {(d["kind"], d["metadata"]["name"]): d for d in documents}
+    job, settings = named.get(("CronJob", _SCHEDULE)), named.get(("ConfigMap", _SCHEDULE))
+    if job is None or settings is None:
+        return
+    (container,) = _at(job, "spec.jobTemplate.spec.template.spec")["containers"]
+    read = set(re.findall(r"\$\((\w+)\)", " ".join(container["args"])))
+    for name in sorted(set(settings["data"]) - read):
+        close = difflib.get_close_matches(name, read, 1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        yield f"ConfigMap {_SCHEDULE}: nothing reads {name}{meant}"
+    for name in sorted(read - set(settings["data"])):
+        yield f"ConfigMap {_SCHEDULE}: {name} is missing"
+
+
 def _at(document: dict[str, Any], path: str) -> dict[str, Any]:
     for part in path.split("."):
         document = document[part]
@@ -225,9 +243,10 @@ def main(paths: list[str]) -> int:
     n_objects = 0
     found: list[str] = []
     for path in paths:
-        for document in yaml.safe_load_all(Path(path).read_text()):
-            n_objects += 1
-            found += [f"{path}: {problem}" for problem in problems(document)]
+        documents = list(yaml.safe_load_all(Path(path).read_text()))
+        n_objects += len(documents)
+        found += [f"{path}: {problem}" for document in documents for problem in problems(document)]
+        found += [f"{path}: {problem}" for problem in setting_problems(documents)]
     print(*found, f"checked {n_objects} objects, {len(found)} problems", sep="\n")
     return 1 if found or not n_objects else 0
 

@@ -20,6 +20,7 @@ OF_CLASSIFIER = {
 }
 STATED = {
     # by their licence files: the metadata of these packages name none, or none that is an SPDX name
+    "blake3": "CC0-1.0 OR Apache-2.0",
     "huey": "MIT",
     "kfp-kubernetes": "Apache-2.0",
     "kfp-pipeline-spec": "Apache-2.0",
@@ -28,11 +29,18 @@ STATED = {
     "protobuf": "BSD-3-Clause",
     "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
     "skops": "MIT",
-    # not part of `make setup`: the tracking server of the image, and `make fuzz`
+    # not part of `make setup`: the tracking server of the image, `make fuzz` and `make test-all`
     "atheris": "Apache-2.0",
+    "kubeflow": "Apache-2.0",
+    "kubeflow-katib-api": "Apache-2.0",
     "psycopg2-binary": "LGPL-3.0-or-later",
 }
-NOT_INSTALLED = {"atheris": "fuzzing", "psycopg2-binary": "image: tracking server"}
+NOT_INSTALLED = {
+    "atheris": "fuzzing",
+    "kubeflow": "test against Trainer's SDK",
+    "kubeflow-katib-api": "test against Trainer's SDK",
+    "psycopg2-binary": "image: tracking server",
+}
 
 PERMISSIVE = {
     *("0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC"),

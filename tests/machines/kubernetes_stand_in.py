@@ -112,7 +112,7 @@ class KubernetesStandIn(StandIn):
             raise HttpError(422, str(error)) from None
         self.created.append(job)
         self.jobs[name] = json.loads(json.dumps(job))
-        self.jobs[name]["metadata"]["creationTimestamp"] = CREATED
+        self.jobs[name]["metadata"] |= {"namespace": "runs", "creationTimestamp": CREATED}
         return Answer.of(self.jobs[name], 201)
 
     def _patch(self, name: str, request: Request) -> Answer:

@@ -1,8 +1,11 @@
 """The TrainJob object: the training command on several machines, as Kubeflow Trainer wants it.
 
-Built from the models of Trainer's own API package. Its SDK (`TrainerClient.train`) is not used: it
-takes environment variables as plain values only, and ours come from secrets; patches of the runtime
-must not carry variables for the training container (kubeflow/trainer pull request 2614).
+Built from the models of Trainer's own API package, which its SDK is made of, too. The SDK itself is
+not used: `TrainerClient.train` takes environment variables as plain values only, and ours come from
+secrets; patches of the runtime must not carry variables for the training container
+(kubeflow/trainer pull request 2614). Nor can it name the pod that owns the job or the processes of
+a machine. Apart from these three it sends the very same object, and it reads, follows and deletes
+ours: tests/machines/test_trainer_sdk.py.
 """
 
 from __future__ import annotations
@@ -109,6 +112,7 @@ def build_train_job(order: TrainJobOrder) -> dict[str, Any]:
             where=".".join(map(str, first["loc"])),
             found=repr(first.get("input")),
             expected=first["msg"],
+            remedy="Correct the value in the run form",
         ) from None
     assert job is not None, "from_dict gives None for None only"
     built: dict[str, Any] = job.to_dict()

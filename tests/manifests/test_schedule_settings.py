@@ -1,0 +1,47 @@
+"""What an operator writes for the schedule is read, or refused with what was meant."""
+
+import pytest
+import yaml
+
+from launch.kubernetes_manifests import write_pipeline_objects
+from launch.settings import run_values
+from manifests.check import main, setting_problems
+from tests.manifests.rendering import OVERLAYS, find, render
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlay_says_all_that_the_schedule_reads_and_nothing_else(overlay):
+    documents = render(overlay)
+    assert list(setting_problems(documents)) == []
+    settings = find(documents, "ConfigMap", "iceaggr-schedule")["data"]
+    settings["SCHEDULE_CORN"] = settings.pop("SCHEDULE_CRON")
+    assert list(setting_problems(documents)) == [
+        "ConfigMap iceaggr-schedule: nothing reads SCHEDULE_CORN; did you mean SCHEDULE_CRON?",
+        "ConfigMap iceaggr-schedule: SCHEDULE_CRON is missing",
+    ]
+
+
+def test_check_fails_on_a_setting_that_nothing_reads(tmp_path, capsys):
+    documents = render("existing")
+    find(documents, "ConfigMap", "iceaggr-schedule")["data"]["TRAIN_GPU_COUNT"] = "1"
+    path = tmp_path / "existing.yaml"
+    path.write_text(yaml.safe_dump_all(documents))
+    assert main([str(path)]) == 1
+    assert "nothing reads TRAIN_GPU_COUNT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlay_schedules_with_parameters_that_the_pipeline_has(overlay, compiled, tmp_path):
+    settings = find(render(overlay), "ConfigMap", "iceaggr-schedule-parameters")["data"]
+    path = tmp_path / "parameters.env"
+    path.write_text(settings["parameters.env"])
+    values = run_values(compiled.parameters, [], None, path)
+    assert {"raw_uri", "work_uri"} <= set(values)
+
+
+def test_pipeline_objects_are_not_written_when_a_schedule_has_an_unknown_parameter(tmp_path):
+    (tmp_path / "parameters.env").write_text("train_node=2\n")
+    output = tmp_path / "pipeline.yaml"
+    with pytest.raises(SystemExit, match=r"unknown parameter.*Did you mean train_nodes\?"):
+        write_pipeline_objects(output, check=[tmp_path / "parameters.env"])
+    assert not output.exists()
