@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from iceaggr.config import ModelConfig
 from iceaggr.models.dropout import Dropout
-from iceaggr.models.feedforward import lean_feedforward, runs_lean
 from iceaggr.models.fused_attention import ScoreChange, attend_fused, same_segment_mask
+from iceaggr.models.lean_layers import normed_feedforward, normed_linear, runs_lean
 from iceaggr.models.packing import Chunk, Group, Packing, RowLimits, pack, pack_in_order
 
 Attend = Callable[[Tensor, int], Tensor]
@@ -45,16 +45,22 @@ class PackedLayer(nn.Module):
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """Transform packed rows, (R, C) to (R, C)."""
-        attended = attend(self.query_key_value(self.attention_norm(x)), self.n_heads)
+        attended = attend(self._queries_keys_values(x), self.n_heads)
         x = x + self.dropout(self.attention_out(attended))
-        return x + self.dropout(self._feedforward(self.feedforward_norm(x)))
+        return x + self.dropout(self._feedforward(x))
+
+    def _queries_keys_values(self, x: Tensor) -> Tensor:
+        if self.training and runs_lean(x):
+            return normed_linear(x, self.attention_norm, self.query_key_value)
+        packed: Tensor = self.query_key_value(self.attention_norm(x))
+        return packed
 
     def _feedforward(self, x: Tensor) -> Tensor:
+        norm, into, out = self.feedforward_norm, self.feedforward_in, self.feedforward_out
         if self.training and runs_lean(x):
-            into, out = self.feedforward_in, self.feedforward_out
-            return lean_feedforward(x, into, out, self.dropout.share)
-        hidden = self.dropout(functional.gelu(self.feedforward_in(x)))
-        return self.feedforward_out(hidden)
+            return normed_feedforward(x, norm, into, out, self.dropout.share)
+        hidden: Tensor = out(self.dropout(functional.gelu(into(norm(x)))))
+        return hidden
 
 
 class LayerStack(nn.ModuleList):

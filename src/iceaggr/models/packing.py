@@ -38,7 +38,7 @@ class RowLimits:
         return cls(config.max_rows_per_chunk or usual.per_chunk, config.max_rows_kept or usual.kept)
 
 
-_USUAL_LIMITS = {"cpu": RowLimits(4096, 24_576), "cuda": RowLimits(262_144, 1_048_576)}
+_USUAL_LIMITS = {"cpu": RowLimits(4096, 32_768), "cuda": RowLimits(262_144, 1_048_576)}
 """On a CPU a chunk stays in its cache; a GPU wants few launches, and has the memory."""
 
 
