@@ -33,8 +33,12 @@ class ObjectStore(Protocol):
     def stat(self, uri: str) -> StoredObject | None:
         """Describe one object, or None when it does not exist."""
 
-    def read_bytes(self, uri: str) -> bytes:
-        """Read a whole object. Raises: StorageError if it does not exist."""
+    def read_bytes(self, uri: str, compare_tag: bool = True) -> bytes:
+        """Read a whole object. Raises: StorageError if it does not exist.
+
+        compare_tag: False spares the store's own comparison of content and tag, for a caller that
+        compares the content with a hash itself.
+        """
 
     def write_bytes(self, uri: str, data: bytes | memoryview) -> None:
         """Write a whole object atomically: readers see the old one or the new one.

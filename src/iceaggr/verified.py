@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 
 from iceaggr.interfaces import ObjectStore
 
@@ -13,17 +14,24 @@ N_READS = 3
 """Damage on the way strikes at random, so a third equal mishap means the stored object itself."""
 
 
-def read_verified(store: ObjectStore, uri: str, sha256: str) -> tuple[bytes, str]:
+def sha256_of(data: bytes) -> str:
+    """Hash content: 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_verified(
+    store: ObjectStore, uri: str, expected: str, hash_of: Callable[[bytes], str] = sha256_of
+) -> tuple[bytes, str]:
     """Read an object, up to three times until its hash is the expected one.
 
-    sha256: 64 hex digits.  Returns the content read last and its hash: the caller words the error.
+    Returns the content read last and its hash: the caller words the error.
     Raises: StorageError.
     """
     for n_read in range(1, N_READS + 1):
-        data = store.read_bytes(uri)
-        found = hashlib.sha256(data).hexdigest()
-        if found == sha256:
+        data = store.read_bytes(uri, compare_tag=False)
+        found = hash_of(data)
+        if found == expected:
             break
         if n_read < N_READS:
-            logger.warning("%s has sha256 %s, not %s: reading it again", uri, found, sha256)
+            logger.warning("%s has hash %s, not %s: reading it again", uri, found, expected)
     return data, found

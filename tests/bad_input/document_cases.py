@@ -78,7 +78,7 @@ SHARDED = [
         "manifest of format 99",
         "the next step stops",
         lambda scene: scene.edit_document("manifest.json", lambda d: d.update(format_version=99)),
-        Stops(r"manifest\.json", "version 99", "version 1", AGAIN),
+        Stops(r"manifest\.json", "version 99", "version 2", AGAIN),
         enter=after("check"),
     ),
     Case(
@@ -94,7 +94,7 @@ SHARDED = [
         "one bit of a shard flipped",
         "training never sees it: the step stops and names the shard",
         lambda scene: scene.flip(the_file(scene, "shards/*/train-00000.arrow"), 2000),
-        Stops(r"train-00000\.arrow", r"sha256 \w{64}", r"\w{64}", "run sharding again"),
+        Stops(r"train-00000\.arrow", r"blake3 \w{64}", r"\w{64}", "run sharding again"),
         enter=after("check"),
     ),
     Case(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from iceaggr.detector import Detector
 from iceaggr.shards.encoding import encode_shard
+from iceaggr.shards.format import shard_hash
 from iceaggr.shards.manifest import ShardEntry, ShardManifest, Split
 from tests.shards.dom_events_builder import random_dom_events
 
@@ -42,7 +42,7 @@ def write_shards(
                 uri=path.as_uri(),
                 split=split,
                 n_bytes=len(data),
-                sha256=hashlib.sha256(data).hexdigest(),
+                blake3=shard_hash(data),
                 n_events=events.n_events,
                 n_pulses=events.n_pulses,
                 n_doms=events.n_doms,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from iceaggr.batches.shard_cache import ShardCache
-from iceaggr.errors import ShardError
+from iceaggr.errors import ShardError, StorageError
 from iceaggr.shards.manifest import ShardManifest
 from iceaggr.storage import open_store
 from tests.batches.shard_builder import write_shards
@@ -20,19 +20,14 @@ class CountingStore:
 
     def __init__(self) -> None:
         self._store = open_store()
-        self.downloads: list[str] = []
         self.reads: list[str] = []
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
-    def read_bytes(self, uri: str) -> bytes:
+    def read_bytes(self, uri: str, compare_tag: bool = True) -> bytes:
         self.reads.append(uri)
-        return self._store.read_bytes(uri)
-
-    def download(self, uri: str, path: Path) -> None:
-        self.downloads.append(uri)
-        self._store.download(uri, path)
+        return self._store.read_bytes(uri, compare_tag)
 
 
 @pytest.fixture
@@ -46,7 +41,7 @@ def test_cache_reads_a_remote_shard_once(manifest: ShardManifest, tmp_path: Path
         cache = ShardCache(store, tmp_path / "cache", max_bytes=10**9)
         for entry in manifest.shards:
             assert cache.read(entry).n_events == 30
-    assert store.downloads == [entry.uri for entry in manifest.shards]
+    assert store.reads == [entry.uri for entry in manifest.shards]
     assert cache.n_bytes() == sum(entry.n_bytes for entry in manifest.shards)
 
 
@@ -59,17 +54,17 @@ def test_cache_deletes_the_least_recently_used_to_stay_within_its_size(
     cache = ShardCache(store, tmp_path / "cache", max_bytes=2 * size)
     for age, entry in ((20, first), (10, second)):
         cache.read(entry)
-        path = tmp_path / "cache" / f"{entry.sha256}.arrow"
+        path = tmp_path / "cache" / f"{entry.blake3}.arrow"
         os.utime(path, (path.stat().st_atime - age, path.stat().st_mtime - age))
     cache.read(first)  # used again: now the second is the oldest
     cache.read(third)
     assert cache.n_bytes() <= 2 * size
-    store.downloads.clear()
+    store.reads.clear()
     cache.read(first)
     cache.read(third)
-    assert store.downloads == []
+    assert store.reads == []
     cache.read(second)
-    assert store.downloads == [second.uri]
+    assert store.reads == [second.uri]
 
 
 def test_cache_fetches_a_damaged_copy_again(manifest: ShardManifest, tmp_path: Path) -> None:
@@ -77,12 +72,12 @@ def test_cache_fetches_a_damaged_copy_again(manifest: ShardManifest, tmp_path: P
     entry = manifest.shards[0]
     cache = ShardCache(store, tmp_path / "cache", max_bytes=10**9)
     whole = cache.read(entry)
-    path = tmp_path / "cache" / f"{entry.sha256}.arrow"
+    path = tmp_path / "cache" / f"{entry.blake3}.arrow"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     np.testing.assert_array_equal(cache.read(entry).time_ns, whole.time_ns)
-    assert store.downloads == [entry.uri] * 2
+    assert store.reads == [entry.uri] * 2
 
 
 def test_cache_refuses_a_remote_shard_that_is_damaged_itself(
@@ -94,3 +89,25 @@ def test_cache_refuses_a_remote_shard_that_is_damaged_itself(
     with pytest.raises(ShardError, match=entry.uri):
         cache.read(entry)
     assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_cache_keeps_nothing_that_is_damaged(manifest: ShardManifest, tmp_path: Path) -> None:
+    entry = manifest.shards[0]
+    data = bytearray(Path(entry.uri.removeprefix("file://")).read_bytes())
+    data[len(data) // 2] ^= 1
+    Path(entry.uri.removeprefix("file://")).write_bytes(data)
+    store = CountingStore()
+    cache = ShardCache(store, tmp_path / "cache", max_bytes=10**9)
+    with pytest.raises(ShardError, match=r"differs from its manifest.*blake3"):
+        cache.read(entry)
+    assert store.reads == [entry.uri] * 3
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_cache_says_what_to_do_when_its_folder_takes_no_copy(
+    manifest: ShardManifest, tmp_path: Path
+) -> None:
+    cache = ShardCache(CountingStore(), tmp_path / "cache", max_bytes=10**9)
+    (tmp_path / "cache").rmdir()
+    with pytest.raises(StorageError, match=r"cannot keep a local copy.*batches\.cache_gib"):
+        cache.read(manifest.shards[0])

@@ -24,7 +24,7 @@ class MemoryStore:
     def stat(self, uri: str) -> StoredObject | None:
         return self._describe(uri) if uri in self.objects else None
 
-    def read_bytes(self, uri: str) -> bytes:
+    def read_bytes(self, uri: str, compare_tag: bool = True) -> bytes:
         if uri not in self.objects:
             raise StorageError("object not found", where=uri)
         return self.objects[uri]

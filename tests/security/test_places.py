@@ -168,8 +168,8 @@ def test_manifest_whose_hash_is_a_path_is_refused(planned):
     text = manifest.to_json()
     for hashed in ("../../../etc/cron", "/etc/cron", "0" * 64 + "\n"):
         document = json.loads(text)
-        document["shards"][0]["sha256"] = hashed
-        with pytest.raises(ShardError, match=r"damaged shard manifest.*sha256"):
+        document["shards"][0]["blake3"] = hashed
+        with pytest.raises(ShardError, match=r"damaged shard manifest.*blake3"):
             parse_manifest(json.dumps(document), "manifest")
 
 

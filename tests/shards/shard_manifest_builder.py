@@ -23,7 +23,7 @@ def manifest_of(
             uri=f"s3://shards/{split}.arrow",
             split=split,
             n_bytes=13 * sketch.n_pulses,
-            sha256=f"{sketch.n_pulses:064d}",
+            blake3=f"{sketch.n_pulses:064d}",
             n_events=sketch.n_events,
             n_pulses=sketch.n_pulses,
             n_doms=sketch.n_doms,

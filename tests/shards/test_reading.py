@@ -23,7 +23,7 @@ def test_read_shard_names_the_shard_when_one_bit_differs(entry):
     data = bytearray(store.read_bytes(entry.uri))
     data[len(data) // 2] ^= 1
     store.write_bytes(entry.uri, bytes(data))
-    with pytest.raises(ShardError, match=rf"differs from its manifest \[{entry.uri}\].*sha256"):
+    with pytest.raises(ShardError, match=rf"differs from its manifest \[{entry.uri}\].*blake3"):
         read_shard(store, entry)
 
 

@@ -26,7 +26,7 @@ def test_sharding_in_an_object_store_gives_the_same_shards_as_on_disk(
     [work_unit] = plan_shards(store, raw_uri, config, out_uri)
     manifest = shard_unit(store, work_unit, out_uri, config)
     on_disk = shard_all(local_uri, tmp_path / "out", config)
-    assert {e.sha256 for e in manifest.shards} == {e.sha256 for e in on_disk.shards}
+    assert {e.blake3 for e in manifest.shards} == {e.blake3 for e in on_disk.shards}
     assert sum(read_shard(store, entry).n_events for entry in manifest.shards) == 600
     again = shard_unit(store, work_unit, out_uri, config)
     assert all(source.reused for source in again.source_files)

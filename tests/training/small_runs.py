@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from iceaggr.events.joining import take_range
 from iceaggr.interfaces import NullTracker, ObjectStore, Tracker
 from iceaggr.normalization import Normalization
 from iceaggr.shards.encoding import encode_shard
+from iceaggr.shards.format import shard_hash
 from iceaggr.shards.manifest import ShardEntry, ShardManifest
 from iceaggr.storage.file_store import FileStore
 from iceaggr.training import TrainingInputs
@@ -61,14 +61,14 @@ def dom_events(events: list[Event]) -> DomEvents:
 def write_shard(store: ObjectStore, folder_uri: str, split: Any, events: DomEvents) -> ShardEntry:
     """Write one shard of one split."""
     data = encode_shard(events)
-    sha256 = hashlib.sha256(data).hexdigest()
-    uri = f"{folder_uri}/{split}-{sha256[:16]}.arrow"
+    blake3 = shard_hash(data)
+    uri = f"{folder_uri}/{split}-{blake3[:16]}.arrow"
     store.write_bytes(uri, data)
     return ShardEntry(
         uri=uri,
         split=split,
         n_bytes=len(data),
-        sha256=sha256,
+        blake3=blake3,
         n_events=events.n_events,
         n_pulses=events.n_pulses,
         n_doms=events.n_doms,

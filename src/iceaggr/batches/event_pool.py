@@ -163,6 +163,8 @@ class EventPool:
             "event without a direction among labelled events",
             where=f"event_id {self.event_id[~known][0]}",
             expected="a direction for every event or for none",
+            found=f"{int((~known).sum())} of {len(known)} events without one",
+            remedy="Shard the raw events again: labels are checked there",
         )
 
 

@@ -68,6 +68,7 @@ class EventLoader:
                 where=f"manifest {self.manifest.digest()}",
                 expected="at least one",
                 remedy="Shard more raw events or raise the share of this split",
+                found="none",
             )
 
     @cached_property
@@ -199,11 +200,11 @@ class EventLoader:
     def _n_doms_of(self, window: list[ShardEntry]) -> IntArray:
         """Find the capped lengths of a window's events; each shard is read for it once."""
         for entry in window:
-            if entry.sha256 not in self._known_n_doms:
+            if entry.blake3 not in self._known_n_doms:
                 n_doms = np.diff(self._read(entry).event_dom_offsets)
                 n_doms = np.minimum(n_doms, self.config.max_doms_per_event)
-                self._known_n_doms[entry.sha256] = n_doms.astype(np.int32)
-        return np.concatenate([self._known_n_doms[entry.sha256] for entry in window])
+                self._known_n_doms[entry.blake3] = n_doms.astype(np.int32)
+        return np.concatenate([self._known_n_doms[entry.blake3] for entry in window])
 
     def _fill(self, pool: EventPool, begin: Extent, entry: ShardEntry) -> None:
         try:
@@ -220,5 +221,9 @@ class EventLoader:
             ) from error
         except Exception as error:
             raise ShardError(
-                "shard could not be loaded", where=entry.uri, found=repr(error)
+                "shard could not be loaded",
+                where=entry.uri,
+                found=repr(error),
+                expected="a readable shard",
+                remedy="Run the step again; if it stays so, shard its raw file again",
             ) from error

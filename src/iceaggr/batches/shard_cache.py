@@ -1,7 +1,9 @@
 """Local copies of remote shards, bounded in size, named by their hash.
 
 Several processes may share a folder: files appear by renaming and are only ever replaced by equal
-content. A copy that another process deletes to make room is simply fetched again.
+content. A copy that another process deletes to make room is simply fetched again. Copies are not
+forced to the disk, which would take longer than fetching them: every read verifies the hash, so one
+that a crash left incomplete is fetched again, too.
 """
 
 from __future__ import annotations
@@ -12,12 +14,11 @@ import threading
 from pathlib import Path
 from uuid import uuid4
 
-from iceaggr.errors import ShardError
+from iceaggr.errors import ShardError, StorageError
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.manifest import ShardEntry
-from iceaggr.shards.reading import verified_shard
-from iceaggr.verified import N_READS
+from iceaggr.shards.reading import read_shard_bytes, verified_shard
 
 logger = logging.getLogger(__name__)
 
@@ -37,43 +38,45 @@ class ShardCache:
     def read(self, entry: ShardEntry) -> DomEvents:
         """Read a shard, from the folder if it is there.
 
-        A damaged copy is fetched again once; every read verifies the hash.
+        What is fetched is verified before it is kept, and used without reading the copy.
         Raises: StorageError; ShardError if the remote shard itself is damaged.
         """
-        path = self._folder / f"{entry.sha256}{SUFFIX}"
+        path = self._folder / f"{entry.blake3}{SUFFIX}"
         if path.exists():
             try:
-                events = self._read_copy(entry, path)
+                events = verified_shard(path.read_bytes(), entry)
             except (ShardError, OSError) as error:
                 logger.warning("cached shard is read again from %s: %s", entry.uri, error)
                 path.unlink(missing_ok=True)
             else:
                 _mark_used(path)
                 return events
-        for _ in range(N_READS - 1):
-            self._fetch(entry, path)
-            try:
-                return self._read_copy(entry, path)
-            except (ShardError, OSError) as error:
-                logger.warning("%s is fetched again: %s", entry.uri, error)
-        self._fetch(entry, path)
-        return self._read_copy(entry, path)
+        data, found_hash = read_shard_bytes(self._store, entry)
+        events = verified_shard(data, entry, found_hash)
+        self._keep(data, path)
+        return events
 
     def n_bytes(self) -> int:
         """Measure the folder."""
         return sum(size for _, size, _ in self._copies())
 
-    def _read_copy(self, entry: ShardEntry, path: Path) -> DomEvents:
-        return verified_shard(path.read_bytes(), entry)
-
-    def _fetch(self, entry: ShardEntry, path: Path) -> None:
-        """Download under a temporary name, make room, rename."""
+    def _keep(self, data: bytes, path: Path) -> None:
+        """Make room, write under a temporary name, rename."""
         partial = path.with_name(f"{path.name}.{uuid4().hex}.part")
         try:
-            self._store.download(entry.uri, partial)
+            partial.write_bytes(data)
             with self._lock:
-                self._make_room(partial.stat().st_size)
+                self._make_room(len(data))
                 os.replace(partial, path)
+        except OSError as error:
+            raise StorageError(
+                "cannot keep a local copy of a shard",
+                where=str(self._folder),
+                found=error.strerror or str(error),
+                expected=f"room for {self._max_bytes} bytes",
+                remedy="Make room on the disk, lower batches.cache_gib, or set no "
+                "batches.cache_folder",
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
 

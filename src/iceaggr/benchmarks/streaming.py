@@ -66,7 +66,7 @@ def _measure(store: ObjectStore, local: ShardManifest, scratch: Path) -> dict[st
 def _upload(store: ObjectStore, manifest: ShardManifest) -> ShardManifest:
     entries: list[ShardEntry] = []
     for entry in manifest.shards:
-        uri = f"{FOLDER}/{entry.sha256}.arrow"
+        uri = f"{FOLDER}/{entry.blake3}.arrow"
         if not entries or store.stat(uri) is None:
             store.write_bytes(uri, open_store().read_bytes(entry.uri))
         entries.append(entry.model_copy(update={"uri": uri}))

@@ -14,10 +14,22 @@ the order of the raw file). Nothing is rounded: charge keeps the float type of i
 
 from __future__ import annotations
 
-import pyarrow as pa
+from typing import Any
 
-FORMAT_VERSION = 1
+import pyarrow as pa
+from blake3 import blake3
+
+FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
+
+
+def shard_hash(data: Any) -> str:
+    """Hash the bytes of a shard with BLAKE3, as its manifest names them: 64 hex digits.
+
+    Cryptographic like SHA-256, and four times as fast; every reading of a shard hashes it.
+    data: any contiguous buffer.  Source: https://github.com/BLAKE3-team/BLAKE3-specs
+    """
+    return blake3(data).hexdigest()
 
 
 def shard_schema(charge_type: pa.DataType) -> pa.Schema:

@@ -26,7 +26,7 @@ class _Document(BaseModel):
 
 Count = Annotated[int, Field(ge=0)]
 # the hash names a file in the local cache: nothing else may stand there
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ShardEntry(_Document):
@@ -35,7 +35,7 @@ class ShardEntry(_Document):
     uri: str
     split: Split
     n_bytes: Count
-    sha256: Sha256
+    blake3: Blake3
     n_events: Count
     n_pulses: Count
     n_doms: Count
@@ -90,7 +90,7 @@ class ShardManifest(_Document):
 
     def digest(self) -> str:
         """Hash the content (shard hashes and splits), wherever it lies: 16 hex digits."""
-        content = sorted([entry.split, entry.sha256, entry.n_events] for entry in self.shards)
+        content = sorted([entry.split, entry.blake3, entry.n_events] for entry in self.shards)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from iceaggr.errors import ShardError
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.encoding import decode_shard
+from iceaggr.shards.format import shard_hash
 from iceaggr.shards.manifest import ShardEntry
 from iceaggr.verified import read_verified
 
@@ -18,16 +17,28 @@ def read_shard(store: ObjectStore, entry: ShardEntry) -> DomEvents:
     Raises: StorageError if it is missing, ShardError if it is still not what the manifest says
     when it is read again.
     """
-    return verified_shard(read_verified(store, entry.uri, entry.sha256)[0], entry)
+    data, found_hash = read_shard_bytes(store, entry)
+    return verified_shard(data, entry, found_hash)
 
 
-def verified_shard(data: bytes, entry: ShardEntry) -> DomEvents:
-    """Decode the bytes of a shard, from storage or a local copy. Raises: ShardError."""
-    digest = hashlib.sha256(data).hexdigest()
-    if len(data) != entry.n_bytes or digest != entry.sha256:
-        raise _differs(
-            entry, f"{len(data)} bytes, sha256 {digest}", f"{entry.n_bytes} bytes, {entry.sha256}"
-        )
+def read_shard_bytes(store: ObjectStore, entry: ShardEntry) -> tuple[bytes, str]:
+    """Read the bytes of a shard, again if they are damaged; gives the last ones and their hash.
+
+    Raises: StorageError.
+    """
+    return read_verified(store, entry.uri, entry.blake3, shard_hash)
+
+
+def verified_shard(data: bytes, entry: ShardEntry, found_hash: str = "") -> DomEvents:
+    """Decode the bytes of a shard, from storage or a local copy.
+
+    found_hash: of these bytes, where the caller has computed it.
+    Raises: ShardError if they are not what the manifest says.
+    """
+    found_hash = found_hash or shard_hash(data)
+    if len(data) != entry.n_bytes or found_hash != entry.blake3:
+        given = f"{len(data)} bytes, blake3 {found_hash}"
+        raise _differs(entry, given, f"{entry.n_bytes} bytes, {entry.blake3}")
     events = decode_shard(data, entry.uri)
     found = (events.n_events, events.n_doms, events.n_pulses)
     expected = (entry.n_events, entry.n_doms, entry.n_pulses)

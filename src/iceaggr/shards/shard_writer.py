@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from iceaggr.events.joining import take_range
 from iceaggr.events.workspace import Workspace
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, encode_joined
+from iceaggr.shards.format import shard_hash
 from iceaggr.shards.manifest import ShardEntry, Split
 from iceaggr.shards.sketches import Sketch, sketch_events
 
@@ -119,7 +119,7 @@ class ShardWriter:
             uri=uri,
             split=split,
             n_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
+            blake3=shard_hash(data),
             n_events=events.n_events,
             n_pulses=events.n_pulses,
             n_doms=events.n_doms,

@@ -23,7 +23,7 @@ class FileStore:
 
     The etag is size and modification time in nanoseconds: it names the content as long as nobody
     rewrites a file in place with the same length and sets its time back. Reading all bytes to
-    hash them would cost a pass over the data; shards carry their own sha256 besides.
+    hash them would cost a pass over the data; shards carry their own hash besides.
     """
 
     def list(self, prefix_uri: str) -> list[StoredObject]:
@@ -42,8 +42,11 @@ class FileStore:
         with as_storage_error(uri, "cannot look up"):
             return _describe(uri, file_path(uri))
 
-    def read_bytes(self, uri: str) -> bytes:
-        """Read a whole file. Raises: StorageError if it is missing or shrinks while being read."""
+    def read_bytes(self, uri: str, compare_tag: bool = True) -> bytes:
+        """Read a whole file; its tag does not depend on its content, so none is compared.
+
+        Raises: StorageError if it is missing or shrinks while being read.
+        """
         with as_storage_error(uri, "cannot read"), file_path(uri).open("rb") as file:
             n_bytes = os.fstat(file.fileno()).st_size
             data = file.read()
@@ -186,5 +189,6 @@ def as_storage_error(uri: str, failed: str) -> Iterator[None]:
             failed,
             where=uri,
             found=error.strerror or str(error),
+            expected="a file system that lets this user do so",
             remedy="Check permissions, free space and what else has this name",
         ) from error

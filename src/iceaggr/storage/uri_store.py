@@ -52,9 +52,9 @@ class UriStore:
         """Describe one object, or None when it does not exist."""
         return self._backend(uri).stat(uri)
 
-    def read_bytes(self, uri: str) -> bytes:
-        """Read a whole object, its length checked."""
-        return self._backend(uri).read_bytes(uri)
+    def read_bytes(self, uri: str, compare_tag: bool = True) -> bytes:
+        """Read a whole object, its length checked; and its tag, unless the caller knows a hash."""
+        return self._backend(uri).read_bytes(uri, compare_tag)
 
     def write_bytes(self, uri: str, data: bytes | memoryview) -> None:
         """Write a whole object atomically: readers see the old one or the new one."""

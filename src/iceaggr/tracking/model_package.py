@@ -33,7 +33,7 @@ _INPUT = {
 _OUTPUT = {"event_id": DataType.long, **dict.fromkeys(("azimuth", "zenith", "kappa"), "double")}
 # What prediction imports: pinned as installed, so that MLflow neither guesses nor asks an index.
 _REQUIRED = (
-    *("boto3", "jinja2", "matplotlib", "mlflow", "numpy", "pandas", "psutil", "pyarrow"),
+    *("blake3", "boto3", "jinja2", "matplotlib", "mlflow", "numpy", "pandas", "psutil", "pyarrow"),
     *("pydantic", "pyyaml", "rich", "safetensors", "scipy", "torch"),
 )
 _NOT_NEEDED = (
@@ -113,6 +113,7 @@ def _check(target: Path) -> None:
             where=str(target),
             found=" ".join(f"{type(error).__name__}: {error}".split())[:400],
             remedy="Nothing was registered; correct the saved model",
+            expected="a direction for each event",
         ) from error
     expected = example["event_id"].nunique()
     if list(answer.columns) != list(_OUTPUT) or len(answer) != expected:
@@ -121,4 +122,5 @@ def _check(target: Path) -> None:
             where=str(target),
             found=f"{len(answer)} rows of {list(answer.columns)}",
             expected=f"{expected} rows of {list(_OUTPUT)}",
+            remedy="Nothing was registered; correct the saved model",
         )
