@@ -7,7 +7,6 @@ F/run.json, and each later step reads what the steps before it left there.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -195,14 +194,10 @@ def promote(
             "nothing to promote",
             found=f"a model's name, {model_name}" if model_name else None,
             expected="--folder FOLDER, or --rollback [MODEL_NAME]",
+            where="iceaggr promote",
+            remedy="Name the folder of a run, or ask for the rollback",
         )
     run = RunFolder.open(folder)
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        raise ConfigError(
-            "promotion needs a model registry",
-            where="MLFLOW_TRACKING_URI",
-            remedy="Set it to the address of an MLflow server; `make up` starts one here",
-        )
     run_promote_model(
         run.context(),
         run.manifest,

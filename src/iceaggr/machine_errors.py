@@ -50,23 +50,32 @@ def as_machine_error(error: BaseException) -> MachineError | None:
             what,
             where=str(error.filename or ""),
             found=f"{words}; temporary files go to {tempfile.gettempdir()}",
+            expected="a local folder with space that this user may write to",
             remedy=f"{remedy}, or set TMPDIR to another folder; then run the step again",
         )
     if isinstance(error, OSError) and error.errno in _OPEN_FILES:
         return MachineError(
-            "too many open files", found=words, remedy="Raise the limit: `ulimit -n 4096`"
+            "too many open files",
+            where="this machine",
+            found=words,
+            expected="room for a few hundred open files",
+            remedy="Raise the limit: `ulimit -n 4096`",
         )
     no_memory = isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM
     if no_memory or (isinstance(error, RuntimeError) and _tells(words, *_NO_MEMORY_WORDS)):
         return MachineError(
             "out of memory",
+            where="this machine",
             found=words or type(error).__name__,
+            expected="memory for the settings of this step",
             remedy="Give the step more memory, or lower batches.n_events or n_mixed_shards",
         )
     if isinstance(error, RuntimeError) and _tells(words, _NO_THREAD_WORDS):
         return MachineError(
             "no further thread can be started",
+            where="this machine",
             found=words,
+            expected="a few dozen threads",
             remedy="Give the step more memory or processes: see `ulimit -a`",
         )
     return None

@@ -162,7 +162,11 @@ def check_usable(sketch: Sketch, constant_features: Collection[str] = ()) -> Non
     unknown = sorted(set(constant_features) - set(INPUT_FEATURES))
     if unknown:
         raise NormalizationError(
-            "unknown constant feature", found=unknown, expected=f"some of {INPUT_FEATURES}"
+            "unknown constant feature",
+            found=unknown,
+            expected=f"some of {INPUT_FEATURES}",
+            where="normalization.constant_features",
+            remedy="Correct the name",
         )
     problems = []
     for name in INPUT_FEATURES:
@@ -228,6 +232,7 @@ class Normalizer(nn.Module):
                 found=self.scale.dtype,
                 expected=torch.float32,
                 remedy="Use torch.autocast instead of casting the model: times need 24 bits",
+                where="model",
             )
         charge = torch.log10(batch.charge_pe.float()) if self._log10 else batch.charge_pe.float()
         return NormalizedInputs(

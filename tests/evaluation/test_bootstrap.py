@@ -113,7 +113,7 @@ def test_estimates_are_equal_for_equal_seeds():
 
 
 def test_estimate_refuses_values_that_are_not_finite():
-    with pytest.raises(EvaluationError, match="not finite: found 1 of 3"):
+    with pytest.raises(EvaluationError, match=r"not finite \[opening angles\]: found 1 of 3"):
         estimate_angles(np.array([1.0, np.nan, 2.0]), 100, 0.95, np.random.default_rng(0))
 
 

@@ -116,6 +116,24 @@ def test_runs_without_shared_events_are_an_error():
         compare_runs({"a": run(0, 1), "b": other}, CONFIG)
 
 
+def moved(events: pd.DataFrame, by_rad: float) -> pd.DataFrame:
+    """Turn the true direction of the first event."""
+    azimuth = events["true_azimuth"].to_numpy(copy=True)
+    azimuth[0] += by_rad
+    return events.assign(true_azimuth=azimuth)
+
+
+@pytest.mark.parametrize("by_rad", [2e-4, -2e-4, 1e-3, np.pi])
+def test_true_directions_that_differ_visibly_are_an_error(by_rad):
+    with pytest.raises(EvaluationError, match="found 1 of 400 shared events"):
+        compare_runs({"a": run(0, 1), "b": moved(run(0, 2), by_rad)}, CONFIG)
+
+
+@pytest.mark.parametrize("by_rad", [5e-5, 2 * np.pi])
+def test_true_directions_that_differ_by_rounding_or_a_turn_are_the_same(by_rad):
+    assert compare_runs({"a": run(0, 1), "b": moved(run(0, 2), by_rad)}, CONFIG).n_events == 400
+
+
 def test_runs_that_disagree_on_the_truth_are_an_error():
     other = run(0, 2).assign(true_zenith=lambda table: np.roll(table["true_zenith"], 1))
     with pytest.raises(EvaluationError, match=r"disagree on the true directions \[b\]"):

@@ -119,7 +119,7 @@ def test_card_describes_another_detector_without_labels_strings_charge_or_flag()
 
 
 def test_card_refuses_data_without_a_train_split() -> None:
-    with pytest.raises(ShardError, match=r"no train split to describe: found \['test'\]"):
+    with pytest.raises(ShardError, match=r"no train split to describe .*: found \['test'\]"):
         data_card_html(MANIFEST, {"test": SPLITS["test"]}, Normalization.seed(), DETECTOR)
 
 

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from iceaggr.errors import ConfigError, TrainingError
+from iceaggr.errors import ConfigError, IceaggrError, TrainingError
 from iceaggr.machines.torchrun import run_here
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.train_here import run_train_here
 from iceaggr.steps.train_on_machines import deadline_s, parse_machines
-from iceaggr.steps.train_request import TrainAnswer, train_in_processes
+from iceaggr.steps.train_request import TrainAnswer, read_request, train_in_processes
 from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.training.interruption import EXIT_CODE_INTERRUPTED
 from tests.training.small_runs import small_config, small_inputs
@@ -64,6 +64,24 @@ def test_train_in_processes_misses_the_result_of_processes_that_wrote_none(
 ):
     with pytest.raises(TrainingError, match="left no result"):
         train(context, documents, tmp_path, lambda uri: None)
+
+
+def test_train_in_processes_names_an_answer_that_is_damaged(context, documents, tmp_path):
+    def answer_badly(uri):
+        result = read_request(context.open_store(), uri).result_uri
+        context.open_store().write_bytes(result, b'{"pointer": 7}')
+
+    with pytest.raises(
+        IceaggrError, match=r"not a TrainAnswer \[.*result.json\]: found pointer: 7"
+    ):
+        train(context, documents, tmp_path, answer_badly)
+
+
+def test_read_request_names_a_request_that_is_damaged(context):
+    uri = f"{context.run_uri}/request.json"
+    context.open_store().write_bytes(uri, b"{")
+    with pytest.raises(IceaggrError, match=r"not a TrainRequest \[.*request.json\]"):
+        read_request(context.open_store(), uri)
 
 
 def test_train_in_processes_checks_the_limits_before_anything_is_launched(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from mlflow import MlflowClient
 
-from iceaggr.errors import ConfigError, TrainingError
+from iceaggr.errors import ConfigError, IceaggrError, TrainingError
 from iceaggr.models.bundle import load_model
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.train_here import run_train_here
@@ -120,6 +120,14 @@ def test_processes_start_from_what_the_launching_step_decided(tmp_path, document
         launch=run_worker,
     )
     assert facts.labels["started_from"] == f"champion {champion.uri}"
+
+
+def test_decision_that_is_damaged_is_named(tmp_path, documents):
+    context = replace(context_of(tmp_path, "run-2", "x"), tracked=False)
+    uri = f"{context.run_uri}/training/start.json"
+    context.open_store().write_bytes(uri, b'{"model": 7}')
+    with pytest.raises(IceaggrError, match=r"not a TrainingStart \[.*start.json\]: found model: 7"):
+        train(context, documents)
 
 
 def test_champion_without_a_registry_is_refused(tmp_path, documents):

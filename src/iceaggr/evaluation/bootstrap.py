@@ -107,7 +107,7 @@ def estimate_share(n_inside: int, n_values: int, confidence: float) -> Estimate:
     Source: Wilson 1927, the score interval of a binomial proportion.
     """
     if not n_values:
-        raise EvaluationError("no event to score", expected="at least one")
+        raise _nothing_to_score()
     test = binomtest(n_inside, n_values)
     wide = test.proportion_ci(confidence, method="wilson")
     narrow = test.proportion_ci(ONE_SIGMA, method="wilson")
@@ -142,7 +142,7 @@ def _without_error(value: float) -> Estimate:
 def _checked(values: FloatArray) -> FloatArray:
     values = np.asarray(values)
     if not len(values):
-        raise EvaluationError("no event to score", expected="at least one")
+        raise _nothing_to_score()
     n_bad = int((~np.isfinite(values)).sum())
     if n_bad:
         raise EvaluationError(
@@ -150,5 +150,16 @@ def _checked(values: FloatArray) -> FloatArray:
             found=f"{n_bad} of {len(values)} values",
             expected="degrees",
             remedy="Look for NaN in the predictions",
+            where="opening angles",
         )
     return values
+
+
+def _nothing_to_score() -> EvaluationError:
+    return EvaluationError(
+        "no event to score",
+        where="opening angles",
+        found="none",
+        expected="at least one",
+        remedy="Score more events, or leave this subset out",
+    )

@@ -159,7 +159,11 @@ def _checked(angle: FloatArray, kappa: FloatArray) -> tuple[FloatArray, FloatArr
     angle, kappa = np.asarray(angle, np.float64), np.asarray(kappa, np.float64)
     if angle.shape != kappa.shape:
         raise EvaluationError(
-            "angles and kappa differ in shape", found=kappa.shape, expected=angle.shape
+            "angles and kappa differ in shape",
+            found=kappa.shape,
+            expected=angle.shape,
+            where="calibration",
+            remedy="Give one kappa for each opening angle",
         )
     bad = ~np.isfinite(kappa) | (kappa < 0)
     if bad.any():
@@ -168,5 +172,6 @@ def _checked(angle: FloatArray, kappa: FloatArray) -> tuple[FloatArray, FloatArr
             found=f"{kappa[bad][0]} and {int(bad.sum()) - 1} more like it",
             expected="finite numbers >= 0",
             remedy="Check the model's direction head",
+            where="calibration",
         )
     return angle, kappa

@@ -92,7 +92,11 @@ def compare_runs(
     """
     if len(events_by_name) < 2:
         raise EvaluationError(
-            "nothing to compare", found=list(events_by_name), expected="at least two runs"
+            "nothing to compare",
+            found=list(events_by_name),
+            expected="at least two runs",
+            where="runs",
+            remedy="Name another run",
         )
     shared = _shared_events(events_by_name)
     reference, *others = shared
@@ -112,7 +116,13 @@ def _shared_events(events_by_name: Mapping[str, pd.DataFrame]) -> dict[str, pd.D
     tables = {name: table.set_index("event_id") for name, table in events_by_name.items()}
     for name, table in tables.items():
         if not table.index.is_unique:
-            raise EvaluationError("a run lists an event twice", where=name)
+            raise EvaluationError(
+                "a run lists an event twice",
+                where=name,
+                found=f"event_id {table.index[table.index.duplicated()][0]}",
+                expected="one row per event_id",
+                remedy="Evaluate that run again",
+            )
     first, *others = tables.values()
     index = first.index.sort_values()
     for table in others:
@@ -130,11 +140,13 @@ def _shared_events(events_by_name: Mapping[str, pd.DataFrame]) -> dict[str, pd.D
     for name, table in shared.items():
         # compare through the cosine, so that azimuth 0 and 2 pi agree
         change = table[["true_azimuth", "true_zenith"]].to_numpy() - true
-        if not np.allclose(np.cos(change), 1.0, atol=LABEL_TOLERANCE_RAD**2):
+        far = np.cos(change) < math.cos(LABEL_TOLERANCE_RAD)
+        if far.any():
             raise EvaluationError(
                 "runs disagree on the true directions",
                 where=name,
-                expected="the same events under the same event_id",
+                found=f"{int(far.any(axis=1).sum())} of {len(index)} shared events",
+                expected="the same direction for the same event_id",
                 remedy="Event ids were reused for other events: compare runs on one data set",
             )
     return shared

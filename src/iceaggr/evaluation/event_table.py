@@ -35,6 +35,7 @@ def score_batch(batch: EventBatch, predictions: Predictions) -> Columns:
             found="an unlabelled batch",
             expected="labelled events",
             remedy="Use `iceaggr predict` for unlabelled events",
+            where="evaluation",
         )
     true = true_direction(batch)
     azimuth, zenith = azimuth_zenith(true)
@@ -83,6 +84,8 @@ def concatenate(parts: list[Columns]) -> pd.DataFrame:
             "no event to score",
             expected="at least one labelled event",
             remedy="The test split is empty: use more events or a larger data.test_share",
+            where="test split",
+            found="none",
         )
     events = pd.DataFrame(
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -94,6 +97,7 @@ def concatenate(parts: list[Columns]) -> pd.DataFrame:
             where=f"event_id {twice.iloc[0]}",
             found=f"{len(twice)} repeated events",
             expected="each event once",
+            remedy="Shard the raw events again: an event belongs to one shard",
         )
     return events.sort_values("event_id", kind="stable", ignore_index=True)
 
@@ -106,8 +110,15 @@ def join_truth(events: pd.DataFrame, truth: pd.DataFrame | None) -> pd.DataFrame
     if truth is None:
         return events
     known = [name for name in TRUTH_COLUMNS if name in truth]
-    if truth["event_id"].duplicated().any():
-        raise EvaluationError("truth lists an event twice", expected="one row per event_id")
+    twice = truth["event_id"][truth["event_id"].duplicated()]
+    if len(twice):
+        raise EvaluationError(
+            "truth lists an event twice",
+            where=f"event_id {twice.iloc[0]}",
+            found=f"{len(twice)} repeated rows",
+            expected="one row per event_id",
+            remedy="Remove the truth file that was added twice",
+        )
     missing = ~events["event_id"].isin(truth["event_id"])
     if missing.any():
         raise EvaluationError(

@@ -58,6 +58,7 @@ def predict_batch(model: nn.Module, batch: EventBatch, device: torch.device | st
             "predictions are not finite",
             where=f"event_id {', '.join(str(event) for event in events[:5])}",
             found=f"{len(events)} of {batch.n_events} events of a batch",
+            expected="finite directions and kappa",
             remedy="Check these events with `iceaggr stats`, or the weights of the model",
         )
     # a unit vector in the model's precision is not one in float64, and angles are taken there

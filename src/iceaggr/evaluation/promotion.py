@@ -84,6 +84,7 @@ def _rival(
                 found=list(challenger.columns),
                 expected="a column constant_angle_deg",
                 remedy="Give the event table that evaluation wrote",
+                where="challenger",
             )
         return "best constant prediction (no champion yet)", _angles(challenger, "constant")
     champion = _by_event(champion, "champion")
@@ -106,6 +107,7 @@ def _by_event(events: pd.DataFrame, who: str) -> pd.DataFrame:
             where=who,
             found=f"{len(events)} rows, {events['event_id'].nunique()} events",
             expected="at least two events, each once",
+            remedy="Evaluate both models on the same test events, more than one",
         )
     return events.set_index("event_id").sort_index()
 

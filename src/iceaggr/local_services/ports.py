@@ -41,6 +41,8 @@ def choose_ports(wanted: Mapping[str, int]) -> dict[str, int]:
                 f"no free port for {name}",
                 found=f"{_MAX_TRIES} ports of {_SEARCHED.start}-{_SEARCHED.stop} tried",
                 remedy="Stop the processes that hold them: see `ss -ltn`",
+                where=LOOPBACK,
+                expected="one that nobody listens on",
             )
         chosen[name] = found
     return chosen

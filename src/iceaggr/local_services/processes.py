@@ -55,6 +55,8 @@ class ServiceProcess:
             f"{self.name} does not end",
             found=f"processes {[member.pid for member in members]}",
             remedy="End these processes by hand",
+            where=f"process group {self.pid}",
+            expected="none left after SIGKILL",
         )
 
     def _members(self) -> list[psutil.Process]:
@@ -91,7 +93,11 @@ def start_process(
         )
     except OSError as error:
         raise ServiceError(
-            f"{name} cannot be started", where=command[0], found=error.strerror
+            f"{name} cannot be started",
+            where=command[0],
+            found=error.strerror,
+            expected="a program that this user may run",
+            remedy="Install the project again: `make setup`",
         ) from None
     finally:
         os.close(descriptor)
@@ -108,6 +114,7 @@ def died(name: str, log: Path) -> ServiceError:
         where=str(log),
         found=f"at the end of its log: {log_tail(log)}",
         remedy="The log file has the rest",
+        expected="a service that stays up",
     )
 
 

@@ -58,6 +58,7 @@ class ServiceState:
                 where=str(path),
                 found=str(error),
                 remedy="Stop the services' processes and delete this file",
+                expected="the JSON of the last start",
             ) from None
 
     def _save(self, name: str, document: Mapping[str, Any]) -> None:

@@ -56,6 +56,7 @@ class JobApi:
                 found=str(error),
                 expected="a pod with a service account",
                 remedy="Train on one machine here: train_nodes 1",
+                where="train_nodes",
             ) from None
         return JobApi(client.ApiClient(), _NAMESPACE_FILE.read_text().strip())
 
@@ -175,9 +176,14 @@ def _errors(where: str) -> Iterator[None]:
             f"Kubernetes refused the request ({error.reason})",
             where=where,
             found=error.status,
+            expected="status 200 or 201",
             remedy="Does the service account have the rights of manifests/base?",
         ) from None
     except urllib3.exceptions.HTTPError as error:
         raise KubernetesAwayError(
-            "Kubernetes cannot be reached", where=where, found=" ".join(str(error).split())[:200]
+            "Kubernetes cannot be reached",
+            where=where,
+            found=" ".join(str(error).split())[:200],
+            expected="an answer of the API server",
+            remedy="Check the cluster, then run the step again: it adopts the job",
         ) from None

@@ -47,6 +47,7 @@ def run_train_job(
             "training on several machines failed",
             where=f"TrainJob {order.name}",
             found=reason,
+            expected="a TrainJob that completes",
             remedy="The log above is that of rank 0; `kubectl describe trainjob` tells more",
         )
 
@@ -73,7 +74,11 @@ def _launch_or_adopt(
             # a job that is being deleted keeps its name until its pods are gone
             if late:
                 raise TrainingError(
-                    "the TrainJob of an earlier attempt does not go away", where=f"TrainJob {name}"
+                    "the TrainJob of an earlier attempt does not go away",
+                    where=f"TrainJob {name}",
+                    found="a TrainJob that is being deleted",
+                    expected="none of that name",
+                    remedy="See what holds its pods: `kubectl describe trainjob`",
                 )
         stop.wait(pause_s)
 
@@ -114,7 +119,13 @@ def _wait(api: JobApi, name: str, stop: threading.Event, pause_s: float) -> tupl
             continue
         away_since = None
         if job is None:
-            raise TrainingError("the TrainJob was deleted by somebody", where=f"TrainJob {name}")
+            raise TrainingError(
+                "the TrainJob was deleted by somebody",
+                where=f"TrainJob {name}",
+                found="no such TrainJob",
+                expected="one that ends by itself",
+                remedy="Run the step again: training goes on from its checkpoint",
+            )
         ended = end_of(job)
         if ended[0]:
             return ended

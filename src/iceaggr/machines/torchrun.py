@@ -56,6 +56,7 @@ def run_here(request_uri: str, n_processes: int) -> None:
             "a training process failed",
             where=f"torchrun, {n_processes} processes",
             found=f"exit code {code}",
+            expected="exit code 0",
             remedy="The lines above tell which process, and why",
         )
 

@@ -43,7 +43,13 @@ def data_card_html(
     """
     present = {s: sketches[s] for s in SPLITS if s in sketches and sketches[s].n_events}
     if "train" not in present:
-        raise ShardError("no train split to describe", found=list(present), expected="train")
+        raise ShardError(
+            "no train split to describe",
+            found=list(present),
+            expected="train",
+            where=f"manifest {manifest.digest()}",
+            remedy="Shard more raw events, or lower the shares of the other splits",
+        )
     every = merge_sketches(present.values())
     page = _template().render(
         manifest=manifest,

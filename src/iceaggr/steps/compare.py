@@ -10,6 +10,7 @@ import pandas as pd
 from iceaggr.config import EvaluationConfig
 from iceaggr.errors import ConfigError
 from iceaggr.evaluation.comparison import Comparison, compare_runs
+from iceaggr.steps.documents import check_target_folder
 from iceaggr.tracking.run_files import fetch_run_file
 
 EVENTS_FILE = "evaluation/events.parquet"
@@ -26,16 +27,24 @@ def run_compare(runs: list[str], page: Path | None) -> Comparison:
             "nothing to compare",
             found=", ".join(runs) or "no run",
             expected="two or more runs, the first one the reference",
+            where="iceaggr compare",
+            remedy="Name another run",
         )
-    if page and not page.absolute().parent.is_dir():
-        raise ConfigError("folder does not exist", where=f"--page {page}")
+    if page:
+        check_target_folder(page, "--page")
     tables: dict[str, pd.DataFrame] = {}
     seen: set[str] = set()
     for run in runs:
         with TemporaryDirectory() as folder:
             file = fetch_run_file(run, EVENTS_FILE, Path(folder))
             if file.run_id in seen:
-                raise ConfigError("the same run twice", where=run, found=file.run_name)
+                raise ConfigError(
+                    "the same run twice",
+                    where=run,
+                    found=file.run_name,
+                    expected="different runs",
+                    remedy="Name each run once",
+                )
             seen.add(file.run_id)
             # two runs may share a name, never an id
             is_new = file.run_name not in tables

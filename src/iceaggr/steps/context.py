@@ -88,6 +88,20 @@ class RunContext:
         """Name the folder of tracking records that did not reach the server."""
         return f"{self.run_uri}/unsent_tracking"
 
+    def require_registry(self, purpose: str) -> None:
+        """Refuse what needs a model registry in a run without a tracking server.
+
+        Raises: ConfigError.
+        """
+        if not self.tracked:
+            raise ConfigError(
+                f"{purpose} needs a model registry",
+                where=TRACKING_VARIABLE,
+                found="nothing",
+                expected="http://host:port or https://host",
+                remedy="Set it to the address of an MLflow server; `make up` starts one here",
+            )
+
     def _send_kept(self) -> None:
         from iceaggr.tracking.unsent import send_kept
 

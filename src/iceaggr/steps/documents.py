@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from iceaggr.errors import IceaggrError, ModelError
+from iceaggr.errors import ConfigError, IceaggrError, ModelError
 from iceaggr.validation import first_problem
 
 D = TypeVar("D", bound=BaseModel)
@@ -82,10 +82,26 @@ class EvaluationPointer(BaseModel):
         )
 
 
+def check_target_folder(path: Path, option: str) -> None:
+    """Refuse a file to write whose folder does not exist, before work is done for it.
+
+    option: that named it.  Raises: ConfigError.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(
+            "folder does not exist",
+            where=f"{option} {path}",
+            found=str(folder),
+            expected="an existing folder",
+            remedy="Create it first",
+        )
+
+
 def read_document(kind: type[D], path: Path) -> D:
     """Read a document. Raises: IceaggrError if the file is missing or not of this kind."""
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return parse_document(kind, path.read_bytes(), str(path))
     except FileNotFoundError:
         raise IceaggrError(
             f"{kind.__name__} not found",
@@ -94,11 +110,17 @@ def read_document(kind: type[D], path: Path) -> D:
             expected="the document of an earlier step",
             remedy="Run the step that writes it",
         ) from None
+
+
+def parse_document(kind: type[D], data: bytes, where: str) -> D:
+    """Check a document. where: its file or URI. Raises: IceaggrError if it is not of this kind."""
+    try:
+        return kind.model_validate_json(data)
     except ValidationError as error:
         problem = first_problem(error, kind)
         raise IceaggrError(
             f"not a {kind.__name__}",
-            where=str(path),
+            where=where,
             found=problem.found_in_field,
             expected=problem.expected,
             remedy="Run the step that writes it again; documents are never edited by hand",

@@ -46,44 +46,66 @@ def run_evaluate_model(
         StepProgress("evaluate_model", run_id=context.run_id) as progress,
         context.tracking("evaluate_model") as tracker,
     ):
-        store = context.open_store()
         manifest = read_manifest(manifest_path)
         pointer = read_document(ModelPointer, model_path)
-        loaded = load_model(store, pointer.model_uri)
-        pointer.check_data(manifest.digest(), loaded.facts)
-        loader = EventLoader(store, manifest, "test", loaded.detector, context.config.batches)
-        n_events = loader.n_events
         report_context = _report_context(context, pointer, manifest, raw_uri, tracker.run_id)
-        evaluation = evaluate(
-            loaded.model,
-            loader.epoch(0),
-            read_truth(store, raw_uri),
-            context.config.evaluation,
-            on_progress=lambda done: progress.update(done, n_events, f"{done:,} events"),
-            context=replace(report_context, detector=loaded.detector),
-        )
+        evaluation = _evaluate(context, (manifest, pointer), raw_uri, report_context, progress)
         headline = EvaluationPointer(
             events_uri=f"{context.run_uri}/evaluation/events.parquet",
             report_uri=f"{context.run_uri}/evaluation/report.html",
             n_events=len(evaluation.events),
             table=_angle_table(evaluation),
         )
-        table = _parquet(evaluation.events)
-        store.write_bytes(headline.events_uri, table)
-        store.write_bytes(headline.report_uri, evaluation.report_html.encode())
-        evaluation_path.write_text(headline.model_dump_json(indent=1))
-        report_path.write_text(evaluation.report_html)
         tables = _tables(evaluation, context.config.evaluation)
-        for name, text in tables.items():
-            store.write_bytes(f"{context.run_uri}/evaluation/{name}", text.encode())
-            report_path.with_name(name).write_text(text)
-        _track(tracker, evaluation, table, tables)
+        _write(context, headline, evaluation, tables, report_path)
+        evaluation_path.write_text(headline.model_dump_json(indent=1))
+        _track(tracker, evaluation, tables)
         model, line_fit = headline.row("model"), headline.row("line_fit")
         progress.conclude(
             f"mean {model.mean_deg:.2f} ± {model.mean_error_deg:.2f} deg,"
             f" line fit {line_fit.mean_deg:.2f} deg"
         )
         return _figures(headline)
+
+
+def _evaluate(
+    context: RunContext,
+    trained: tuple[ShardManifest, ModelPointer],
+    raw_uri: str,
+    report_context: ReportContext,
+    progress: StepProgress,
+) -> Evaluation:
+    """Score the test split with the model of a pointer, if it was trained on this manifest."""
+    manifest, pointer = trained
+    store = context.open_store()
+    loaded = load_model(store, pointer.model_uri)
+    pointer.check_data(manifest.digest(), loaded.facts)
+    loader = EventLoader(store, manifest, "test", loaded.detector, context.config.batches)
+    return evaluate(
+        loaded.model,
+        loader.epoch(0),
+        read_truth(store, raw_uri),
+        context.config.evaluation,
+        on_progress=lambda done: progress.update(done, loader.n_events, f"{done:,} events"),
+        context=replace(report_context, detector=loaded.detector),
+    )
+
+
+def _write(
+    context: RunContext,
+    headline: EvaluationPointer,
+    evaluation: Evaluation,
+    tables: dict[str, str],
+    report_path: Path,
+) -> None:
+    """Put events, report and tables into the run's storage, report and tables also beside it."""
+    store = context.open_store()
+    store.write_bytes(headline.events_uri, _parquet(evaluation.events))
+    store.write_bytes(headline.report_uri, evaluation.report_html.encode())
+    report_path.write_text(evaluation.report_html)
+    for name, text in tables.items():
+        store.write_bytes(f"{context.run_uri}/evaluation/{name}", text.encode())
+        report_path.with_name(name).write_text(text)
 
 
 def _figures(headline: EvaluationPointer) -> dict[str, float]:
@@ -149,9 +171,7 @@ def _tables(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, str]:
     }
 
 
-def _track(
-    tracker: Tracker, evaluation: Evaluation, events_parquet: bytes, tables: dict[str, str]
-) -> None:
+def _track(tracker: Tracker, evaluation: Evaluation, tables: dict[str, str]) -> None:
     tracker.log_metrics(evaluation.metrics)
     tracker.log_text(evaluation.report_html, "evaluation/report.html")
     with TemporaryDirectory() as folder:
@@ -160,7 +180,7 @@ def _track(
             path.write_bytes(png)
             tracker.log_file(path, "evaluation/figures")
         table = Path(folder) / "events.parquet"
-        table.write_bytes(events_parquet)
+        table.write_bytes(_parquet(evaluation.events))
         tracker.log_file(table, "evaluation")
     for name, text in tables.items():
         tracker.log_text(text, f"evaluation/{name}")  # MLflow shows them as tables

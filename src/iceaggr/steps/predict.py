@@ -27,7 +27,8 @@ from iceaggr.events.unique_ids import refuse_repeated_ids
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.progress import StepProgress
-from iceaggr.steps.promote_model import batches_of
+from iceaggr.steps.champion import batches_of
+from iceaggr.steps.documents import check_target_folder
 from iceaggr.storage import open_store
 
 UNPREDICTED_DIRECTION = {".parquet": (math.nan, math.nan), ".csv": (0.0, 0.0)}
@@ -47,22 +48,7 @@ def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
     Returns the number of events.  Raises: ConfigError, ModelError, RawDataError, also for an
     event_id that two raw files share, DetectorError, TrackingError.
     """
-    if not output.absolute().parent.is_dir():
-        raise ConfigError(
-            "folder does not exist",
-            where=f"--output {output}",
-            found=str(output.absolute().parent),
-            expected="an existing folder",
-            remedy="Create it first",
-        )
-    if output.suffix not in (".parquet", ".csv"):
-        raise ConfigError(
-            "unknown format",
-            where=f"--output {output}",
-            found=repr(output.suffix),
-            expected=".parquet, or .csv for a competition submission",
-            remedy="Give the file one of these endings",
-        )
+    _check_output(output)
     store = open_store()
     with StepProgress("predict") as progress, TemporaryDirectory() as folder:
         loaded = _load(store, model_uri, Path(folder))
@@ -79,6 +65,18 @@ def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
         words = f"{_rejected(account, output.suffix)}{left_out}"
         progress.conclude(f"{n_events:,} events in {output}{words}")
         return n_events
+
+
+def _check_output(output: Path) -> None:
+    check_target_folder(output, "--output")
+    if output.suffix not in UNPREDICTED_DIRECTION:
+        raise ConfigError(
+            "unknown format",
+            where=f"--output {output}",
+            found=repr(output.suffix),
+            expected=".parquet, or .csv for a competition submission",
+            remedy="Give the file one of these endings",
+        )
 
 
 def _count(store: ObjectStore, layout: RawLayout) -> tuple[int, int]:

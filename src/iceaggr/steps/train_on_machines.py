@@ -80,7 +80,11 @@ def parse_machines(
     for name, text, least in (("train_nodes", n_nodes, 2), ("train_gpu_count", gpu_count, 0)):
         if not text.isdigit() or int(text) < least:
             raise ConfigError(
-                "bad number", where=name, found=repr(text), expected=f"a whole number from {least}"
+                "bad number",
+                where=name,
+                found=repr(text),
+                expected=f"a whole number from {least}",
+                remedy="Correct the value in the run form",
             )
     cpu, memory = size
     return Machines(int(n_nodes), int(gpu_count), gpu_type, cpu, memory, *placement)

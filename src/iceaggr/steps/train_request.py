@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from iceaggr.errors import TrainingError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.documents import ModelPointer
+from iceaggr.steps.documents import ModelPointer, parse_document
 from iceaggr.steps.train_model import TrainingFacts
 from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.steps.training_start import choose_start
@@ -48,8 +48,8 @@ class TrainAnswer(BaseModel):
 
 
 def read_request(store: ObjectStore, uri: str) -> TrainRequest:
-    """Read a request. Raises: StorageError if it does not exist."""
-    return TrainRequest.model_validate_json(store.read_bytes(uri))
+    """Read a request. Raises: StorageError if it does not exist; IceaggrError if it is damaged."""
+    return parse_document(TrainRequest, store.read_bytes(uri), uri)
 
 
 def train_in_processes(
@@ -87,8 +87,12 @@ def train_in_processes(
     launch(f"{folder}/request.json")
     if store.stat(request.result_uri) is None:
         raise TrainingError(
-            "the training processes ended well but left no result", where=request.result_uri
+            "the training processes ended well but left no result",
+            where=request.result_uri,
+            found="no such object",
+            expected="the answer of rank 0",
+            remedy="Look at the log of the training processes, then run the step again: it resumes",
         )
-    answer = TrainAnswer.model_validate_json(store.read_bytes(request.result_uri))
+    answer = parse_document(TrainAnswer, store.read_bytes(request.result_uri), request.result_uri)
     model_path.write_text(answer.pointer.model_dump_json(indent=1))
     return TrainingFacts(answer.labels, answer.figures)

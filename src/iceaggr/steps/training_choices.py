@@ -45,6 +45,7 @@ class TrainingChoices:
                 where="gpu_count",
                 found=repr(self.gpu_count),
                 expected='"0", "1", ...',
+                remedy="Give the number of GPUs of the step, 0 for none",
             )
         if not self.max_minutes >= 0:
             raise ConfigError(
@@ -52,6 +53,7 @@ class TrainingChoices:
                 where="max_train_minutes",
                 found=self.max_minutes,
                 expected="0 or more minutes",
+                remedy="Give minutes, 0 for no limit",
             )
         if self.start_from not in STARTS:
             raise ConfigError(
@@ -59,4 +61,5 @@ class TrainingChoices:
                 where="start_from",
                 found=repr(self.start_from),
                 expected=f"one of {', '.join(map(repr, STARTS))}",
+                remedy="Choose one of them",
             )

@@ -42,6 +42,8 @@ def _read(path: Path) -> str:
         raise IceaggrError(
             "document of an earlier step not found",
             where=str(path),
+            found="no such file",
+            expected="what the statistics step writes",
             remedy="Run compute_statistics (`iceaggr stats`) first",
         )
     return path.read_text()

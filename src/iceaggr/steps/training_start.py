@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 
 from pydantic import BaseModel, ConfigDict
 
-from iceaggr.errors import ConfigError
 from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.models.bundle import DOCUMENT, GEOMETRY, WEIGHTS, load_model
-from iceaggr.steps.context import TRACKING_VARIABLE, RunContext
+from iceaggr.steps.context import RunContext
+from iceaggr.steps.documents import parse_document
 from iceaggr.training import TrainingInputs, normalization_shift, start_from_model
 
 
@@ -37,7 +37,8 @@ class TrainingStart(BaseModel):
 def choose_start(context: RunContext) -> TrainingStart:
     """Find the decision of this run, or make it.
 
-    Raises: ConfigError if the champion is wanted without a registry; TrackingError, StorageError.
+    Raises: ConfigError if the champion is wanted without a registry; TrackingError, StorageError;
+    IceaggrError if the decision of an earlier attempt is damaged.
     """
     if context.config.training.start_from == "scratch":
         return TrainingStart()
@@ -47,7 +48,7 @@ def choose_start(context: RunContext) -> TrainingStart:
         decided = _ask_registry(context, store)
         # of two attempts that decide at the same time the first one counts
         store.write_bytes_if_absent(uri, decided.model_dump_json(indent=1).encode())
-    return TrainingStart.model_validate_json(store.read_bytes(uri))
+    return parse_document(TrainingStart, store.read_bytes(uri), uri)
 
 
 def begin_from(start: TrainingStart, inputs: TrainingInputs, tracker: Tracker) -> TrainingInputs:
@@ -68,12 +69,7 @@ def begin_from(start: TrainingStart, inputs: TrainingInputs, tracker: Tracker) -
 
 def _ask_registry(context: RunContext, store: ObjectStore) -> TrainingStart:
     name = context.config.promotion.model_name
-    if not context.tracked:
-        raise ConfigError(
-            "training from the champion needs a model registry",
-            where=TRACKING_VARIABLE,
-            remedy="Set it to the address of an MLflow server, or train from scratch",
-        )
+    context.require_registry("training from the champion")
     from iceaggr.tracking.registry import ModelRegistry
 
     registry = ModelRegistry()

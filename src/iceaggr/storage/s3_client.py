@@ -112,8 +112,21 @@ def _new_client(environment: Mapping[str, str]) -> Any:
         where="AWS_ENDPOINT_URL",
         remedy="Give the keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     )
+    try:
+        return _session(environment).client("s3", endpoint_url=endpoint, config=_settings(endpoint))
+    except ValueError:
+        raise StorageError(
+            "not an endpoint address",
+            where="AWS_ENDPOINT_URL",
+            found=repr(endpoint),
+            expected="http://host:port or https://host:port",
+            remedy="Correct the environment variable",
+        ) from None
+
+
+def _settings(endpoint: str | None) -> Config:
     host = urlsplit(endpoint).hostname if endpoint else None
-    config = Config(
+    return Config(
         retries={"mode": "standard", "total_max_attempts": 3},
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
@@ -125,8 +138,11 @@ def _new_client(environment: Mapping[str, str]) -> Any:
         response_checksum_validation="when_required",
         proxies={} if host in _LOOPBACK else None,
     )
+
+
+def _session(environment: Mapping[str, str]) -> boto3.session.Session:
     # Keys that the mapping lacks are looked for by boto3 itself: files, pod identity, instance.
-    session = boto3.session.Session(
+    return boto3.session.Session(
         aws_access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
         aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
         aws_session_token=environment.get("AWS_SESSION_TOKEN"),
@@ -134,13 +150,3 @@ def _new_client(environment: Mapping[str, str]) -> Any:
         or environment.get("AWS_DEFAULT_REGION")
         or "us-east-1",
     )
-    try:
-        return session.client("s3", endpoint_url=endpoint, config=config)
-    except ValueError:
-        raise StorageError(
-            "not an endpoint address",
-            where="AWS_ENDPOINT_URL",
-            found=repr(endpoint),
-            expected="http://host:port or https://host:port",
-            remedy="Correct the environment variable",
-        ) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
@@ -51,6 +53,88 @@ _DAMAGED_REQUEST = {
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """The parts of an error; {code}, {endpoint} and {bucket} stand for what was met."""
+
+    what: str
+    found: str
+    expected: str
+    remedy: str
+
+    def of(self, uri: str, endpoint: str, code: str = "") -> StorageError:
+        """Word the error of one URI."""
+        met = {"endpoint": endpoint, "bucket": bucket_and_key(uri)[0], "code": code}
+        return StorageError(
+            self.what,
+            where=uri,
+            found=self.found.format(**met),
+            expected=self.expected.format(**met),
+            remedy=self.remedy,
+        )
+
+
+_REFUSALS = (
+    (
+        _MISSING,
+        _Refusal(
+            "object not found",
+            "no such key at {endpoint}",
+            "an object",
+            "Check the URI, and that the step that writes it has run",
+        ),
+    ),
+    (
+        {"PreconditionFailed", "412"},
+        _Refusal(
+            "object was replaced while it was read",
+            "{code} from {endpoint}",
+            "the same content from the first byte to the last",
+            "Let its writer finish, then run the step again",
+        ),
+    ),
+    (
+        _BAD_CREDENTIALS,
+        _Refusal(
+            "object store refused the credentials",
+            "{code} from {endpoint}",
+            "a key that may use bucket {bucket}",
+            "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and whether they expired",
+        ),
+    ),
+    (
+        _EXPIRED,
+        _Refusal(
+            "credentials of the object store have expired",
+            "{code} from {endpoint}",
+            "a session token that is still valid",
+            "Renew AWS_SESSION_TOKEN and its keys, then run the step again: it resumes",
+        ),
+    ),
+    (
+        _FULL,
+        _Refusal(
+            "object store is full",
+            "{code} from {endpoint}",
+            "free space for bucket {bucket}",
+            "Free space or raise the quota, then run the step again: it resumes",
+        ),
+    ),
+)
+_NO_CREDENTIALS = _Refusal(
+    "no credentials for the object store",
+    "none for {endpoint}",
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
+    "Set them, or start the local services with `make up`",
+)
+_NOT_REACHABLE = _Refusal(
+    "object store not reachable",
+    "no answer from {endpoint}",
+    "a running S3 service",
+    "Check AWS_ENDPOINT_URL, or start the local services with `make up`",
+)
+
+
 def error_code(error: Exception) -> str:
     """Name the S3 error code, or '' for an error that is not S3's."""
     return str(error.response["Error"].get("Code", "")) if isinstance(error, ClientError) else ""
@@ -84,64 +168,16 @@ def is_transient(error: Exception) -> bool:
 
 def explain(error: Exception, uri: str, endpoint: str) -> StorageError:
     """Turn a boto3 error into one line; secrets are never part of it."""
-    bucket, _ = bucket_and_key(uri)
     code = error_code(error)
-    if code in _MISSING:
-        return StorageError(
-            "object not found",
-            where=uri,
-            found=f"no such key at {endpoint}",
-            expected="an object",
-            remedy="Check the URI, and that the step that writes it has run",
-        )
     if code == "NoSuchBucket":
         return missing_bucket(uri, endpoint)
-    if code in {"PreconditionFailed", "412"}:
-        return StorageError(
-            "object was replaced while it was read",
-            where=uri,
-            expected="the same content from the first byte to the last",
-            remedy="Let its writer finish, then run the step again",
-        )
-    if code in _BAD_CREDENTIALS:
-        return StorageError(
-            "object store refused the credentials",
-            where=uri,
-            found=f"{code} from {endpoint}",
-            expected=f"a key that may use bucket {bucket}",
-            remedy="Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and whether they expired",
-        )
-    if code in _EXPIRED:
-        return StorageError(
-            "credentials of the object store have expired",
-            where=uri,
-            found=f"{code} from {endpoint}",
-            expected="a session token that is still valid",
-            remedy="Renew AWS_SESSION_TOKEN and its keys, then run the step again: it resumes",
-        )
-    if code in _FULL:
-        return StorageError(
-            "object store is full",
-            where=uri,
-            found=f"{code} from {endpoint}",
-            expected=f"free space for bucket {bucket}",
-            remedy="Free space or raise the quota, then run the step again: it resumes",
-        )
+    for codes, refusal in _REFUSALS:
+        if code in codes:
+            return refusal.of(uri, endpoint, code)
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return StorageError(
-            "no credentials for the object store",
-            where=uri,
-            expected="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
-            remedy="Set them, or start the local services with `make up`",
-        )
+        return _NO_CREDENTIALS.of(uri, endpoint)
     if isinstance(error, UNREACHABLE):
-        return StorageError(
-            "object store not reachable",
-            where=uri,
-            found=f"no answer from {endpoint}",
-            expected="a running S3 service",
-            remedy="Check AWS_ENDPOINT_URL, or start the local services with `make up`",
-        )
+        return _NOT_REACHABLE.of(uri, endpoint)
     return _unexpected(error, uri, endpoint)
 
 
@@ -167,5 +203,6 @@ def _unexpected(error: Exception, uri: str, endpoint: str) -> StorageError:
         "object store request failed",
         where=uri,
         found=f"{found} from {endpoint}",
+        expected="an answer to the request",
         remedy="Check the object store's log, then run the step again: it resumes",
     )

@@ -73,6 +73,8 @@ def connect(tracking_uri: str, patience_s: float = 0.0) -> MlflowClient:
             "no tracking server given",
             expected="MLFLOW_TRACKING_URI in the environment, or an address",
             remedy="Set it, or start the local services with `make up`",
+            where="MLFLOW_TRACKING_URI",
+            found="nothing",
         )
     refuse_password(uri)
     for name, value in _QUICK_REQUESTS.items():
@@ -130,6 +132,7 @@ def as_tracking_error(failed: str, where: str) -> Iterator[None]:
             failed,
             where=where,
             found=without_credentials(" ".join(str(error).split()))[:500],
+            expected="an answer without an error",
             remedy=_remedy(error),
         ) from error
 

@@ -44,6 +44,7 @@ class PromotionLock:
                     where=self._model_name,
                     found=f"registered model {self._name} for {within_s:.0f} s",
                     remedy="Delete that entry in the registry if no promotion is running",
+                    expected="a promotion of seconds",
                 )
             time.sleep(_POLL_S)
 
@@ -55,6 +56,7 @@ class PromotionLock:
                 where=self._model_name,
                 expected=f"at most {LEASE_S:.0f} s",
                 remedy="Look at the champion in the registry, then run the promotion step again",
+                found="the mark of another owner",
             )
 
     def release(self) -> None:

@@ -46,6 +46,7 @@ class RawPulseModel(mlflow.pyfunc.PythonModel):
             raise ModelError(
                 "saved model does not say how its events were batched",
                 where=folder,
+                found=f"facts {', '.join(loaded.facts) or '(none)'}",
                 expected="facts with the key experiment",
                 remedy="Save it with the configuration it was trained with",
             )

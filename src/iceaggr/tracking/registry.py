@@ -159,6 +159,7 @@ class ModelRegistry:
                 "no previous champion to go back to",
                 where=model_name,
                 found=f"champion version {present.version}" if present else "no champion",
+                expected="a champion that took the title from another",
                 remedy="Choose a version yourself in the MLflow registry",
             )
         self._give_title_back(present, previous)

@@ -31,7 +31,11 @@ def replay(folder: Path, tracking_uri: str = "") -> int:
         lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError, TypeError) as error:
         raise TrackingError(
-            "not a folder of unsent tracking records", where=str(folder), found=str(error)
+            "not a folder of unsent tracking records",
+            where=str(folder),
+            found=str(error),
+            expected=f"{RECORDS} and the file that names their run",
+            remedy="Give the folder that the step named when it ended",
         ) from None
     if tracking_uri:
         target = replace(target, tracking_uri=tracking_uri)

@@ -99,7 +99,13 @@ class MlflowTracker:
         Raises: TrackingError if there is no such file.
         """
         if not Path(path).is_file():
-            raise TrackingError("no such file to track", where=str(path))
+            raise TrackingError(
+                "no such file to track",
+                where=str(path),
+                found="nothing there",
+                expected="a file",
+                remedy="Write it before it is tracked",
+            )
         copy = self._new_file(Path(path).name)
         shutil.copyfile(path, copy)
         record = {"kind": "file", "name": copy.name, "path": str(copy), "folder": artifact_folder}

@@ -66,6 +66,7 @@ def _find_run(client: MlflowClient, run: str) -> Run:
                 where=run,
                 found=_named(found),
                 remedy="Give a whole name, or the id of the run where names are equal",
+                expected="one run",
             )
     newest = client.search_runs(experiments, max_results=_N_NAMED)
     raise TrackingError(
@@ -73,6 +74,7 @@ def _find_run(client: MlflowClient, run: str) -> Run:
         where=run,
         found=f"newest runs {_named(newest)}" if newest else "no runs at all",
         expected="the name, the id or the address of a run on this server",
+        remedy="The list of runs on the server's page shows their names",
     )
 
 
@@ -96,4 +98,5 @@ def _holder(client: MlflowClient, run: Run, artifact_path: str) -> str:
         where=str(run.info.run_name),
         found=f"a run that is {run.info.status.lower()}, without {artifact_path}",
         expected="a run whose evaluation is done",
+        remedy="Let its evaluation finish, or name another run",
     )

@@ -46,6 +46,8 @@ def kfp_settings(environment: Mapping[str, str] = os.environ) -> dict[str, objec
             "KFP_MLFLOW_CONFIG is not a JSON object",
             found=f"{len(text)} characters",  # which may hold credentials
             remedy="Unset it, or correct the MLflow plugin's configuration",
+            where="KFP_MLFLOW_CONFIG",
+            expected="what Kubeflow's MLflow plugin writes",
         ) from None
 
 
@@ -63,7 +65,13 @@ def tracking_server(environment: Mapping[str, str] = os.environ) -> str:
 def checked_run_id(pipeline_run_id: str) -> str:
     """Check the id by which all steps find their run. Raises: TrackingError."""
     if not pipeline_run_id or '"' in pipeline_run_id:
-        raise TrackingError("not the id of a pipeline run", found=repr(pipeline_run_id))
+        raise TrackingError(
+            "not the id of a pipeline run",
+            found=repr(pipeline_run_id),
+            where="run_id",
+            expected="text without quotation marks",
+            remedy="Give each pipeline run an id of its own",
+        )
     return pipeline_run_id
 
 
@@ -82,6 +90,8 @@ def experiment_id(client: MlflowClient, name: str) -> str:
             "experiment was deleted",
             where=name,
             remedy="Restore it with `mlflow experiments restore`, or choose another name",
+            found="a deleted one of that name",
+            expected="an active experiment",
         )
     return str(found.experiment_id)
 
@@ -110,6 +120,8 @@ def find_or_create_run(
             "the run disappeared while it was opened",
             where=pipeline_run_id,
             remedy="Do not delete runs of a pipeline that is still running",
+            found="no run",
+            expected="the run that was made a moment ago",
         )
     chosen, *others = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
     if chosen.data.tags.get(_CREATOR_TAG) == me:

@@ -88,7 +88,13 @@ class LateSender:
     def client(self) -> MlflowClient:
         """Give the client of the run's server. Raises: TrackingError until the run is open."""
         if self._opened is None:
-            raise TrackingError("the run is not open yet", where=self._target.run_name)
+            raise TrackingError(
+                "the run is not open yet",
+                where=self._target.run_name,
+                found="no answer of the server so far",
+                expected="a run",
+                remedy="Wait for the server, or open the tracker with must_answer",
+            )
         return self._opened[0]
 
     def open(self) -> RunSender:

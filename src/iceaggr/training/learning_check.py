@@ -225,6 +225,12 @@ class _ShortRun:
 
     def _event_loss(self, batch: EventBatch) -> Tensor:
         if batch.direction is None:
-            raise TrainingError("the learning check needs labelled events", where="train split")
+            raise TrainingError(
+                "the learning check needs labelled events",
+                where="train split",
+                found="events without a direction",
+                expected="labelled events",
+                remedy="Shard raw events that have labels",
+            )
         with autocast(self.device, self.config.training):
             return direction_loss(self.model(batch), batch.direction, self.config.loss, 0.0)

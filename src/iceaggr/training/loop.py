@@ -58,7 +58,11 @@ class Loop:
         n_planned = self.settings.n_epochs * parts.train_loader.n_batches(0)
         if n_planned == 0:
             raise TrainingError(
-                "the train split is empty", where="manifest", expected="at least one batch"
+                "the train split is empty",
+                where="manifest",
+                expected="at least one batch",
+                found="no batch",
+                remedy="Shard more raw events, or lower the shares of the other splits",
             )
         self.pace = Pace(n_planned, self.settings.max_minutes * 60, state.progress)
         now = time.monotonic()
@@ -151,7 +155,13 @@ class Loop:
             raise problem
         if everyone[:, 0].any():
             rank = int(everyone[:, 0].argmax())
-            raise TrainingError("another process refused its batch", where=f"{where}, rank {rank}")
+            raise TrainingError(
+                "another process refused its batch",
+                where=f"{where}, rank {rank}",
+                found="a refused batch",
+                expected="sound batches in every process",
+                remedy="See the error of that process",
+            )
         return int(everyone[:, 1].sum()), bool((everyone[:, 1] == 0).any())
 
     def _do_what_is_due(self) -> None:

@@ -108,6 +108,7 @@ def _blocks_in_parallel(
         raise RawDataError(
             "a simulation process died",
             where="iceaggr.events.simulation",
+            found="a process that the system ended",
             expected="all processes to finish",
             remedy="Check the memory (about 0.5 GiB per process) or lower n_processes",
         ) from None

@@ -104,6 +104,7 @@ class RawWriter:
             raise RawDataError(
                 "folder already holds complete raw events",
                 where=self._out_uri,
+                found=f"{self._kind}_meta.parquet",
                 expected="an empty folder",
                 remedy="Choose another folder or delete this one",
             )

@@ -15,7 +15,7 @@ from iceaggr.models.bundle import LoadedModel
 from iceaggr.normalization import Normalization
 from iceaggr.shards.reading import read_shard
 from iceaggr.shards.split import TEST, split_idx
-from iceaggr.steps.promote_model import judge_against, score_champion
+from iceaggr.steps.champion import judge_against, score_champion
 from iceaggr.storage import open_store
 from tests.batches.shard_builder import write_shards
 

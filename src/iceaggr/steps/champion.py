@@ -1,0 +1,100 @@
+"""Judging a model against the champion, on test events that neither was trained with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from iceaggr.angles import opening_angle, unit_vector
+from iceaggr.batches import EventBatch, EventLoader
+from iceaggr.config import BatchConfig, ExperimentConfig, PromotionConfig
+from iceaggr.evaluation.held_out import kept_for_testing, split_of
+from iceaggr.evaluation.prediction import predict_batches
+from iceaggr.evaluation.promotion import Verdict, decide_promotion
+from iceaggr.interfaces import ObjectStore
+from iceaggr.models.bundle import LoadedModel
+from iceaggr.shards.manifest import ShardManifest
+
+
+def judge_against(
+    champion: LoadedModel,
+    store: ObjectStore,
+    manifest: ShardManifest,
+    events: pd.DataFrame,
+    settings: PromotionConfig,
+) -> Verdict:
+    """Compare the challenger with the champion on the test events that neither was trained with.
+
+    events: the challenger's table of test events, as evaluation wrote it.
+    """
+    split = split_of(champion.facts)
+    if not split:
+        return _not_comparable("the champion does not say by which split it was trained")
+    fair = events[kept_for_testing(split, events["event_id"].to_numpy(np.int64))]
+    if len(fair) == len(events):
+        return decide_promotion(events, score_champion(champion, store, manifest, events), settings)
+    other = f"the champion's split ({', '.join(f'{key} {split[key]}' for key in split)})"
+    if len(fair) < settings.min_shared_events:
+        return _not_comparable(
+            f"only {len(fair):,} of {len(events):,} test events are test events of {other} too,"
+            f" required are {settings.min_shared_events:,}"
+        )
+    rival = score_champion(champion, store, manifest, events)
+    verdict = decide_promotion(fair, rival[rival["event_id"].isin(fair["event_id"])], settings)
+    note = f"; left out are {len(events) - len(fair):,} that are no test events of {other}"
+    return replace(verdict, reason=verdict.reason + note)
+
+
+def _not_comparable(why: str) -> Verdict:
+    remedy = "train with its split, or begin under another promotion.model_name"
+    return Verdict(False, f"not promoted: {why}; {remedy}", math.nan, math.nan, 0, "")
+
+
+def score_champion(
+    champion: LoadedModel, store: ObjectStore, manifest: ShardManifest, events: pd.DataFrame
+) -> pd.DataFrame:
+    """Predict the challenger's test events with the champion, in the champion's own batches.
+
+    events: the challenger's table, with event_id, true_azimuth, true_zenith in radians.
+    Returns event_id, opening_angle_deg, kappa of the same events, as promotion compares them.
+    """
+    loader = EventLoader(store, manifest, "test", champion.detector, batches_of(champion))
+    predicted = predict_batches(champion.model, _first_events(loader.epoch(0), len(events)))
+    both = events[["event_id", "true_azimuth", "true_zenith"]].merge(
+        predicted, on="event_id", validate="one_to_one"
+    )
+    angles = {name: torch.tensor(both[name].to_numpy(np.float64)) for name in both.columns[1:]}
+    difference = opening_angle(
+        unit_vector(angles["azimuth"], angles["zenith"]),
+        unit_vector(angles["true_azimuth"], angles["true_zenith"]),
+    )
+    return pd.DataFrame(
+        {
+            "event_id": both["event_id"],
+            "opening_angle_deg": torch.rad2deg(difference).numpy(),
+            "kappa": both["kappa"],
+        }
+    )
+
+
+def _first_events(batches: Iterator[EventBatch], n_events: int) -> Iterator[EventBatch]:
+    """Stop once n_events have passed: the test split comes in one order, and evaluation may have
+    scored only the beginning of it.
+    """
+    n_seen = 0
+    for batch in batches:
+        yield batch
+        n_seen += batch.n_events
+        if n_seen >= n_events:
+            return
+
+
+def batches_of(loaded: LoadedModel) -> BatchConfig:
+    """Give the batch settings that a model was trained with: its caps are part of the model."""
+    experiment = loaded.facts.get("experiment")
+    return ExperimentConfig.model_validate(experiment).batches if experiment else BatchConfig()
