@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # `make run` trains this long; the laptop configuration itself asks for 10
 TRAIN_MINUTES ?= 5
 
-.PHONY: setup run test test-all fuzz lint up down bench image manifests sbom audit
+.PHONY: setup run test test-all fuzz lint up down bench gpu image manifests sbom audit
 
 setup: $(VENV)/.installed
 
@@ -50,6 +50,12 @@ bench: setup
 	$(BIN)/iceaggr bench shard
 	$(BIN)/iceaggr bench loader
 	$(BIN)/iceaggr bench train
+
+# on a machine with a GPU, where torch was installed with CUDA: its tests, then its figures
+gpu: setup
+	$(BIN)/pytest -m gpu
+	$(BIN)/iceaggr bench train --config configs/baseline_1m.yaml
+	$(BIN)/iceaggr bench train --config configs/best.yaml
 
 # the image of all steps, with docker, podman or buildah; see docker/build.sh for the variables
 # given on the command line or in the environment; otherwise manifests/image says which

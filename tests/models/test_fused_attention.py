@@ -43,7 +43,7 @@ def test_mask_lists_every_block_with_a_pair_of_one_segment_and_no_other(lengths:
     offsets = ragged(lengths)
     (chunk,) = pack_in_order(offsets, sum(lengths), 10**9).chunks
     mask = same_segment_mask(chunk)
-    n_blocks = -(-sum(lengths) // 128)
+    n_blocks = max(2, -(-sum(lengths) // 128))
     pairs = torch.zeros(n_blocks * 128, n_blocks * 128, dtype=torch.bool)
     pairs[: sum(lengths), : sum(lengths)] = chunk.segment[:, None] == chunk.segment
     has_pair = pairs.view(n_blocks, 128, n_blocks, 128).any(3).any(1)
@@ -93,3 +93,18 @@ def test_gpu_in_sixteen_bits_stays_near_the_cpu() -> None:
     with torch.autocast("cuda", dtype=torch.bfloat16):
         found = model(batch.to("cuda")).direction.cpu()
     assert float((found - expected).norm(dim=-1).mean()) < 0.02
+
+
+@pytest.mark.parametrize("name", ["plain", "biased"])
+def test_layers_are_traced_once_for_every_shape(name: str) -> None:
+    model = network(name).requires_grad_(False)
+    batches = [random_event_batch(n, seed=n) for n in (12, 5, 30)]
+    expected = [model(batch).vector for batch in batches]
+    # all of the compilation but the last step, which is another one on every device
+    model.compile_layers(backend="aot_eager")
+    torch._dynamo.utils.counters.clear()
+    for batch, vector in zip(batches, expected, strict=True):
+        torch.testing.assert_close(model(batch).vector, vector, rtol=1e-4, atol=1e-5)
+        if batch is batches[0]:
+            n_traced = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == n_traced

@@ -30,19 +30,21 @@ def same_segment_mask(chunk: Chunk) -> BlockMask:
         raise ValueError("a chunk packed into groups, expected one packed in order")
     segment, offsets = chunk.segment, chunk.offsets
     n_rows = len(segment)
-    n_blocks = -(-n_rows // BLOCK_ROWS)
+    # at least two: a dimension of one would be compiled apart
+    n_blocks = max(2, -(-n_rows // BLOCK_ROWS))
     block = torch.arange(n_blocks, device=segment.device)
-    first_row = block * BLOCK_ROWS
+    first_row = (block * BLOCK_ROWS).clamp(max=n_rows - 1)
     last_row = (first_row + BLOCK_ROWS - 1).clamp(max=n_rows - 1)
     first = offsets[:-1][segment[first_row]] // BLOCK_ROWS
     last = (offsets[1:][segment[last_row]] - 1) // BLOCK_ROWS
+    n_columns = torch.where(block * BLOCK_ROWS < n_rows, last - first + 1, 0)
     columns = (first[:, None] + block).clamp(max=n_blocks - 1)
 
     def same_segment(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return segment[query] == segment[key]
 
     return BlockMask.from_kv_blocks(
-        (last - first + 1).int()[None, None],
+        n_columns.int()[None, None],
         columns.int()[None, None],
         BLOCK_SIZE=BLOCK_ROWS,
         mask_mod=same_segment,
