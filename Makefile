@@ -49,6 +49,7 @@ lint: setup
 bench: setup
 	$(BIN)/iceaggr bench shard
 	$(BIN)/iceaggr bench loader
+	$(BIN)/iceaggr bench streaming
 	$(BIN)/iceaggr bench train
 
 # on a machine with a GPU, where torch was installed with CUDA: its tests, then its figures
