@@ -4,6 +4,7 @@
 #   BASE_IMAGE   a Debian 12 image, best by digest
 #   IMAGE        name and tag of the result; the tag is never moved: one commit, one tag
 #   TORCH        torch requirement, e.g. torch==2.13.0 or torch==2.13.0+cpu
+#   SYSTEM_PACKAGES  Debian packages to add, e.g. "gcc libc6-dev libpython3-dev" to compile for a GPU
 #   IMAGE_FLAGS  further flags for the engine: `--build-arg PIP_INDEX_URL=...`, and with podman and
 #                buildah mounts of certificates, of a pip configuration or of a folder of wheels
 #                (`-v /host/pip.conf:/etc/pip.conf:ro`)
@@ -13,6 +14,7 @@ cd "$(dirname "$0")/.."
 BASE_IMAGE=${BASE_IMAGE:-docker.io/library/debian:12-slim}
 IMAGE=${IMAGE:?name the image, e.g. IMAGE=registry.example.org/iceaggr:0.1.0}
 TORCH=${TORCH:-torch==2.13.0}
+SYSTEM_PACKAGES=${SYSTEM_PACKAGES:-}
 IMAGE_FLAGS=${IMAGE_FLAGS:-}
 
 if docker info >/dev/null 2>&1; then
@@ -34,6 +36,7 @@ exec $engine $IMAGE_FLAGS \
   --file docker/Dockerfile \
   --build-arg "BASE_IMAGE=$BASE_IMAGE" \
   --build-arg "TORCH=$TORCH" \
+  --build-arg "SYSTEM_PACKAGES=$SYSTEM_PACKAGES" \
   --build-arg "IMAGE=$IMAGE" \
   --build-arg "VERSION=$version" \
   --build-arg "COMMIT=${commit:-unknown}" \

@@ -7,7 +7,8 @@ from iceaggr.config import ExperimentConfig, ModelConfig, TrainingConfig
 from iceaggr.errors import TrainingError
 from iceaggr.models import build_model
 from iceaggr.normalization import Normalization
-from iceaggr.training.device import LoadedBatch, compile_for
+from iceaggr.training.compilation import compile_for
+from iceaggr.training.device import LoadedBatch
 from iceaggr.training.distributed import Processes
 from iceaggr.training.step import OptimiserStep
 from tests.batches.batch_builder import random_event_batch

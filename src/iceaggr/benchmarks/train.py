@@ -22,7 +22,8 @@ from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.models import build_model
 from iceaggr.normalization import Normalization
 from iceaggr.storage import open_store
-from iceaggr.training.device import LoadedBatch, choose_device, compile_for
+from iceaggr.training.compilation import compile_for
+from iceaggr.training.device import LoadedBatch, choose_device
 from iceaggr.training.distributed import Processes
 from iceaggr.training.step import OptimiserStep
 

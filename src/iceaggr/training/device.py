@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
-import shutil
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,38 +53,6 @@ def autocast(device: torch.device, config: TrainingConfig) -> AbstractContextMan
     wanted = config.precision
     use_bfloat16 = wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bfloat16)
-
-
-def compile_for(model: DirectionModel, device: torch.device, config: TrainingConfig) -> None:
-    """Compile the layers of a model where its device and the configuration say so, and log it.
-
-    Raises: TrainingError if the configuration insists and it cannot be.
-    """
-    wanted, obstacle = config.compile_layers, _obstacle_to_compiling(device)
-    if wanted == "on" and obstacle:
-        raise TrainingError(
-            "layers cannot be compiled",
-            where="training.compile_layers",
-            found=obstacle,
-            expected="a GPU, Triton and a C compiler",
-            remedy="Set training.compile_layers to auto or off, or use the project's GPU image",
-        )
-    if wanted == "off" or obstacle:
-        level = logging.WARNING if wanted == "auto" and device.type == "cuda" else logging.INFO
-        logger.log(level, "layers are not compiled: %s", obstacle or "switched off")
-        return
-    logger.info("layers are compiled for %s: the first step takes a minute", device)
-    model.compile_layers()
-
-
-def _obstacle_to_compiling(device: torch.device) -> str:
-    if device.type != "cuda":
-        return f"the device is {device.type}"
-    if importlib.util.find_spec("triton") is None:
-        return "torch came without Triton"
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        return "no C compiler (gcc, clang or $CC)"
-    return ""
 
 
 @dataclass(frozen=True)

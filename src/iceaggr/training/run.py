@@ -13,8 +13,9 @@ from iceaggr.models import build_model
 from iceaggr.models.bundle import save_model
 from iceaggr.normalization import Normalizer
 from iceaggr.training.checkpoint import CheckpointFolder
+from iceaggr.training.compilation import compile_for
 from iceaggr.training.curves import CurveWindow
-from iceaggr.training.device import choose_device, compile_for
+from iceaggr.training.device import choose_device
 from iceaggr.training.distributed import Processes, joined_processes
 from iceaggr.training.inputs import ProgressCallback, TrainingInputs, TrainingResult
 from iceaggr.training.interruption import Interruption, TrainingInterruptedError
