@@ -2,8 +2,8 @@
 
     python -m tests.faults.load '{"raw_uri": ..., "work_uri": ..., "folder": ..., "n": 10}'
 
-Prints one line of JSON: per run the resident memory, open files, threads, child processes,
-temporary files and seconds.
+Prints one line of JSON: per run the resident memory, what of it the C library has given out and not
+got back, open files, threads, child processes, temporary files and seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import torch
@@ -26,13 +26,30 @@ import torch
 from tests.faults.pipeline_runs import STEPS, TinyRun
 
 
+class _Heap(ctypes.Structure):
+    """What mallinfo2 tells of all heaps of the process (glibc 2.33 and later), in bytes."""
+
+    _fields_: ClassVar[list[tuple[str, type]]] = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
 def traces() -> dict[str, float]:
     """Measure what this process holds, once what it does not need is given back."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    library = ctypes.CDLL(None)
+    library.malloc_trim(0)
+    library.mallinfo2.restype = _Heap
+    heap = library.mallinfo2()
     process = psutil.Process()
     return {
         "resident_mib": process.memory_info().rss / 2**20,
+        "held_mib": (heap.uordblks + heap.hblkhd) / 2**20,
+        "python_blocks": sys.getallocatedblocks(),
         "open_files": process.num_fds(),
         "threads": threading.active_count(),
         "child_processes": len(process.children(recursive=True)),

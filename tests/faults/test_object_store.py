@@ -6,6 +6,7 @@ Counts and outcomes of the long version are kept in docs/reliability.md.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -57,11 +58,15 @@ def renewable(object_store_service, monkeypatch, tmp_path):
 
 
 def run_disturbed(run: TinyRun, proxy, steps, rate: float) -> dict[str, Counter[str]]:
-    """Run the steps under faults; gives the faults of each step, by kind."""
+    """Run the steps under faults; gives the faults of each step, by kind.
+
+    ICEAGGR_FAULT_SEED, any text, draws other faults.
+    """
+    begin = os.environ.get("ICEAGGR_FAULT_SEED", "")
     met: dict[str, Counter[str]] = {}
     for step in steps:
         with proxy.faults(
-            FaultPlan((*SURVIVED, "expired"), rate, seed=f"{run.run_id} {step}")
+            FaultPlan((*SURVIVED, "expired"), rate, seed=f"{begin}{run.run_id} {step}")
         ) as plan:
             run.run_step(step)
         met[step] = plan.counts
