@@ -192,9 +192,9 @@ def promote(
     if folder is None or model_name:
         raise ConfigError(
             "nothing to promote",
+            where="iceaggr promote",
             found=f"a model's name, {model_name}" if model_name else None,
             expected="--folder FOLDER, or --rollback [MODEL_NAME]",
-            where="iceaggr promote",
             remedy="Name the folder of a run, or ask for the rollback",
         )
     run = RunFolder.open(folder)

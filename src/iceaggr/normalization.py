@@ -163,9 +163,9 @@ def check_usable(sketch: Sketch, constant_features: Collection[str] = ()) -> Non
     if unknown:
         raise NormalizationError(
             "unknown constant feature",
+            where="normalization.constant_features",
             found=unknown,
             expected=f"some of {INPUT_FEATURES}",
-            where="normalization.constant_features",
             remedy="Correct the name",
         )
     problems = []
@@ -229,10 +229,10 @@ class Normalizer(nn.Module):
         if self.scale.dtype != torch.float32:
             raise NormalizationError(
                 "normaliser was cast to another float type",
+                where="model",
                 found=self.scale.dtype,
                 expected=torch.float32,
                 remedy="Use torch.autocast instead of casting the model: times need 24 bits",
-                where="model",
             )
         charge = torch.log10(batch.charge_pe.float()) if self._log10 else batch.charge_pe.float()
         return NormalizedInputs(

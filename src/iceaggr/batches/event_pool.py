@@ -162,8 +162,8 @@ class EventPool:
         raise ShardError(
             "event without a direction among labelled events",
             where=f"event_id {self.event_id[~known][0]}",
-            expected="a direction for every event or for none",
             found=f"{int((~known).sum())} of {len(known)} events without one",
+            expected="a direction for every event or for none",
             remedy="Shard the raw events again: labels are checked there",
         )
 

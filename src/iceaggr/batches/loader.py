@@ -66,9 +66,9 @@ class EventLoader:
             raise ShardError(
                 f"no events in the {self.split} split",
                 where=f"manifest {self.manifest.digest()}",
+                found="none",
                 expected="at least one",
                 remedy="Shard more raw events or raise the share of this split",
-                found="none",
             )
 
     @cached_property

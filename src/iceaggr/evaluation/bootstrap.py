@@ -147,10 +147,10 @@ def _checked(values: FloatArray) -> FloatArray:
     if n_bad:
         raise EvaluationError(
             "opening angles are not finite",
+            where="opening angles",
             found=f"{n_bad} of {len(values)} values",
             expected="degrees",
             remedy="Look for NaN in the predictions",
-            where="opening angles",
         )
     return values
 

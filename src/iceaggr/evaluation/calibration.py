@@ -160,18 +160,18 @@ def _checked(angle: FloatArray, kappa: FloatArray) -> tuple[FloatArray, FloatArr
     if angle.shape != kappa.shape:
         raise EvaluationError(
             "angles and kappa differ in shape",
+            where="calibration",
             found=kappa.shape,
             expected=angle.shape,
-            where="calibration",
             remedy="Give one kappa for each opening angle",
         )
     bad = ~np.isfinite(kappa) | (kappa < 0)
     if bad.any():
         raise EvaluationError(
             "kappa is not a concentration",
+            where="calibration",
             found=f"{kappa[bad][0]} and {int(bad.sum()) - 1} more like it",
             expected="finite numbers >= 0",
             remedy="Check the model's direction head",
-            where="calibration",
         )
     return angle, kappa

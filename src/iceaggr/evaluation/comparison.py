@@ -93,9 +93,9 @@ def compare_runs(
     if len(events_by_name) < 2:
         raise EvaluationError(
             "nothing to compare",
+            where="runs",
             found=list(events_by_name),
             expected="at least two runs",
-            where="runs",
             remedy="Name another run",
         )
     shared = _shared_events(events_by_name)

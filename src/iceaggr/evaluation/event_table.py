@@ -32,10 +32,10 @@ def score_batch(batch: EventBatch, predictions: Predictions) -> Columns:
     if batch.direction is None:
         raise EvaluationError(
             "events have no true direction",
+            where="evaluation",
             found="an unlabelled batch",
             expected="labelled events",
             remedy="Use `iceaggr predict` for unlabelled events",
-            where="evaluation",
         )
     true = true_direction(batch)
     azimuth, zenith = azimuth_zenith(true)
@@ -82,10 +82,10 @@ def concatenate(parts: list[Columns]) -> pd.DataFrame:
     if not parts:
         raise EvaluationError(
             "no event to score",
-            expected="at least one labelled event",
-            remedy="The test split is empty: use more events or a larger data.test_share",
             where="test split",
             found="none",
+            expected="at least one labelled event",
+            remedy="The test split is empty: use more events or a larger data.test_share",
         )
     events = pd.DataFrame(
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

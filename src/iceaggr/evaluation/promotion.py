@@ -81,10 +81,10 @@ def _rival(
         if "constant_angle_deg" not in challenger:
             raise EvaluationError(
                 "the first champion has no rival",
+                where="challenger",
                 found=list(challenger.columns),
                 expected="a column constant_angle_deg",
                 remedy="Give the event table that evaluation wrote",
-                where="challenger",
             )
         return "best constant prediction (no champion yet)", _angles(challenger, "constant")
     champion = _by_event(champion, "champion")

@@ -110,8 +110,8 @@ def _read(database: Path, source: GraphnetSqlite) -> tuple[pd.DataFrame, pd.Data
                 f"SQLite source lacks columns {', '.join(absent)}",
                 where=str(database),
                 found=", ".join(table.columns),
-                remedy="Name its columns in GraphnetSqlite",
                 expected="these columns",
+                remedy="Name its columns in GraphnetSqlite",
             )
     return tables[0], tables[1]
 

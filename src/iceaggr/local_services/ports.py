@@ -39,10 +39,10 @@ def choose_ports(wanted: Mapping[str, int]) -> dict[str, int]:
         if found is None:
             raise ServiceError(
                 f"no free port for {name}",
-                found=f"{_MAX_TRIES} ports of {_SEARCHED.start}-{_SEARCHED.stop} tried",
-                remedy="Stop the processes that hold them: see `ss -ltn`",
                 where=LOOPBACK,
+                found=f"{_MAX_TRIES} ports of {_SEARCHED.start}-{_SEARCHED.stop} tried",
                 expected="one that nobody listens on",
+                remedy="Stop the processes that hold them: see `ss -ltn`",
             )
         chosen[name] = found
     return chosen

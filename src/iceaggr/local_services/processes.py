@@ -53,10 +53,10 @@ class ServiceProcess:
                 return
         raise ServiceError(
             f"{self.name} does not end",
-            found=f"processes {[member.pid for member in members]}",
-            remedy="End these processes by hand",
             where=f"process group {self.pid}",
+            found=f"processes {[member.pid for member in members]}",
             expected="none left after SIGKILL",
+            remedy="End these processes by hand",
         )
 
     def _members(self) -> list[psutil.Process]:
@@ -113,8 +113,8 @@ def died(name: str, log: Path) -> ServiceError:
         f"{name} ended while it started",
         where=str(log),
         found=f"at the end of its log: {log_tail(log)}",
-        remedy="The log file has the rest",
         expected="a service that stays up",
+        remedy="The log file has the rest",
     )
 
 

@@ -57,8 +57,8 @@ class ServiceState:
                 "state of the local services is not readable",
                 where=str(path),
                 found=str(error),
-                remedy="Stop the services' processes and delete this file",
                 expected="the JSON of the last start",
+                remedy="Stop the services' processes and delete this file",
             ) from None
 
     def _save(self, name: str, document: Mapping[str, Any]) -> None:

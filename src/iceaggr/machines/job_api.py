@@ -53,10 +53,10 @@ class JobApi:
         except config.ConfigException as error:
             raise KubernetesError(
                 "several machines need a cluster",
+                where="train_nodes",
                 found=str(error),
                 expected="a pod with a service account",
                 remedy="Train on one machine here: train_nodes 1",
-                where="train_nodes",
             ) from None
         return JobApi(client.ApiClient(), _NAMESPACE_FILE.read_text().strip())
 

@@ -45,9 +45,9 @@ def data_card_html(
     if "train" not in present:
         raise ShardError(
             "no train split to describe",
+            where=f"manifest {manifest.digest()}",
             found=list(present),
             expected="train",
-            where=f"manifest {manifest.digest()}",
             remedy="Shard more raw events, or lower the shares of the other splits",
         )
     every = merge_sketches(present.values())

@@ -25,9 +25,9 @@ def run_compare(runs: list[str], page: Path | None) -> Comparison:
     if len(runs) < 2:
         raise ConfigError(
             "nothing to compare",
+            where="iceaggr compare",
             found=", ".join(runs) or "no run",
             expected="two or more runs, the first one the reference",
-            where="iceaggr compare",
             remedy="Name another run",
         )
     if page:

@@ -71,10 +71,10 @@ def connect(tracking_uri: str, patience_s: float = 0.0) -> MlflowClient:
     if not uri:
         raise TrackingError(
             "no tracking server given",
-            expected="MLFLOW_TRACKING_URI in the environment, or an address",
-            remedy="Set it, or start the local services with `make up`",
             where="MLFLOW_TRACKING_URI",
             found="nothing",
+            expected="MLFLOW_TRACKING_URI in the environment, or an address",
+            remedy="Set it, or start the local services with `make up`",
         )
     refuse_password(uri)
     for name, value in _QUICK_REQUESTS.items():

@@ -112,8 +112,8 @@ def _check(target: Path) -> None:
             "packed model cannot predict its own example",
             where=str(target),
             found=" ".join(f"{type(error).__name__}: {error}".split())[:400],
-            remedy="Nothing was registered; correct the saved model",
             expected="a direction for each event",
+            remedy="Nothing was registered; correct the saved model",
         ) from error
     expected = example["event_id"].nunique()
     if list(answer.columns) != list(_OUTPUT) or len(answer) != expected:

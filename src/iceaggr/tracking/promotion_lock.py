@@ -43,8 +43,8 @@ class PromotionLock:
                     "another promotion does not end",
                     where=self._model_name,
                     found=f"registered model {self._name} for {within_s:.0f} s",
-                    remedy="Delete that entry in the registry if no promotion is running",
                     expected="a promotion of seconds",
+                    remedy="Delete that entry in the registry if no promotion is running",
                 )
             time.sleep(_POLL_S)
 
@@ -54,9 +54,9 @@ class PromotionLock:
             raise TrackingError(
                 "the promotion took too long and lost its lock",
                 where=self._model_name,
+                found="the mark of another owner",
                 expected=f"at most {LEASE_S:.0f} s",
                 remedy="Look at the champion in the registry, then run the promotion step again",
-                found="the mark of another owner",
             )
 
     def release(self) -> None:

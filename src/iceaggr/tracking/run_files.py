@@ -65,8 +65,8 @@ def _find_run(client: MlflowClient, run: str) -> Run:
                 "several runs are meant",
                 where=run,
                 found=_named(found),
-                remedy="Give a whole name, or the id of the run where names are equal",
                 expected="one run",
+                remedy="Give a whole name, or the id of the run where names are equal",
             )
     newest = client.search_runs(experiments, max_results=_N_NAMED)
     raise TrackingError(

@@ -44,10 +44,10 @@ def kfp_settings(environment: Mapping[str, str] = os.environ) -> dict[str, objec
     except (ValueError, TypeError):
         raise TrackingError(
             "KFP_MLFLOW_CONFIG is not a JSON object",
-            found=f"{len(text)} characters",  # which may hold credentials
-            remedy="Unset it, or correct the MLflow plugin's configuration",
             where="KFP_MLFLOW_CONFIG",
+            found=f"{len(text)} characters",  # which may hold credentials
             expected="what Kubeflow's MLflow plugin writes",
+            remedy="Unset it, or correct the MLflow plugin's configuration",
         ) from None
 
 
@@ -67,8 +67,8 @@ def checked_run_id(pipeline_run_id: str) -> str:
     if not pipeline_run_id or '"' in pipeline_run_id:
         raise TrackingError(
             "not the id of a pipeline run",
-            found=repr(pipeline_run_id),
             where="run_id",
+            found=repr(pipeline_run_id),
             expected="text without quotation marks",
             remedy="Give each pipeline run an id of its own",
         )
@@ -89,9 +89,9 @@ def experiment_id(client: MlflowClient, name: str) -> str:
         raise TrackingError(
             "experiment was deleted",
             where=name,
-            remedy="Restore it with `mlflow experiments restore`, or choose another name",
             found="a deleted one of that name",
             expected="an active experiment",
+            remedy="Restore it with `mlflow experiments restore`, or choose another name",
         )
     return str(found.experiment_id)
 
@@ -119,9 +119,9 @@ def find_or_create_run(
         raise TrackingError(
             "the run disappeared while it was opened",
             where=pipeline_run_id,
-            remedy="Do not delete runs of a pipeline that is still running",
             found="no run",
             expected="the run that was made a moment ago",
+            remedy="Do not delete runs of a pipeline that is still running",
         )
     chosen, *others = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
     if chosen.data.tags.get(_CREATOR_TAG) == me:

@@ -60,8 +60,8 @@ class Loop:
             raise TrainingError(
                 "the train split is empty",
                 where="manifest",
-                expected="at least one batch",
                 found="no batch",
+                expected="at least one batch",
                 remedy="Shard more raw events, or lower the shares of the other splits",
             )
         self.pace = Pace(n_planned, self.settings.max_minutes * 60, state.progress)
