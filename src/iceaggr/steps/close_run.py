@@ -2,9 +2,9 @@
 
 Deleted are of a run that succeeded: its checkpoints, which hold optimiser states and are several
 times the size of the model; its copy of the champion, if training started from that; what its
-training processes were asked and answered. A failed or stopped run keeps them, because retrying it
-in the UI goes on from them; but a TrainJob of it that still works is ended, since nobody waits for
-it any more.
+training processes were asked and answered. A failed or stopped run keeps them for 30 days, because
+retrying it in the UI goes on from them; then the last step of another run deletes them. A TrainJob
+that still works is ended, since nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -12,9 +12,16 @@ from __future__ import annotations
 import os
 from typing import Literal
 
+from iceaggr.errors import IceaggrError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.progress import StepProgress
 from iceaggr.steps.context import RunContext
+from iceaggr.steps.unfinished_runs import (
+    delete_given_up,
+    delete_temporary,
+    forget_unfinished,
+    note_unfinished,
+)
 
 # the backend says COMPLETE, the local runner SUCCEEDED
 _SUCCEEDED = ("COMPLETE", "SUCCEEDED")
@@ -25,21 +32,43 @@ EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 def run_close_run(context: RunContext, state: str) -> EndStatus:
     """Set the final state of the MLflow run and clean up. Returns that state.
 
-    state: as KFP gives it. A run without summary.json did not finish, whatever KFP says.
-    Raises: StorageError, TrackingError.
+    state: as KFP gives it. A run without summary.json did not finish, whatever KFP says. The MLflow
+    run is closed even when cleaning up fails.
+    Raises: StorageError, TrackingError, KubernetesError.
     """
     with StepProgress("close_run", run_id=context.run_id) as progress:
         store = context.open_store()
-        status = end_status(state, store.stat(f"{context.run_uri}/summary.json") is not None)
-        stopped = _stop_train_job(store, context)
-        n_deleted = _delete_temporary(store, context) if status == "FINISHED" else 0
-        with context.tracking("close_run", end=status):
-            pass
-        progress.conclude(
-            f"run {status.lower()}, {n_deleted} temporary files deleted"
-            + (", TrainJob ended" if stopped else "")
+        has_summary = (
+            state in _SUCCEEDED and store.stat(f"{context.run_uri}/summary.json") is not None
         )
+        status = end_status(state, has_summary)
+        try:
+            done = _clean_up(store, context, status)
+        finally:
+            with context.tracking("close_run", end=status):
+                pass
+        progress.conclude(f"run {status.lower()}, {done}")
         return status
+
+
+def _clean_up(store: ObjectStore, context: RunContext, status: EndStatus) -> str:
+    """Delete what nobody needs any more. Returns what was done, in words."""
+    stopped = _stop_train_job(store, context)
+    n_deleted = 0
+    if status == "FINISHED":
+        n_deleted = delete_temporary(store, context.run_uri)
+        forget_unfinished(store, context)
+    else:
+        note_unfinished(store, context, status)
+    done = f"{n_deleted} temporary files deleted"
+    try:
+        n_given_up = delete_given_up(store, context)
+    except IceaggrError as error:
+        # another run may delete the same at this moment, and theirs is not this run's success
+        done += f", those of earlier runs stay: {error}"
+    else:
+        done += f", {n_given_up} of runs given up" if n_given_up else ""
+    return done + (", TrainJob ended" if stopped else "")
 
 
 def end_status(state: str, has_summary: bool) -> EndStatus:
@@ -47,17 +76,6 @@ def end_status(state: str, has_summary: bool) -> EndStatus:
     if state in _SUCCEEDED:
         return "FINISHED" if has_summary else "FAILED"
     return "FAILED" if state == "FAILED" else "KILLED"
-
-
-def _delete_temporary(store: ObjectStore, context: RunContext) -> int:
-    folders = [
-        f"{context.run_uri}/training/{name}/" for name in ("checkpoints", "request", "start")
-    ]
-    found = [item for folder in folders for item in store.list(folder)]
-    # latest.json last: an interrupted deletion must not look like a run that never began
-    for item in sorted(found, key=lambda item: item.uri.endswith("/latest.json")):
-        store.delete(item.uri)
-    return len(found)
 
 
 def _stop_train_job(store: ObjectStore, context: RunContext) -> bool:

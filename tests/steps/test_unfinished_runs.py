@@ -1,0 +1,95 @@
+from dataclasses import replace
+
+import pytest
+
+from iceaggr.config import ExperimentConfig
+from iceaggr.steps import unfinished_runs
+from iceaggr.steps.close_run import run_close_run
+from iceaggr.steps.context import RunContext
+from iceaggr.steps.unfinished_runs import KEPT_DAYS, delete_given_up, note_unfinished
+
+LEFT = (
+    "checkpoints/step-1/model.safetensors",
+    "checkpoints/latest.json",
+    "request/request.json",
+    "start/model.json",
+    "start.json",
+)
+
+
+@pytest.fixture
+def failed(tmp_path):
+    """A failed run with all that a retry needs, and its note."""
+    context = RunContext("failed-run", "x", tmp_path.as_uri(), ExperimentConfig(), tracked=False)
+    store = context.open_store()
+    for name in (*LEFT, "model/m.json"):
+        store.write_bytes(f"{context.run_uri}/training/{name}", b"x")
+    note_unfinished(store, context, "FAILED")
+    return context
+
+
+@pytest.fixture
+def later(failed):
+    return replace(failed, run_id="later-run")
+
+
+@pytest.fixture
+def days_pass(monkeypatch):
+    """Let time pass for the module under test."""
+    real = unfinished_runs.time.time
+
+    def pass_(days):
+        monkeypatch.setattr(unfinished_runs.time, "time", lambda: real() + days * 24 * 3600)
+
+    return pass_
+
+
+def left(context):
+    found = context.open_store().list(f"{context.run_uri}/training/")
+    return {item.uri.split("/training/")[1] for item in found}
+
+
+def notes(context):
+    return context.open_store().list(f"{context.work_uri}/unfinished_runs/")
+
+
+def test_delete_given_up_leaves_a_run_that_may_be_retried(failed, later, days_pass):
+    days_pass(KEPT_DAYS - 1)
+    assert delete_given_up(later.open_store(), later) == 0
+    assert len(left(failed)) == len(LEFT) + 1
+
+
+def test_delete_given_up_deletes_what_no_retry_came_for(failed, later, days_pass):
+    days_pass(KEPT_DAYS + 1)
+    assert delete_given_up(later.open_store(), later) == len(LEFT) - 1
+    assert left(failed) == {"model/m.json"}
+    assert notes(failed) == []
+
+
+def test_delete_given_up_leaves_a_run_that_went_on(failed, later, days_pass):
+    newer = f"{failed.run_uri}/training/checkpoints/latest.json"
+    failed.open_store().write_bytes(newer, b"newer")
+    days_pass(KEPT_DAYS + 1)
+    assert delete_given_up(later.open_store(), later) == 0
+    assert len(left(failed)) == len(LEFT) + 1
+
+
+def test_close_run_forgets_a_run_whose_retry_succeeded(failed):
+    failed.open_store().write_bytes(f"{failed.run_uri}/summary.json", b"{}")
+    assert run_close_run(failed, "COMPLETE") == "FINISHED"
+    assert notes(failed) == []
+
+
+@pytest.mark.parametrize("state", ["FAILED", "RUNNING"])
+def test_close_run_notes_a_run_without_success(later, state):
+    run_close_run(later, state)
+    assert [item.uri.rpartition("/")[2] for item in notes(later)] == [
+        "failed-run.json",
+        "later-run.json",
+    ]
+
+
+def test_close_run_closes_although_a_note_of_another_run_is_damaged(failed, later, capfd):
+    failed.open_store().write_bytes(notes(failed)[0].uri, b"{}")
+    assert run_close_run(later, "FAILED") == "FAILED"
+    assert "those of earlier runs stay: not a UnfinishedRun" in capfd.readouterr().out
