@@ -21,7 +21,8 @@ from iceaggr.storage.uris import file_path
 from iceaggr.tracking import connection, open_tracker, promotion_lock
 from iceaggr.tracking.model_package import input_example
 from iceaggr.tracking.promotion_lock import PromotionLock
-from iceaggr.tracking.registry import ModelRegistry, RegisteredModel
+from iceaggr.tracking.registered_model import RegisteredModel
+from iceaggr.tracking.registry import ModelRegistry
 from tests.tracking.outage import Door
 
 pytestmark = pytest.mark.integration

@@ -12,6 +12,7 @@ from iceaggr.angles import azimuth_zenith, opening_angle
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.errors import EvaluationError
 from iceaggr.evaluation.baselines import true_direction
+from iceaggr.evaluation.calibration import probability_inside
 from iceaggr.evaluation.prediction import Predictions
 
 Columns = dict[str, npt.NDArray[np.generic]]
@@ -135,6 +136,12 @@ def angles_of(events: pd.DataFrame, method: str) -> npt.NDArray[np.float64]:
     """Read the opening angles of the model or of a baseline: (N,) degrees."""
     column = "opening_angle_deg" if method == "model" else f"{method}_angle_deg"
     return events[column].to_numpy(np.float64)
+
+
+def pit_of(events: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """Compute the probability integral transform of each event: (N,), see `probability_inside`."""
+    angle_rad = np.deg2rad(angles_of(events, "model"))
+    return np.asarray(probability_inside(angle_rad, events["kappa"].to_numpy()), np.float64)
 
 
 def _segment_sums(

@@ -21,10 +21,9 @@ from iceaggr.evaluation.calibration import (
     LEVELS,
     calibration_gap,
     coverage,
-    probability_inside,
     pulls,
 )
-from iceaggr.evaluation.event_table import angles_of
+from iceaggr.evaluation.event_table import angles_of, pit_of
 from iceaggr.evaluation.slices import TOPOLOGIES
 
 BASELINES = ("random", "constant", *CLASSICAL_FITS)
@@ -145,7 +144,7 @@ def _baseline_metrics(summary: MethodSummary) -> dict[str, float]:
 def _calibration_metrics(events: pd.DataFrame) -> dict[str, float]:
     angle_rad = np.deg2rad(angles_of(events, "model"))
     kappa = events["kappa"].to_numpy()
-    pit = probability_inside(angle_rad, kappa)
+    pit = pit_of(events)
     metrics: dict[str, float] = {}
     for found in coverage(pit):
         name = f"test_kappa/coverage_{found.level * 100:.0f}"
@@ -174,7 +173,7 @@ def model_estimates(events: pd.DataFrame, config: EvaluationConfig) -> dict[str,
     }
     kappa = events["kappa"].to_numpy()
     found["kappa_median"] = estimate_median(kappa, *sampling)
-    pit = probability_inside(np.deg2rad(angles_of(events, "model")), kappa)
+    pit = pit_of(events)
     for level in LEVELS:
         n_inside = int((pit <= level).sum())
         share = estimate_share(n_inside, len(events), config.confidence)

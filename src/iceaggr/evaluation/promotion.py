@@ -15,8 +15,8 @@ from iceaggr.evaluation.calibration import (
     calibration_gap,
     calibration_loss,
     coverage,
-    probability_inside,
 )
+from iceaggr.evaluation.event_table import pit_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def decide_promotion(
     if promote and champion is not None:
         promote, reason = _check_calibration(challenger, champion, config, reason)
     elif promote:
-        shares = _shares(_pit(challenger))
+        shares = _shares(pit_of(challenger))
         reason += f"; calibration: {shares} of events lie in their {_levels()} % regions"
     sentence = f"{'promoted' if promote else 'not promoted'}: {reason}"
     return Verdict(promote, sentence, margin, error, len(difference), rival)
@@ -119,8 +119,8 @@ def _angles(events: pd.DataFrame, method: str) -> np.ndarray[tuple[int], np.dtyp
 def _check_calibration(
     challenger: pd.DataFrame, champion: pd.DataFrame, config: PromotionConfig, reason: str
 ) -> tuple[bool, str]:
-    new = _pit(challenger)
-    old = _pit(_by_event(champion, "champion"))
+    new = pit_of(challenger)
+    old = pit_of(_by_event(champion, "champion"))
     loss, error = calibration_loss(new, old)
     by = f"by {100 * loss:.1f} ± {100 * error:.1f} points"
     allowed = f"the allowed {100 * config.max_calibration_loss:g}"
@@ -136,11 +136,6 @@ def _check_calibration(
     if loss > 0:
         return True, f"{reason}; calibration is not worse beyond its error ({by}): {measured}"
     return True, f"{reason}; calibration is not worse: {measured}"
-
-
-def _pit(events: pd.DataFrame) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    angle_rad = np.deg2rad(events["opening_angle_deg"].to_numpy())
-    return np.asarray(probability_inside(angle_rad, events["kappa"].to_numpy()), np.float64)
 
 
 def _shares(pit: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:

@@ -17,7 +17,8 @@ from iceaggr.config import EvaluationConfig
 from iceaggr.detector import Detector
 from iceaggr.evaluation.baselines import TITLES
 from iceaggr.evaluation.bootstrap import Estimate
-from iceaggr.evaluation.calibration import Coverage, coverage, probability_inside
+from iceaggr.evaluation.calibration import Coverage, coverage
+from iceaggr.evaluation.event_table import pit_of
 from iceaggr.evaluation.metrics import MethodSummary, model_estimates
 from iceaggr.evaluation.slices import TOPOLOGIES
 
@@ -155,7 +156,7 @@ def verdict_sentences(
         gain = next(summary.gain for summary in summaries if summary.name == rival)
         if gain is not None:
             sentences.append(_gain_sentence(_in_sentence(TITLES[rival]), gain))
-    return [*sentences, _calibration_sentence(_pit(events))]
+    return [*sentences, _calibration_sentence(pit_of(events))]
 
 
 def _calibration_sentence(pit: np.ndarray) -> str:
@@ -180,14 +181,9 @@ def coverage_rows(events: pd.DataFrame) -> list[tuple[str, int, list[Coverage]]]
     if "topology" in events:
         topology = events["topology"].to_numpy()
         parts |= {f"{name.capitalize()}s": topology == name for name in TOPOLOGIES}
-    pit = _pit(events)
+    pit = pit_of(events)
     chosen = {title: pit[inside] for title, inside in parts.items()}
     return [(title, len(part), coverage(part)) for title, part in chosen.items() if len(part)]
-
-
-def _pit(events: pd.DataFrame) -> np.ndarray:
-    angle_rad = np.deg2rad(events["opening_angle_deg"].to_numpy())
-    return probability_inside(angle_rad, events["kappa"].to_numpy())
 
 
 def group_slices(slices: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:

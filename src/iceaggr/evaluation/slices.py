@@ -11,7 +11,8 @@ import pandas as pd
 
 from iceaggr.config import EvaluationConfig
 from iceaggr.evaluation.bootstrap import estimate_angles, estimate_mean, estimate_share
-from iceaggr.evaluation.calibration import coverage, probability_inside
+from iceaggr.evaluation.calibration import coverage
+from iceaggr.evaluation.event_table import pit_of
 
 INF = math.inf
 TOPOLOGIES = ("track", "cascade")
@@ -110,7 +111,7 @@ def slice_table(
     angle_deg = events["opening_angle_deg"].to_numpy()
     columns: dict[str, npt.NDArray[np.floating]] = {
         "angle_deg": angle_deg,
-        "pit": probability_inside(np.deg2rad(angle_deg), events["kappa"].to_numpy()),
+        "pit": pit_of(events),
     }
     if reference is not None:
         columns["gain"] = events[f"{reference}_angle_deg"].to_numpy() - angle_deg

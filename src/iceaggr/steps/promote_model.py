@@ -24,7 +24,8 @@ from iceaggr.steps.documents import EvaluationPointer, ModelPointer, read_docume
 from iceaggr.steps.summary import description, make_summary
 from iceaggr.steps.training_inputs import read_manifest
 from iceaggr.tracking.connection import PATIENCE_S, is_away
-from iceaggr.tracking.registry import ChampionChangedError, ModelRegistry, RegisteredModel
+from iceaggr.tracking.registered_model import ChampionChangedError, RegisteredModel
+from iceaggr.tracking.registry import ModelRegistry
 
 logger = logging.getLogger(__name__)
 

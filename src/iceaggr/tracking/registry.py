@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlflow
@@ -21,31 +20,19 @@ from iceaggr.storage.uris import file_uri
 from iceaggr.tracking.connection import as_tracking_error, connect, patient
 from iceaggr.tracking.model_package import BUNDLE, build_package, fetch_bundle
 from iceaggr.tracking.promotion_lock import promotion_lock
+from iceaggr.tracking.registered_model import (
+    CONTENT_TAG,
+    MODELS,
+    ChampionChangedError,
+    RegisteredModel,
+    check_unchanged,
+    described,
+    refuse_foreign,
+)
 from iceaggr.tracking.run_lookup import tracking_server
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 PREVIOUS_TAG = "previous_champion"
-_CONTENT_TAG = "content_sha256"
-_MODELS = "models:/"
-
-
-@dataclass(frozen=True)
-class RegisteredModel:
-    """One version in the registry. run_id: the MLflow run that trained it."""
-
-    name: str
-    version: str
-    run_id: str
-    tags: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def uri(self) -> str:
-        """Name it for `mlflow models serve` and `iceaggr predict`."""
-        return f"{_MODELS}{self.name}/{self.version}"
-
-
-class ChampionChangedError(TrackingError):
-    """Another model became champion while the decision was made: it must be made again."""
 
 
 class ModelRegistry:
@@ -84,9 +71,9 @@ class ModelRegistry:
                 self._create_name(model_name)
                 known = self._client.create_model_version(
                     model_name,
-                    source=f"{_MODELS}{model_id}",
+                    source=f"{MODELS}{model_id}",
                     run_id=run_id,
-                    tags={**tags, _CONTENT_TAG: content},
+                    tags={**tags, CONTENT_TAG: content},
                     model_id=model_id,
                     await_creation_for=60,
                 )
@@ -95,8 +82,8 @@ class ModelRegistry:
 
     def version(self, model_name: str, version: str) -> RegisteredModel:
         """Describe one version."""
-        with as_tracking_error("no such model version", f"{_MODELS}{model_name}/{version}"):
-            return _described(self._client.get_model_version(model_name, version))
+        with as_tracking_error("no such model version", f"{MODELS}{model_name}/{version}"):
+            return described(self._client.get_model_version(model_name, version))
 
     @patient
     def champion(self, model_name: str) -> RegisteredModel | None:
@@ -137,7 +124,7 @@ class ModelRegistry:
             found = self._by_alias(model.name, CHAMPION)
             if found is not None and found.version == model.version:
                 return  # a retry of a promotion that succeeded
-            _check_unchanged(found, expected, model)
+            check_unchanged(found, expected, model)
             previous = {PREVIOUS_TAG: found.version} if found else {}
             self.record_verdict(model, {**tags, **previous})
             lock.assert_held()
@@ -191,13 +178,13 @@ class ModelRegistry:
         model_uri: `models:/name@alias` or `models:/name/version`, which is downloaded below
         `into`; any other URI is a folder already and is returned as it is.
         """
-        if not model_uri.startswith(_MODELS):
+        if not model_uri.startswith(MODELS):
             return model_uri
         with as_tracking_error("cannot fetch the model", model_uri):
             found = self._resolve(model_uri)
-            _refuse_foreign(found, model_uri)
+            refuse_foreign(found, model_uri)
             folder = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{_MODELS}{found.name}/{found.version}/artifacts/{BUNDLE}",
+                artifact_uri=f"{MODELS}{found.name}/{found.version}/artifacts/{BUNDLE}",
                 dst_path=str(into),
                 tracking_uri=self._client.tracking_uri,
                 registry_uri=self._client.tracking_uri,
@@ -205,7 +192,7 @@ class ModelRegistry:
         return file_uri(Path(folder))
 
     def _resolve(self, model_uri: str) -> ModelVersion:
-        name, _, alias = model_uri.removeprefix(_MODELS).partition("@")
+        name, _, alias = model_uri.removeprefix(MODELS).partition("@")
         if alias:
             return self._client.get_model_version_by_alias(name, alias)
         name, _, version = name.rpartition("/")
@@ -221,7 +208,7 @@ class ModelRegistry:
 
     def _by_alias(self, model_name: str, alias: str) -> RegisteredModel | None:
         try:
-            return _described(self._client.get_model_version_by_alias(model_name, alias))
+            return described(self._client.get_model_version_by_alias(model_name, alias))
         except MlflowException as error:
             # an unknown alias is INVALID_PARAMETER_VALUE, an unknown model RESOURCE_DOES_NOT_EXIST
             if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
@@ -230,7 +217,7 @@ class ModelRegistry:
 
     def _find(self, model_name: str, run_id: str, content: str) -> ModelVersion | None:
         versions = self._client.search_model_versions(f"name='{model_name}' and run_id='{run_id}'")
-        same = (v for v in versions if v.tags.get(_CONTENT_TAG) == content and v.status == "READY")
+        same = (v for v in versions if v.tags.get(CONTENT_TAG) == content and v.status == "READY")
         return next(same, None)
 
     def _create_name(self, model_name: str) -> None:
@@ -262,34 +249,3 @@ class ModelRegistry:
         finally:
             self._client.finalize_logged_model(logged.model_id, status)
         return str(logged.model_id)
-
-
-def _described(version: ModelVersion) -> RegisteredModel:
-    return RegisteredModel(
-        version.name, str(version.version), version.run_id or "", dict(version.tags)
-    )
-
-
-def _refuse_foreign(version: ModelVersion, model_uri: str) -> None:
-    if _CONTENT_TAG not in version.tags:
-        raise TrackingError(
-            "registered model is of another project",
-            where=model_uri,
-            found=f"version {version.version} of {version.name} without the tag {_CONTENT_TAG}",
-            expected="a version that iceaggr registered",
-            remedy="Check the name of the model and promotion.model_name",
-        )
-
-
-def _check_unchanged(
-    found: RegisteredModel | None, expected: RegisteredModel | None, model: RegisteredModel
-) -> None:
-    versions = [f"version {m.version}" if m else "no champion" for m in (found, expected)]
-    if versions[0] != versions[1]:
-        raise ChampionChangedError(
-            "the champion changed while the decision was made",
-            where=model.name,
-            found=versions[0],
-            expected=f"{versions[1]}, with which version {model.version} was compared",
-            remedy="Run the promotion step again: it compares with the new champion",
-        )
