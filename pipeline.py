@@ -108,10 +108,10 @@ def make_pipeline(cluster: bool) -> Any:
 
 
 def _place(cluster: bool, task: Any, **needs: Any) -> Any:
-    # KFP's own cache is off everywhere. Its key holds neither data nor code version (contents of
-    # raw files, digest behind an image tag), a hit is never checked against storage, and each run
-    # wants its own MLflow run. What is expensive is found again by content instead: shards by raw
-    # file, settings and format version, checkpoints by run.
+    # KFP's own cache is off everywhere: each step has side effects, in its run's MLflow run and
+    # folder. Its key holds neither data nor code version (contents of raw files, digest behind an
+    # image tag), and a hit is never checked against storage. What is expensive is found again by
+    # explicit versions of both instead, see iceaggr.shards.reuse; checkpoints by run.
     task.set_caching_options(False)
     return settle(task, **needs) if cluster else task
 
