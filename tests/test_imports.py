@@ -14,6 +14,7 @@ RANKS = {
     "errors": 0,
     "angles": 0,
     "interfaces": 0,
+    "light_in_ice": 0,
     "resources": 0,
     "validation": 0,
     "addresses": 1,

@@ -73,7 +73,7 @@ class Normalization(BaseModel):
     def seed(cls) -> Normalization:
         """Give the fixed constants of the seed model, for comparison.
 
-        Source: facts sheet, section 4: (t - 1e4)/3e4, log10(q)/3, xyz/500, sensor id/5160.
+        Source: the seed model's input layer: (t - 1e4)/3e4, log10(q)/3, xyz/500, sensor id/5160.
         """
         position = FeatureScaling(scale=500.0)
         return cls(

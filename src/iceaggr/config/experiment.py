@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError
 
 from iceaggr.config.data import BatchConfig, DataConfig, NormalizationConfig
 from iceaggr.config.judging import EvaluationConfig, PromotionConfig
@@ -31,15 +31,6 @@ class ExperimentConfig(Section):
     learning_check: LearningCheckConfig = LearningCheckConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> ExperimentConfig:
-        if self.model.d_model % self.model.n_heads:
-            raise ValueError(
-                f"model.d_model {self.model.d_model} is not a multiple of "
-                f"model.n_heads {self.model.n_heads}"
-            )
-        return self
 
 
 def parse_config(settings: dict[str, Any], where: str = "configuration") -> ExperimentConfig:

@@ -11,7 +11,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from iceaggr.reconstruction.optics import C_M_PER_NS, DELAY_PER_DISTANCE, LIGHT_NS_PER_M
+from iceaggr.light_in_ice import C_M_PER_NS
+from iceaggr.reconstruction.optics import DELAY_PER_DISTANCE, LIGHT_NS_PER_M
 
 EFFECTIVE_SLOPE = 0.8395
 """Effective over geometric distance, which corrects the Pandel density for orientation."""

@@ -29,15 +29,17 @@ def line_fit(batch: EventBatch) -> FitResult:
     return choose(triggering.ok, triggering, _solve(pulse_hits(batch)))
 
 
-def improved_line_fit(batch: EventBatch) -> FitResult:
+def improved_line_fit(batch: EventBatch, plain: FitResult | None = None) -> FitResult:
     """Fit a line robustly to the first triggering pulse of each DOM.
 
     Late hits are dropped (778 ns after another within 156 m), a Huber fit (153 m) finds the
     outliers, and the rest (residual below 116 m) is fitted again. Events with fewer than three
     such DOMs use the plain fit.
+    plain: `line_fit` of this batch, if it was computed before.
     Source: IceTray improved linefit documentation.
     """
-    plain = line_fit(batch)
+    if plain is None:
+        plain = line_fit(batch)
     hits = first_hits(batch, ~batch.auxiliary)
     hits = hits.keep(~_is_late(hits))
     weight = torch.ones_like(hits.time_ns)
@@ -93,7 +95,7 @@ def _is_late(hits: Hits) -> Tensor:
     counts = torch.bincount(event, minlength=hits.n_events)
     starts = counts.cumsum(0) - counts
     late = torch.zeros(len(event), dtype=torch.bool, device=event.device)
-    # compare each hit with the k-th next of its event: as many steps as the largest event has hits
+    # compare each hit with the k-th of its event, many k at once: the largest event says how many
     longest = int(counts.max()) if len(event) else 0
     xyz, time = hits.xyz_m[order], hits.time_ns[order]
     width = max(1, min(longest, MAX_PAIR_CELLS // max(1, len(event))))

@@ -1,7 +1,6 @@
-"""Constants of light and muons in ice, and the Cherenkov geometry of a straight track.
+"""The Cherenkov geometry of a straight track: which way light takes, and when it arrives.
 
-Source: IceTray I3Constants; Source of the bracket: geometry of a cone that moves with c while its
-light moves with c / n_group.
+Source: geometry of a cone that moves with c while its light moves with c / n_group.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ import math
 
 from torch import Tensor
 
-C_M_PER_NS = 0.299792458
-N_PHASE = 1.3195
-N_GROUP = 1.35634
+from iceaggr.light_in_ice import C_M_PER_NS, N_GROUP, N_PHASE
+
 CHERENKOV_RAD = math.acos(1 / N_PHASE)
 LIGHT_NS_PER_M = N_GROUP / C_M_PER_NS
 """Time that light takes in ice, 4.524 ns/m."""

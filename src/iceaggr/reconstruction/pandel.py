@@ -19,7 +19,7 @@ from scipy.signal import fftconvolve
 from scipy.special import gammainc
 from torch import Tensor
 
-from iceaggr.reconstruction.optics import C_M_PER_NS, N_GROUP
+from iceaggr.light_in_ice import C_M_PER_NS, N_GROUP
 
 SCATTERING_M = 33.29
 ABSORPTION_M = 98.0

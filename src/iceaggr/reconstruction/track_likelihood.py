@@ -36,13 +36,13 @@ def likelihood_fit(batch: EventBatch) -> FitResult:
     """Fit a muon track to the first pulses by the blurred Pandel likelihood.
 
     Starts at the line fits and the inertia axis, both ways; a coarse search (60 ns blur) picks
-    the best start and a fine one (20 ns) finishes. Events with fewer than five DOMs have ok =
-    False and keep the improved line fit.
+    the best start and a fine one (20 ns) finishes. Events with fewer than five of the hits that
+    `timed_hits` takes have ok = False and keep the improved line fit.
     Source: AMANDA collaboration 2004, "Muon track reconstruction and data selection techniques".
     """
-    improved = improved_line_fit(batch)
-    others = [line_fit(batch), tensor_of_inertia(batch)]
-    return fit_track(centred_hits(batch), improved, others)
+    plain = line_fit(batch)
+    improved = improved_line_fit(batch, plain)
+    return fit_track(centred_hits(batch), improved, [plain, tensor_of_inertia(batch)])
 
 
 def centred_hits(batch: EventBatch) -> CentredHits:
@@ -60,7 +60,7 @@ def centred_hits(batch: EventBatch) -> CentredHits:
 def fit_track(centred: CentredHits, first: FitResult, others: list[FitResult]) -> FitResult:
     """Fit tracks from the directions of other fits, and from the reverse of the first and last.
 
-    The first fit stands where there are fewer than five DOMs.
+    The first fit stands where there are fewer than five hits.
     """
     directions = [first.direction, *(fit.direction for fit in others)]
     starts = torch.stack([*directions, -directions[0], -directions[-1]])

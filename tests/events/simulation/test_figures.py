@@ -3,7 +3,8 @@ import pytest
 
 from iceaggr.detector import icecube86
 from iceaggr.events.simulation.figures import FIGURES, figures_table, measure_figures
-from iceaggr.events.simulation.ice import COS_CHERENKOV, N_GROUP, SIN_CHERENKOV, SPEED_OF_LIGHT
+from iceaggr.events.simulation.ice import COS_CHERENKOV, SIN_CHERENKOV
+from iceaggr.light_in_ice import C_M_PER_NS, N_GROUP
 from iceaggr.storage import open_store
 
 
@@ -53,7 +54,7 @@ def residuals(columns):
         along = way @ travel[k]
         distance = np.sqrt(np.maximum((way**2).sum(1) - along**2, 0))
         slope = (N_GROUP - COS_CHERENKOV) / SIN_CHERENKOV
-        late = time[first] - (along + slope * distance) / SPEED_OF_LIGHT
+        late = time[first] - (along + slope * distance) / C_M_PER_NS
         near = distance < 25
         if near.sum() >= 4:
             yield distance, late - np.median(late[near])

@@ -1,8 +1,8 @@
 import numpy as np
 
-from iceaggr.events.simulation.ice import N_GROUP, SPEED_OF_LIGHT
 from iceaggr.events.simulation.pairs import Cascades, Tracks, cascade_pairs, track_pairs
 from iceaggr.events.simulation.sensors import live_sensors
+from iceaggr.light_in_ice import C_M_PER_NS, N_GROUP
 
 
 def vertical_track(first_m: float = -750.0, last_m: float = 750.0) -> Tracks:
@@ -33,7 +33,7 @@ def test_track_light_comes_at_the_cherenkov_time():
     xyz = live_sensors().xyz_m[pairs.sensor]
     along = -xyz[:, 2]
     # bracket of the standard formula, n_group / sin - 1 / tan = 0.91733
-    expected = (along + pairs.distance_m * 0.91733) / SPEED_OF_LIGHT
+    expected = (along + pairs.distance_m * 0.91733) / C_M_PER_NS
     np.testing.assert_allclose(pairs.arrival_ns, expected, atol=0.05)
     assert (pairs.event == 7).all()
 
@@ -58,7 +58,7 @@ def test_cascade_light_spreads_at_the_group_velocity():
     pairs = cascade_pairs(cascade(1e3, (0.0, 0.0, 1.0)))
     late = pairs.arrival_ns - 100.0
     # the mean point of the shower lies a few metres ahead of the vertex
-    start = late - N_GROUP * pairs.distance_m / SPEED_OF_LIGHT
+    start = late - N_GROUP * pairs.distance_m / C_M_PER_NS
     np.testing.assert_allclose(start, start[0], atol=1e-6)
     assert 5 < start[0] < 25
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iceaggr.events.simulation.config import N_EVENTS_PER_BLOCK, SimulationConfig
-from iceaggr.events.simulation.ice import SPEED_OF_LIGHT, Floats
+from iceaggr.events.simulation.ice import Floats
 from iceaggr.events.simulation.interactions import (
     REACH_M,
     Interactions,
@@ -33,6 +33,7 @@ from iceaggr.events.simulation.photons import (
 from iceaggr.events.simulation.pulses import form_pulses, quantised
 from iceaggr.events.simulation.sensors import Ints, live_sensors
 from iceaggr.events.simulation.trigger import Readout, read_out
+from iceaggr.light_in_ice import C_M_PER_NS
 
 _MIN_PHOTONS = 6
 """Fewer photons than this, with chance noise, practically never make eight coincident hits."""
@@ -150,12 +151,12 @@ def _light(drawn: Interactions, rng: np.random.Generator) -> tuple[Pairs, Floats
     bright = losses.energy_gev > _MIN_LOSS_GEV
     row, along, loss_gev = losses.row[bright], losses.along_m[bright], losses.energy_gev[bright]
     near = np.flatnonzero(~drawn.is_track | (drawn.vertex_along_m > -REACH_M))
-    vertex_ns = np.where(drawn.is_track, drawn.vertex_along_m / SPEED_OF_LIGHT, 0.0)
+    vertex_ns = np.where(drawn.is_track, drawn.vertex_along_m / C_M_PER_NS, 0.0)
     cascades = Cascades(
         np.concatenate([near, track[row]]),
         np.concatenate([drawn.vertex_m[near], nearest[row] + along[:, None] * travel[row]]),
         np.concatenate([drawn.travel[near], travel[row]]),
-        np.concatenate([vertex_ns[near], along / SPEED_OF_LIGHT]),
+        np.concatenate([vertex_ns[near], along / C_M_PER_NS]),
         np.concatenate([drawn.cascade_gev[near], loss_gev]),
     )
     return concatenate_pairs([track_pairs(tracks), cascade_pairs(cascades)]), at_array

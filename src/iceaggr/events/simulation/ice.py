@@ -10,14 +10,10 @@ from importlib import resources
 import numpy as np
 import numpy.typing as npt
 
+from iceaggr.light_in_ice import N_PHASE
+
 Floats = npt.NDArray[np.float64]
 
-SPEED_OF_LIGHT = 0.299792458
-"""Metres per nanosecond."""
-N_GROUP = 1.35634
-"""Group refractive index at 400 nm. Source: IceTray I3Constants."""
-N_PHASE = 1.3195
-"""Phase refractive index at 400 nm. Source: IceTray I3Constants."""
 COS_CHERENKOV = 1.0 / N_PHASE
 SIN_CHERENKOV = float(np.sqrt(1.0 - COS_CHERENKOV**2))
 TAN_CHERENKOV = SIN_CHERENKOV / COS_CHERENKOV
@@ -26,7 +22,6 @@ ICE_DENSITY = 0.917
 
 _AMANDA_Z_M = (-50.0, 450.0)
 """Depths 1500-2000 m, where the Pandel constants were fitted to AMANDA data."""
-
 
 _GRID_STEP_M, _GRID_HALF_M = 2.0, 1_200.0
 

@@ -11,9 +11,7 @@ from scipy.spatial import cKDTree
 from iceaggr.events.simulation import light
 from iceaggr.events.simulation.ice import (
     COS_CHERENKOV,
-    N_GROUP,
     SIN_CHERENKOV,
-    SPEED_OF_LIGHT,
     TAN_CHERENKOV,
     Floats,
     reference_lengths,
@@ -21,6 +19,7 @@ from iceaggr.events.simulation.ice import (
 )
 from iceaggr.events.simulation.muon import CONTINUOUS_B_PER_M, muon_energy
 from iceaggr.events.simulation.sensors import Ints, live_sensors
+from iceaggr.light_in_ice import C_M_PER_NS, N_GROUP
 
 MIN_EXPECTED_PE = 0.004
 """Pairs with less light are left out; their sum is below one photon for nearly every event."""
@@ -123,7 +122,7 @@ def track_pairs(tracks: Tracks) -> Pairs:
     # beyond the end only scattered light arrives, with the delay of its longer way
     effective = effective + gap
     xi, rho = _pandel(effective, _TRACK_LAMBDA_M, _TRACK_TAU_NS, scattering_m, absorption_m)
-    arrival = (emitted + N_GROUP * path) / SPEED_OF_LIGHT
+    arrival = (emitted + N_GROUP * path) / C_M_PER_NS
     zero = np.zeros(len(row))
     pairs = Pairs(tracks.event[row], sensor, expected, arrival, xi, rho, distance, zero, zero)
     return _bright(pairs)
@@ -165,8 +164,8 @@ def _lit_by_cascades(
     xi, rho = _pandel(
         distance * turn, _CASCADE_LAMBDA_M, _CASCADE_TAU_NS, scattering_m, absorption_m
     )
-    start = cascades.time_ns[row] + shape[row] * light.SHOWER_STEP_M / SPEED_OF_LIGHT
-    arrival = start + N_GROUP * distance / SPEED_OF_LIGHT
+    start = cascades.time_ns[row] + shape[row] * light.SHOWER_STEP_M / C_M_PER_NS
+    arrival = start + N_GROUP * distance / C_M_PER_NS
     event = cascades.event[row]
     return _bright(Pairs(event, sensor, expected, arrival, xi, rho, distance, cosine, shape[row]))
 
@@ -189,7 +188,7 @@ def _pandel(
     reference_scattering, reference_absorption = reference_lengths()
     xi = effective_m / (lambda_m * scattering_m / reference_scattering)
     absorption = _PANDEL_ABSORPTION_M * absorption_m / reference_absorption
-    return xi, 1.0 / tau_ns + SPEED_OF_LIGHT / N_GROUP / absorption
+    return xi, 1.0 / tau_ns + C_M_PER_NS / N_GROUP / absorption
 
 
 def _bright(pairs: Pairs) -> Pairs:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iceaggr.events.simulation.ice import N_GROUP, SPEED_OF_LIGHT, Floats
+from iceaggr.events.simulation.ice import Floats
 from iceaggr.events.simulation.light import SHOWER_STEP_M
 from iceaggr.events.simulation.pairs import Pairs
 from iceaggr.events.simulation.sensors import Ints, live_sensors
+from iceaggr.light_in_ice import C_M_PER_NS, N_GROUP
 
 _JITTER_NS = 2.0
 """Spread of the PMT transit time. Source: IceTray PMTRes, main peak."""
@@ -75,7 +76,7 @@ def _shower_length_ns(pairs: Pairs, pair: Ints, rng: np.random.Generator) -> Flo
     ahead = (rng.standard_gamma(shape) - shape) * SHOWER_STEP_M
     square = distance**2 - 2.0 * ahead * distance * pairs.cosine[pair] + ahead**2
     path = np.sqrt(np.maximum(square, 0.0))
-    return np.asarray((ahead + N_GROUP * (path - distance)) / SPEED_OF_LIGHT)
+    return np.asarray((ahead + N_GROUP * (path - distance)) / C_M_PER_NS)
 
 
 def draw_afterpulses(photons: Photons, rng: np.random.Generator) -> Photons:
