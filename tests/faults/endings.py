@@ -15,6 +15,9 @@ KINDS = ("SIGKILL", "SIGTERM", "oom_kill", "no_memory")
 """Two signals; the kernel's out-of-memory killer in a control group of its own, which is what a
 container meets; and allocations that fail, which is what a limited shell meets."""
 HANGS_AFTER_S = 90.0
+_POLL_S = 0.002
+_STOPPED_IF_S = 5.0
+"""A pause of 2 ms that takes longer than this was none of a busy machine."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -40,14 +43,19 @@ class Child:
             _run(call, log, self._group, address_bytes)
 
     def wait(self, within_s: float = HANGS_AFTER_S) -> int | None:
-        """Give the exit code, negative for a signal; None if it goes on."""
-        deadline = self.began + within_s
-        while time.monotonic() < deadline:
+        """Give the exit code, negative for a signal; None if it goes on.
+
+        Time in which this process itself was stopped does not count: its children were, too.
+        """
+        deadline, latest = self.began + within_s, time.monotonic()
+        while latest < deadline:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self._forget_group()
                 return os.waitstatus_to_exitcode(status)
-            time.sleep(0.002)
+            time.sleep(_POLL_S)
+            deadline += max(0.0, time.monotonic() - latest - _STOPPED_IF_S)
+            latest = time.monotonic()
         return None
 
     def end(self, signal_number: int) -> int:

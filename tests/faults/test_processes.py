@@ -20,9 +20,12 @@ from tests.events.raw_layout import write_raw_layout
 from tests.faults.endings import KINDS, ROOT, has_cgroups
 from tests.faults.pipeline_runs import STEPS, TinyRun, results
 
+SEED = os.environ.get("ICEAGGR_FAULT_SEED", "1")
 CERTAIN = ("SIGKILL", "SIGTERM", "oom_kill")
 """Kinds that meet nearly every attempt."""
-N_NO_MEMORY = 5
+N_ENDINGS = int(os.environ.get("ICEAGGR_ENDINGS", "20"))
+"""Of each kind for each step, in the long test."""
+N_NO_MEMORY = max(1, N_ENDINGS // 4)
 """Allocations that fail, which no container meets, are tried less often: some wait for ever."""
 
 
@@ -35,7 +38,9 @@ def end_steps(folder, work_uri, n, steps=STEPS):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "tests.faults.killing"),
-            json.dumps({**settings, "n": n, "n_no_memory": N_NO_MEMORY, "steps": steps, "seed": 1}),
+            json.dumps(
+                {**settings, "n": n, "n_no_memory": N_NO_MEMORY, "steps": steps, "seed": SEED}
+            ),
         ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -71,8 +76,8 @@ def test_step_ended_at_a_random_moment_is_made_good_by_its_retry(tmp_path):
 @pytest.mark.slow
 @pytest.mark.integration
 def test_every_step_ended_twenty_times_in_every_way_is_made_good(mlflow_service, tmp_path):
-    told = end_steps(tmp_path, f"s3://iceaggr/faults/{tmp_path.name}", 20)
-    check_counts(told, 20, STEPS)
+    told = end_steps(tmp_path, f"s3://iceaggr/faults/{tmp_path.name}", N_ENDINGS)
+    check_counts(told, N_ENDINGS, STEPS)
 
 
 @pytest.mark.slow
