@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from iceaggr.config import EvaluationConfig
-from iceaggr.evaluation.baselines import CLASSICAL_FITS, TITLES
+from iceaggr.evaluation.baselines import TITLES
 from iceaggr.evaluation.bootstrap import (
     Estimate,
     estimate_angles,
@@ -25,9 +25,6 @@ from iceaggr.evaluation.calibration import (
 )
 from iceaggr.evaluation.event_table import angles_of, pit_of
 from iceaggr.evaluation.slices import TOPOLOGIES
-
-BASELINES = ("random", "constant", *CLASSICAL_FITS)
-"""Every baseline that each evaluation scores, in the order of tables."""
 
 
 @dataclass(frozen=True)
