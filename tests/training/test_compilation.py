@@ -72,6 +72,19 @@ def test_what_is_missing_is_a_warning_or_an_error_as_configured(
         compile_for(model, GPU, TrainingConfig(compile_layers="on"))
 
 
+def test_heads_too_narrow_for_the_kernel_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine(monkeypatch)
+    config = ModelConfig(d_model=16, n_heads=2, n_dom_layers=1, n_event_layers=1)
+    model = build_model(config, Normalization.seed())
+    compile_for(model, GPU, TrainingConfig())
+    assert not is_compiled(model)
+    assert "layers are not compiled: attention heads of width 8" in caplog.text
+    with pytest.raises(TrainingError, match=r"cannot be compiled.*heads of width 8"):
+        compile_for(model, GPU, TrainingConfig(compile_layers="on"))
+
+
 def test_off_compiles_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch)
     model = built()

@@ -50,9 +50,7 @@ def test_gpu_leaves_the_weights_alone_and_names_the_gradient_a_step_later() -> N
     spoil_next_gradient(step)
     step.take(batch, 2, 0.0, 1e-3, 16)
     assert all(torch.equal(a, b) for a, b in zip(weights(step), before, strict=True))
-    with pytest.raises(
-        TrainingError, match=r"gradient is not finite \[step 2\].*found head.out.bias"
-    ):
+    with pytest.raises(TrainingError, match=BAD_GRADIENT):
         step.check_last()
 
 
@@ -76,8 +74,6 @@ def test_cpu_names_a_bad_gradient_before_the_weights_change() -> None:
     step.take(batch, 1, 0.0, 1e-3, 16)
     before = weights(step)
     spoil_next_gradient(step)
-    with pytest.raises(
-        TrainingError, match=r"gradient is not finite \[step 2\].*found head.out.bias"
-    ):
+    with pytest.raises(TrainingError, match=BAD_GRADIENT):
         step.take(batch, 2, 0.0, 1e-3, 16)
     assert all(torch.equal(a, b) for a, b in zip(weights(step), before, strict=True))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from iceaggr.batches.event_batch import segment_idx
 from iceaggr.config import ModelConfig
 from iceaggr.models.packed_transformer import LayerStack
 from iceaggr.models.packing import Chunk
@@ -71,9 +72,7 @@ class EventTransformer(nn.Module):
             if token is None:
                 pooled = segment_mean(x, chunk.segment, chunk.n_segments)
             else:
-                is_token = torch.ones_like(chunk.segment, dtype=torch.bool)
-                is_token[1:] = chunk.segment[1:] != chunk.segment[:-1]
-                pooled = x[is_token]
+                pooled = x.index_select(0, chunk.offsets[:-1])
             return torch.cat([pooled.float(), vector], dim=-1)
 
         packing = self.layers.packing(event_dom_offsets, len(doms.embedding))
@@ -90,12 +89,13 @@ class EventTransformer(nn.Module):
 def _put_first(doms: DomInputs, token: Tensor, offsets: Tensor) -> tuple[DomInputs, Tensor]:
     """Put one token before the DOMs of each event; it lies nowhere and has no vectors."""
     n_events, n_doms = len(token), len(doms.embedding)
-    new_offsets = offsets + torch.arange(n_events + 1, device=offsets.device)
-    is_dom = torch.ones(n_doms + n_events, dtype=torch.bool, device=offsets.device)
-    is_dom[new_offsets[:-1]] = False
+    dom = torch.arange(n_doms, device=offsets.device)
+    event = torch.arange(n_events + 1, device=offsets.device)
+    new_offsets = offsets + event
+    # by row numbers, not by a mask, whose length a GPU would have to be asked for
     source = torch.empty(n_doms + n_events, dtype=torch.int64, device=offsets.device)
-    source[is_dom] = torch.arange(n_doms, device=offsets.device)
-    source[~is_dom] = n_doms + torch.arange(n_events, device=offsets.device)
+    source[dom + segment_idx(offsets, n_doms) + 1] = dom
+    source[new_offsets[:-1]] = n_doms + event[:-1]
 
     def joined(rows: Tensor, of_token: Tensor) -> Tensor:
         return torch.cat([rows, of_token]).index_select(0, source)

@@ -16,6 +16,8 @@ from iceaggr.models.packing import Chunk
 
 BLOCK_ROWS = 128
 """Rows of a block, as wide as the kernels' tiles."""
+MIN_HEAD_WIDTH = 16
+"""Narrower heads have no kernel on a GPU. Source: flex_attention in the inductor of torch."""
 
 ScoreChange = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(score, batch, head, query row, key row) to the changed score."""
@@ -26,7 +28,7 @@ def same_segment_mask(chunk: Chunk) -> BlockMask:
 
     Raises: ValueError for a chunk that was packed for grouped attention.
     """
-    if chunk.offsets is None:
+    if chunk.groups:
         raise ValueError("a chunk packed into groups, expected one packed in order")
     segment, offsets = chunk.segment, chunk.offsets
     n_rows = len(segment)

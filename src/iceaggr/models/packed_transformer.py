@@ -19,6 +19,9 @@ from iceaggr.models.fused_attention import ScoreChange, attend_fused, same_segme
 from iceaggr.models.lean_layers import normed_feedforward, normed_linear, runs_lean
 from iceaggr.models.packing import Chunk, Group, Packing, RowLimits, pack, pack_in_order
 
+MAX_TRACES = 128
+"""Traces of the layer in one process, four per network; torch gives up after 8 by itself."""
+
 Attend = Callable[[Tensor, int], Tensor]
 """Queries, keys and values (R, 3C) and the number of heads to attended rows (R, C)."""
 FusedLayer = Callable[["PackedLayer", Tensor, BlockMask, ScoreChange | None], Tensor]
@@ -77,8 +80,11 @@ class LayerStack(nn.ModuleList):
 
     def compile_layers(self, backend: str) -> None:
         """Attend fused from now on, compiled by one of torch's backends."""
+        settings = torch._dynamo.config
         # numbers of rows differ from batch to batch; constants of the bias do not
-        torch._dynamo.config.specialize_float = True
+        settings.specialize_float = True
+        # one function is traced anew for each network, transformer, precision, and for evaluation
+        settings.recompile_limit = max(settings.recompile_limit, MAX_TRACES)
         # whole or not at all: left uncompiled, it would write out the scores of all pairs of rows
         self._compiled = torch.compile(_fused_layer, backend=backend, fullgraph=True, dynamic=True)
 
@@ -96,6 +102,8 @@ class LayerStack(nn.ModuleList):
 
     def transform(self, x: Tensor, chunk: Chunk, bias: PairBias | None = None) -> Tensor:
         """Transform the rows of a chunk, (R, C) to (R, C). bias: what is added to the logits."""
+        # many small terms are added up: sixteen bits would lose those of the first layers
+        x = x.float()
         if self._compiled is None:
             grouped = GroupedAttention(chunk.groups, None if bias is None else bias.grouped(chunk))
             for layer in self:
@@ -103,8 +111,6 @@ class LayerStack(nn.ModuleList):
             return x
         mask = same_segment_mask(chunk)
         change = None if bias is None else bias.change_score()
-        # many small terms are added up: sixteen bits would lose those of the first layers
-        x = x.float()
         for layer in self:
             assert isinstance(layer, PackedLayer)
             x = self._compiled(layer, x, mask, change)

@@ -80,16 +80,19 @@ class Chunk:
 
     rows: (R,) int64, original row of each packed row; a slice where they keep their order
     segment: (R,) int64, segment of each packed row, counted from 0 in the chunk
-    n_segments: S
+    offsets: (S+1,) int64, packed rows of segment s are [offsets[s], offsets[s+1])
     groups: what is attended together; empty where attention is fused
-    offsets: (S+1,) int64, rows of each segment in the chunk, where attention is fused
     """
 
     rows: Tensor | slice
     segment: Tensor
-    n_segments: int
+    offsets: Tensor
     groups: tuple[Group, ...] = ()
-    offsets: Tensor | None = None
+
+    @property
+    def n_segments(self) -> int:
+        """Count the segments (S)."""
+        return self.offsets.shape[0] - 1
 
     def take(self, values: Tensor) -> Tensor:
         """Pick the chunk's rows of the whole, (all rows, ...) to (R, ...)."""
@@ -155,8 +158,7 @@ def _chunk_in_order(offsets: Tensor, first_row: int, n_rows: int) -> Chunk:
     return Chunk(
         slice(first_row, first_row + n_rows),
         segment_idx(offsets, n_rows),
-        len(offsets) - 1,
-        offsets=offsets,
+        offsets,
     )
 
 
@@ -176,7 +178,8 @@ def _chunk(
     bounds: npt.NDArray[np.int64], segments: npt.NDArray[np.int64], device: torch.device
 ) -> Chunk:
     lengths = bounds[segments + 1] - bounds[segments]
-    starts = np.cumsum(lengths) - lengths
+    offsets = np.append(0, np.cumsum(lengths))
+    starts = offsets[:-1]
     segment = np.repeat(np.arange(len(segments)), lengths)
     rows = np.arange(lengths.sum()) + (bounds[segments] - starts)[segment]
     groups, first = [], 0
@@ -186,7 +189,7 @@ def _chunk(
     return Chunk(
         torch.from_numpy(rows).to(device),
         torch.from_numpy(segment).to(device),
-        len(segments),
+        torch.from_numpy(offsets).to(device),
         tuple(groups),
     )
 

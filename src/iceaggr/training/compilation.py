@@ -11,9 +11,10 @@ from shutil import which
 
 import torch
 
-from iceaggr.config import TrainingConfig
+from iceaggr.config import ModelConfig, TrainingConfig
 from iceaggr.errors import TrainingError
 from iceaggr.models import DirectionModel
+from iceaggr.models.fused_attention import MIN_HEAD_WIDTH
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +24,14 @@ def compile_for(model: DirectionModel, device: torch.device, config: TrainingCon
 
     Raises: TrainingError if the configuration insists and it cannot be.
     """
-    wanted, obstacle = config.compile_layers, _obstacle_to_compiling(device)
+    wanted, obstacle = config.compile_layers, _obstacle_to_compiling(device, model.config)
     if wanted == "on" and obstacle:
         raise TrainingError(
             "layers cannot be compiled",
             where="training.compile_layers",
             found=obstacle,
-            expected="a GPU, Triton, a C compiler and Python's headers",
+            expected="a GPU, Triton, a C compiler, Python's headers and heads of width "
+            f"{MIN_HEAD_WIDTH} or more",
             remedy="Set training.compile_layers to auto or off, or install what is missing",
         )
     if wanted == "off" or obstacle:
@@ -40,9 +42,12 @@ def compile_for(model: DirectionModel, device: torch.device, config: TrainingCon
     model.compile_layers()
 
 
-def _obstacle_to_compiling(device: torch.device) -> str:
+def _obstacle_to_compiling(device: torch.device, config: ModelConfig) -> str:
     if device.type != "cuda":
         return f"the device is {device.type}"
+    head_width = config.d_model // config.n_heads
+    if head_width < MIN_HEAD_WIDTH:
+        return f"attention heads of width {head_width} (model.d_model / model.n_heads)"
     if find_spec("triton") is None:
         return "torch came without Triton"
     if not (os.environ.get("CC") or which("gcc") or which("clang")):
