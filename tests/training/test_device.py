@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
 
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import ModelConfig, TrainingConfig
+from iceaggr.errors import TrainingError
 from iceaggr.models import build_model
 from iceaggr.normalization import Normalization
 from iceaggr.training.device import autocast, choose_device, placed, positioned
@@ -65,7 +67,13 @@ def test_cpu_uses_batches_where_they_are() -> None:
 
 def test_cpu_computes_the_features_of_each_batch_ahead() -> None:
     config = ModelConfig(
-        d_model=8, n_heads=1, n_dom_layers=0, n_event_layers=1, dom_statistics=True, seed="line_fit"
+        d_model=8,
+        n_heads=1,
+        n_dom_layers=0,
+        n_event_layers=1,
+        dom_statistics=True,
+        seed="line_fit",
+        seed_frame=True,
     )
     model = build_model(config, Normalization.seed()).eval()
     loaded = list(placed(positioned(CountingLoader(), epoch=0), CPU, model))
@@ -75,6 +83,31 @@ def test_cpu_computes_the_features_of_each_batch_ahead() -> None:
         expected = model.features_of(one.placed)
         torch.testing.assert_close(one.features.doms, expected.doms)
         torch.testing.assert_close(model(one.placed, one.features).vector, model(one.placed).vector)
+
+
+def test_batch_whose_features_fail_reaches_the_check_that_names_its_events() -> None:
+    config = ModelConfig(
+        d_model=8, n_heads=1, n_dom_layers=1, n_event_layers=1, seed="likelihood", seed_head=True
+    )
+    model = build_model(config, Normalization.seed()).eval()
+    batch = random_event_batch(2)
+    spoiled = replace(batch, charge_pe=torch.full_like(batch.charge_pe, torch.nan))
+    with pytest.raises(RuntimeError, match="eigh"):
+        model.features_of(spoiled)
+    (loaded,) = placed([(spoiled, {})], CPU, model)
+    assert loaded.host is spoiled
+    assert loaded.features is None
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_process_without_a_gpu_of_its_own_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = TrainingConfig.model_validate({"device": device})
+    with pytest.raises(TrainingError, match=r"no GPU for this process.*found 1 usable.*least 2"):
+        choose_device(config, local_rank=1)
 
 
 def test_device_cpu_is_taken_even_where_there_is_a_gpu() -> None:

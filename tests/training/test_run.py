@@ -128,7 +128,9 @@ def test_resume_may_change_what_does_not_change_the_result(tmp_path: Path) -> No
     inputs = small_inputs(tmp_path, small_config())
     first = train(inputs)
     changed = small_config(
-        training={"log_every_n_steps": 1, "device": "auto"}, batches={"n_workers": 1}
+        training={"log_every_n_steps": 1, "device": "auto", "checkpoint_every_n_epochs": 2},
+        batches={"n_workers": 1},
+        model={"max_rows_kept": 64},
     )
     assert train(replace(inputs, config=changed)) == first
 

@@ -45,7 +45,7 @@ class TrainingConfig(Section):
     validation_every_minutes: float = Field(0.0, ge=0)
     """Minutes between validations inside an epoch; 0 = only at its end and that of the run."""
     max_validation_events: int = Field(10_000, ge=1)
-    """Validation reads at most this many events, always the same ones."""
+    """Validation stops after the minibatch that completes this many events, each time the same."""
     stop_if_not_learning_after_n_steps: int = Field(0, ge=0)
     """Validations from this step on stop a run that is collapsed or no better than the best
     constant prediction; 0 = only log it."""

@@ -27,19 +27,21 @@ N_FEATURES_AHEAD = 2
 def choose_device(config: TrainingConfig, local_rank: int = 0) -> torch.device:
     """Choose the device, and say in the log which one `auto` took.
 
-    Raises: TrainingError if a GPU is asked for and there is none.
+    Raises: TrainingError if a GPU is asked for and there is none, or if there are GPUs but none is
+    left for this process: a run on both kinds of device would wait for itself forever.
     """
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.device == "cuda" and n_gpus <= local_rank:
+    needs_gpu = config.device == "cuda" or (config.device == "auto" and n_gpus > 0)
+    if needs_gpu and n_gpus <= local_rank:
         raise TrainingError(
             "no GPU for this process",
             where="training.device",
             found=f"{n_gpus} usable GPUs",
             expected=f"at least {local_rank + 1}",
-            remedy="Set training.device to auto or cpu, or run where CUDA sees a GPU",
+            remedy="Start one process per GPU, set training.device to cpu, or run where CUDA sees "
+            "more GPUs",
         )
-    use_gpu = config.device == "cuda" or (config.device == "auto" and n_gpus > local_rank)
-    if not use_gpu:
+    if not needs_gpu:
         logger.info("training on the CPU (device %s, %d GPUs seen)", config.device, n_gpus)
         return torch.device("cpu")
     device = torch.device("cuda", local_rank)
@@ -109,15 +111,14 @@ def placed(
         if ready is not None:
             yield ready
         torch.cuda.current_stream(device).wait_stream(stream)
-        _belongs_to_current_stream(copy)
+        _belongs_to(torch.cuda.current_stream(device), copy)
         ready = LoadedBatch(batch, copy, position)
     if ready is not None:
         yield ready
 
 
-def _belongs_to_current_stream(batch: EventBatch) -> None:
-    # without this the allocator may reuse the memory while the main stream still reads it
-    stream = torch.cuda.current_stream()
+def _belongs_to(stream: torch.cuda.Stream, batch: EventBatch) -> None:
+    # without this the allocator may reuse the memory while this stream still reads it
     for tensor in vars(batch).values():
         if isinstance(tensor, torch.Tensor):
             tensor.record_stream(stream)
@@ -142,4 +143,8 @@ def _with_features(
 def _loaded(
     batch: EventBatch, position: dict[str, int], features: Future[Features] | None
 ) -> LoadedBatch:
-    return LoadedBatch(batch, batch, position, features.result() if features else None)
+    if features is None or features.exception() is not None:
+        # what spoils the features comes up again: in the check of the batch, which names the
+        # events, or else in the model
+        return LoadedBatch(batch, batch, position)
+    return LoadedBatch(batch, batch, position, features.result())

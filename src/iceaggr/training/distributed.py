@@ -56,7 +56,7 @@ class Processes:
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
             broadcast_buffers=False,
-            # a minibatch without any multi-pulse DOM may leave a layer out
+            # a minibatch of events with one DOM each leaves the relative bias out
             find_unused_parameters=True,
         )
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NoReturn
 
 from torch import nn
 
@@ -210,7 +211,6 @@ class Loop:
             )
         if result is None:
             self._save_and_leave()
-            return
         self.parts.reporter.validation(result, self.state)
         self._validated_at = time.monotonic()
         self.parts.reporter.window.paused(self._validated_at - started)
@@ -227,7 +227,7 @@ class Loop:
         self._save_s = self._saved_at - started
         self.parts.reporter.window.paused(self._save_s)
 
-    def _save_and_leave(self) -> None:
+    def _save_and_leave(self) -> NoReturn:
         self._save()
         raise TrainingInterruptedError(
             "training was asked to stop",

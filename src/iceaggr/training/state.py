@@ -22,9 +22,11 @@ _NOT_IDENTITY = {
         "device",
         "n_checkpoints_kept",
         "checkpoint_every_minutes",
+        "checkpoint_every_n_epochs",
         "log_every_n_steps",
         "start_from",  # what came of it counts: the weights, below
     },
+    "model": {"max_rows_kept"},  # what is not kept is recomputed with the same random numbers
     "batches": {"n_workers", "n_batches_ahead", "cache_folder", "cache_gib"},
 }
 

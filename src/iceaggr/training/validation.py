@@ -57,8 +57,8 @@ class Validator:
     """Runs the model over the validation events.
 
     loader: batches of the validation split of this process
-    n_events: events of the whole split; at most max_validation_events of them are read, in whole
-        batches
+    n_events: events of the whole split; each process stops after the batch that completes its share
+        of max_validation_events
     """
 
     loader: BatchSource
@@ -70,7 +70,7 @@ class Validator:
 
     @property
     def n_events_planned(self) -> int:
-        """Count the events that a validation reads, over all processes."""
+        """Count the events that a validation reads at least, over all processes."""
         return min(self.n_events, self.config.training.max_validation_events)
 
     def run(
