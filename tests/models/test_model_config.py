@@ -11,6 +11,7 @@ from iceaggr.errors import ConfigError
         ({"n_dom_layers": 0}, "needs dom_statistics"),
         ({"seed_frame": True}, "need a seed"),
         ({"seed_head": True}, "need a seed"),
+        ({"seed": "improved"}, "nothing uses the seed improved"),
         ({"seed": "improved", "point_fit": True}, "need seed_frame"),
         ({"seed": "improved", "seed_frame": True, "seed_alternatives": True}, "event_token"),
         ({"seed": "improved", "seed_frame": True, "vector_readout": True}, "vector_readout needs"),

@@ -58,6 +58,10 @@ class ModelConfig(Section):
             raise ValueError("n_dom_layers 0 needs dom_statistics, else nothing reads the pulses")
         if (self.seed_frame or self.seed_head) and self.seed == "none":
             raise ValueError("seed_frame and seed_head need a seed")
+        if self.seed != "none" and not (
+            self.seed_frame or self.seed_head or self.seed_alternatives or self.point_fit
+        ):
+            raise ValueError(f"nothing uses the seed {self.seed}: set seed_frame or seed_head")
         if (self.seed_alternatives or self.point_fit) and not self.seed_frame:
             raise ValueError("seed_alternatives and point_fit need seed_frame")
         if self.vector_readout and not (self.seed_frame and self.seed_head):

@@ -28,14 +28,17 @@ from iceaggr.models.seeds import find_seeds, n_alternatives
 from iceaggr.normalization import NormalizedInputs
 
 TIME_WAVES_NS = (50.0, 40_000.0)
+"""Shortest and longest wave of times relative to the event, which may last tens of microseconds."""
 RESIDUAL_WAVES_NS = (20.0, 10_000.0)
+"""Of times relative to those expected of the seed, which scattering blurs by tens of ns."""
 PLACE_WAVES_M = (20.0, 2_000.0)
+"""Of positions: from the distance of neighbours on a string to more than the detector."""
 N_SIZE_FEATURES = 4
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the transformers see. A network that asks for none gets no columns of events and places.
+    """What the transformers see. What a network does not ask for has no columns.
 
     pulses: (N, F) float32; doms: (D, F') float32; events: (B, F'') float32
     places: (D, 4) float32, x, y, z in m and first time in ns relative to the event
@@ -102,7 +105,9 @@ class InputFeatures(nn.Module):
         if frame is not None:
             events.append(frame.event_features)
         return Features(
-            pulses=self._pulses(batch, inputs, clocks),
+            pulses=self._pulses(batch, inputs, clocks)
+            if self.config.n_dom_layers
+            else batch.time_ns.new_empty(batch.n_pulses, 0),
             doms=self._doms(batch, inputs, statistics, frame, clocks),
             events=torch.cat(events, dim=-1),
             places=torch.cat([batch.xyz_m, first], dim=-1),

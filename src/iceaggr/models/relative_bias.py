@@ -26,9 +26,10 @@ one after the other."""
 class RelativeBias(nn.Module):
     """Looks up a bias per head by distance and by delay |dt| - distance / c.
 
-    A delay of zero: both lie on one muon's way; positive: slower than light, so one source may
-    have lit both; negative: too close in time for a common cause to have travelled. The event
-    token, which lies nowhere, has a bias of its own.
+    A delay of zero: a muon may have passed both; positive: something slower than light in vacuum
+    led from one to the other, such as scattered light; negative: nothing can have travelled from
+    one to the other, though one source between them may have lit both. The event token, which lies
+    nowhere, has a bias of its own.
     """
 
     def __init__(self, n_heads: int) -> None:

@@ -42,7 +42,7 @@ def find_seeds(batch: EventBatch, config: ModelConfig) -> Seeds:
     if needs_all or config.seed == "line_fit":
         fits["line_fit"] = line_fit(batch)
     if needs_all or config.seed == "improved":
-        fits["improved"] = improved_line_fit(batch)
+        fits["improved"] = improved_line_fit(batch, plain=fits.get("line_fit"))
     if needs_all:
         fits["inertia"] = tensor_of_inertia(batch)
     centred = centred_hits(batch)
