@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,6 @@ from iceaggr.shards.format import SPLITS
 from iceaggr.steps.run_folder import RunFolder
 from iceaggr.steps.training_inputs import read_manifest
 
-PAGE_BYTES = 4096
 SAMPLE_EVERY_S = 0.2
 N_MOMENTS = 10
 
@@ -87,7 +87,9 @@ def watched(step: Callable[..., None], arguments: tuple[object, ...]) -> tuple[f
 
 def _resident_mib(pid: int | None) -> float:
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES / 2**20
+        return (
+            int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+        )
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
 

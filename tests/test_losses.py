@@ -9,7 +9,7 @@ from iceaggr.config import LossConfig
 from iceaggr.losses import angle_loss, direction_loss, von_mises_fisher_loss
 from iceaggr.models import DirectionOutput
 
-KAPPAS = (1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4)
+KAPPAS = (1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4, 8e4)
 
 
 def random_units(n: int, seed: int) -> torch.Tensor:

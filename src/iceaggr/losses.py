@@ -61,7 +61,7 @@ def von_mises_fisher_loss(vector: Tensor, true_direction: Tensor) -> Tensor:
 
     vector: (B, 3), length kappa; true_direction: (B, 3) unit vectors. Returns (B,) nats.
     Computed in float64, where the closed form and its gradient lose no digits that matter from
-    kappa 1e-4 to 1e4; B is small, so this costs nothing.
+    kappa 1e-4 to 1e5; B is small, so this costs nothing.
     Source: density kappa / (2 pi (1 - exp(-2 kappa))) exp(-kappa (1 - cos psi)).
     """
     vector, true_direction = vector.double(), true_direction.double()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +56,11 @@ def _key(*made_of: object) -> str:
 
 
 def _publish(partial: Path, folder: Path) -> None:
-    with suppress(OSError):  # another benchmark may have made the same folder meanwhile
+    try:
         partial.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another benchmark has made the same folder meanwhile
+            raise
     shutil.rmtree(partial, ignore_errors=True)
 
 
