@@ -5,10 +5,18 @@ Data, model and training code know these protocols only, so they import neither 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+Content = bytes | memoryview | Sequence[bytes | memoryview]
+"""What an object is to hold, in one piece or in several."""
+
+
+def pieces_of(content: Content) -> Sequence[bytes | memoryview]:
+    """Give content as a sequence of pieces."""
+    return [content] if isinstance(content, bytes | memoryview) else content
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,11 @@ class ObjectStore(Protocol):
         compares the content with a hash itself.
         """
 
-    def write_bytes(self, uri: str, data: bytes | memoryview) -> None:
+    def write_bytes(self, uri: str, data: Content) -> None:
         """Write a whole object atomically: readers see the old one or the new one.
 
-        data: free to be changed by the caller afterwards; the store keeps no view of it.
+        data: the bytes, or pieces to be written one after the other; free to be changed by the
+        caller afterwards, the store keeps no view of it.
         """
 
     def write_bytes_if_absent(self, uri: str, data: bytes) -> bool:

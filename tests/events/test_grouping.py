@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from iceaggr.detector import icecube86, parse_geometry
+from iceaggr.events import dom_events
 from iceaggr.events.cleaning import Account, clean
-from iceaggr.events.grouping import group_by_dom
+from iceaggr.events.grouping import group_by_dom, sort_by_dom
 from tests.events.test_cleaning import chunk_of, table_of
 
 
@@ -64,3 +65,20 @@ def test_group_by_dom_equals_a_stable_sort_by_event_sensor_time(seed):
     np.testing.assert_array_equal(events.time_ns, time[expected])
     dom_of_pulse = np.repeat(events.sensor_id, np.diff(events.dom_pulse_offsets))
     np.testing.assert_array_equal(dom_of_pulse, sensor_id[expected])
+
+
+@pytest.mark.parametrize("n_rows", [1, 7, 1 << 20])
+def test_sort_by_dom_copies_what_group_by_dom_gathers(monkeypatch, n_rows):
+    monkeypatch.setattr(dom_events, "N_ROWS_PER_COPY", n_rows)
+    rng = np.random.default_rng(1)
+    n_pulses = rng.integers(1, 80, 50).tolist()
+    columns = {"sensor_id": rng.integers(0, 12, sum(n_pulses))}
+    table, detector = table_of(n_pulses), icecube86()
+    cleaned = clean(chunk_of(n_pulses, **columns), table, detector, True, Account())
+    found = sort_by_dom(cleaned, table, detector, rng.permutation(50))
+    for name in dom_events.PULSE_VALUES:
+        expected = getattr(found.gathered(), name)
+        copied = np.empty(found.n_pulses, found.pulse_dtype(name))
+        found.copy_pulses(name, out=copied)
+        np.testing.assert_array_equal(copied, expected)
+        assert copied.dtype == expected.dtype

@@ -5,7 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from iceaggr.events.workspace import Workspace
+from iceaggr.events.joining import take_range
+from iceaggr.events.workspace import PulseColumns
+from tests.shards.dom_events_builder import random_dom_events
 
 # counts the pages that the kernel hands out while 20 arrays of 1 MiB come and go
 _COUNT_FAULTS = """
@@ -22,28 +24,27 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def test_workspace_gives_the_same_memory_again():
-    workspace = Workspace()
-    first = workspace.array("time", 1000, np.int64)
-    again = workspace.array("time", 1100, np.float64)
-    assert (len(first), first.dtype, len(again), again.dtype) == (1000, np.int64, 1100, np.float64)
-    assert np.shares_memory(first, again)
+def test_pulse_columns_give_what_was_added_in_order():
+    events = random_dom_events(60, 0)
+    columns = PulseColumns()
+    for start, stop in [(0, 7), (7, 7), (7, 50), (50, 60)]:
+        columns.add(take_range(events, start, stop))
+    for name, column in columns.filled().items():
+        np.testing.assert_array_equal(column, getattr(events, name))
+        assert column.dtype == getattr(events, name).dtype, name
 
 
-def test_workspace_keeps_arrays_of_other_names_apart():
-    workspace = Workspace()
-    time, flag = workspace.array("time", 10, np.int64), workspace.array("flag", 10, np.bool_)
-    time[:] = 7
-    flag[:] = True
-    assert not np.shares_memory(time, flag)
-    assert time.tolist() == [7] * 10
-
-
-def test_workspace_grows_when_more_is_asked_for():
-    workspace = Workspace()
-    workspace.array("time", 10, np.int64)
-    assert len(workspace.array("time", 100_000, np.int64)) == 100_000
-    assert len(workspace.array("time", 0, np.int64)) == 0
+@pytest.mark.parametrize("charge_dtype", [np.float32, np.float64])
+def test_pulse_columns_use_their_memory_again(charge_dtype):
+    events = random_dom_events(60, 0, charge_dtype=charge_dtype)
+    columns = PulseColumns()
+    columns.add(events)
+    before = columns.filled()
+    columns.clear()
+    columns.add(take_range(events, 20, 60))
+    for name, column in columns.filled().items():
+        assert np.shares_memory(column, before[name]), name
+        np.testing.assert_array_equal(column, getattr(take_range(events, 20, 60), name))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these options")

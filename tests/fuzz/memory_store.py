@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from iceaggr.errors import StorageError
-from iceaggr.interfaces import StoredObject
+from iceaggr.interfaces import Content, StoredObject, pieces_of
 
 
 class MemoryStore:
@@ -29,8 +29,8 @@ class MemoryStore:
             raise StorageError("object not found", where=uri)
         return self.objects[uri]
 
-    def write_bytes(self, uri: str, data: bytes | memoryview) -> None:
-        self.objects[uri] = bytes(data)
+    def write_bytes(self, uri: str, data: Content) -> None:
+        self.objects[uri] = b"".join(pieces_of(data))
 
     def write_bytes_if_absent(self, uri: str, data: bytes) -> bool:
         is_absent = uri not in self.objects

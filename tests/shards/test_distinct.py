@@ -93,3 +93,11 @@ def test_distinct_numbers_sums_flags_and_leaves_wide_ranges():
     values, same = distinct_numbers(wide, weights)
     assert values is wide
     assert same is weights
+
+
+@pytest.mark.parametrize("share_of_least", [0.0, 0.4, 0.6, 1.0])
+def test_distinct_numbers_sums_the_least_one_however_many_there_are(share_of_least):
+    rng = np.random.default_rng(0)
+    numbers = np.where(rng.random(1000) < share_of_least, 1, rng.integers(1, 40, 1000))
+    weights = rng.random(1000)
+    assert_sums(distinct_numbers(numbers, weights), numbers, weights)

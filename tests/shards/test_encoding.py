@@ -1,4 +1,3 @@
-import itertools
 from dataclasses import fields, replace
 
 import numpy as np
@@ -7,8 +6,7 @@ import pytest
 
 from iceaggr.errors import ShardError
 from iceaggr.events.joining import take_range
-from iceaggr.events.workspace import Workspace
-from iceaggr.shards.encoding import decode_shard, encode_joined, encode_shard
+from iceaggr.shards.encoding import decode_shard, encode_shard, shard_pieces
 from iceaggr.shards.format import shard_schema
 from tests.shards.dom_events_builder import random_dom_events
 
@@ -101,18 +99,14 @@ def test_decode_shard_refuses_an_event_without_doms():
         decode_shard(encode_shard(replace(events, event_dom_offsets=offsets)), "some/shard")
 
 
-@pytest.mark.parametrize("charge_dtype", [np.float32, np.float64])
-def test_encode_joined_gives_the_bytes_and_events_of_all_parts(charge_dtype):
-    workspace = Workspace()
-    for n_events in (40, 200, 3, 1):
-        events = random_dom_events(n_events, n_events, charge_dtype=charge_dtype)
-        cuts = [0, n_events // 3, n_events // 3, n_events]
-        parts = [take_range(events, start, stop) for start, stop in itertools.pairwise(cuts)]
-        data, joined = encode_joined(parts, workspace)
-        assert bytes(data) == encode_shard(events)
-        for name in vars(events):
-            np.testing.assert_array_equal(getattr(joined, name), getattr(events, name))
-        assert np.shares_memory(joined.time_ns, np.frombuffer(data, np.uint8))
+def test_shard_pieces_do_not_copy_times_and_charges():
+    events = random_dom_events(300, 1)
+    pieces = shard_pieces(events)
+    assert b"".join(pieces) == encode_shard(events)
+    for name in ("time_ns", "charge_pe"):
+        views = [np.frombuffer(piece, np.uint8) for piece in pieces]
+        shared = [np.shares_memory(view, getattr(events, name)) for view in views]
+        assert sum(shared) == 1, name
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from iceaggr.detector import Detector
 from iceaggr.events.cleaning import CleanChunk
-from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.dom_events import PULSE_VALUES, DomEvents, SortedEvents
 from iceaggr.events.meta import EventTable
 
 
@@ -17,7 +17,17 @@ def group_by_dom(
     detector: Detector,
     order: npt.NDArray[np.int64] | None = None,
 ) -> DomEvents:
-    """Bring the events of a chunk into the form of a shard.
+    """Bring the events of a chunk into the form of a shard; see `sort_by_dom`."""
+    return sort_by_dom(cleaned, table, detector, order).gathered()
+
+
+def sort_by_dom(
+    cleaned: CleanChunk,
+    table: EventTable,
+    detector: Detector,
+    order: npt.NDArray[np.int64] | None = None,
+) -> SortedEvents:
+    """Find the order that the pulses of a chunk have in a shard.
 
     order: (B,) int64 permutation, row b of the result is event order[b] of the chunk; None keeps
     the order. Pulses of equal time in one DOM keep the order of the raw file.
@@ -28,27 +38,24 @@ def group_by_dom(
     rank[order] = np.arange(n_events, dtype=np.uint64)
     pulse_order, group, n_sensor_bits = _sorted_groups(rank, cleaned, detector.n_sensors)
     first = _run_starts(group)
-    time = cleaned.pulses.time_ns.take(pulse_order)  # quicker than [pulse_order]
     raw_time = cleaned.pulses.time_ns
     if falls_within(raw_time[1:] < raw_time[:-1], np.cumsum(cleaned.n_pulses)[:-1]):
         # times within an event need not be sorted in the raw file: sort them, stably, here
-        dom = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(time))))
-        by_time = np.lexsort((time, dom))
-        time, pulse_order = time[by_time], pulse_order[by_time]
+        dom = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(group))))
+        pulse_order = pulse_order[np.lexsort((raw_time[pulse_order], dom))]
     dom_group = group.take(first)
     dom_event = dom_group >> np.uint64(n_sensor_bits)
     dom_sensor_idx = (dom_group & np.uint64((1 << n_sensor_bits) - 1)).view(np.int64)
     rows = cleaned.events[order]
-    return DomEvents(
+    return SortedEvents(
         event_id=table.event_id[rows],
         azimuth=table.azimuth[rows],
         zenith=table.zenith[rows],
         event_dom_offsets=np.searchsorted(dom_event, np.arange(n_events + 1, dtype=np.uint64)),
         sensor_id=detector.sensor_id.take(dom_sensor_idx).astype(np.int32),
-        dom_pulse_offsets=np.append(first, len(time)),
-        time_ns=time,
-        charge_pe=cleaned.pulses.charge_pe.take(pulse_order),
-        auxiliary=cleaned.pulses.auxiliary.take(pulse_order),
+        dom_pulse_offsets=np.append(first, len(group)),
+        pulse_rows=pulse_order,
+        raw_pulses={name: getattr(cleaned.pulses, name) for name in PULSE_VALUES},
     )
 
 

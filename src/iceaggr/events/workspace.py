@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_HEADROOM = 1.25
+from iceaggr.events.dom_events import PULSE_VALUES, DomEvents, SortedEvents
+
+_HEADROOM = 1.5
 # from malloc.h of glibc
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES, _LARGEST_KEPT_BYTES = 1 << 28, 1 << 25
@@ -29,21 +31,34 @@ def keep_freed_memory() -> None:
         set_option(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)
 
 
-class Workspace:
-    """Named arrays in memory that is kept; an array is valid until its name is asked for again.
-
-    One workspace serves one thread at a time.
-    """
+class PulseColumns:
+    """Grows columns of pulses, one for each of PULSE_VALUES, in memory that can be used again."""
 
     def __init__(self) -> None:
-        self._memory: dict[str, npt.NDArray[np.uint8]] = {}
+        self._memory: dict[str, npt.NDArray[Any]] = {}
+        self.n_pulses = 0
 
-    def array(self, name: str, n_values: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Give (n_values,) of dtype with any content, in the memory of the last array so named."""
-        n_bytes = n_values * np.dtype(dtype).itemsize
-        memory = self._memory.get(name)
-        if memory is None or len(memory) < n_bytes:
-            # room for the next, a little longer shard; the old memory goes first
-            self._memory.pop(name, None)
-            memory = self._memory[name] = np.empty(math.ceil(n_bytes * _HEADROOM), np.uint8)
-        return memory[:n_bytes].view(dtype)
+    def add(self, events: DomEvents | SortedEvents) -> None:
+        """Append the pulses of some events; those of one shard have one type of charge."""
+        start, stop = self.n_pulses, self.n_pulses + events.n_pulses
+        for name in PULSE_VALUES:
+            column = self._with_room(name, stop, events.pulse_dtype(name))
+            events.copy_pulses(name, out=column[start:stop])
+        self.n_pulses = stop
+
+    def filled(self) -> dict[str, npt.NDArray[Any]]:
+        """Give views of the columns, valid until `clear`."""
+        return {name: column[: self.n_pulses] for name, column in self._memory.items()}
+
+    def clear(self) -> None:
+        """Forget the pulses, but not their memory."""
+        self.n_pulses = 0
+
+    def _with_room(self, name: str, n_values: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        column = self._memory.get(name)
+        if column is None or len(column) < n_values or column.dtype != dtype:
+            longer = np.empty(math.ceil(n_values * _HEADROOM), dtype)
+            if column is not None:
+                longer[: self.n_pulses] = column[: self.n_pulses]
+            column = self._memory[name] = longer
+        return column

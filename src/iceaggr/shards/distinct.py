@@ -63,7 +63,13 @@ def distinct_numbers(
     low, high = int(whole.min()), int(whole.max())
     if low < 0 or high >= len(whole):
         return whole, weights
-    total = np.bincount(whole, weights=weights).astype(np.float64, copy=False)
+    total = np.zeros(high + 1)
+    rest = np.flatnonzero(whole != low)
+    if 2 * len(rest) < len(whole):
+        # each further addition to one cell waits for the one before: most are added up apart
+        total[low] = np.einsum("i,i->", weights, whole == low)
+        whole, weights = whole.take(rest), weights.take(rest)
+    total += np.bincount(whole, weights=weights, minlength=high + 1)
     found = np.flatnonzero(total)
     return found, total[found]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,6 @@ from iceaggr.events.cleaning import (
 )
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.grouping import falls_within
-from iceaggr.events.joining import concatenate
-from iceaggr.events.workspace import Workspace
 from iceaggr.shards.format import shard_schema
 
 MAX_PULSES_PER_SHARD = 8_000_000
@@ -34,62 +30,30 @@ def encode_shard(events: DomEvents) -> bytes:
 
     Uncompressed, because a reader then maps the columns without a copy; see docs/benchmarks.md.
     """
-    return b"".join(_file_pieces(events))
+    return b"".join(shard_pieces(events))
 
 
-def encode_joined(parts: Sequence[DomEvents], workspace: Workspace) -> tuple[memoryview, DomEvents]:
-    """Write the bytes of `encode_shard` of the joined parts, copying times and charges only once.
-
-    Returns the bytes and the joined events, whose times and charges are views into the bytes; both
-    lie in memory that the next shard will use again.
-    """
-    # the encoder hands the memory of these columns on unread, so it may have any content
-    columns = {name: _room(parts, name, workspace) for name in ("time_ns", "charge_pe")}
-    flags = _room(parts, "auxiliary", workspace)
-    np.concatenate([part.auxiliary for part in parts], out=flags)
-    joined = concatenate(parts, {**columns, "auxiliary": flags})
-    names = {column.ctypes.data: name for name, column in columns.items()}
-    pieces = _file_pieces(joined)
-    data = workspace.array("shard", sum(map(len, pieces)), np.uint8)
-    start = 0
-    for piece in pieces:
-        stop = start + len(piece)
-        name = names.pop(getattr(piece, "address", 0), None)
-        if name is None:
-            data[start:stop] = np.frombuffer(piece, np.uint8)
-        else:
-            columns[name] = data[start:stop].view(columns[name].dtype)
-            np.concatenate([getattr(part, name) for part in parts], out=columns[name])
-        start = stop
-    assert not names, "the encoder copied a column"
-    return data.data, replace(joined, **columns)
-
-
-def _room(parts: Sequence[DomEvents], name: str, workspace: Workspace) -> npt.NDArray[Any]:
-    columns = [getattr(part, name) for part in parts]
-    return workspace.array(name, sum(map(len, columns)), np.result_type(*columns))
-
-
-class _Pieces(io.RawIOBase):
-    """A file that keeps what is written to it: bytes, and columns as Arrow buffers, not copied."""
-
-    def __init__(self) -> None:
-        self.written: list[Any] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, piece: Any) -> int:
-        self.written.append(piece)
-        return len(piece)
-
-
-def _file_pieces(events: DomEvents) -> list[Any]:
+def shard_pieces(events: DomEvents) -> list[memoryview]:
+    """Give the bytes of `encode_shard` in pieces; times and charges are views of the events."""
     batch = _record_batch(events)
     file = _Pieces()
     with pa.PythonFile(file, mode="w") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return file.written
+
+
+class _Pieces(io.RawIOBase):
+    """A file that keeps what is written to it: columns as views of their memory, not copied."""
+
+    def __init__(self) -> None:
+        self.written: list[memoryview] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, piece: Any) -> int:
+        self.written.append(memoryview(piece).cast("B"))
+        return len(piece)
 
 
 def _record_batch(events: DomEvents) -> Any:

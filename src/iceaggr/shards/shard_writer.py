@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from iceaggr.detector import Detector
-from iceaggr.events.dom_events import DomEvents
-from iceaggr.events.joining import take_range
-from iceaggr.events.workspace import Workspace
+from iceaggr.events.dom_events import DomEvents, EventDoms, SortedEvents
+from iceaggr.events.joining import Events, take_range, with_pulses
+from iceaggr.events.workspace import PulseColumns
 from iceaggr.interfaces import ObjectStore
-from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, encode_joined
+from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, shard_pieces
 from iceaggr.shards.format import shard_hash
 from iceaggr.shards.manifest import ShardEntry, Split
 from iceaggr.shards.sketches import Sketch, sketch_events
@@ -27,9 +26,9 @@ MAX_SHARDS_IN_FLIGHT = 4
 class _Buffer:
     """The events of one split that do not fill a shard yet."""
 
-    parts: list[DomEvents] = field(default_factory=list)
+    columns: PulseColumns
+    parts: list[EventDoms] = field(default_factory=list)
     n_events: int = 0
-    n_pulses: int = 0
     n_shards: int = 0
 
 
@@ -50,18 +49,20 @@ class ShardWriter:
         self._n_events_per_shard = n_events_per_shard
         self._buffers: dict[Split, _Buffer] = {}
         self._thread = ThreadPoolExecutor(N_WRITER_THREADS, thread_name_prefix="shard-writer")
-        self._workspaces = threading.local()  # one for each writer thread
+        self._spare_columns: list[PulseColumns] = []
         self._in_flight: list[Future[tuple[ShardEntry, Sketch]]] = []
         self._entries: list[ShardEntry] = []
         self._sketches: dict[str, Sketch] = {}
 
-    def add(self, split: Split, events: DomEvents) -> None:
-        """Add events of one split, in file order. Raises: StorageError."""
-        buffer = self._buffers.setdefault(split, _Buffer())
-        for part in self._portions(buffer, events):
-            buffer.parts.append(part)
+    def add(self, split: Split, events: DomEvents | SortedEvents) -> None:
+        """Add events of one split, in file order; they are copied. Raises: StorageError."""
+        if split not in self._buffers:
+            self._buffers[split] = _Buffer(PulseColumns())
+        buffer = self._buffers[split]
+        for part in self._portions(split, buffer, events):
+            buffer.columns.add(part)
+            buffer.parts.append(part.without_pulses())
             buffer.n_events += part.n_events
-            buffer.n_pulses += part.n_pulses
 
     def finish(self) -> tuple[list[ShardEntry], dict[str, Sketch]]:
         """Write what is left and wait; give the shards sorted by name and a sketch per split."""
@@ -76,13 +77,12 @@ class ShardWriter:
         """Stop after an error: wait for the running write, drop the rest."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _portions(self, buffer: _Buffer, events: DomEvents) -> Iterator[DomEvents]:
-        split = next(name for name, known in self._buffers.items() if known is buffer)
+    def _portions(self, split: Split, buffer: _Buffer, events: Events) -> Iterator[Events]:
         ends = events.event_pulse_offsets()
         start = 0
         while start < events.n_events:
             stop = min(events.n_events, start + self._n_events_per_shard - buffer.n_events)
-            room = MAX_PULSES_PER_SHARD - buffer.n_pulses
+            room = MAX_PULSES_PER_SHARD - buffer.columns.n_pulses
             if ends[stop] - ends[start] > room:
                 stop = int(ends.searchsorted(ends[start] + room, side="right")) - 1
                 # an event that exceeds a shard by itself gets one of its own
@@ -97,8 +97,10 @@ class ShardWriter:
         if not buffer.n_events:
             return
         uri = f"{self._folder_uri}/{split}-{buffer.n_shards:05d}.arrow"
-        self._in_flight.append(self._thread.submit(self._write, uri, split, buffer.parts))
-        buffer.parts, buffer.n_events, buffer.n_pulses = [], 0, 0
+        write = self._thread.submit(self._write, uri, split, buffer.parts, buffer.columns)
+        self._in_flight.append(write)
+        buffer.columns = self._spare_columns.pop() if self._spare_columns else PulseColumns()
+        buffer.parts, buffer.n_events = [], 0
         buffer.n_shards += 1
         if len(self._in_flight) > MAX_SHARDS_IN_FLIGHT:
             self._collect()
@@ -109,19 +111,22 @@ class ShardWriter:
         known = self._sketches.get(entry.split)
         self._sketches[entry.split] = known.merge(sketch) if known else sketch
 
-    def _write(self, uri: str, split: Split, parts: list[DomEvents]) -> tuple[ShardEntry, Sketch]:
-        if not hasattr(self._workspaces, "mine"):
-            self._workspaces.mine = Workspace()
-        workspace: Workspace = self._workspaces.mine
-        data, events = encode_joined(parts, workspace)
-        self._store.write_bytes(uri, data)
+    def _write(
+        self, uri: str, split: Split, parts: list[EventDoms], columns: PulseColumns
+    ) -> tuple[ShardEntry, Sketch]:
+        events = with_pulses(parts, columns.filled())
+        pieces = shard_pieces(events)
+        self._store.write_bytes(uri, pieces)
         entry = ShardEntry(
             uri=uri,
             split=split,
-            n_bytes=len(data),
-            blake3=shard_hash(data),
+            n_bytes=sum(map(len, pieces)),
+            blake3=shard_hash(*pieces),
             n_events=events.n_events,
             n_pulses=events.n_pulses,
             n_doms=events.n_doms,
         )
-        return entry, sketch_events(events, self._detector)
+        sketch = sketch_events(events, self._detector)
+        columns.clear()
+        self._spare_columns.append(columns)
+        return entry, sketch

@@ -18,7 +18,7 @@ import numpy as np
 from iceaggr.config import DataConfig
 from iceaggr.detector import Detector
 from iceaggr.events.cleaning import Account, clean
-from iceaggr.events.grouping import group_by_dom
+from iceaggr.events.grouping import sort_by_dom
 from iceaggr.events.joining import take_range
 from iceaggr.events.layout import load_detector
 from iceaggr.events.meta import EventTable, read_event_tables
@@ -175,10 +175,8 @@ def _stream_shards(
                 config.validation_share,
                 config.test_share,
             )
-            # grouping sorts by split too, so each split is one slice of the result
-            events = group_by_dom(
-                cleaned, job.table, job.detector, np.argsort(split, kind="stable")
-            )
+            # it sorts by split too, so each split is one slice of the result
+            events = sort_by_dom(cleaned, job.table, job.detector, np.argsort(split, kind="stable"))
             bounds = np.concatenate([[0], np.cumsum(np.bincount(split, minlength=len(SPLITS)))])
             for idx, name in enumerate(get_args(Split)):
                 if bounds[idx + 1] > bounds[idx]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from iceaggr.errors import StorageError
-from iceaggr.interfaces import StoredObject
+from iceaggr.interfaces import Content, StoredObject, pieces_of
 from iceaggr.storage.uris import below, file_path
 
 PARTIAL_PREFIX = ".iceaggr-partial-"
@@ -60,11 +60,12 @@ class FileStore:
             )
         return data
 
-    def write_bytes(self, uri: str, data: bytes | memoryview) -> None:
+    def write_bytes(self, uri: str, data: Content) -> None:
         """Write a whole file under a temporary name, then rename it."""
         path = file_path(uri)
         with as_storage_error(uri, "cannot write"), partial_file(path) as partial:
-            partial.write_bytes(data)
+            with partial.open("wb") as file:
+                file.writelines(pieces_of(data))
             replace_durably(partial, path)
 
     def write_bytes_if_absent(self, uri: str, data: bytes) -> bool:

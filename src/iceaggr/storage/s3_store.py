@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from botocore.exceptions import BotoCoreError, ClientError
 
 from iceaggr.errors import StorageError
-from iceaggr.interfaces import StoredObject
+from iceaggr.interfaces import Content, StoredObject, pieces_of
 from iceaggr.storage.file_store import as_storage_error, partial_file, replace_durably
 from iceaggr.storage.ranged_reader import RangedReader
 from iceaggr.storage.s3_body import TagChecks, md5_of, read_body
@@ -81,10 +81,11 @@ class S3Store:
 
         return self._s3.call(uri, get)
 
-    def write_bytes(self, uri: str, data: bytes | memoryview) -> None:
+    def write_bytes(self, uri: str, data: Content) -> None:
         """Write a whole object; the store verifies its MD5 before it becomes visible."""
         where = _location(uri)
-        body = bytes(data)  # boto3 takes no memoryview; bytes are not copied
+        # boto3 takes bytes only
+        body = data if isinstance(data, bytes) else b"".join(pieces_of(data))
         md5 = _md5(body)
         self._s3.call(uri, lambda s3: s3.put_object(Body=body, ContentMD5=md5, **where))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from iceaggr.interfaces import StoredObject
+from iceaggr.interfaces import Content, StoredObject
 from iceaggr.storage.allowed import ALLOWED_URIS_VARIABLE, AllowedPlaces
 from iceaggr.storage.file_store import FileStore
 from iceaggr.storage.s3_store import S3Store
@@ -56,7 +56,7 @@ class UriStore:
         """Read a whole object, its length checked; and its tag, unless the caller knows a hash."""
         return self._backend(uri).read_bytes(uri, compare_tag)
 
-    def write_bytes(self, uri: str, data: bytes | memoryview) -> None:
+    def write_bytes(self, uri: str, data: Content) -> None:
         """Write a whole object atomically: readers see the old one or the new one."""
         self._backend(uri).write_bytes(uri, data)
 
