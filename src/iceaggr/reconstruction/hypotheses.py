@@ -14,8 +14,13 @@ from torch import Tensor
 from iceaggr.light_in_ice import C_M_PER_NS
 from iceaggr.reconstruction.optics import DELAY_PER_DISTANCE, LIGHT_NS_PER_M
 
-EFFECTIVE_SLOPE = 0.8395
-"""Effective over geometric distance, which corrects the Pandel density for orientation."""
+EFFECTIVE_SLOPE, EFFECTIVE_OFFSET_M = 0.8395, 3.0
+"""Effective distance 0.8395 d + 3 m, which corrects the Pandel density for the photomultiplier's
+orientation: for light from the side. Source: IceTray rpdf, ice H2, there 3.094 m."""
+ACROSS_WIDTH_M, POINT_WIDTH_M = 150.0, 100.0
+"""Widths of the priors that keep tracks and points near where they start."""
+MAX_TURN_RAD, MAX_SHIFT_M, MAX_DELAY_NS = 0.35, 70.0, 1000.0
+"""Largest changes of one iteration: beyond these the quadratic approximation means nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,10 @@ class Geometry:
 
 class Source(Protocol):
     """A hypothesis with its parameters for K fits."""
+
+    @property
+    def max_step(self) -> tuple[float, ...]:
+        """Give the largest change of each parameter in one iteration, P numbers."""
 
     @property
     def time_ns(self) -> Tensor:
@@ -63,7 +72,11 @@ class TrackSource:
     position_m: Tensor
     time_ns: Tensor
     start_m: Tensor
-    across_width_m: float = 150.0
+
+    @property
+    def max_step(self) -> tuple[float, ...]:
+        """Give the largest change of each parameter in one iteration."""
+        return MAX_TURN_RAD, MAX_TURN_RAD, MAX_SHIFT_M, MAX_SHIFT_M, MAX_DELAY_NS
 
     def take(self, rows: Tensor) -> TrackSource:
         """Select fits. rows: (K',) int64."""
@@ -121,11 +134,11 @@ class TrackSource:
         """Pull weakly towards the start across the track: few hits must not run away."""
         first, second = self.axes()
         offset = self.position_m - self.start_m
-        width = 1 / self.across_width_m
+        inverse = 1 / ACROSS_WIDTH_M
         zero = torch.zeros_like(self.time_ns)
-        p, q = (offset * first).sum(-1) * width, (offset * second).sum(-1) * width
+        p, q = (offset * first).sum(-1) * inverse, (offset * second).sum(-1) * inverse
         pulls = torch.stack([zero, zero, p, q, zero], dim=-1)
-        return pulls, pulls.new_tensor([0.0, 0.0, width, width, 0.0])
+        return pulls, pulls.new_tensor([0.0, 0.0, inverse, inverse, 0.0])
 
 
 @dataclass(frozen=True)
@@ -138,7 +151,11 @@ class PointSource:
     position_m: Tensor
     time_ns: Tensor
     start_m: Tensor
-    width_m: float = 100.0
+
+    @property
+    def max_step(self) -> tuple[float, ...]:
+        """Give the largest change of each parameter in one iteration."""
+        return MAX_SHIFT_M, MAX_SHIFT_M, MAX_SHIFT_M, MAX_DELAY_NS
 
     def geometry(self, xyz_m: Tensor, fit: Tensor) -> Geometry:
         """Compute light travel times and distances of hits."""
@@ -167,7 +184,7 @@ class PointSource:
 
     def prior(self) -> tuple[Tensor, Tensor]:
         """Pull weakly towards the start."""
-        width = 1 / self.width_m
-        pulls = (self.position_m - self.start_m) * width
+        inverse = 1 / POINT_WIDTH_M
+        pulls = (self.position_m - self.start_m) * inverse
         zero = torch.zeros_like(self.time_ns)[:, None]
-        return torch.cat([pulls, zero], dim=-1), pulls.new_tensor([width, width, width, 0.0])
+        return torch.cat([pulls, zero], dim=-1), pulls.new_tensor([inverse, inverse, inverse, 0.0])

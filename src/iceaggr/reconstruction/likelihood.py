@@ -9,25 +9,28 @@ import torch
 from torch import Tensor
 
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.reconstruction.hypotheses import EFFECTIVE_SLOPE, Source
+from iceaggr.reconstruction.hypotheses import EFFECTIVE_OFFSET_M, EFFECTIVE_SLOPE, Source
 from iceaggr.reconstruction.pandel import ArrivalTable
 from iceaggr.reconstruction.segments import segment_sum
 
 SourceT = TypeVar("SourceT", bound=Source)
 
 NOISE_SHARE = {"triggered": 0.2, "auxiliary": 0.97}
+"""Share of first pulses that the hypothesis does not explain, set higher than the physical noise:
+of DOMs with a pulse that took part in the trigger, and of others."""
 NOISE_WINDOW_NS = 5000.0
+"""Time over which such pulses are spread evenly."""
 MAX_PHOTONS = 4.0
+"""Photo-electrons on a DOM that count at most, so that no bright DOM rules the fit."""
 MIN_TRIGGERED = 3
+"""Events with fewer DOMs that took part in the trigger are fitted to all of their DOMs."""
 RANGE_M = 300.0
 """Light falls by e over this distance: of two sources that fit the times, the nearer wins."""
-MAX_STEP = 0.35
-"""Largest turn (rad), and largest shift in units of 200 m, of one iteration."""
 
 
 @dataclass(frozen=True)
 class TimedHits:
-    """What a likelihood looks at: the first pulse of each DOM.
+    """What a likelihood looks at: the first pulse of each DOM; all but fit are float32.
 
     fit: (R,) int64, the fit each hit belongs to; xyz_m: (R, 3) relative to the event's centre
     time_ns: (R,) relative to the event's time; noise: (R,) prior share of noise
@@ -66,27 +69,17 @@ class Value:
 def evaluate(source: Source, hits: TimedHits, table: ArrivalTable) -> Value:
     """Compute cost, gradient and curvature of all fits.
 
-    The density of the first of n photons is n p(t) S(t)^(n-1); noise adds a flat share. The
-    curvature is the sum of squared scores, which is never negative: Source: Berndt, Hall, Hall
-    and Hausman 1974.
+    The curvature is the sum of squared scores, which is never negative.
+    Source: Berndt, Hall, Hall and Hausman 1974.
     """
     geometry = source.geometry(hits.xyz_m, hits.fit)
     delay = hits.time_ns - source.time_ns[hits.fit] - geometry.arrival_ns
-    terms = table.lookup(delay, EFFECTIVE_SLOPE * geometry.distance_m + 3.0)
-    others = hits.photons - 1
-    log_signal = terms.log_density + others * terms.log_survival + hits.photons.log()
-    signal = (1 - hits.noise) * log_signal.exp()
-    total = signal + hits.noise / NOISE_WINDOW_NS
-    responsibility = signal / total
-    by_ns = responsibility * (terms.density_by_ns + others * terms.survival_by_ns)
-    by_m = responsibility * (terms.density_by_m + others * terms.survival_by_m) * EFFECTIVE_SLOPE
-    near = (1 - hits.noise) / RANGE_M
-    by_m = by_m - near
+    log_likelihood, by_ns, by_m = _light(delay, geometry.distance_m, hits, table)
     # a later source or a longer way means a smaller delay
     scores = by_ns[:, None] * -geometry.arrival_by + by_m[:, None] * geometry.distance_by
     n_parameters = scores.shape[1]
     squares = (scores[:, :, None] * scores[:, None, :]).flatten(1)
-    columns = [(near * geometry.distance_m - total.log())[:, None], -scores, squares]
+    columns = [-log_likelihood[:, None], -scores, squares]
     sums = segment_sum(torch.cat(columns, dim=1), hits.fit, hits.n_fits)
     pulls, inverse_width = source.prior()
     curvature = sums[:, 1 + n_parameters :].view(-1, n_parameters, n_parameters)
@@ -95,6 +88,25 @@ def evaluate(source: Source, hits: TimedHits, table: ArrivalTable) -> Value:
         sums[:, 1 : 1 + n_parameters] + pulls * inverse_width,
         curvature + torch.diag(inverse_width.square()),
     )
+
+
+def _light(
+    delay_ns: Tensor, distance_m: Tensor, hits: TimedHits, table: ArrivalTable
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute log-likelihoods and their derivatives by delay and by distance, each (R,).
+
+    The density of the first of n photons is n p(t) S(t)^(n-1); noise adds a flat share.
+    """
+    terms = table.lookup(delay_ns, EFFECTIVE_SLOPE * distance_m + EFFECTIVE_OFFSET_M)
+    others = hits.photons - 1
+    log_signal = terms.log_density + others * terms.log_survival + hits.photons.log()
+    signal = (1 - hits.noise) * log_signal.exp()
+    total = signal + hits.noise / NOISE_WINDOW_NS
+    share = signal / total
+    by_ns = share * (terms.density_by_ns + others * terms.survival_by_ns)
+    by_m = share * (terms.density_by_m + others * terms.survival_by_m) * EFFECTIVE_SLOPE
+    near = (1 - hits.noise) / RANGE_M
+    return total.log() - near * distance_m, by_ns, by_m - near
 
 
 def minimise(
@@ -108,7 +120,7 @@ def minimise(
     value = evaluate(source, hits, table)
     damping = torch.full_like(value.cost, 0.1)
     for _ in range(n_steps):
-        step = _newton_step(value, damping)
+        step = _newton_step(value, damping, source.max_step)
         trial = source.moved(step)
         trial_value = evaluate(trial, hits, table)
         better = trial_value.cost < value.cost
@@ -122,17 +134,14 @@ def minimise(
     return source, value.cost
 
 
-def _newton_step(value: Value, damping: Tensor) -> Tensor:
+def _newton_step(value: Value, damping: Tensor, max_step: tuple[float, ...]) -> Tensor:
     diagonal = value.curvature.diagonal(dim1=-2, dim2=-1)
     # parameters that no hit fixes still need a finite step
     floor = 1e-6 * diagonal.amax(-1, keepdim=True) + 1e-9
     matrix = value.curvature + torch.diag_embed(damping[:, None] * diagonal + floor)
     step, _ = torch.linalg.solve_ex(matrix.double(), -value.gradient.double())
     step = step.nan_to_num(0.0, 0.0, 0.0).float()
-    n_parameters = step.shape[1]
-    limits = [MAX_STEP] * 2 if n_parameters == 5 else []
-    limits += [200 * MAX_STEP] * (n_parameters - 1 - len(limits)) + [1000.0]
-    excess = (step.abs() / step.new_tensor(limits)).amax(-1, keepdim=True)
+    excess = (step.abs() / step.new_tensor(max_step)).amax(-1, keepdim=True)
     return step / excess.clamp_min(1.0)
 
 

@@ -25,13 +25,13 @@ SCATTERING_M = 33.29
 ABSORPTION_M = 98.0
 TAU_NS = 556.7
 RATE_PER_NS = 1 / TAU_NS + C_M_PER_NS / N_GROUP / ABSORPTION_M
-TIME_KNEE_NS = 20.0
-DISTANCE_KNEE_M = 20.0
-LAST_NS = 6000
-FURTHEST_M = 500.0
-TIME_STEP = 0.06
-DISTANCE_STEP = 0.12
+"""Of the Gamma distribution: absorption cuts off late light."""
+TIME_KNEE_NS, DISTANCE_KNEE_M = 20.0, 20.0
+"""Where the grid of the table turns from even to logarithmic steps: even in asinh(t / knee)."""
+TIME_STEP, DISTANCE_STEP = 0.06, 0.12
+LAST_NS, FURTHEST_M = 6000, 500.0
 LOWEST_LOG = -40.0
+"""Lowest log density per ns: what lies below is rounding of the convolution."""
 N_COLUMNS = 6
 
 
