@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,25 @@ def test_stop_ends_the_children_as_well(tmp_path):
     process.stop(grace_s=5)
     assert not process.is_alive()
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+LISTEN = """
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1])
+"""
+
+
+def test_port_belongs_to_the_service_that_listens_on_it(tmp_path):
+    process = start(tmp_path, WITH_CHILD.replace(repr(SLEEP), repr(LISTEN + SLEEP)))
+    stranger = socket.create_server(("127.0.0.1", 0))
+    try:
+        wait_for(lambda: log_tail(tmp_path / "log").isdigit())
+        assert process.listens_on(int(log_tail(tmp_path / "log")))
+        assert not process.listens_on(stranger.getsockname()[1])
+    finally:
+        stranger.close()
+        process.stop(5)
 
 
 def test_stop_kills_what_ignores_the_request(tmp_path):

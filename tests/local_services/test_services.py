@@ -2,6 +2,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from iceaggr.errors import ServiceError
 from iceaggr.local_services import LocalServices, object_store
+from iceaggr.local_services.processes import start_process
 from iceaggr.local_services.state import ServiceState
 from iceaggr.storage import open_store
 
@@ -46,6 +48,18 @@ def test_services_keep_their_data_over_a_restart_by_other_processes(tmp_path):
         assert not any(service.is_running for service in services.status())
     finally:
         services.stop()
+
+
+def test_answer_of_another_server_on_the_port_is_not_taken_for_ours(tmp_path):
+    """Somebody took the port between our looking and the service's binding."""
+    services = LocalServices(tmp_path)
+    services.folder.mkdir(parents=True)
+    late = [sys.executable, "-c", "import time; time.sleep(1); exit('address already in use')"]
+    process = start_process("tracking server", late, tmp_path / "log", os.environ)
+    state = ServiceState(services.folder)
+    state.save_processes({"tracking server": process})
+    with pytest.raises(ServiceError, match="tracking server ended while it started"):
+        services._await("tracking server", 5000, lambda: True, time.monotonic() + 20)
 
 
 def _check_secrets_are_private(folder, secret):

@@ -36,6 +36,15 @@ class ServiceProcess:
         except psutil.NoSuchProcess:
             return False
 
+    def listens_on(self, port: int) -> bool:
+        """Tell whether it is this service, not somebody else's, that has a TCP port."""
+        for member in self._members():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                for socket in member.net_connections(kind="tcp"):
+                    if socket.status == psutil.CONN_LISTEN and socket.laddr.port == port:
+                        return True
+        return False
+
     def stop(self, grace_s: float) -> None:
         """Ask the whole group to end, and kill what is left after `grace_s` seconds.
 

@@ -123,8 +123,9 @@ class LocalServices:
             self._launch(STORE, command, without_keys)
             self._launch(TRACKING, self._mlflow_command(ports["mlflow"]), environment)
             deadline = time.monotonic() + self._ready_within_s
-            self._await(STORE, lambda: _buckets_exist(addresses.env), deadline)
-            self._await(TRACKING, lambda: _answers(f"{addresses.mlflow_uri}/health"), deadline)
+            health = f"{addresses.mlflow_uri}/health"
+            self._await(STORE, ports["s3"], lambda: _buckets_exist(addresses.env), deadline)
+            self._await(TRACKING, ports["mlflow"], lambda: _answers(health), deadline)
         except BaseException:
             self._stop_all()
             raise
@@ -136,9 +137,10 @@ class LocalServices:
         process = start_process(name, command, self._log(name), environment)
         self._state.save_processes({**self._state.processes(), name: process})
 
-    def _await(self, name: str, is_ready: Callable[[], bool], deadline: float) -> None:
+    def _await(self, name: str, port: int, is_ready: Callable[[], bool], deadline: float) -> None:
+        """Wait until a service answers; what answers while it does not listen is another one."""
         process = self._state.processes()[name]
-        while not is_ready():
+        while not (is_ready() and process.listens_on(port)):
             if not process.is_alive():
                 raise died(name, self._log(name))
             if time.monotonic() > deadline:
