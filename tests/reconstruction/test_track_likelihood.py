@@ -1,3 +1,6 @@
+from dataclasses import fields, is_dataclass
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from iceaggr.reconstruction import improved_line_fit, likelihood_fit
 from iceaggr.reconstruction.hypotheses import PointSource, TrackSource
 from iceaggr.reconstruction.likelihood import evaluate
 from iceaggr.reconstruction.pandel import RATE_PER_NS, SCATTERING_M, arrival_table
-from iceaggr.reconstruction.track_likelihood import centred_hits
+from iceaggr.reconstruction.track_likelihood import centred_hits, fit_point, fit_track
 from tests.batches.batch_builder import (
     DomHits,
     Event,
@@ -103,6 +106,27 @@ def test_likelihood_fit_beats_the_improved_line_fit_on_tracks() -> None:
     seed = torch.rad2deg(opening_angle(improved_line_fit(batch).direction, batch.direction))
     assert float(angle.median()) < 0.8 * float(seed.median())
     assert float(angle.median()) < 1.0
+
+
+def on_device(value: Any, device: str) -> Any:
+    """Copy a tensor, or all tensors of a dataclass."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if not is_dataclass(value):
+        return value
+    copied = {f.name: on_device(getattr(value, f.name), device) for f in fields(value)}
+    return type(value)(**copied)
+
+
+def test_likelihood_fits_stay_on_the_device_of_the_batch() -> None:
+    batch = random_event_batch(5, seed=3)
+    # torch computes shapes only on this device, but refuses to mix it with others as with a GPU
+    hits = on_device(centred_hits(batch), "meta")
+    first = on_device(improved_line_fit(batch), "meta")
+    track, point = fit_track(hits, first, [first]), fit_point(hits)
+    assert track.direction.is_meta
+    assert track.ok.is_meta
+    assert point.is_meta
 
 
 def test_likelihood_fit_keeps_the_line_fit_when_doms_are_few() -> None:

@@ -9,7 +9,7 @@ Source: D. Pandel 1996, constants for AMANDA ice H2 as in IceTray rpdf; N. van E
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -33,6 +33,7 @@ LAST_NS, FURTHEST_M = 6000, 500.0
 LOWEST_LOG = -40.0
 """Lowest log density per ns: what lies below is rounding of the convolution."""
 N_COLUMNS = 6
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,16 @@ class ArrivalTable:
         high = torch.lerp(self.values[corner], self.values[corner + 1], across)
         return ArrivalTerms(*torch.lerp(low, high, along).unbind(-1))
 
-    def to(self, device: torch.device) -> ArrivalTable:
-        """Copy the table to a device."""
-        return ArrivalTable(self.values.to(device), self.first_u, self.n_times, self.n_distances)
-
 
 @cache
-def arrival_table(blur_ns: float) -> ArrivalTable:
-    """Build the table for a Gaussian blur, once per process.
+def arrival_table(blur_ns: float, device: torch.device = CPU) -> ArrivalTable:
+    """Build the table for a Gaussian blur, once per process and device.
 
     blur_ns: photomultiplier jitter and what the ice model does not know; large for a first search.
     """
+    if device != CPU:
+        table = arrival_table(blur_ns, CPU)
+        return replace(table, values=table.values.to(device))
     first_u = float(np.arcsinh(-6 * blur_ns / TIME_KNEE_NS))
     n_times = int((np.arcsinh(LAST_NS / TIME_KNEE_NS) - first_u) / TIME_STEP) + 1
     n_distances = int(np.arcsinh(FURTHEST_M / DISTANCE_KNEE_M) / DISTANCE_STEP) + 1
@@ -96,8 +96,8 @@ def arrival_table(blur_ns: float) -> ArrivalTable:
         by_time = np.gradient(values, times, axis=0)
         by_distance = np.gradient(values, distances, axis=1)
         columns += [values, by_time, by_distance]
-    table = np.stack(columns, axis=-1).reshape(-1, N_COLUMNS)
-    return ArrivalTable(torch.from_numpy(table.astype(np.float32)), first_u, n_times, n_distances)
+    rows = np.stack(columns, axis=-1).reshape(-1, N_COLUMNS)
+    return ArrivalTable(torch.from_numpy(rows.astype(np.float32)), first_u, n_times, n_distances)
 
 
 def _log_curves(

@@ -13,7 +13,7 @@ from iceaggr.reconstruction.hypotheses import PointSource, TrackSource
 from iceaggr.reconstruction.inertia import tensor_of_inertia
 from iceaggr.reconstruction.likelihood import TimedHits, minimise, timed_hits
 from iceaggr.reconstruction.line_fit import improved_line_fit, line_fit
-from iceaggr.reconstruction.pandel import ArrivalTable, arrival_table
+from iceaggr.reconstruction.pandel import arrival_table
 from iceaggr.reconstruction.segments import segment_mean, segment_quantile, segment_sum
 
 SEARCH_BLUR_NS, FINAL_BLUR_NS = 60.0, 20.0
@@ -67,10 +67,12 @@ def fit_track(centred: CentredHits, first: FitResult, others: list[FitResult]) -
     n_starts, n_events = starts.shape[:2]
     many = centred.hits.repeated(n_starts)
     source = _track_through_centre(many, -starts.flatten(0, 1))
-    found, cost = minimise(source, many, _table(SEARCH_BLUR_NS, many), N_SEARCH_STEPS)
+    device = starts.device
+    found, cost = minimise(source, many, arrival_table(SEARCH_BLUR_NS, device), N_SEARCH_STEPS)
     best = cost.view(n_starts, n_events).argmin(0) * n_events
     best = best + torch.arange(n_events, device=best.device)
-    final, _ = minimise(found.take(best), centred.hits, arrival_table(FINAL_BLUR_NS), N_FINAL_STEPS)
+    table = arrival_table(FINAL_BLUR_NS, device)
+    final, _ = minimise(found.take(best), centred.hits, table, N_FINAL_STEPS)
     ok = (_n_hits(centred.hits) >= MIN_HITS) & torch.isfinite(final.travel).all(-1)
     return FitResult(
         torch.where(ok[:, None], -final.travel, first.direction),
@@ -88,7 +90,8 @@ def fit_point(centred: CentredHits) -> Tensor:
     hits, zero = centred.hits, torch.zeros_like(centred.centre_m)
     source = PointSource(zero, zero[:, 0], zero)
     source = PointSource(zero, _early(hits, source.geometry(hits.xyz_m, hits.fit).arrival_ns), zero)
-    found, _ = minimise(source, hits, _table(SEARCH_BLUR_NS, hits), N_POINT_STEPS)
+    table = arrival_table(SEARCH_BLUR_NS, zero.device)
+    found, _ = minimise(source, hits, table, N_POINT_STEPS)
     ok = torch.isfinite(found.position_m).all(-1, keepdim=True)
     return centred.centre_m + torch.where(ok, found.position_m, zero)
 
@@ -108,7 +111,3 @@ def _early(hits: TimedHits, arrival_ns: Tensor) -> Tensor:
 
 def _n_hits(hits: TimedHits) -> Tensor:
     return segment_sum(torch.ones_like(hits.time_ns), hits.fit, hits.n_fits)
-
-
-def _table(blur_ns: float, hits: TimedHits) -> ArrivalTable:
-    return arrival_table(blur_ns).to(hits.time_ns.device)
