@@ -155,9 +155,8 @@ class _Rows:
         lines = list(_lines(text, where))
         self.names = [name.strip() for name in lines[0][1]] if lines else []
         self.rows = lines[1:]
-        if sorted({*_NEEDED} & {*self.names}) != sorted(_NEEDED) or len(self.names) != len(
-            {*self.names}
-        ):
+        unique = set(self.names)
+        if not unique.issuperset(_NEEDED) or len(unique) != len(self.names):
             raise self._refused("geometry lacks columns or has one twice", self.names, _COLUMNS)
         if not self.rows:
             raise self._refused("geometry has no sensors", "no row", "at least one row")
