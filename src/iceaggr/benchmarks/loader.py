@@ -24,8 +24,8 @@ from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.writing import shard_unit
 from iceaggr.storage import open_store
 
-N_SIMULATED, N_REPEATS = 5_000, 12
-N_LISTINGS = 3
+N_SIMULATED, N_REPEATS = 5_000, 24
+N_LISTINGS = 2
 """An epoch lists each shard so often, to have as many windows as an epoch of more events."""
 N_ROUNDS = 3
 WORKER_COUNTS = (0, 1, 2)
@@ -104,10 +104,11 @@ def bench_loader() -> dict[str, Any]:
     }
 
 
-def listed_manifest(manifest_uri: str) -> ShardManifest:
-    """Read a manifest and list its train shards N_LISTINGS times."""
+def listed_manifest(manifest_uri: str, n_listings: int | None = None) -> ShardManifest:
+    """Read a manifest and list its train shards N_LISTINGS times, or as often as asked for."""
     manifest = load_manifest(open_store(), manifest_uri)
-    return manifest.model_copy(update={"shards": manifest.shards_of("train") * N_LISTINGS})
+    n_listings = N_LISTINGS if n_listings is None else n_listings
+    return manifest.model_copy(update={"shards": manifest.shards_of("train") * n_listings})
 
 
 def load_epoch(
