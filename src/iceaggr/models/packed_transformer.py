@@ -180,9 +180,20 @@ def run_chunks(packing: Packing, run: Callable[[Chunk], Tensor], max_rows_kept: 
     rows_from_here = np.cumsum(sizes[::-1])[::-1]
     n_chunks = len(sizes)
     parts = [
-        checkpoint(run, chunk, use_reentrant=False)
+        _run_recomputed(run, chunk)
         if torch.is_grad_enabled() and i < n_chunks - 1 and rows_from_here[i] > max_rows_kept
         else run(chunk)
         for i, chunk in enumerate(packing.chunks)
     ]
     return packing.restore(parts[0] if n_chunks == 1 else torch.cat(parts))
+
+
+def _run_recomputed(run: Callable[[Chunk], Tensor], chunk: Chunk) -> Tensor:
+    """Compute a chunk, and again going backward, with the same dropout."""
+
+    def run_on_device(chunk: Chunk, _: Tensor) -> Tensor:
+        return run(chunk)
+
+    # torch brings back the random state of those devices only on which it is handed a tensor
+    out: Tensor = checkpoint(run_on_device, chunk, chunk.segment, use_reentrant=False)
+    return out
