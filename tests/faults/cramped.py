@@ -107,16 +107,16 @@ def main(folder: Path) -> None:
     raw_uri = write_raw_layout(folder / "raw", n_events_per_file=40, mean_pulses=30)
     run = TinyRun(raw_uri, (folder / "work").as_uri(), folder / "documents", "cramped")
     steps = ("plan_shards", "shard_events", "compute_statistics", "train_model")
-    assert Child(lambda: run.run(steps), folder / "before.log").wait() == 0
+    assert Child(lambda: run.run(steps), folder / "before.log").finish() == 0
     room = folder / "room"
     room.mkdir()
     outcomes = {}
     for name, call in scenarios(run, room).items():
         log = folder / "scenario.log"
-        code = Child(call, log).wait()
+        code = Child(call, log).finish()
         lines = log.read_text(errors="replace").splitlines()
         outcomes[name] = (code, next((line for line in lines if line.startswith("error: ")), ""))
-    assert Child(lambda: run.run_step("evaluate_model"), folder / "after.log").wait() == 0
+    assert Child(lambda: run.run_step("evaluate_model"), folder / "after.log").finish() == 0
     print(json.dumps(outcomes))
 
 

@@ -10,11 +10,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 CGROUP = Path("/sys/fs/cgroup/memory")
 KINDS = ("SIGKILL", "SIGTERM", "oom_kill", "no_memory")
 """Two signals; the kernel's out-of-memory killer in a control group of its own, which is what a
 container meets; and allocations that fail, which is what a limited shell meets."""
 HANGS_AFTER_S = 90.0
+"""A child hangs when it used no processor time for so long; on a busy machine the wall clock says
+nothing. One that is never through hangs, too."""
+_NEVER_THROUGH_S = 1800.0
 _POLL_S = 0.002
 _STOPPED_IF_S = 5.0
 """A pause of 2 ms that takes longer than this was none of a busy machine."""
@@ -42,7 +47,19 @@ class Child:
         if self.pid == 0:
             _run(call, log, self._group, address_bytes)
 
-    def wait(self, within_s: float = HANGS_AFTER_S) -> int | None:
+    def finish(self) -> int | None:
+        """Wait for the end; gives the exit code as `wait` does, None if the child hangs."""
+        used_s, idle_s = -1.0, 0.0
+        while idle_s < HANGS_AFTER_S and time.monotonic() - self.began < _NEVER_THROUGH_S:
+            code = self.wait(time.monotonic() - self.began + 1.0)
+            if code is not None:
+                return code
+            now_s = _processor_seconds(self.pid)
+            idle_s = 0.0 if now_s > used_s else idle_s + 1.0
+            used_s = now_s
+        return None
+
+    def wait(self, within_s: float) -> int | None:
         """Give the exit code, negative for a signal; None if it goes on.
 
         Time in which this process itself was stopped does not count: its children were, too.
@@ -61,7 +78,7 @@ class Child:
     def end(self, signal_number: int) -> int:
         """Send a signal and give the exit code. Raises: AssertionError if it does not end."""
         os.kill(self.pid, signal_number)
-        code = self.wait(time.monotonic() - self.began + HANGS_AFTER_S)
+        code = self.finish()
         if code is None:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -108,7 +125,7 @@ def _run(call: Callable[[], object], log: Path, group: Path | None, address_byte
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(descriptor, stream)
-        faulthandler.dump_traceback_later(HANGS_AFTER_S - 5)
+        faulthandler.dump_traceback_later(HANGS_AFTER_S - 5, repeat=True)
         if group is not None:
             (group / "cgroup.procs").write_text(str(os.getpid()))
         if address_bytes:
@@ -123,6 +140,11 @@ def _run(call: Callable[[], object], log: Path, group: Path | None, address_byte
         os.write(2, f"error: {type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(code)
+
+
+def _processor_seconds(pid: int) -> float:
+    used = psutil.Process(pid).cpu_times()
+    return float(used.user + used.system)
 
 
 def virtual_bytes() -> int:

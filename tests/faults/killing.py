@@ -87,7 +87,7 @@ class Endings:
             self.folder.mkdir(parents=True, exist_ok=True)
             size = self.folder / "address"
             child = Child(lambda step=step, size=size: _measured(self.quiet, step, size), log)
-            code = child.wait()
+            code = child.finish()
             assert code == 0, f"{step}: {log.read_text()}"
             self.measured[step] = Measured(
                 time.monotonic() - child.began, child.last_peak_bytes, int(size.read_text())
@@ -123,7 +123,7 @@ class Endings:
         scale = "memory_bytes" if kind == "oom_kill" else "address_bytes"
         limit = int(share * getattr(known, scale))
         child = Child(call, log, **{scale: limit})
-        code = child.wait(10 + 10 * known.seconds)
+        code = child.finish() if kind == "oom_kill" else child.wait(10 + 10 * known.seconds)
         if code == 0:
             setattr(known, scale, limit)
         if code is None:
@@ -150,7 +150,7 @@ class Endings:
         shutil.copytree(self.quiet.folder, run.folder)
         if step == "shard_events":
             child = Child(_quietly(run, "plan_shards"), self.folder / "plan.log")
-            assert child.wait() == 0
+            assert child.finish() == 0
         if step == "close_run":
             for name in ("summary.json", *CHECKPOINTS):
                 open_store().write_bytes(f"{run.context().run_uri}/{name}", b"{}")
@@ -158,7 +158,7 @@ class Endings:
 
     def _retry_and_compare(self, run: TinyRun, step: str, kind: str) -> None:
         log = self.folder / f"{step}-{kind}-retry.log"
-        code = Child(_quietly(run, step), log).wait()
+        code = Child(_quietly(run, step), log).finish()
         assert code == 0, f"retry of {step} after {kind} ended with {code}: {log.read_text()}"
         found, expected = _made_by(step, results(run)), _made_by(step, self.expected)
         assert found == expected, f"{step} after {kind}: {found} instead of {expected}"
