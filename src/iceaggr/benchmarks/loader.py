@@ -30,13 +30,15 @@ N_LISTINGS = 2
 N_ROUNDS = 3
 WORKER_COUNTS = (0, 1, 2)
 
-# a fresh process, so that its peak is that of loading alone
+# a fresh process, so that its peak is that of loading alone; VmHWM because ru_maxrss starts at the
+# peak of the process that started it
 _PEAK_PROBE = """
-import resource, sys
+import sys
 from iceaggr.config import BatchConfig
 from iceaggr.benchmarks.loader import load_epoch, listed_manifest
 load_epoch(listed_manifest(sys.argv[1]), BatchConfig(n_workers=int(sys.argv[2])))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+lines = open("/proc/self/status").read().splitlines()
+print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 """
 
 
