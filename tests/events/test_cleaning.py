@@ -3,8 +3,9 @@ import pytest
 
 from iceaggr.detector import icecube86, parse_geometry
 from iceaggr.events.cleaning import EVENT_REASONS, PULSE_REASONS, Account, clean
+from iceaggr.events.decoding import Pulses
 from iceaggr.events.meta import EventTable
-from iceaggr.events.pulses import PulseChunk, Pulses
+from iceaggr.events.pulses import PulseChunk
 
 NAN = float("nan")
 

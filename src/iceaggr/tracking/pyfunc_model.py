@@ -22,9 +22,10 @@ from iceaggr.config import parse_config
 from iceaggr.errors import ModelError, RawDataError
 from iceaggr.evaluation.prediction import COLUMNS, predict_batches
 from iceaggr.events.cleaning import Account, clean
+from iceaggr.events.decoding import Pulses, decode_pulses
 from iceaggr.events.grouping import group_by_dom
 from iceaggr.events.meta import EventTable
-from iceaggr.events.pulses import PulseChunk, Pulses, decode_pulses
+from iceaggr.events.pulses import PulseChunk
 from iceaggr.models.bundle import load_model
 from iceaggr.storage import open_store
 from iceaggr.storage.uris import file_uri

@@ -1,0 +1,154 @@
+"""Pulses from the columns of a batch file: kinds checked, nothing rounded, nulls marked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from iceaggr.errors import RawDataError
+from iceaggr.events.schema import PULSE_COLUMNS, check_columns
+
+
+@dataclass(frozen=True)
+class Pulses:
+    """Pulses as they lie in a batch file.
+
+    event_id:   (N,) int64
+    sensor_id:  (N,) any integer type
+    time_ns:    (N,) int64
+    charge_pe:  (N,) float32 or float64
+    auxiliary:  (N,) bool
+    is_missing: (N,) bool, a value of the pulse is null or its time is not a number
+    """
+
+    event_id: npt.NDArray[np.int64]
+    sensor_id: npt.NDArray[np.integer]
+    time_ns: npt.NDArray[np.int64]
+    charge_pe: npt.NDArray[np.floating]
+    auxiliary: npt.NDArray[np.bool_]
+    is_missing: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """Count the pulses (N)."""
+        return len(self.time_ns)
+
+    def take(self, rows: Any) -> Pulses:
+        """Take some pulses: a slice, a mask (N,) bool or row numbers."""
+        return Pulses(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def decode_pulses(rows: pa.Table, where: str) -> Pulses:
+    """Take the pulses of an Arrow table with the columns of a batch file, rows in any order.
+
+    Raises: RawDataError if a column is missing or of the wrong type.
+    """
+    check_columns(rows.schema, PULSE_COLUMNS, where)
+    return decode_checked(rows.select(list(PULSE_COLUMNS)), where)
+
+
+def decode_checked(rows: Any, uri: str) -> Pulses:
+    """Take the pulses of a table whose columns `check_columns` has seen. Raises: RawDataError."""
+    rows.validate()  # a damaged file may give columns of different lengths
+    columns = {name: _contiguous(rows.column(name)) for name in PULSE_COLUMNS}
+    is_missing = np.zeros(rows.num_rows, np.bool_)
+    for name, column in columns.items():
+        if column.null_count and name == "event_id":
+            raise RawDataError(
+                "raw column event_id has missing values",
+                where=uri,
+                found=f"{column.null_count} nulls",
+                expected="none",
+                remedy="Every pulse belongs to one event: write the batch file anew",
+            )
+        if column.null_count:
+            is_missing |= column.is_null().to_numpy(zero_copy_only=False)
+            columns[name] = pc.fill_null(column, pa.scalar(0, column.type))
+    time, not_a_number = _time_ns(columns["time"], uri)
+    if not_a_number is not None:
+        is_missing |= not_a_number
+    return Pulses(
+        event_id=_event_id(columns["event_id"], uri),
+        sensor_id=_numpy(columns["sensor_id"]),
+        time_ns=time,
+        charge_pe=_charge(columns["charge"]),
+        auxiliary=_flag(columns["auxiliary"], uri),
+        is_missing=is_missing,
+    )
+
+
+def _contiguous(column: Any) -> Any:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _numpy(column: Any) -> npt.NDArray[Any]:
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _event_id(column: Any, uri: str) -> npt.NDArray[np.int64]:
+    try:
+        return _numpy(column.cast(pa.int64()))
+    except pa.ArrowInvalid as error:
+        raise RawDataError(
+            "raw column event_id exceeds 64-bit signed integers",
+            where=uri,
+            found=str(error),
+            expected="at most 2^63 - 1",
+            remedy="Write event_id as int64",
+        ) from None
+
+
+def _charge(column: Any) -> npt.NDArray[np.floating]:
+    charge = _numpy(column)
+    if charge.dtype in (np.float32, np.float64):
+        return charge
+    # float16 fits float32, and integers up to 2^53 fit float64: nothing is rounded
+    return charge.astype(np.float32 if charge.dtype == np.float16 else np.float64)
+
+
+def _flag(column: Any, uri: str) -> npt.NDArray[np.bool_]:
+    if pa.types.is_boolean(column.type):
+        return _unpacked(column)
+    flag = _numpy(column)
+    if len(flag) and (flag.min() < 0 or flag.max() > 1):
+        raise RawDataError(
+            "raw column auxiliary is not a flag",
+            where=uri,
+            found=f"values from {flag.min()} to {flag.max()}",
+            expected="0 and 1 only",
+            remedy="Write it as boolean: True = not part of the trigger decision",
+        )
+    return flag.astype(np.bool_)
+
+
+def _unpacked(column: Any) -> npt.NDArray[np.bool_]:
+    if not len(column):
+        return np.zeros(0, np.bool_)
+    packed = np.frombuffer(column.buffers()[1], np.uint8)[column.offset // 8 :]
+    shift = column.offset % 8
+    bits = np.unpackbits(packed, count=shift + len(column), bitorder="little")
+    return bits[shift:].view(np.bool_)
+
+
+def _time_ns(column: Any, uri: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
+    time = _numpy(column)
+    if time.dtype == np.uint64:
+        return np.minimum(time, np.uint64(2**62)).astype(np.int64), None
+    if time.dtype.kind in "iu":
+        return time.astype(np.int64, copy=False), None
+    finite = np.isfinite(time)
+    whole = np.where(finite, time, 0).astype(np.float64).clip(-(2.0**62), 2.0**62)
+    fraction = np.flatnonzero(whole != np.floor(whole))
+    if len(fraction):
+        raise RawDataError(
+            "raw column time is not in whole nanoseconds",
+            where=uri,
+            found=f"time {whole[fraction[0]]}",
+            expected="integers, or floats without a fraction",
+            remedy="Choose the rounding yourself when writing the raw file: none is done here",
+        )
+    return whole.astype(np.int64), ~finite
