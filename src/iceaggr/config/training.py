@@ -35,7 +35,8 @@ class TrainingConfig(Section):
     """bfloat16 = autocast of the forward pass; auto = bfloat16 on a GPU, float32 on a CPU."""
     compile_layers: Literal["auto", "on", "off"] = "auto"
     """Fuse attention and the layers around it into few GPU kernels, compiled in the first minute;
-    auto = on a GPU where a C compiler is found; on = fail where it cannot be."""
+    auto = on a GPU where a C compiler is found, for heads of width 16 or more; on = fail where it
+    cannot be."""
     checkpoint_every_n_epochs: int = Field(1, ge=1)
     """Epochs between checkpoints."""
     checkpoint_every_minutes: float = Field(10.0, gt=0)
