@@ -23,7 +23,12 @@ _N_SUMS = 6
 class CurvePoint:
     """Means over the events of some steps, over all processes; angles in degrees.
 
+    mean_vector_length: of the mean predicted unit vector; 1 = always the same direction
+    gradient_norm: mean over the steps, before clipping
+    events_per_s: of all processes together, validation and checkpoints left out
+    data_wait_share: of this time, what was spent waiting for batches
     pulses_dropped_share: of all pulses of these events, what the configured caps left out
+    memory_gib: of all processes together: resident now, or the most ever allocated on GPUs
     """
 
     loss: float
