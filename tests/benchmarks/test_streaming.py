@@ -31,4 +31,4 @@ def test_bench_streaming_reports_what_it_measured(
     asked = result["store_cpu_us_per_event"]
     assert asked["download"] > 0
     assert max(asked["local"], asked["cache_filled"]) < asked["download"]
-    assert 0 < result["ratio_to_local_limit"] < 1
+    assert 0 < result["ratio_to_local_by_cpu"] < 1

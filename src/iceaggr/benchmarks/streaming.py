@@ -47,8 +47,8 @@ def bench_streaming() -> dict[str, Any]:
     threads as there are workers. All variants run in turn, N_ROUNDS times; figures are medians.
     Returns JSON types: events_per_s of each variant, cpu_us_per_event of this process and
     store_cpu_us_per_event of the store, ratio_to_local of the streaming ones, and
-    ratio_to_local_limit: the part that local loading has in the processor time of local loading and
-    a download together, which no streaming can exceed when the store computes on the same cores.
+    ratio_to_local_by_cpu: what the ratio of "store" would be if every pass kept the cores equally
+    busy, from the processor time of local loading and of a download, the store's own included.
     """
     manifest = listed_manifest(sharded_events(), n_listings=1)
     n_threads = torch.get_num_threads()
@@ -72,7 +72,7 @@ def bench_streaming() -> dict[str, Any]:
             for name, one in found.items()
             if name not in ("local", "download")
         },
-        "ratio_to_local_limit": round(local.cpu_us / both, 3),
+        "ratio_to_local_by_cpu": round(local.cpu_us / both, 3),
         "n_events": manifest.n_events("train"),
         "n_workers": BatchConfig().n_workers,
     }

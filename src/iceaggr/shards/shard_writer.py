@@ -16,8 +16,8 @@ from iceaggr.shards.format import shard_hash
 from iceaggr.shards.manifest import ShardEntry, Split
 from iceaggr.shards.sketches import Sketch, sketch_events
 
-N_WRITER_THREADS = 3
-"""One more than a small machine has cores: a thread that awaits storage computes nothing."""
+N_TRANSFERS = 2
+"""Shards that are being stored at a time: a thread that awaits storage computes nothing."""
 MAX_SHARDS_IN_FLIGHT = 4
 """Full shards that may wait, so that memory stays bounded when storage is slow."""
 
@@ -32,12 +32,22 @@ class _Buffer:
     n_shards: int = 0
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """A shard that has been summarised, and may still be on its way to storage."""
+
+    entry: ShardEntry
+    sketch: Sketch
+    columns: PulseColumns
+    transfer: Future[None]
+
+
 class ShardWriter:
     """Takes events split by split and writes a shard whenever one is full.
 
-    Encoding, hashing, the sketch and the transfer run in background threads while the caller
-    groups the next events. Where shards are cut depends on the events alone, so the same raw file
-    always gives the same shards.
+    While the caller groups the next events, one thread encodes, hashes and sketches shards, and
+    others store them; more threads that compute would only wait for each other. Where shards are
+    cut depends on the events alone, so the same raw file always gives the same shards.
     """
 
     def __init__(
@@ -48,9 +58,10 @@ class ShardWriter:
         self._detector = detector
         self._n_events_per_shard = n_events_per_shard
         self._buffers: dict[Split, _Buffer] = {}
-        self._thread = ThreadPoolExecutor(N_WRITER_THREADS, thread_name_prefix="shard-writer")
+        self._summaries = ThreadPoolExecutor(1, thread_name_prefix="shard-summary")
+        self._transfers = ThreadPoolExecutor(N_TRANSFERS, thread_name_prefix="shard-transfer")
         self._spare_columns: list[PulseColumns] = []
-        self._in_flight: list[Future[tuple[ShardEntry, Sketch]]] = []
+        self._in_flight: list[Future[_Shard]] = []
         self._entries: list[ShardEntry] = []
         self._sketches: dict[str, Sketch] = {}
 
@@ -70,12 +81,14 @@ class ShardWriter:
             self._flush(split, buffer)
         while self._in_flight:
             self._collect()
-        self._thread.shutdown()
+        self._summaries.shutdown()
+        self._transfers.shutdown()
         return sorted(self._entries, key=lambda entry: entry.uri), self._sketches
 
     def abort(self) -> None:
         """Stop after an error: wait for the running write, drop the rest."""
-        self._thread.shutdown(cancel_futures=True)
+        self._summaries.shutdown(cancel_futures=True)
+        self._transfers.shutdown(cancel_futures=True)
 
     def _portions(self, split: Split, buffer: _Buffer, events: Events) -> Iterator[Events]:
         ends = events.event_pulse_offsets()
@@ -97,8 +110,8 @@ class ShardWriter:
         if not buffer.n_events:
             return
         uri = f"{self._folder_uri}/{split}-{buffer.n_shards:05d}.arrow"
-        write = self._thread.submit(self._write, uri, split, buffer.parts, buffer.columns)
-        self._in_flight.append(write)
+        shard = self._summaries.submit(self._summarise, uri, split, buffer.parts, buffer.columns)
+        self._in_flight.append(shard)
         buffer.columns = self._spare_columns.pop() if self._spare_columns else PulseColumns()
         buffer.parts, buffer.n_events = [], 0
         buffer.n_shards += 1
@@ -106,17 +119,21 @@ class ShardWriter:
             self._collect()
 
     def _collect(self) -> None:
-        entry, sketch = self._in_flight.pop(0).result()
-        self._entries.append(entry)
-        known = self._sketches.get(entry.split)
-        self._sketches[entry.split] = known.merge(sketch) if known else sketch
+        shard = self._in_flight.pop(0).result()
+        shard.transfer.result()
+        shard.columns.clear()
+        self._spare_columns.append(shard.columns)
+        self._entries.append(shard.entry)
+        split = shard.entry.split
+        known = self._sketches.get(split)
+        self._sketches[split] = known.merge(shard.sketch) if known else shard.sketch
 
-    def _write(
+    def _summarise(
         self, uri: str, split: Split, parts: list[EventDoms], columns: PulseColumns
-    ) -> tuple[ShardEntry, Sketch]:
+    ) -> _Shard:
         events = with_pulses(parts, columns.filled())
         pieces = shard_pieces(events)
-        self._store.write_bytes(uri, pieces)
+        transfer = self._transfers.submit(self._store.write_bytes, uri, pieces)
         entry = ShardEntry(
             uri=uri,
             split=split,
@@ -126,7 +143,4 @@ class ShardWriter:
             n_pulses=events.n_pulses,
             n_doms=events.n_doms,
         )
-        sketch = sketch_events(events, self._detector)
-        columns.clear()
-        self._spare_columns.append(columns)
-        return entry, sketch
+        return _Shard(entry, sketch_events(events, self._detector), columns, transfer)
