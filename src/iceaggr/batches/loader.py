@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -17,7 +18,13 @@ from iceaggr.batches.event_batch import EventBatch
 from iceaggr.batches.event_pool import EventPool, Extent
 from iceaggr.batches.ragged import IntArray
 from iceaggr.batches.shard_cache import ShardCache
-from iceaggr.batches.shuffling import grouped_by_length, mixed_order, shuffle_key, windows_of
+from iceaggr.batches.shuffling import (
+    grouped_by_length,
+    mixed_order,
+    n_events_to_mix,
+    shuffle_key,
+    windows_of,
+)
 from iceaggr.batches.windows import WindowFeed, WindowOrder
 from iceaggr.batches.workers import in_order, workers
 from iceaggr.config import BatchConfig
@@ -149,9 +156,11 @@ class EventLoader:
         )
 
     def _windows(self, epoch: int) -> list[list[ShardEntry]]:
-        numbers = windows_of(
-            len(self._entries), self.config.n_mixed_shards, self._key(epoch, "shards")
-        )
+        key, n_mixed = self._key(epoch, "shards"), self.config.n_mixed_shards
+        if key is not None:
+            n_enough = n_events_to_mix(self.config) * len(self._entries) / self.n_events
+            n_mixed = max(n_mixed, math.ceil(n_enough))
+        numbers = windows_of(len(self._entries), n_mixed, key)
         return [[self._entries[i] for i in window] for window in numbers]
 
     def _order(

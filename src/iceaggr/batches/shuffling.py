@@ -7,6 +7,7 @@ Random numbers come from a hash, not from a generator whose stream may change be
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,13 @@ from iceaggr.config import BatchConfig
 N_NEIGHBOURS = 8
 """Events this close in a shard are kept apart in the order."""
 NEIGHBOUR_GAP = 1 / 64
-"""How far apart, as a share of the window: two batches of 256 of 16 shards of 2048 events."""
+"""How far apart, as a share of the window."""
+GAP_MARGIN = 1.25
+"""Gaps are drawn as shares and used as counts, which scatter around them."""
 MAX_REDRAWS = 64
 """Each round leaves about half of the neighbours that are too close, so far fewer are needed."""
-N_GROUPED_BATCHES = 16
-"""Batches' worth of events among which like lengths are brought together."""
+N_GROUPED_EVENTS = 1024
+"""Events among which like lengths are brought together; at least two batches' worth."""
 
 
 def shuffle_key(*parts: object) -> int:
@@ -56,6 +59,22 @@ def windows_of(n_shards: int, n_mixed_shards: int, key: int | None) -> list[IntA
     """
     order = np.arange(n_shards) if key is None else permutation(n_shards, key)
     return np.array_split(order, max(1, n_shards // n_mixed_shards))
+
+
+def n_events_to_mix(config: BatchConfig) -> int:
+    """Count the events of a window in which no batch reaches from an event to its neighbour.
+
+    In a smaller window neighbours that are kept apart still meet in one batch, and the more
+    windows there are, the more often compared with a perfect shuffle of everything.
+    """
+    return math.ceil(GAP_MARGIN * _n_together(config) / NEIGHBOUR_GAP)
+
+
+def _n_together(config: BatchConfig) -> int:
+    """Count the events in a row that may come into one batch."""
+    if not config.max_doms_per_batch:
+        return config.n_events
+    return max(2 * config.n_events, N_GROUPED_EVENTS)
 
 
 def mixed_order(n_events_of_shards: IntArray, key: int) -> IntArray:
@@ -93,7 +112,7 @@ def grouped_by_length(
     """
     if key is None:
         return order, batch_ends(n_doms[order], config)
-    n_grouped = N_GROUPED_BATCHES * config.n_events
+    n_grouped = _n_together(config)
     batches: list[IntArray] = []
     for first in range(0, len(order), n_grouped):
         group = order[first : first + n_grouped]

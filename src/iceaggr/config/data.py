@@ -57,7 +57,8 @@ class BatchConfig(Section):
     max_doms_per_batch: int = Field(0, ge=0)
     """Token budget: no batch holds more DOMs than this, and batches mix like lengths; 0 = none."""
     n_mixed_shards: int = Field(16, ge=1)
-    """Shards held in memory together, from all of which each batch draws its events."""
+    """Shards held in memory together, from all of which each batch draws its events; a shuffle
+    takes more where batches or groups of like length are large, so that neighbours do not meet."""
     n_workers: int = Field(2, ge=0)
     """Background threads that read and assemble batches; 0 = in the caller."""
     n_batches_ahead: int = Field(16, ge=1)
