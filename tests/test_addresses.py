@@ -17,7 +17,9 @@ ADDRESS = "http://ana:canary-pass@127.0.0.1:9/path"
         (f"no answer from {ADDRESS}: refused", "no answer from http://***@127.0.0.1:9/path: ref"),
         ("postgresql+psycopg2://m:canary-pass@db/mlflow", "postgresql+psycopg2://***@db/mlflow"),
         ("https://token@host", "https://***@host"),
-        ("http://host/a@b and s3://bucket/a@b", "http://host/a@b and s3://bucket/a@b"),
+        ("http://u:p/canary@host and s3://bucket/a@b", "http://***@host and s3://bucket/a@b"),
+        ("http://u:p@canary@host/x", "http://***@host/x"),
+        ("file:///raw/a@b", "file:///raw/a@b"),
         ("mail ana@example.org", "mail ana@example.org"),
     ],
 )
@@ -26,18 +28,38 @@ def test_without_credentials_masks_what_stands_before_the_host_only(text, shown)
     assert "canary" not in without_credentials(text)
 
 
-@pytest.mark.parametrize("address", ["", "http://host:1", "https://host/a@b", "host"])
+@pytest.mark.parametrize("address", ["", "http://host:1", "https://host/path", "host"])
 def test_refuse_credentials_lets_a_plain_address_pass(address):
     refuse_credentials(address, where="X", remedy="Y")
 
 
-@pytest.mark.parametrize("address", [ADDRESS, "https://token@host", "http://a:b@[::1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        ADDRESS,
+        "https://token@host",
+        "http://a:b@[::1",
+        "https://ana:p/canary-pass@host:5000",
+        "https://ana:p#canary-pass@host:5000",
+        "https://ana:p@canary-pass@host:5000",
+        "https://ana:p 'canary-pass@host:5000",
+        "https:/ana:canary-pass@host",
+        "ana:canary-pass@host:5000",
+    ],
+)
 def test_refuse_credentials_does_not_quote_them(address):
     with pytest.raises(ConfigError, match=r"address holds a user or a password \[X\]") as refused:
         refuse_credentials(address, where="X", remedy="Y")
     assert not {"canary-pass", "token", "a:b"} & set(
         str(refused.value).replace("@", "/").split("/")
     )
+
+
+@pytest.mark.parametrize("address", ["https://host/?token=canary", "https://host#canary"])
+def test_refuse_credentials_does_not_quote_a_query(address):
+    with pytest.raises(ConfigError, match=r"address holds a query \[X\].*https://host") as refused:
+        refuse_credentials(address, where="X", remedy="Y")
+    assert "canary" not in str(refused.value)
 
 
 def test_every_client_refuses_an_address_with_a_password(monkeypatch, tmp_path):

@@ -7,33 +7,36 @@ it is a password told. Each service has variables of its own for credentials.
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
 
 from iceaggr.errors import ConfigError
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@\"']*@(?=[^\s])")
+# to the last @ of an address: a password may hold @ and / itself. Keys of objects may hold @, too.
+_CREDENTIALS = re.compile(r"(?<!s3://)(?<!file://)(?<=://)[^\s\"']*@(?=[^\s])")
 
 
 def without_credentials(text: str) -> str:
-    """Replace `user:password@` in every address of a text by `***@`."""
+    """Replace `user:password@` in every address of a service in a text by `***@`."""
     return _CREDENTIALS.sub("***@", text)
 
 
 def refuse_credentials(address: str, where: str, remedy: str) -> None:
-    """Refuse an address with user or password in it, without quoting them.
+    """Refuse an address that may hold a user, a password or a token, without quoting them.
 
+    No service needs an @, a query or a fragment in its address, but a password may be written in
+    so many ways that no parser finds its end.
     where: variable or option that gave the address.  remedy: where credentials belong instead.
     Raises: ConfigError.
     """
-    try:
-        found = "@" in urlsplit(address).netloc
-    except ValueError:  # a broken host is told by whoever connects to it
-        found = "@" in address
-    if found:
+    before, at, host = address.rpartition("@")
+    scheme = re.match(r"[a-z][a-z0-9+.-]*:/*", before if at else address)
+    plain = re.split(r"[?#]", host, maxsplit=1)[0]
+    if at or plain != host:
+        start = scheme[0] if scheme else ""
+        rest = f"***@{plain}" if at else plain[len(start) :]
         raise ConfigError(
-            "address holds a user or a password",
+            "address holds a user or a password" if at else "address holds a query",
             where=where,
-            found=without_credentials(address),
+            found=f"{start}{rest}" + ("?***" if plain != host else ""),
             expected="http://host:port or https://host:port",
             remedy=remedy,
         )

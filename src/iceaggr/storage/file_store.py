@@ -16,6 +16,7 @@ from iceaggr.storage.uris import below, file_path
 
 PARTIAL_PREFIX = ".iceaggr-partial-"
 _COPY_BYTES = 8 << 20
+_CREATION_ATTEMPTS = 100
 
 
 class FileStore:
@@ -80,7 +81,7 @@ class FileStore:
                 os.link(partial, path)
             except FileExistsError:
                 return False
-            _flush(path.parent)
+            _flush_folder(path.parent)
             return True
 
     def open_input(self, uri: str) -> BinaryIO:
@@ -97,9 +98,13 @@ class FileStore:
         _copy(file_path(uri), path, where=uri)
 
     def delete(self, uri: str) -> None:
-        """Delete one file; folders stay."""
+        """Delete one file, and its folder if that is empty now: objects have no folders."""
+        path = file_path(uri)
         with as_storage_error(uri, "cannot delete"):
-            file_path(uri).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        # not empty, a mount, a link, or of another owner: then it stays
+        with suppress(OSError):
+            path.parent.rmdir()
 
     def ensure_bucket(self, uri: str) -> None:
         """Create the folder, and those above it."""
@@ -110,8 +115,8 @@ class FileStore:
 @contextmanager
 def partial_file(path: Path) -> Iterator[Path]:
     """Offer a temporary name beside `path`, removed again unless it was renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f"{PARTIAL_PREFIX}{uuid.uuid4().hex}"
+    _create(partial)
     try:
         yield partial
     finally:
@@ -123,7 +128,24 @@ def replace_durably(partial: Path, path: Path) -> None:
     """Give a finished temporary file its name: contents first on disk, then the name."""
     _flush(partial)
     os.replace(partial, path)
-    _flush(path.parent)
+    _flush_folder(path.parent)
+
+
+def _create(partial: Path) -> None:
+    """Create an empty file; from then on no `delete` can remove its folder."""
+    for is_last in (*[False] * _CREATION_ATTEMPTS, True):
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.touch(exist_ok=False)
+            return
+        except FileNotFoundError:  # another process emptied and removed the folder in between
+            if is_last:
+                raise
+
+
+def _flush_folder(folder: Path) -> None:
+    with suppress(FileNotFoundError):  # another process deleted the file already
+        _flush(folder)
 
 
 def _flush(path: Path) -> None:
@@ -150,7 +172,8 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
     if real in seen or not os.path.isdir(real):  # a link back up would never end
         return
     seen.add(real)
-    with os.scandir(folder) as entries:
+    # a folder may go while others are listed: then it is empty
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
                 yield from _walk(folder / entry.name, seen)
@@ -166,10 +189,25 @@ def _describe(uri: str, path: Path) -> StoredObject | None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise _no_file(uri, "a link that leads nowhere") from None
         return None
     if not path.is_file():
+        if not path.is_dir():
+            raise _no_file(uri, "a device, pipe or socket")
         return None
     return StoredObject(uri, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+
+
+def _no_file(uri: str, found: str) -> StorageError:
+    """Say what stands in the place of a file: taken as absent, it would silently be done without."""
+    return StorageError(
+        "not a file",
+        where=uri,
+        found=found,
+        expected="a regular file, or nothing",
+        remedy="Mend or remove it",
+    )
 
 
 @contextmanager

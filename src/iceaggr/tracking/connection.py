@@ -98,7 +98,8 @@ def refuse_password(tracking_uri: str) -> None:
 
     Raises: ConfigError.
     """
-    if tracking_uri.startswith(("http://", "https://")):
+    # a folder may be named anything; a server or a database may not
+    if not tracking_uri.startswith(("file:", "/")):
         refuse_credentials(
             tracking_uri,
             where="MLFLOW_TRACKING_URI",
