@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,11 @@ def load_config(path: str | Path) -> ExperimentConfig:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Plain YAML values; of two equal keys, of which YAML would keep the last, it keeps none."""
+    """Plain YAML values; of two equal keys, of which YAML would keep the last, it keeps none.
+
+    A number with an exponent needs neither a point nor a sign of the exponent, as in YAML 1.2:
+    PyYAML, which follows YAML 1.1, takes 1e-3 for text.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Read a mapping. Raises: yaml.YAMLError if a key occurs twice."""
@@ -94,3 +99,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             line = node.start_mark.line + 1
             raise yaml.YAMLError(f"key {twice[0]} occurs twice in the section at line {line}")
         return super().construct_mapping(node, deep)
+
+
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)

@@ -14,9 +14,19 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _a_flag_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse `n_epochs: true`, which Python would count as 1."""
-        is_number = cls.model_fields[info.field_name or ""].annotation in (int, float)
-        if is_number and isinstance(value, bool):
-            raise ValueError("a number, not true or false")
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `n_epochs: true`, which Python would count as 1, and `n_epochs: "3"`."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if annotation in (int, float):
+            _refuse_what_is_no_number(value, annotation)
+        elif annotation == tuple[float, ...] and isinstance(value, list | tuple):
+            for item in value:
+                _refuse_what_is_no_number(item, float)
         return value
+
+
+def _refuse_what_is_no_number(value: Any, kind: type) -> None:
+    if isinstance(value, bool):
+        raise ValueError("a number, not true or false")
+    if isinstance(value, str):
+        raise ValueError(f"{'a whole' if kind is int else 'a'} number, not text")
