@@ -200,7 +200,7 @@ def _describe(uri: str, path: Path) -> StoredObject | None:
 
 
 def _no_file(uri: str, found: str) -> StorageError:
-    """Say what stands in the place of a file: taken as absent, it would silently be done without."""
+    """Say what stands in the place of a file, which would else be done without in silence."""
     return StorageError(
         "not a file",
         where=uri,
