@@ -138,7 +138,7 @@ def checkpoint() -> Target:
         files = dict(zip(uris, unpack(data, len(uris)), strict=True))
         _seal_checkpoint(files, uris)
         store.objects |= files
-        state = parts.keeper.restore(required=False)
+        state = parts.keeper.restore()
         assert state.step >= 0
         assert 0 <= state.progress <= 1
         assert all(v.isfinite().all() for v in parts.step.model.state_dict().values())

@@ -32,7 +32,8 @@ def summed_up(context):
 
 @pytest.mark.parametrize("state", ["COMPLETE", "SUCCEEDED"])
 def test_close_run_deletes_what_a_finished_run_needs_no_more(run, state):
-    for name in ("start/3/model.json", "request/manifest.json", "start.json"):
+    temporary = ("start/3/model.json", "request/manifest.json", "has_checkpoints.json")
+    for name in (*temporary, "start.json"):
         run.open_store().write_bytes(f"{run.run_uri}/training/{name}", b"x")
     run.open_store().write_bytes(f"{run.work_uri}/runs/run-2/training/checkpoints/latest.json", b"")
     summed_up(run)

@@ -6,11 +6,18 @@ from iceaggr.config import ExperimentConfig
 from iceaggr.steps import unfinished_runs
 from iceaggr.steps.close_run import run_close_run
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.unfinished_runs import KEPT_DAYS, delete_given_up, note_unfinished
+from iceaggr.steps.unfinished_runs import (
+    KEPT_DAYS,
+    delete_given_up,
+    delete_temporary,
+    note_unfinished,
+)
+from iceaggr.storage.file_store import FileStore
 
 LEFT = (
     "checkpoints/step-1/model.safetensors",
     "checkpoints/latest.json",
+    "has_checkpoints.json",
     "request/request.json",
     "start/model.json",
     "start.json",
@@ -72,6 +79,29 @@ def test_delete_given_up_leaves_a_run_that_went_on(failed, later, days_pass):
     days_pass(KEPT_DAYS + 1)
     assert delete_given_up(later.open_store(), later) == 0
     assert len(left(failed)) == len(LEFT) + 1
+
+
+class StoppingStore(FileStore):
+    """Is killed at the n-th deletion."""
+
+    def __init__(self, n_deletions):
+        self.n_left = n_deletions
+
+    def delete(self, uri):
+        if self.n_left == 0:
+            raise KeyboardInterrupt
+        self.n_left -= 1
+        super().delete(uri)
+
+
+@pytest.mark.parametrize("n_deletions", range(len(LEFT) - 1))
+def test_delete_temporary_killed_half_way_keeps_the_pointer_and_is_repeated(failed, n_deletions):
+    with pytest.raises(KeyboardInterrupt):
+        delete_temporary(StoppingStore(n_deletions), failed.run_uri)
+    # with it the rest is an incomplete checkpoint: neither a beginning nor a mark without one
+    assert "checkpoints/latest.json" in left(failed)
+    assert delete_temporary(failed.open_store(), failed.run_uri) == len(LEFT) - 1 - n_deletions
+    assert left(failed) == {"start.json", "model/m.json"}
 
 
 def test_close_run_forgets_a_run_whose_retry_succeeded(failed):

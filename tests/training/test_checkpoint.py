@@ -91,6 +91,32 @@ def test_interrupted_first_write_is_still_a_beginning(tmp_path: Path, n_writes: 
     assert CheckpointFolder(FileStore(), uri, 1).read_latest() is None
 
 
+def test_kill_before_the_mark_resumes_and_marks_later(tmp_path: Path) -> None:
+    uri = f"file://{tmp_path}/run"
+    with pytest.raises(StorageError, match="no space left"):
+        CheckpointFolder(FailingStore(4), uri, 1).write(0, example(0.0))
+    folder = CheckpointFolder(FileStore(), uri, 1)
+    assert folder.store.stat(folder.mark_uri) is None
+    assert folder.read_latest() is not None
+    folder.write(0, example(0.0))
+    assert folder.store.stat(folder.mark_uri) is not None
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_lost_folder_is_an_error_that_names_the_mark(tmp_path: Path, step: int) -> None:
+    folder = CheckpointFolder(FileStore(), f"file://{tmp_path}/run", 1)
+    folder.write(step, example(1.0))
+    path_of(folder.uri).rename(tmp_path / "elsewhere")
+    mark = r"run/has_checkpoints\.json"
+    with pytest.raises(
+        TrainingError,
+        match=rf"no checkpoint to resume from.*found nothing, though .*{mark}.*delete .*{mark}",
+    ):
+        folder.read_latest()
+    path_of(folder.mark_uri).unlink()
+    assert folder.read_latest() is None
+
+
 def test_lost_pointer_is_an_error_not_a_beginning(folder: CheckpointFolder) -> None:
     folder.write(3, example(1.0))
     folder.store.delete(folder.latest_uri)

@@ -102,10 +102,29 @@ def test_averaged_weights_are_validated_and_saved(tmp_path: Path) -> None:
     assert not all(torch.equal(last[name], tensor) for name, tensor in average.items())
 
 
-def test_resume_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
-    inputs = replace(small_inputs(tmp_path, small_config()), require_checkpoint=True)
+def test_run_whose_checkpoints_are_gone_is_not_trained_again(tmp_path: Path) -> None:
+    inputs = small_inputs(tmp_path, small_config())
+    first = train(inputs)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.rename(tmp_path / "elsewhere")
+    points: list[TrainingProgress] = []
     with pytest.raises(TrainingError, match=r"no checkpoint to resume from.*latest\.json"):
-        train(inputs)
+        train(inputs, points.append)
+    assert points == []
+    (tmp_path / "elsewhere").rename(checkpoints)
+    assert train(inputs) == first
+
+
+def test_run_whose_checkpoints_are_gone_starts_anew_on_purpose(tmp_path: Path) -> None:
+    inputs = small_inputs(tmp_path, small_config())
+    train(inputs)
+    weights = final_weights(inputs)
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / "has_checkpoints.json").unlink()
+    points: list[TrainingProgress] = []
+    train(inputs, points.append)
+    assert points[0].step == 2
+    assert all(torch.equal(tensor, weights[n]) for n, tensor in final_weights(inputs).items())
 
 
 def test_resume_of_another_configuration_is_an_error(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from iceaggr.steps.documents import parse_document
 KEPT_DAYS = 30
 _DAY_S = 24 * 3600
 _TEMPORARY = ("checkpoints", "request", "start")
+# says that the run has checkpoints; written by iceaggr.training.checkpoint
+_MARK = "has_checkpoints.json"
+_DELETED_LAST = {_MARK: 1, "latest.json": 2}
 
 
 class UnfinishedRun(BaseModel):
@@ -52,8 +55,11 @@ def delete_temporary(store: ObjectStore, run_uri: str) -> int:
     """
     folders = [f"{run_uri}/training/{name}/" for name in _TEMPORARY]
     found = [item for folder in folders for item in store.list(folder)]
-    # latest.json last: an interrupted deletion must not look like a run that never began
-    for item in sorted(found, key=lambda item: item.uri.endswith("/latest.json")):
+    mark = store.stat(f"{run_uri}/training/{_MARK}")
+    found += [mark] if mark is not None else []
+    # latest.json last: an interrupted deletion must not look like a run that never began. The mark
+    # just before: alone it would forbid a later attempt to begin anew
+    for item in sorted(found, key=lambda item: _DELETED_LAST.get(item.uri.rpartition("/")[2], 0)):
         store.delete(item.uri)
     return len(found)
 

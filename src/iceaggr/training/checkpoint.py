@@ -5,11 +5,13 @@
                                               /optimizer.safetensors
                                               /average.safetensors   (with an average of weights)
                                               /state.json            counters, settings, hashes
+    <output>/has_checkpoints.json                         once the first one is complete
 
 A folder's name ends in the hash of its state.json, which holds the hashes of the tensors, so no
 object is ever written twice with different content, and a kill at any moment leaves latest.json
 pointing at a complete checkpoint. The first one is written before the first step: from then on a
-folder without latest.json means a loss, not a beginning.
+folder without latest.json means a loss, not a beginning. The loss of the whole folder shows in
+has_checkpoints.json beside it, written after the first latest.json and before the first step.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from iceaggr.verified import read_verified
 FORMAT_VERSION = 1
 _FOLDER = re.compile(r"step-\d{8,}-[0-9a-f]{16}")
 _TENSOR_FILES = {f"{group}.safetensors" for group in ("model", "optimizer", "average")}
-_REMEDY = "Restore the folder from a copy, or start again in an empty output folder"
+_MARK = {"note": "Without checkpoints/ this run starts anew only once this file is deleted."}
+_RESTORE = "Restore the folder from a copy"
+_REMEDY = f"{_RESTORE}, or start again in an empty output folder"
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class CheckpointFolder:
         self.store = store
         self.uri = f"{output_uri.rstrip('/')}/checkpoints"
         self.latest_uri = f"{self.uri}/latest.json"
+        self.mark_uri = f"{output_uri.rstrip('/')}/has_checkpoints.json"
         self.n_kept = n_kept
 
     def write(self, step: int, checkpoint: Checkpoint) -> str:
@@ -73,13 +78,16 @@ class CheckpointFolder:
         folders = [name, *(f for f in self._folders() if f != name)][: self.n_kept]
         pointer = {"format_version": FORMAT_VERSION, "state_sha256": digest, "folders": folders}
         self.store.write_bytes(self.latest_uri, json.dumps(pointer, indent=1).encode())
+        # after the pointer: a kill in between leaves a run that resumes, not a mark without one
+        if self.store.stat(self.mark_uri) is None:
+            self.store.write_bytes(self.mark_uri, json.dumps(_MARK, indent=1).encode())
         self._prune(folders)
         return f"{self.uri}/{name}"
 
     def read_latest(self) -> Checkpoint | None:
         """Read the newest checkpoint, or None when no step was ever made here.
 
-        Raises: TrainingError if it is incomplete, damaged or of another format.
+        Raises: TrainingError if it is lost, incomplete, damaged or of another format.
         """
         if self.store.stat(self.latest_uri) is None:
             self._check_nothing_lost()
@@ -152,6 +160,14 @@ class CheckpointFolder:
             name = entry.uri.removeprefix(f"{self.uri}/").split("/")[0]
             if name.startswith("step-") and not name.startswith("step-00000000-"):
                 raise _damaged(self.latest_uri, f"nothing, though there is {name}")
+        if self.store.stat(self.mark_uri) is not None:
+            raise TrainingError(
+                "no checkpoint to resume from",
+                where=self.latest_uri,
+                found=f"nothing, though {self.mark_uri} says that there was one",
+                expected="the checkpoints of the earlier attempt",
+                remedy=f"{_RESTORE}, or delete {self.mark_uri} to start anew on purpose",
+            )
 
     def _folders(self) -> list[str]:
         if self.store.stat(self.latest_uri) is None:

@@ -46,7 +46,6 @@ class TrainingInputs:
     normalization: fitted statistics or a preset; carried inside the model
     tracker: receives the curves
     output_uri: folder for checkpoints/ and model/; a run found there is resumed
-    require_checkpoint: True = there must be a run to resume
     start: weights to begin with, set together with their normalisation; None = random ones
     """
 
@@ -58,7 +57,6 @@ class TrainingInputs:
     normalization: Normalization
     tracker: Tracker
     output_uri: str
-    require_checkpoint: bool = False
     start: StartingPoint | None = None
 
 

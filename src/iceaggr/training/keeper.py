@@ -54,23 +54,14 @@ class Keeper:
         uri = self.folder.write(state.step, Checkpoint(document, self._tensors()))
         logger.info("checkpoint of step %d: %s", state.step, uri)
 
-    def restore(self, required: bool) -> RunState:
-        """Bring the newest checkpoint back, or give the state of a new run when there is none.
+    def restore(self) -> RunState:
+        """Bring the newest checkpoint back, or give the state of a new run if none was ever made.
 
-        required: there must be one.
-        Raises: TrainingError if it is missing though required, damaged, or of another run.
+        Raises: TrainingError if it is lost, damaged, or of another run.
         """
         checkpoint = self.folder.read_latest()
         where = self.folder.uri
         if checkpoint is None:
-            if required:
-                raise TrainingError(
-                    "no checkpoint to resume from",
-                    where=self.folder.latest_uri,
-                    found="nothing",
-                    expected="latest.json of an earlier attempt",
-                    remedy="Give the output folder of that attempt",
-                )
             return RunState()
         document = checkpoint.document
         try:

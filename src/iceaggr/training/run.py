@@ -35,7 +35,7 @@ def train(inputs: TrainingInputs, on_progress: ProgressCallback | None = None) -
     A step-driven run (max_minutes 0) that was killed at any moment and resumed on a CPU ends with
     the same weights, bit for bit. on_progress is called at each point of the curves.
     Raises: TrainingInterruptedError after SIGTERM (exit code 75, the same call goes on);
-    TrainingError on bad inputs, divergence, no learning, or a foreign or damaged checkpoint.
+    TrainingError on bad inputs, divergence, no learning, or a lost, foreign or damaged checkpoint.
     """
     settings = inputs.config.training
     with joined_processes(use_gpu=settings.device != "cpu" and torch.cuda.is_available()) as group:
@@ -43,7 +43,7 @@ def train(inputs: TrainingInputs, on_progress: ProgressCallback | None = None) -
         parts = build_parts(inputs, group, device, on_progress)
         try:
             with Interruption() as interruption:
-                state = parts.keeper.restore(inputs.require_checkpoint)
+                state = parts.keeper.restore()
                 if not state.is_finished:
                     Loop(parts, state, interruption).run()
                 return _finish(inputs, parts, state)
