@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # `make run` trains this long; the laptop configuration itself asks for 10
 TRAIN_MINUTES ?= 5
 
-.PHONY: setup run test test-all fuzz lint up down bench gpu image manifests sbom audit
+.PHONY: setup run test test-training test-all fuzz lint up down bench gpu image manifests sbom audit
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ down: setup
 # two workers of one thread each: more threads than cores only wait for each other
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+
+# twenty kills at random moments, two processes against one
+test-training: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m slow tests/training
 
 test-all: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[sdk]"
@@ -78,7 +82,7 @@ manifests: setup
 	  $(BIN)/python -m launch.kubernetes_manifests --namespace "$(or $(NAMESPACE),kubeflow)" \
 	  $(addprefix --check ,$(wildcard manifests/overlays/*/*/parameters.env)) \
 	  build/manifests/pipeline.yaml
-	@$(BIN)/python manifests/check.py build/manifests/*.yaml
+	@$(BIN)/python -m manifests.check build/manifests/*.yaml
 
 # tools that look at the installation from outside; they are no part of it
 TOOLS := .venv-tools

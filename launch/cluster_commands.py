@@ -10,7 +10,8 @@ import typer
 
 from iceaggr.errors import ConfigError
 from launch.cron import check_cron
-from launch.kfp_api import Connection, address, connect, run_link, ui_address
+from launch.kfp_api import Connection, address, check_address, connect, run_link, ui_address
+from launch.names import check_display_name, check_namespace, check_service_account
 from launch.schedule import (
     Changes,
     Schedule,
@@ -22,14 +23,15 @@ from launch.settings import run_values
 from launch.submission import (
     CompiledPipeline,
     RunOrder,
+    check_images,
     compile_text,
     follow_run,
-    refuse_example_image,
     start_run,
     upload_version,
 )
 
 MakePipeline = Callable[..., Any]
+_NAME = "iceaggr-weekly"
 
 Settings = Annotated[
     list[str] | None,
@@ -88,6 +90,7 @@ def _add_submit(app: typer.Typer, make_pipeline: MakePipeline) -> None:
             host, namespace, token_file, service_account_token_file, cookies_file, ca_file
         )
         # all that can be wrong here is found before anything is sent
+        _check_names(connection, experiment, service_account)
         page_address = ui_address(connection, ui)
         compiled = _compiled(make_pipeline)
         values = run_values(compiled.parameters, settings or [], config, set_file)
@@ -112,7 +115,10 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
                 " has CRON_SCHEDULE_TIMEZONE set"
             ),
         ] = "",
-        name: Annotated[str, typer.Option(help="Name of the schedule")] = "iceaggr-weekly",
+        name: Annotated[
+            str | None,
+            typer.Option(help=f"Name of the schedule; not given = {_NAME}, with --list all"),
+        ] = None,
         list_: Annotated[bool, typer.Option("--list", help="Show the schedules")] = False,
         delete: Annotated[bool, typer.Option("--delete", help="Delete the schedule")] = False,
         settings: Settings = None,
@@ -135,28 +141,38 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
         connection = Connection(
             host, namespace, token_file, service_account_token_file, cookies_file, ca_file
         )
+        _check_names(connection, experiment, service_account)
+        if name is not None:
+            check_display_name(name, where="--name")
         if list_:
-            entries = list_schedules(connect(connection))
+            entries = list_schedules(connect(connection), name)
             if not entries:
                 print("no schedules")
             for entry in entries:
                 state = "enabled" if entry.enabled else "disabled"
                 print(f"{entry.name:<30} {entry.cron:<20} {state:<9} {entry.recurring_run_id}")
         elif delete:
-            _tell(name, delete_schedule(connect(connection), name))
+            _tell(name or _NAME, delete_schedule(connect(connection), name or _NAME))
         else:
             check_cron(cron)
             compiled = _compiled(make_pipeline)
             values = run_values(compiled.parameters, settings or [], config, set_file)
             client = connect(connection)
             order = RunOrder(upload_version(client, compiled), experiment, values, service_account)
-            _tell(name, replace_schedule(client, Schedule(name, cron, order)))
+            _tell(name or _NAME, replace_schedule(client, Schedule(name or _NAME, cron, order)))
+
+
+def _check_names(connection: Connection, experiment: str, service_account: str) -> None:
+    check_address(connection)
+    check_namespace(connection.namespace, where="--namespace")
+    check_display_name(experiment, where="--experiment")
+    check_service_account(service_account, where="--service-account")
 
 
 def _compiled(make_pipeline: MakePipeline) -> CompiledPipeline:
     pipeline = make_pipeline(cluster=True)
     compiled = compile_text(pipeline, pipeline.name)
-    refuse_example_image(compiled)
+    check_images(compiled)
     return compiled
 
 

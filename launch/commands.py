@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from components.image import EXAMPLE_IMAGE, IMAGE
 from iceaggr.config import ExperimentConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
 from launch.cluster_commands import add_cluster_commands
@@ -63,6 +64,12 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
     ) -> None:
         """Compile the graph to KFP IR YAML."""
         print(f"wrote {compile_pipeline(make_pipeline(cluster=True), output)}")
+        if IMAGE == EXAMPLE_IMAGE:
+            print(
+                f"warning: the steps have the image {EXAMPLE_IMAGE}, which stands for yours:"
+                " export ICEAGGR_IMAGE=... and compile again",
+                file=sys.stderr,
+            )
 
     @app.command()
     def run(

@@ -1,5 +1,6 @@
 """Compile the graph to KFP IR YAML."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from launch.run_form import DROPDOWNS, add_dropdowns
 def compile_pipeline(pipeline: Any, output: Path) -> Path:
     """Write the graph as IR YAML: pipeline, then what Kubernetes adds to it.
 
-    Raises: ConfigError if the file name does not end in .yaml or its folder does not exist.
+    Raises: ConfigError if the file name does not end in .yaml or its folder does not exist or
+    cannot be written.
     """
     if output.suffix not in (".yaml", ".yml"):
         raise ConfigError(
@@ -24,8 +26,19 @@ def compile_pipeline(pipeline: Any, output: Path) -> Path:
         )
     if not output.parent.is_dir():
         raise ConfigError("folder does not exist", where=str(output.parent.absolute()))
-    compiler.Compiler().compile(pipeline, str(output))
-    documents = list(yaml.safe_load_all(output.read_text()))
+    # beside nothing of the user's: a target that cannot be written is told as such
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(pipeline, str(path))
+        documents = list(yaml.safe_load_all(path.read_text()))
     add_dropdowns(documents[0]["root"], DROPDOWNS)
-    output.write_text(yaml.safe_dump_all(documents, sort_keys=True))
+    try:
+        output.write_text(yaml.safe_dump_all(documents, sort_keys=True))
+    except OSError as error:
+        raise ConfigError(
+            "cannot write the compiled pipeline",
+            where=f"--output {output}",
+            found=error.strerror or str(error),
+            expected="a file in a folder that you may write to",
+        ) from None
     return output

@@ -81,7 +81,7 @@ def _months(part: str) -> range:
 
 def _is_cron_part(part: str, name: str, low: int, high: int) -> bool:
     body, slash, step = part.partition("/")
-    if slash and not (step.isdigit() and 0 < int(step) <= high - low):
+    if slash and not (step.isascii() and step.isdigit() and 0 < int(step) <= high - low):
         return False
     if body == "*" or (body == "?" and name.startswith("day") and not slash):
         return True
@@ -96,6 +96,7 @@ def _is_cron_part(part: str, name: str, low: int, high: int) -> bool:
 
 
 def _cron_number(text: str, names: tuple[str, ...], first: int) -> int | None:
-    if text.isdigit():
+    # digits of other scripts and superscripts are digits, too
+    if text.isascii() and text.isdigit():
         return int(text)
     return names.index(text.upper()) + first if text.upper() in names else None

@@ -88,6 +88,7 @@ def connect(connection: Connection) -> kfp.Client:
     SubmissionError if the server does not answer or refuses the credentials.
     """
     _check_files(connection)
+    check_address(connection)
     inside = "KUBERNETES_SERVICE_HOST" in os.environ
     if not (connection.host or os.environ.get(_HOST_VARIABLE) or inside):
         raise ConfigError(
@@ -134,6 +135,26 @@ def address(connection: Connection) -> str:
     return connection.host or os.environ.get(_HOST_VARIABLE, "") or "the service of this cluster"
 
 
+def check_address(connection: Connection) -> None:
+    """Check that the given address says how to speak to the server. Raises: ConfigError."""
+    _check_scheme(
+        connection.host or os.environ.get(_HOST_VARIABLE, ""), f"--host or {_HOST_VARIABLE}"
+    )
+
+
+def _check_scheme(given: str, where: str) -> None:
+    scheme, mark, rest = given.partition("://")
+    if given and not (scheme.lower() in ("http", "https") and rest.strip("/")):
+        shown = without_credentials(given) if mark else given.rpartition("@")[2]
+        raise ConfigError(
+            "not an address of a server",
+            where=where,
+            found=repr(shown),
+            expected="http://host:port or https://host",
+            remedy="Write http:// or https:// before it",
+        )
+
+
 def ui_address(connection: Connection, ui: str) -> str:
     """Find the address of the UI, '' if only that of the API is known.
 
@@ -143,10 +164,10 @@ def ui_address(connection: Connection, ui: str) -> str:
     """
     given = ui or os.environ.get(_UI_VARIABLE, "")
     refuse_credentials(given, where=f"--ui or {_UI_VARIABLE}", remedy="Links need no password")
+    _check_scheme(given, f"--ui or {_UI_VARIABLE}")
     host = connection.host or os.environ.get(_HOST_VARIABLE, "")
     if given or not host:
         return given.rstrip("/")
-    host = host if "://" in host else f"http://{host}"
     with contextlib.suppress(ValueError):  # a port that is none is told by whoever connects
         if urlsplit(host).port in _API_PORTS:
             return ""

@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from iceaggr.errors import IceaggrError
+from launch.names import check_namespace
 from launch.settings import run_values
 from launch.submission import CompiledPipeline, compile_text
 from pipeline import PIPELINE_NAME, make_pipeline
@@ -63,6 +64,7 @@ def write_pipeline_objects(
     graph = make_pipeline(cluster=True)
     compiled = compile_text(graph, PIPELINE_NAME)
     try:
+        check_namespace(namespace, where="--namespace")
         for path in check or []:
             run_values(compiled.parameters, [], None, path)
     except IceaggrError as error:

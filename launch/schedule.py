@@ -18,6 +18,7 @@ import kfp
 from iceaggr.errors import ConfigError
 from launch.cron import check_cron
 from launch.kfp_api import api_errors
+from launch.names import check_display_name
 from launch.submission import FINAL_STATES, RunOrder, equals, find_or_create_experiment
 
 _HASH_LABEL = "iceaggr-spec:"
@@ -65,8 +66,11 @@ class Changes:
     n_kept: int
 
 
-def list_schedules(client: kfp.Client, name: str = "") -> list[ScheduleEntry]:
-    """List the recurring runs, all or those of one name."""
+def list_schedules(client: kfp.Client, name: str | None = None) -> list[ScheduleEntry]:
+    """List the recurring runs, all (None) or those of one name. Raises: ConfigError if it is ''."""
+    if name is not None:
+        # the API would take an empty name for no filter: whoever deletes would delete all
+        check_display_name(name, where="--name")
     entries: list[ScheduleEntry] = []
     token = ""
     with api_errors("schedules"):
@@ -75,7 +79,7 @@ def list_schedules(client: kfp.Client, name: str = "") -> list[ScheduleEntry]:
                 page_token=token,
                 page_size=100,
                 namespace=client.get_user_namespace() or None,
-                filter=equals("display_name", name) if name else None,
+                filter=None if name is None else equals("display_name", name),
             )
             entries += [_entry(run) for run in page.recurring_runs or []]
             token = page.next_page_token or ""
@@ -100,7 +104,8 @@ def replace_schedule(client: kfp.Client, schedule: Schedule) -> Changes:
     """Make the schedule what is asked.
 
     The new one exists before the old ones go, so a failure half-way leaves two, never none, and
-    the next call cleans up.  Raises: ConfigError for a bad cron expression; SubmissionError.
+    the next call cleans up.  Raises: ConfigError for a bad cron expression
+    or name; SubmissionError.
     """
     check_cron(schedule.cron)
     present = list_schedules(client, schedule.name)
@@ -112,7 +117,7 @@ def replace_schedule(client: kfp.Client, schedule: Schedule) -> Changes:
 
 
 def delete_schedule(client: kfp.Client, name: str) -> Changes:
-    """Disable and delete every schedule of a name. Raises: ConfigError if there is none."""
+    """Disable and delete every schedule of a name. Raises: ConfigError if none or no name."""
     entries = list_schedules(client, name)
     if not entries:
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +72,30 @@ def run_values(
         where = sources[_CONFIG]
         values[_CONFIG] = parse_config(values[_CONFIG], where=where).model_dump(mode="json")
     check_values(values, sources)
+    _check_folders(parameters, values, sources)
     return values
 
 
+def _check_folders(
+    parameters: dict[str, Any], values: dict[str, Any], sources: dict[str, str]
+) -> None:
+    raw, work = (
+        str(values.get(name, parameters.get(name, {}).get("defaultValue", ""))).rstrip("/")
+        for name in ("raw_uri", "work_uri")
+    )
+    if raw and raw == work:
+        # the one of both that was stated
+        where = sources.get("work_uri") or sources.get("raw_uri", "defaults")
+        raise ConfigError(
+            "raw events and results in one folder",
+            where=where,
+            found=f"raw_uri and work_uri {raw!r}",
+            expected="two folders: nothing is written among the raw events",
+        )
+
+
 def _read_settings(path: Path) -> list[_Setting]:
-    """Read one setting a line; empty lines and those that begin with # say nothing."""
+    """Read one setting a line, blanks round = mean nothing; nor do empty lines and those with #."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -85,12 +105,13 @@ def _read_settings(path: Path) -> list[_Setting]:
         text = line.strip()
         if not text or text.startswith("#"):
             continue
-        where, name = f"{path} line {number}: {text}", text.partition("=")[0]
+        where = f"{path} line {number}: {text}"
+        name, equals, value = (part.strip() for part in text.partition("="))
         if name in found:
             raise ConfigError(
                 "the same parameter twice", where=where, found=repr(name), expected="one line of it"
             )
-        found[name] = _Setting(text, where)
+        found[name] = _Setting(f"{name}{equals}{value}", where)
     return list(found.values())
 
 
@@ -136,6 +157,13 @@ def _with_field(config: dict[str, Any], name: str, text: str, where: str) -> dic
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=lambda name: None)
-    except json.JSONDecodeError:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except ValueError:
         return None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number

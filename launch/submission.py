@@ -21,6 +21,7 @@ from components.image import EXAMPLE_IMAGE
 from iceaggr.errors import ConfigError
 from launch.compilation import compile_pipeline
 from launch.kfp_api import ServerAwayError, SubmissionError, api_errors
+from launch.names import check_image
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _CONFLICT = 409
@@ -56,9 +57,18 @@ class CompiledPipeline:
         inputs: dict[str, Any] = document["root"].get("inputDefinitions", {})
         return dict(inputs.get("parameters", {}))
 
+    @property
+    def images(self) -> set[str]:
+        """Give the images of the steps."""
+        document = next(yaml.safe_load_all(self.text))
+        executors = document.get("deploymentSpec", {}).get("executors", {}).values()
+        return {item["container"]["image"] for item in executors if "container" in item}
 
-def refuse_example_image(compiled: CompiledPipeline) -> None:
+
+def check_images(compiled: CompiledPipeline) -> None:
     """Check that the steps have an image a cluster can pull. Raises: ConfigError."""
+    for image in sorted(compiled.images):
+        check_image(image, where="ICEAGGR_IMAGE")
     if EXAMPLE_IMAGE in compiled.text:
         raise ConfigError(
             "the image of the steps is not named",

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from iceaggr.errors import ConfigError
+from launch.names import check_display_name
 
 # Source: quantity.go of k8s.io/apimachinery: sign, digits, then a binary or decimal suffix
-_QUANTITY = re.compile(r"(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[mkMGTPE]|[eE][+-]?\d+)?")
+_QUANTITY = re.compile(
+    r"(?P<number>\d+(\.\d*)?|\.\d+)(?P<suffix>[KMGTPE]i|[mkMGTPE]|[eE][+-]?\d+)?", re.ASCII
+)
+_DECIMAL = {"m": 1e-3} | {suffix: 1000.0**power for power, suffix in enumerate("kMGTPE", start=1)}
+_BINARY = {f"{suffix}i": 1024.0**power for power, suffix in enumerate("KMGTPE", start=1)}
+# a Python interpreter with its libraries does not begin with less
+_LEAST_MEMORY = 64 * 1024**2
+# Source: Kubernetes, "Labels and Selectors": [domain/]name, each part of at most 63 characters
+_LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_LABEL_KEY = re.compile(rf"([a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_LABEL_NAME}")
+_LABEL_VALUE = re.compile(rf"({_LABEL_NAME})?")
 _S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]*(/\S*)?")
 # Source: Kubernetes, "Extended resources": a domain, then a name
 _RESOURCE = re.compile(r"[a-z0-9.-]+\.[a-z0-9-]+/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 _TOLERATION_FIELDS = ("key", "operator", "value", "effect", "tolerationSeconds")
+# more than any machine has
+_MOST_CORES = 4096
+_EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
 def check_values(values: dict[str, Any], sources: Mapping[str, str]) -> None:
@@ -22,6 +37,8 @@ def check_values(values: dict[str, Any], sources: Mapping[str, str]) -> None:
     sources: option or line of a file that a value comes from, by name.  Raises: ConfigError.
     """
     for name, value in values.items():
+        if name == "experiment_name":
+            check_display_name(value, where=sources[name])
         for ending, (fits, expected) in _CHECKS.items():
             if name.endswith(ending) and not fits(value):
                 raise ConfigError(
@@ -37,9 +54,23 @@ def _is_place(value: Any) -> bool:
     return _S3.fullmatch(str(value)) is not None
 
 
-def _is_quantity(value: Any) -> bool:
+def _quantity(value: Any) -> float:
     match = _QUANTITY.fullmatch(str(value))
-    return match is not None and float(match[1]) > 0
+    if match is None:
+        return 0.0
+    suffix = match["suffix"] or ""
+    if suffix[1:] and suffix[0] in "eE" and suffix[1:] != "i":
+        return float(match[0])
+    return float(match["number"]) * ({"": 1.0} | _DECIMAL | _BINARY)[suffix]
+
+
+def _is_memory(value: Any) -> bool:
+    return _LEAST_MEMORY <= _quantity(value) < math.inf
+
+
+def _is_cpu(value: Any) -> bool:
+    # a quantity of bytes is one, too: 4Gi would be four thousand million cores
+    return str(value)[-1:] in "0123456789.m" and 0 < _quantity(value) <= _MOST_CORES
 
 
 def _is_resource(value: Any) -> bool:
@@ -47,7 +78,10 @@ def _is_resource(value: Any) -> bool:
 
 
 def _is_selector(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+    return isinstance(value, dict) and all(
+        _LABEL_KEY.fullmatch(key) and isinstance(item, str) and _LABEL_VALUE.fullmatch(item)
+        for key, item in value.items()
+    )
 
 
 def _are_tolerations(value: Any) -> bool:
@@ -55,26 +89,51 @@ def _are_tolerations(value: Any) -> bool:
 
 
 def _is_toleration(item: Any) -> bool:
-    return isinstance(item, dict) and all(
-        key in _TOLERATION_FIELDS
-        and isinstance(value, (int, float) if key == "tolerationSeconds" else str)
-        for key, value in item.items()
+    return (
+        isinstance(item, dict)
+        and all(
+            key in _TOLERATION_FIELDS
+            and (_is_whole(value) if key == "tolerationSeconds" else isinstance(value, str))
+            for key, value in item.items()
+        )
+        and _tolerates(item)
     )
+
+
+def _is_whole(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value == int(value)
+
+
+def _tolerates(item: dict[str, Any]) -> bool:
+    # Source: ValidateTolerations of Kubernetes' pkg/apis/core/validation
+    key, operator = item.get("key", ""), item.get("operator", "") or "Equal"
+    value, effect = item.get("value", ""), item.get("effect", "")
+    if key and not _LABEL_KEY.fullmatch(key):
+        return False
+    if operator == "Exists":
+        matches = not value
+    else:
+        matches = operator == "Equal" and bool(key) and bool(_LABEL_VALUE.fullmatch(value))
+    timed = "tolerationSeconds" in item
+    return matches and effect in _EFFECTS and (not timed or effect == "NoExecute")
 
 
 _CHECKS: dict[str, tuple[Any, str]] = {
     "_uri": (_is_place, "s3://BUCKET or s3://BUCKET/FOLDER"),
-    "_memory": (_is_quantity, 'a Kubernetes quantity such as "16Gi"'),
-    "_cpu": (_is_quantity, 'a Kubernetes quantity such as "4" or "500m"'),
+    "_memory": (_is_memory, 'a Kubernetes quantity of at least 64Mi, such as "16Gi"'),
+    "_cpu": (_is_cpu, 'a Kubernetes quantity of cores, such as "4" or "500m"'),
     "_gpu_type": (
         _is_resource,
         "the resource name of a device plugin such as nvidia.com/gpu, amd.com/gpu or"
         " nvidia.com/mig-3g.40gb",
     ),
-    "_max_minutes": (lambda value: value >= 0, "0 or more minutes; 0 = as configured"),
-    "_node_selector": (_is_selector, 'labels with text as values: {"label": "value"}'),
+    "_max_minutes": (lambda value: 0 <= value < math.inf, "0 or more minutes; 0 = as configured"),
+    "_node_selector": (_is_selector, 'Kubernetes labels with text as values: {"label": "value"}'),
     "_tolerations": (
         _are_tolerations,
-        f'[{{"key": "gpu", "operator": "Exists"}}], fields {", ".join(_TOLERATION_FIELDS)}',
+        f'[{{"key": "gpu", "operator": "Exists"}}], fields {", ".join(_TOLERATION_FIELDS)};'
+        f" operator Exists or, with a key, Equal; effect {', '.join(_EFFECTS[1:])} or none;"
+        " tolerationSeconds whole, with NoExecute",
     ),
 }

@@ -1,4 +1,4 @@
-"""Check rendered manifests: `python manifests/check.py FILE...`, exit code 1 if anything is wrong.
+"""Check rendered manifests: `python -m manifests.check FILE...`, exit code 1 if anything is wrong.
 
 Every object must fit the strict schema of its kind, where an unknown field is an error. Schemas of
 Kubernetes itself come with kubernetes-validate, those of other kinds lie in manifests/schemas/. For
@@ -7,7 +7,6 @@ the house rules see `_pod_problems` and `_object_problems`.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import sys
@@ -22,6 +21,10 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from iceaggr.errors import ConfigError
+from launch.names import check_image
+from manifests.settings import setting_problems
+
 KUBERNETES_VERSION = "1.32"
 _SCHEMAS = Path(__file__).parent / "schemas"
 _POD_PATHS = {
@@ -32,7 +35,6 @@ _POD_PATHS = {
     "Job": "spec.template.spec",
     "CronJob": "spec.jobTemplate.spec.template.spec",
 }
-_SCHEDULE = "iceaggr-schedule"
 _SERVERS = ("Deployment", "StatefulSet", "DaemonSet")
 _CLUSTER_WIDE = ("Namespace", "ClusterRole", "ClusterRoleBinding", "ClusterTrainingRuntime")
 # a tag of one number moves with each release below it
@@ -214,22 +216,11 @@ def _holds_secret(text: str) -> bool:
 def _image_problems(where: str, image: str) -> Iterator[str]:
     if not _IMAGE_VERSION.search(image):
         yield f"{where}: {image!r} names no version that stays: X.Y.Z or a digest"
-
-
-def setting_problems(documents: list[dict[str, Any]]) -> Iterator[str]:
-    """Compare the settings of the schedule with what its command line reads."""
-    named = {(d["kind"], d["metadata"]["name"]): d for d in documents}
-    job, settings = named.get(("CronJob", _SCHEDULE)), named.get(("ConfigMap", _SCHEDULE))
-    if job is None or settings is None:
         return
-    (container,) = _at(job, "spec.jobTemplate.spec.template.spec")["containers"]
-    read = set(re.findall(r"\$\((\w+)\)", " ".join(container["args"])))
-    for name in sorted(set(settings["data"]) - read):
-        close = difflib.get_close_matches(name, read, 1)
-        meant = f"; did you mean {close[0]}?" if close else ""
-        yield f"ConfigMap {_SCHEDULE}: nothing reads {name}{meant}"
-    for name in sorted(read - set(settings["data"])):
-        yield f"ConfigMap {_SCHEDULE}: {name} is missing"
+    try:
+        check_image(image, where=where)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _at(document: dict[str, Any], path: str) -> dict[str, Any]:

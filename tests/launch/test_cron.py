@@ -40,6 +40,8 @@ def test_check_cron_accepts_what_the_controller_accepts(cron):
         ("0 */0 3 * * 0", r"minute '\*/0'"),
         ("0 ? 3 * * 0", r"minute '\?'"),
         ("0 0 -3 * * 0", "hour '-3'"),
+        ("0 0 3 ² * 0", "day of month '²'"),
+        ("0 */² * * * *", "minute"),
         ("0 */99 * * * *", r"minute '\*/99'"),
     ],
 )

@@ -112,7 +112,6 @@ def test_run_link_points_to_the_page_of_the_run():
     ("host", "ui", "found"),
     [
         ("https://kubeflow.example.org/pipeline/", "", "https://kubeflow.example.org/pipeline"),
-        ("127.0.0.1:8080", "", "http://127.0.0.1:8080"),
         ("http://127.0.0.1:8888", "https://kfp/", "https://kfp"),
         ("http://127.0.0.1:8888", "", ""),
         ("http://ml-pipeline.kubeflow.svc.cluster.local:8888", "", ""),
@@ -121,3 +120,12 @@ def test_run_link_points_to_the_page_of_the_run():
 )
 def test_ui_address_is_never_that_of_the_api_server(host, ui, found):
     assert ui_address(Connection(host), ui) == found
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:8080", "ftp://kfp.example.org", "http://", "ana:hunter2@kfp"]
+)
+def test_connect_needs_the_scheme_of_the_address(host):
+    with pytest.raises(ConfigError, match=r"not an address.*Write http:// or https://") as caught:
+        connect(Connection(host))
+    assert "hunter2" not in str(caught.value)

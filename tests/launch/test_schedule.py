@@ -146,6 +146,23 @@ def test_delete_schedule_disables_and_deletes(server, client, order):
     assert (changes.current, changes.n_deleted, server.schedules) == (None, 1, [])
 
 
+@pytest.mark.parametrize("name", ["", " ", "weekly "])
+def test_no_schedule_is_touched_without_a_name(server, client, order, name):
+    for other in ("weekly", "of somebody else"):
+        replace_schedule(client, Schedule(other, SUNDAYS, order))
+    before = len(server.requests)
+    calls = [
+        lambda: list_schedules(client, name),
+        lambda: delete_schedule(client, name),
+        lambda: replace_schedule(client, Schedule(name, MONDAYS, order)),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match=r"not a name \[--name\]"):
+            call()
+    assert len(server.requests) == before
+    assert [s.status for s in server.schedules] == ["ENABLED", "ENABLED"]
+
+
 def test_delete_schedule_says_when_there_is_none(client):
     with pytest.raises(ConfigError, match=r"no such schedule \[--name weekly\]"):
         delete_schedule(client, "weekly")

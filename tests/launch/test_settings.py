@@ -28,7 +28,17 @@ def test_run_values_reads_each_type():
 
 @pytest.mark.parametrize(
     "setting",
-    ["n=3.5", "n=true", "n=three", "share=NaN", "flag=1", "items={}", "config=[]", "n="],
+    [
+        "n=3.5",
+        "n=true",
+        "n=three",
+        "share=NaN",
+        "flag=1",
+        "items={}",
+        "config=[]",
+        "n=",
+        "share=1e999",
+    ],
 )
 def test_run_values_refuses_another_type(setting):
     with pytest.raises(ConfigError, match=f"value of another type .*--set {setting[:3]}"):
@@ -63,7 +73,7 @@ def settings_file(tmp_path):
 
 
 def test_run_values_reads_a_file_that_a_single_setting_overrules(settings_file):
-    path = settings_file("# sizes\nn=3\n\n  word=a=b  \nconfig.training.n_epochs=7\n")
+    path = settings_file("# sizes\nn = 3\n\n  word\t= a=b  \nconfig.training.n_epochs=7\n")
     assert run_values(PARAMETERS, [], None, path)["config"]["training"]["n_epochs"] == 7
     values = run_values(PARAMETERS, ["n=4"], None, path)
     assert (values["n"], values["word"]) == (4, "a=b")
@@ -115,6 +125,18 @@ def test_run_values_lays_fields_over_the_default_of_the_graph():
     config = run_values(PARAMETERS, ["config.training.n_epochs=7"], None)["config"]
     assert (config["name"], config["training"]["n_epochs"]) == ("laptop", 7)
     assert PARAMETERS["config"]["defaultValue"] == {"name": "laptop"}
+
+
+@pytest.mark.parametrize(
+    "settings", [["raw_uri=s3://b/work/"], ["work_uri=s3://b/raw"], ["raw_uri=s3://b/work"]]
+)
+def test_run_values_refuses_results_among_the_raw_events(settings):
+    parameters = {
+        name: {"parameterType": "STRING", "defaultValue": f"s3://b/{name[:-4]}"}
+        for name in ("raw_uri", "work_uri")
+    }
+    with pytest.raises(ConfigError, match=r"raw events and results in one folder .--set "):
+        run_values(parameters, settings, None)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,12 @@ from launch.value_checks import check_values
         {"train_max_minutes": 0.0},
         {"train_node_selector": {}, "train_tolerations": []},
         {"train_node_selector": {"pool": "gpu"}},
-        {"train_tolerations": [{"key": "a", "operator": "Exists", "tolerationSeconds": 300.0}]},
+        {"train_tolerations": [{"key": "a", "effect": "NoExecute", "tolerationSeconds": 300.0}]},
+        {"train_tolerations": [{"operator": "Exists"}, {"key": "gpu", "value": "big"}]},
+        {"train_node_selector": {"node.example.org/pool": "", "zone": "a_1"}},
+        {"train_memory": "64Mi", "shard_memory": "2E", "evaluate_memory": "1e10"},
         {"train_gpu_type": "nvidia.com/mig-3g.40gb"},
-        {"experiment_name": ""},
+        {"experiment_name": "deep ice"},
     ],
 )
 def test_check_values_accepts_what_the_steps_can_use(values):
@@ -35,6 +38,27 @@ def test_check_values_accepts_what_the_steps_can_use(values):
         ("train_memory", "16 Gi", "Kubernetes quantity"),
         ("shard_memory", "0Gi", "Kubernetes quantity"),
         ("shard_cpu", "-1", "Kubernetes quantity"),
+        ("train_memory", "16", "at least 64Mi"),
+        ("shard_memory", "1Ki", "at least 64Mi"),
+        ("train_memory", "16000m", "at least 64Mi"),
+        ("train_cpu", "4Gi", "quantity of cores"),
+        ("train_cpu", "4M", "quantity of cores"),
+        ("train_cpu", "1e9", "quantity of cores"),
+        ("train_max_minutes", float("inf"), "0 or more minutes"),
+        ("train_max_minutes", float("nan"), "0 or more minutes"),
+        ("train_node_selector", {"bad label!": "x"}, "Kubernetes labels"),
+        ("train_node_selector", {"pool": "x y"}, "Kubernetes labels"),
+        ("train_node_selector", {"pool": "x" * 64}, "Kubernetes labels"),
+        ("train_tolerations", [{"key": "a", "operator": "Foo"}], "operator Exists or"),
+        ("train_tolerations", [{"key": "a", "effect": "nope"}], "effect NoSchedule"),
+        ("train_tolerations", [{"operator": "Equal", "value": "x"}], "with a key, Equal"),
+        ("train_tolerations", [{"key": "a", "operator": "Exists", "value": "x"}], "operator"),
+        (
+            "train_tolerations",
+            [{"key": "a", "effect": "NoExecute", "tolerationSeconds": 1.5}],
+            "tolerationSeconds whole",
+        ),
+        ("train_tolerations", [{"key": "a", "tolerationSeconds": 3}], "with NoExecute"),
         ("train_max_minutes", -1.0, "0 or more minutes"),
         ("train_gpu_type", "A100", "such as nvidia.com/gpu"),
         ("train_gpu_type", "nvidia/gpu", "such as nvidia.com/gpu"),
@@ -47,6 +71,12 @@ def test_check_values_accepts_what_the_steps_can_use(values):
 def test_check_values_names_what_no_step_can_use(name, value, expected):
     with pytest.raises(ConfigError, match=f"value that no step can use .here.: found .*{expected}"):
         check_values({name: value}, {name: "here"})
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb"])
+def test_check_values_refuses_an_experiment_without_a_name(name):
+    with pytest.raises(ConfigError, match=r"not a name \[here\]"):
+        check_values({"experiment_name": name}, {"experiment_name": "here"})
 
 
 def test_run_values_checks_what_it_reads():
