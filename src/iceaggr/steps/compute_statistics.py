@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from iceaggr.errors import ShardError, StorageError
@@ -61,7 +62,7 @@ def run_compute_statistics(
         data_card_path.write_text(card)
         facts = manifest_facts(manifest)
         _track(tracker, manifest, facts, card, statistics.normalization.to_json())
-        store.write_bytes(_latest_uri(context), manifest.to_json().encode())
+        _point_to_latest(context, store, manifest)
         progress.conclude(
             f"{reuse_words(facts)}; {facts['pulses_in']:,.0f} pulses in ="
             f" {facts['pulses_kept']:,.0f} kept + {facts['pulses_rejected']:,.0f} rejected"
@@ -73,22 +74,39 @@ def _latest_uri(context: RunContext) -> str:
     return f"{context.work_uri}/datasets/latest_manifest.json"
 
 
+def _previous_uri(context: RunContext) -> str:
+    return f"{context.work_uri}/datasets/previous_manifest.json"
+
+
 def _previous_sketch(
     context: RunContext, store: ObjectStore, manifest: ShardManifest
 ) -> Sketch | None:
-    """Load the train sketch of the data set before this one, for the drift table."""
-    uri = _latest_uri(context)
-    if store.stat(uri) is None:
-        return None
+    """Load the train sketch of the data set before this one, for the drift table.
+
+    A retry finds the pointer at this data set already, and compares with the one before as well.
+    """
     try:
-        previous = load_manifest(store, uri)
-        if previous.digest() == manifest.digest():
-            return None
-        return load_sketches(store, previous).get("train")
+        for uri in (_latest_uri(context), _previous_uri(context)):
+            if store.stat(uri) is None:
+                return None
+            previous = load_manifest(store, uri)
+            if previous.digest() != manifest.digest():
+                return load_sketches(store, previous).get("train")
     except (StorageError, ShardError) as error:
         # cleaned away since, or of another version: there is nothing to compare with
         log.warning("no drift table: %s", error)
-        return None
+    return None
+
+
+def _point_to_latest(context: RunContext, store: ObjectStore, manifest: ShardManifest) -> None:
+    """Name this data set as the latest, after remembering the one that was."""
+    latest = _latest_uri(context)
+    if store.stat(latest) is not None:
+        with suppress(ShardError):  # of another version: a retry cannot compare with it either
+            old = load_manifest(store, latest)
+            if old.digest() != manifest.digest():
+                store.write_bytes(_previous_uri(context), old.to_json().encode())
+    store.write_bytes(latest, manifest.to_json().encode())
 
 
 def _track(
