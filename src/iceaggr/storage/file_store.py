@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -192,8 +193,9 @@ def _describe(uri: str, path: Path) -> StoredObject | None:
         if path.is_symlink():
             raise _no_file(uri, "a link that leads nowhere") from None
         return None
-    if not path.is_file():
-        if not path.is_dir():
+    # told by one look: a file that was deleted since is no device
+    if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISDIR(status.st_mode):
             raise _no_file(uri, "a device, pipe or socket")
         return None
     return StoredObject(uri, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
