@@ -18,15 +18,15 @@ class Section(BaseModel):
         """Refuse `n_epochs: true`, which Python would count as 1, and `n_epochs: "3"`."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         if annotation in (int, float):
-            _refuse_what_is_no_number(value, annotation)
+            _refuse_what_is_no_number(value, is_whole=annotation is int)
         elif annotation == tuple[float, ...] and isinstance(value, list | tuple):
             for item in value:
-                _refuse_what_is_no_number(item, float)
+                _refuse_what_is_no_number(item, is_whole=False)
         return value
 
 
-def _refuse_what_is_no_number(value: Any, kind: type) -> None:
+def _refuse_what_is_no_number(value: Any, *, is_whole: bool) -> None:
     if isinstance(value, bool):
         raise ValueError("a number, not true or false")
     if isinstance(value, str):
-        raise ValueError(f"{'a whole' if kind is int else 'a'} number, not text")
+        raise ValueError(f"{'a whole' if is_whole else 'a'} number, not text")
