@@ -98,6 +98,11 @@ def test_submit_fails_when_the_run_fails(server, call):
         (["--set", "train_gpu_count=three"], "train_gpu_count has another value than allowed"),
         (["--config", "absent.yaml"], "configuration file not found [absent.yaml]"),
         (["--set", "work_uri="], "value that no step can use [--set work_uri=]"),
+        (["--experiment", ""], "not a name [--experiment]"),
+        (["--set", "experiment_name="], "not a name [--set experiment_name=]"),
+        (["--service-account", "bad name!"], "not the name of a service account"),
+        (["--namespace", "Bad_NS!"], "not the name of a namespace [--namespace]"),
+        (["--host", "kfp.example.org:8080"], "Write http:// or https:// before it"),
         (["--token-file", "/dev/null"], "file not found [--token-file /dev/null]"),
         (["--token-file", "absent"], "file not found [--token-file absent]"),
     ],
@@ -137,6 +142,30 @@ def test_schedule_does_one_thing_at_a_time(call, arguments):
     code, _, err = call("schedule", *arguments)
     assert code == 1
     assert "one of --cron, --list and --delete" in err
+
+
+@pytest.mark.parametrize("verb", [["--delete"], ["--list"], ["--cron", "0 0 3 * * 0"]])
+def test_schedule_refuses_an_empty_name_before_anything_is_sent(server, call, verb):
+    code, _, err = call("schedule", *verb, "--name", "", "--host", server.url)
+    assert (code, server.requests) == (1, [])
+    assert err.startswith("error: not a name [--name]: found ''")
+
+
+def test_schedule_list_shows_one_name_alone_if_asked(server, call):
+    where = ["--host", server.url]
+    for name in ("foo", "bar"):
+        call("schedule", "--cron", "0 0 3 * * 0", "--name", name, *where)
+    named = call("schedule", "--list", "--name", "foo", *where)[1]
+    assert ("foo" in named, "bar" in named) == (True, False)
+    assert "bar" in call("schedule", "--list", *where)[1]
+
+
+def test_submit_refuses_an_image_whose_tag_moves(server, call, monkeypatch, graph):
+    moving = replace(graph, text=graph.text.replace("iceaggr:7.1.0", "iceaggr:7.1-latest"))
+    monkeypatch.setattr("launch.cluster_commands.compile_text", lambda made, name: moving)
+    code, _, err = call("submit", "--host", server.url)
+    assert (code, server.requests) == (1, [])
+    assert "the tag of the image moves with each build [ICEAGGR_IMAGE]" in err
 
 
 def test_submit_names_the_variable_when_no_address_is_given(call, monkeypatch):

@@ -42,6 +42,14 @@ BREACHES = {
         lambda d: _container(d)["resources"]["requests"].pop("cpu"),
         r"resources\.requests\.cpu",
     ),
+    "tag that ends in latest": (
+        lambda d: _container(d).update(image="a/b:1.2-latest"),
+        "moves with each build",
+    ),
+    "no image reference": (
+        lambda d: _container(d).update(image="bad image!:1.0"),
+        "not an image reference",
+    ),
     "tag latest": (lambda d: _container(d).update(image="a/b:latest"), "names no version"),
     "no tag": (lambda d: _container(d).update(image="host:5000/a/b"), "names no version"),
     "tag of a major version": (lambda d: _container(d).update(image="postgres:17"), "that stays"),

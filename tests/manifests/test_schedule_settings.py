@@ -1,11 +1,14 @@
 """What an operator writes for the schedule is read, or refused with what was meant."""
 
+import re
+
 import pytest
 import yaml
 
 from launch.kubernetes_manifests import write_pipeline_objects
 from launch.settings import run_values
-from manifests.check import main, setting_problems
+from manifests.check import main
+from manifests.settings import setting_problems
 from tests.manifests.rendering import OVERLAYS, find, render
 
 
@@ -30,6 +33,35 @@ def test_check_fails_on_a_setting_that_nothing_reads(tmp_path, capsys):
     assert "nothing reads TRAIN_GPU_COUNT" in capsys.readouterr().out
 
 
+def test_setting_problems_names_a_setting_of_the_steps_that_nothing_reads():
+    documents = render("existing")
+    settings = find(documents, "ConfigMap", "iceaggr-settings")["data"]
+    settings["allowed-uri"] = settings.pop("allowed-uris")
+    assert list(setting_problems(documents)) == [
+        "ConfigMap iceaggr-settings: nothing reads allowed-uri; did you mean allowed-uris?",
+        "ConfigMap iceaggr-settings: allowed-uris is missing; empty = every place",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("SCHEDULE_CRON", "0 3 * * 0", "SCHEDULE_CRON: bad cron expression"),
+        ("CONFIG", "nope.yaml", "CONFIG: no such configuration .*best.yaml, laptop.yaml"),
+        ("CONFIG", "../configs/best.yaml", "CONFIG: no such configuration"),
+        ("SCHEDULE_NAME", "", "SCHEDULE_NAME: not a name"),
+        ("EXPERIMENT", " ", "EXPERIMENT: not a name"),
+        ("RUN_NAMESPACE", "Bad_NS!", "RUN_NAMESPACE: not the name of a namespace"),
+        ("KFP_HOST", "ml-pipeline:8888", "KFP_HOST: not an address"),
+    ],
+)
+def test_setting_problems_names_a_value_that_the_schedule_job_would_refuse(name, value, message):
+    documents = render("existing")
+    find(documents, "ConfigMap", "iceaggr-schedule")["data"][name] = value
+    (problem,) = setting_problems(documents)
+    assert re.search(message, problem)
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_schedules_with_parameters_that_the_pipeline_has(overlay, compiled, tmp_path):
     settings = find(render(overlay), "ConfigMap", "iceaggr-schedule-parameters")["data"]
@@ -44,4 +76,11 @@ def test_pipeline_objects_are_not_written_when_a_schedule_has_an_unknown_paramet
     output = tmp_path / "pipeline.yaml"
     with pytest.raises(SystemExit, match=r"unknown parameter.*Did you mean train_nodes\?"):
         write_pipeline_objects(output, check=[tmp_path / "parameters.env"])
+    assert not output.exists()
+
+
+def test_pipeline_objects_are_not_written_for_a_name_that_is_no_namespace(tmp_path):
+    output = tmp_path / "pipeline.yaml"
+    with pytest.raises(SystemExit, match="not the name of a namespace"):
+        write_pipeline_objects(output, namespace="Bad_NS!")
     assert not output.exists()

@@ -1,0 +1,27 @@
+import pytest
+
+import pipeline
+from components.image import EXAMPLE_IMAGE
+from iceaggr.errors import ConfigError
+from launch import commands
+from launch.compilation import compile_pipeline
+
+
+def test_compile_pipeline_says_when_the_target_cannot_be_written(tmp_path):
+    folder = tmp_path / "pipeline.yaml"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"cannot write the compiled pipeline .*Is a directory"):
+        compile_pipeline(pipeline.make_pipeline(cluster=True), folder)
+
+
+@pytest.mark.parametrize("image", [EXAMPLE_IMAGE, "registry/iceaggr:7.1.0"])
+def test_compile_warns_of_the_example_image(monkeypatch, tmp_path, capsys, image):
+    monkeypatch.setattr(commands, "IMAGE", image)
+    monkeypatch.setattr(commands, "compile_pipeline", lambda made, output: output)
+    monkeypatch.setattr(
+        "sys.argv", ["pipeline.py", "compile", "--output", str(tmp_path / "p.yaml")]
+    )
+    with pytest.raises(SystemExit, match=r"^0$"):
+        commands.main(lambda cluster: None)
+    warned = capsys.readouterr().err.startswith("warning: the steps have the image")
+    assert warned == (image == EXAMPLE_IMAGE)
