@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
 from iceaggr.config.data import BatchConfig, DataConfig, NormalizationConfig
 from iceaggr.config.judging import EvaluationConfig, PromotionConfig
@@ -22,7 +22,7 @@ class ExperimentConfig(Section):
     """Everything that a run depends on besides its data."""
 
     name: str = "experiment"
-    """Shown in MLflow and in reports; a file without it lends its own name."""
+    """Shown in MLflow, in reports and in names of files; a file without it lends its own name."""
     data: DataConfig = DataConfig()
     normalization: NormalizationConfig = NormalizationConfig()
     batches: BatchConfig = BatchConfig()
@@ -32,6 +32,15 @@ class ExperimentConfig(Section):
     learning_check: LearningCheckConfig = LearningCheckConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _name_can_name_a_file(cls, name: str) -> str:
+        if not (0 < len(name) <= 100 and name.isprintable()):
+            raise ValueError("1 to 100 printable characters")
+        if name[0] in ". " or set(name) & set("/\\"):
+            raise ValueError("no / or \\ in it, and neither a dot nor a blank at its beginning")
+        return name
 
 
 def parse_config(settings: dict[str, Any], where: str = "configuration") -> ExperimentConfig:
@@ -45,7 +54,8 @@ def parse_config(settings: dict[str, Any], where: str = "configuration") -> Expe
     raise ConfigError(
         f"{'unknown key' if problem.is_unknown_field else 'bad value for'} {field}{more}",
         where=where,
-        found=problem.found,
+        # the value of an unknown key may be somebody's secret in the wrong place
+        found="a key with that name" if problem.is_unknown_field else problem.found,
         expected=problem.expected,
         remedy=f"{problem.hint} Every field is explained in src/iceaggr/config/".strip(),
     )
