@@ -7,7 +7,6 @@ geometry.csv          the detector's table
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from iceaggr.interfaces import ObjectStore
 from iceaggr.models.hierarchical import DirectionModel, build_model
 from iceaggr.normalization import Normalization, Normalizer, parse_normalization
 from iceaggr.validation import shown
-from iceaggr.verified import read_verified
+from iceaggr.verified import read_verified, sha256_of
 
 FORMAT_VERSION = 1
 WEIGHTS, DOCUMENT, GEOMETRY = "weights.safetensors", "model.json", "geometry.csv"
@@ -68,8 +67,8 @@ def save_model(
         "model": model.config.model_dump(),
         "normalization": json.loads(model.normalization.to_json()),
         "sha256": {
-            WEIGHTS: hashlib.sha256(weights).hexdigest(),
-            GEOMETRY: hashlib.sha256(geometry_csv.encode()).hexdigest(),
+            WEIGHTS: sha256_of(weights),
+            GEOMETRY: sha256_of(geometry_csv.encode()),
         },
         "facts": dict(facts),
     }

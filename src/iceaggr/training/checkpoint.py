@@ -16,7 +16,6 @@ has_checkpoints.json beside it, written after the first latest.json and before t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from torch import Tensor
 from iceaggr.errors import StorageError, TrainingError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.validation import shown
-from iceaggr.verified import read_verified
+from iceaggr.verified import read_verified, sha256_of
 
 FORMAT_VERSION = 1
 _FOLDER = re.compile(r"step-\d{8,}-[0-9a-f]{16}")
@@ -67,10 +66,10 @@ class CheckpointFolder:
             f"{group}.safetensors": save({k: t.detach().contiguous() for k, t in tensors.items()})
             for group, tensors in checkpoint.tensors.items()
         }
-        files = {name: hashlib.sha256(data).hexdigest() for name, data in packed.items()}
+        files = {name: sha256_of(data) for name, data in packed.items()}
         document = {"format_version": FORMAT_VERSION, "files": files, **checkpoint.document}
         state = json.dumps(document, indent=1, allow_nan=False).encode()
-        digest = hashlib.sha256(state).hexdigest()
+        digest = sha256_of(state)
         name = f"step-{step:08d}-{digest[:16]}"
         for file_name, data in packed.items():
             self.store.write_bytes(f"{self.uri}/{name}/{file_name}", data)
