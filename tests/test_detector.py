@@ -46,6 +46,19 @@ def test_geometry_names_line_and_cell_that_is_no_number_in_range(row, message):
         parse_geometry(f"{HEADER}{row}\n", "here")
 
 
+@pytest.mark.parametrize("factor", [1e-3, 100.0, 1000.0])
+def test_geometry_is_refused_when_it_is_not_in_metres(factor):
+    known = icecube86()
+    rows = np.column_stack([known.sensor_id, factor * known.xyz_m])
+    text = "sensor_id,x,y,z\n" + "\n".join(",".join(map(str, row)) for row in rows)
+    with pytest.raises(DetectorError, match=r"not in metres .*5160 sensors within .* to 100000 m"):
+        parse_geometry(text, "here")
+
+
+def test_geometry_of_one_sensor_has_no_extent_to_judge():
+    assert parse_geometry("sensor_id,x,y,z\n0,1,2,3\n", "here").n_sensors == 1
+
+
 def test_geometry_with_rows_longer_than_its_header_is_refused_at_once():
     # a table reader once took the first cells as an index, and needed a minute for this
     text = "0,7," + ";" * 110 + "1\n7,sensor_id,x,y,z"

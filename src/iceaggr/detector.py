@@ -22,6 +22,8 @@ BUILT_IN = "icecube86"
 
 Floats = npt.NDArray[np.float64]
 _NEEDED = ("sensor_id", "x", "y", "z")
+MIN_EXTENT_M, MAX_EXTENT_M = 5.0, 100_000.0
+"""Of a detector in metres: a kilometre written in kilometres or in centimetres is outside."""
 _COLUMNS = "a CSV with the columns sensor_id, x, y, z once each, and string, efficiency if known"
 _REMEDY = "Write the geometry as docs/data_formats.md says, positions in metres"
 
@@ -108,13 +110,14 @@ def parse_geometry(text: str | bytes, where: str) -> Detector:
 
     An empty efficiency means a module that is not in use.
     Raises: DetectorError naming row and column if one is missing, no number or out of range, or if
-    a sensor occurs twice.
+    a sensor occurs twice; or if the sensors together extend too little or too far for metres.
     """
     rows = _Rows(text, where)
     sensor_id = rows.numbers("sensor_id", "a whole number", _is_whole)
     order = np.argsort(sensor_id, kind="stable")
     _refuse_twice(sensor_id[order], where)
     xyz_m = np.stack([rows.numbers(axis, "metres within 1000 km", _is_near) for axis in "xyz"], 1)
+    _refuse_other_unit(xyz_m, where)
     string_id, efficiency = np.full(len(order), -1.0), np.ones(len(order))
     if "string" in rows.names:
         string_id = rows.numbers("string", "a whole number from -1 on", _is_string_id)
@@ -207,6 +210,19 @@ def _number(cell: str) -> float:
         return float(cell) if "_" not in cell else math.nan
     except ValueError:
         return math.nan
+
+
+def _refuse_other_unit(xyz_m: Floats, where: str) -> None:
+    """Refuse positions that cannot be metres; a single sensor has no extent to judge."""
+    extent_m = float(np.ptp(xyz_m, axis=0).max())
+    if len(xyz_m) > 1 and not MIN_EXTENT_M <= extent_m <= MAX_EXTENT_M:
+        raise DetectorError(
+            "geometry is not in metres",
+            where=where,
+            found=f"{len(xyz_m)} sensors within {extent_m:.4g}",
+            expected=f"a detector of {MIN_EXTENT_M:g} to {MAX_EXTENT_M:g} m",
+            remedy=_REMEDY,
+        )
 
 
 def _refuse_twice(sensor_id: Floats, where: str) -> None:

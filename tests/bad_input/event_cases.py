@@ -108,6 +108,14 @@ EVENTS = [
         Quarantines(pulses={"event_rejected": _n_pulses_of(1)}, events={"label_out_of_range": 1}),
     ),
     Case(
+        "labels-constant",
+        "azimuth and zenith of all events the same",
+        "`iceaggr stats` stops: there is nothing to learn",
+        lambda scene: scene.change_meta(lambda f: f.assign(azimuth=0.0, zenith=0.0)),
+        Stops("azimuth and zenith", "azimuth 0, zenith 0", "differ from event to event", "default"),
+        enter=Scene.shard_and_count,
+    ),
+    Case(
         "event-id-twice-in-a-file",
         "one event_id twice in one file",
         "the step stops and names the id",

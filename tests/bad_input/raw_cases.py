@@ -22,6 +22,13 @@ def _checksummed_then_flipped(scene: Scene) -> None:
     scene.flip(scene.batch(), 4000)
 
 
+def _in_a_folder(scene: Scene) -> None:
+    data = scene.batch().read_bytes()
+    scene.batch().unlink()
+    scene.batch().mkdir()
+    (scene.batch() / "part-0.parquet").write_bytes(data)
+
+
 def _doubled_column(scene: Scene) -> None:
     table = pq.read_table(scene.batch())
     pq.write_table(table.append_column("charge", table.column("charge")), scene.batch())
@@ -74,6 +81,13 @@ FILES = [
         "the step stops: found 0 pulses, expected those of the meta file",
         lambda scene: scene.change_pulses(lambda frame: frame.iloc[:0]),
         Stops(BATCH, "0 pulses", r"\d+ pulses", "meta file"),
+    ),
+    Case(
+        "batch-file-is-folder",
+        "folder batch_1.parquet with the file in it",
+        "the step stops and names the folder",
+        _in_a_folder,
+        Stops(BATCH, r"part-0\.parquet in it", "one parquet file", "one file"),
     ),
     Case(
         "batch-file-doubled",
@@ -201,7 +215,9 @@ PULSES = [
     _one("charge-infinite", "charge infinite", "charge", np.inf, "charge_not_finite", np.float32),
     _one("charge-zero", "charge zero", "charge", 0, "charge_not_positive", np.float32),
     _one("charge-negative", "charge negative", "charge", -1, "charge_not_positive", np.float32),
-    _one("charge-huge", "charge 1e300", "charge", 1e300, "charge_beyond_float32", np.float64),
+    _one("charge-huge", "charge 1e300", "charge", 1e300, "charge_out_of_range", np.float64),
+    _one("charge-great", "charge 1e30", "charge", 1e30, "charge_out_of_range", np.float32),
+    _one("charge-tiny", "charge 1e-30", "charge", 1e-30, "charge_out_of_range", np.float32),
     _one("time-nan", "time NaN", "time", np.nan, "value_missing", np.float64),
     _one("time-negative", "time negative", "time", -5, "time_negative", np.int64),
     _one("time-late", "time beyond 10 ms", "time", 10**9, "time_beyond_10_ms", np.int64),

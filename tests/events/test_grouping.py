@@ -46,7 +46,7 @@ def test_group_by_dom_orders_events_as_asked():
 
 
 def test_group_by_dom_gives_ids_of_a_table_with_gaps():
-    detector = parse_geometry("sensor_id,x,y,z\n-7,0,0,0\n30,0,0,1\n12,0,0,2\n", where="test")
+    detector = parse_geometry("sensor_id,x,y,z\n-7,0,0,0\n30,0,0,10\n12,0,0,20\n", where="test")
     events = grouped([3], detector=detector, sensor_id=[30, -7, 12])
     assert events.sensor_id.tolist() == [-7, 12, 30]
 

@@ -102,8 +102,8 @@ def geometry() -> Target:
         for name in ("sensor_id", "xyz_m", "string_id", "efficiency", "in_use"):
             np.testing.assert_array_equal(getattr(again, name), getattr(detector, name))
 
-    bare = "sensor_id,x,y,z\n3,1,2,3\n1,4,5,6\n"
-    partly = "sensor_id,x,y,z,efficiency\n0,1,2,3,\n1,4,5,6,1.35\n"
+    bare = "sensor_id,x,y,z\n3,1,2,3\n1,40,5,6\n"
+    partly = "sensor_id,x,y,z,efficiency\n0,1,2,3,\n1,40,5,6,1.35\n"
     seeds = (GEOMETRY.encode(), bare.encode(), partly.encode())
     return Target("geometry", seeds, damage_csv, read)
 

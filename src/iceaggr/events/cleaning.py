@@ -20,9 +20,9 @@ from iceaggr.events.pulses import PulseChunk
 MAX_TIME_NS = 10_000_000
 """10 ms: a hundred times the longest readout window; anything later is no time."""
 
-MIN_CHARGE_PE = float(np.finfo(np.float32).smallest_subnormal)
-MAX_CHARGE_PE = float(np.finfo(np.float32).max)
-"""Batches hold charges as float32, where anything beyond these would be zero or infinite."""
+MIN_CHARGE_PE, MAX_CHARGE_PE = 1e-4, 1e6
+"""Photo-electrons that a pulse can have: measured ones have 0.025 to a few thousand, where the
+module saturates. Far beyond, sums over a module would overflow float32 and poison the batch."""
 
 # float32 angles round up: 2 pi itself becomes 6.2831855
 MAX_AZIMUTH = 2 * np.pi + 1e-6
@@ -35,7 +35,7 @@ PULSE_REASONS = (
     "sensor_not_in_geometry",
     "charge_not_finite",
     "charge_not_positive",
-    "charge_beyond_float32",
+    "charge_out_of_range",
     "event_rejected",
 )
 """Why a pulse is rejected: the first that applies."""
@@ -170,7 +170,7 @@ def _pulse_reason(pulses: Pulses, sensor_idx: npt.NDArray[np.integer]) -> npt.ND
         "sensor_not_in_geometry": sensor_idx < 0,
         "charge_not_finite": ~np.isfinite(pulses.charge_pe),
         "charge_not_positive": pulses.charge_pe <= 0,
-        "charge_beyond_float32": (pulses.charge_pe < MIN_CHARGE_PE)
+        "charge_out_of_range": (pulses.charge_pe < MIN_CHARGE_PE)
         | (pulses.charge_pe > MAX_CHARGE_PE),
     }
     return _first_reason(faults, PULSE_REASONS, len(pulses))

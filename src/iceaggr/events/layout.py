@@ -72,6 +72,7 @@ def find_layout(
 def _batch_files(store: ObjectStore, folder_uri: str) -> tuple[RawFile, ...]:
     files: dict[int, RawFile] = {}
     for stored in store.list(folder_uri):
+        _refuse_folder(stored.uri, folder_uri)
         match = re.fullmatch(r"batch_(\d+)\.parquet", stored.uri.rsplit("/", 1)[-1])
         if match is None:
             continue
@@ -94,6 +95,19 @@ def _batch_files(store: ObjectStore, folder_uri: str) -> tuple[RawFile, ...]:
             remedy="Check the raw URI; it is the folder above train/ or test/",
         )
     return tuple(files[batch_id] for batch_id in sorted(files))
+
+
+def _refuse_folder(uri: str, folder_uri: str) -> None:
+    """Refuse a batch in parts: some writers of parquet make a folder of the file's name."""
+    name, _, part = uri.removeprefix(folder_uri).partition("/")
+    if part and re.fullmatch(r"batch_\d+\.parquet", name):
+        raise RawDataError(
+            "raw batch is a folder",
+            where=f"{folder_uri}{name}",
+            found=f"{part} in it",
+            expected="one parquet file",
+            remedy="Write each batch as one file, its pulses in the order of the meta file",
+        )
 
 
 def _notes(store: ObjectStore, uri: str) -> tuple[str, ...]:

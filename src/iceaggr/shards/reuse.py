@@ -15,7 +15,7 @@ from iceaggr.shards.manifest import ShardManifest, parse_manifest
 from iceaggr.shards.planning import PlannedFile, ShardPlan
 from iceaggr.shards.sketches import SKETCH_VERSION
 
-SHARDING_VERSION = 4
+SHARDING_VERSION = 5
 """Raise it whenever the same raw file would give other shards, sketches or rejections."""
 
 

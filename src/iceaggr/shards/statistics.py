@@ -15,6 +15,8 @@ from iceaggr.shards.manifest import ShardManifest, SourceFile
 from iceaggr.shards.sketches import Sketch, merge_sketches, split_sketches_from_json
 
 MIN_STD, MAX_STD, MAX_MEAN = 0.01, 10.0, 10.0
+MIN_SPREAD = 1e-6
+"""Radians; labels that differ by less all point one way."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,26 @@ def refuse_mass_rejection(manifest: ShardManifest, max_share: float) -> None:
 
 def _rejected_share(file: SourceFile) -> float:
     return file.n_pulses_rejected / max(file.n_pulses_in, 1)
+
+
+def refuse_one_direction(manifest: ShardManifest, sketches: Mapping[str, Sketch]) -> None:
+    """Stop where all labels of the train split are one direction: nothing could be learned.
+
+    sketches: split -> sketch of that split.
+    Raises: RawDataError naming the direction.
+    """
+    train = sketches.get("train")
+    if not manifest.labelled or train is None or train.n_events < 2:
+        return
+    zenith, azimuth = (train.features[name] for name in ("zenith", "azimuth"))
+    if max(zenith.std, azimuth.std) < MIN_SPREAD:
+        raise RawDataError(
+            "all labels point one way",
+            where=f"azimuth and zenith of {train.n_events} train events",
+            found=f"azimuth {azimuth.mean:.6g}, zenith {zenith.mean:.6g} in every event",
+            expected="directions that differ from event to event",
+            remedy="Write the true directions into the meta file; a column may hold a default",
+        )
 
 
 def compute_statistics(

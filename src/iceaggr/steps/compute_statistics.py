@@ -17,6 +17,7 @@ from iceaggr.shards.statistics import (
     compute_statistics,
     load_sketches,
     refuse_mass_rejection,
+    refuse_one_direction,
 )
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.manifest_facts import manifest_facts, reuse_words
@@ -35,8 +36,8 @@ def run_compute_statistics(
     """Merge what the sharding tasks wrote and fit the normalisation on the train split.
 
     Returns the counts of events and pulses.
-    Raises: ShardError; RawDataError if most of a raw file was rejected; NormalizationError naming
-    the feature that is unusable.
+    Raises: ShardError; RawDataError if most of a raw file was rejected or all labels are one
+    direction; NormalizationError naming the feature that is unusable.
     """
     with (
         StepProgress("compute_statistics", run_id=context.run_id) as progress,
@@ -47,9 +48,9 @@ def run_compute_statistics(
             parse_manifest(path.read_bytes(), where=str(path)) for path in unit_manifest_paths
         )
         refuse_mass_rejection(manifest, context.config.data.max_rejected_share)
-        statistics = compute_statistics(
-            manifest, load_sketches(store, manifest), context.config.normalization
-        )
+        sketches = load_sketches(store, manifest)
+        refuse_one_direction(manifest, sketches)
+        statistics = compute_statistics(manifest, sketches, context.config.normalization)
         manifest_path.write_text(manifest.to_json())
         normalization_path.write_text(statistics.normalization.to_json())
         card = data_card_html(
