@@ -1,4 +1,4 @@
-"""A connection to the Kubeflow Pipelines API, with errors a person can act on."""
+"""A connection to the Kubeflow Pipelines API."""
 
 from __future__ import annotations
 
@@ -7,42 +7,29 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import kfp
-import urllib3
 from kfp.client import ServiceAccountTokenVolumeCredentials
 from kfp_server_api import V2beta1GetHealthzResponse
-from kfp_server_api.exceptions import ApiException
 
 from iceaggr.addresses import refuse_credentials, without_credentials
-from iceaggr.errors import ConfigError, IceaggrError
+from iceaggr.errors import ConfigError
+from launch.api_errors import HOST_VARIABLE, SubmissionError, api_errors
+from launch.credential_files import check_authority, read_credential
 
-_HOST_VARIABLE = "KF_PIPELINES_ENDPOINT"
 _UI_VARIABLE = "KF_PIPELINES_UI_ENDPOINT"
 # of the service of the API server, which has no pages: HTTP, and its neighbour for gRPC
 _API_PORTS = (8888, 8887)
 _PROBE_TIMEOUT_S = 20
-_FIRST_SERVER_ERROR = 500
-_TOO_MANY_REQUESTS = 429
-
-
-class SubmissionError(IceaggrError):
-    """The Kubeflow Pipelines API refused a request or could not be reached."""
-
-
-class ServerAwayError(SubmissionError):
-    """The server is out of reach or out of order, maybe only for now."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach the API; exactly one way of authentication, or none inside a cluster.
+    """How to reach the API; at most one way of authentication.
 
     host: address of the KFP API or UI; empty = KF_PIPELINES_ENDPOINT, else the in-cluster service
     namespace: namespace of runs on a multi-user installation; empty = single-user
@@ -61,7 +48,30 @@ class Connection:
 
 
 class _Client(kfp.Client):
-    """KFP's client, but one attempt to see whether the server is there: the base tries for long."""
+    """KFP's client, with one attempt to see whether the server is there: the base tries for long.
+
+    run_namespace: of the runs; empty = that of the client's own context, if any.  The base has one
+    argument for this and for the namespace of the API server, and takes `kubeflow` for none.
+    """
+
+    def __init__(self, run_namespace: str, **arguments: Any) -> None:
+        self._run_namespace = run_namespace
+        super().__init__(**arguments)
+
+    def _load_context_setting_or_default(self) -> None:
+        try:
+            super()._load_context_setting_or_default()
+            self._context_setting = {"namespace": "", **self._context_setting}
+        except (ValueError, TypeError, OSError) as error:
+            raise ConfigError(
+                "the remembered settings of KFP's client cannot be read",
+                where=self._LOCAL_KFP_CONTEXT,
+                found=" ".join(str(error).split()),
+                expected="a JSON object",
+                remedy="Delete the file",
+            ) from None
+        if self._run_namespace:
+            self._context_setting["namespace"] = self._run_namespace
 
     def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
         answer = self._healthz_api.healthz_service_get_healthz(
@@ -83,42 +93,19 @@ class _Client(kfp.Client):
 def connect(connection: Connection) -> kfp.Client:
     """Open the client and ask the server whether it is well.
 
-    Raises: ConfigError for no address, a missing or empty file, two ways of authentication, a
-    password in the address or a missing namespace;
+    Raises: ConfigError for no address, a file that is missing or holds something else, two ways of
+    authentication, a password in the address or a missing namespace;
     SubmissionError if the server does not answer or refuses the credentials.
     """
-    _check_files(connection)
+    credentials = _credentials(connection)
     check_address(connection)
-    inside = "KUBERNETES_SERVICE_HOST" in os.environ
-    if not (connection.host or os.environ.get(_HOST_VARIABLE) or inside):
-        raise ConfigError(
-            "no address of Kubeflow Pipelines",
-            where=f"--host or {_HOST_VARIABLE}",
-            found="neither, and this is no pod of a cluster",
-            expected="http://host:port or https://host",
-        )
-    refuse_credentials(
-        address(connection),
-        where=f"--host or {_HOST_VARIABLE}",
-        remedy="Give --token-file or --cookies-file",
-    )
-    arguments: dict[str, Any] = {"host": connection.host or None, "verify_ssl": True}
-    if connection.namespace:
-        arguments["namespace"] = connection.namespace
-    if connection.token_file:
-        arguments["existing_token"] = connection.token_file.read_text().strip()
-    if connection.service_account_token_file:
-        arguments["credentials"] = ServiceAccountTokenVolumeCredentials(
-            path=str(connection.service_account_token_file)
-        )
-    if connection.cookies_file:
-        arguments["cookies"] = connection.cookies_file.read_text().strip()
-    if connection.ca_file:
-        arguments["ssl_ca_cert"] = str(connection.ca_file)
+    _check_presence(connection)
     with api_errors(address(connection)), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.redirect_stdout(io.StringIO()):
-            client = _Client(**arguments)
+            client = _Client(
+                connection.namespace, host=connection.host or None, verify_ssl=True, **credentials
+            )
         health = client.get_kfp_healthz()
     if health.multi_user and not client.get_user_namespace():
         raise ConfigError(
@@ -130,21 +117,38 @@ def connect(connection: Connection) -> kfp.Client:
     return client
 
 
+def _check_presence(connection: Connection) -> None:
+    inside = "KUBERNETES_SERVICE_HOST" in os.environ
+    if not (connection.host or os.environ.get(HOST_VARIABLE) or inside):
+        raise ConfigError(
+            "no address of Kubeflow Pipelines",
+            where=f"--host or {HOST_VARIABLE}",
+            found="neither, and this is no pod of a cluster",
+            expected="http://host:port or https://host",
+        )
+    refuse_credentials(
+        address(connection),
+        where=f"--host or {HOST_VARIABLE}",
+        remedy="Give --token-file or --cookies-file",
+    )
+
+
 def address(connection: Connection) -> str:
     """Name the server for messages and links."""
-    return connection.host or os.environ.get(_HOST_VARIABLE, "") or "the service of this cluster"
+    return connection.host or os.environ.get(HOST_VARIABLE, "") or "the service of this cluster"
 
 
 def check_address(connection: Connection) -> None:
     """Check that the given address says how to speak to the server. Raises: ConfigError."""
     _check_scheme(
-        connection.host or os.environ.get(_HOST_VARIABLE, ""), f"--host or {_HOST_VARIABLE}"
+        connection.host or os.environ.get(HOST_VARIABLE, ""), f"--host or {HOST_VARIABLE}"
     )
 
 
 def _check_scheme(given: str, where: str) -> None:
     scheme, mark, rest = given.partition("://")
-    if given and not (scheme.lower() in ("http", "https") and rest.strip("/")):
+    # small letters: KFP's client puts https:// before all that does not begin with http
+    if given and not (scheme in ("http", "https") and rest.strip("/")):
         shown = without_credentials(given) if mark else given.rpartition("@")[2]
         raise ConfigError(
             "not an address of a server",
@@ -165,7 +169,7 @@ def ui_address(connection: Connection, ui: str) -> str:
     given = ui or os.environ.get(_UI_VARIABLE, "")
     refuse_credentials(given, where=f"--ui or {_UI_VARIABLE}", remedy="Links need no password")
     _check_scheme(given, f"--ui or {_UI_VARIABLE}")
-    host = connection.host or os.environ.get(_HOST_VARIABLE, "")
+    host = connection.host or os.environ.get(HOST_VARIABLE, "")
     if given or not host:
         return given.rstrip("/")
     with contextlib.suppress(ValueError):  # a port that is none is told by whoever connects
@@ -179,62 +183,30 @@ def run_link(ui: str, run_id: str) -> str:
     return f"{ui}/#/runs/details/{run_id}"
 
 
-def _check_files(connection: Connection) -> None:
+def _credentials(connection: Connection) -> dict[str, Any]:
+    """Read the files of a connection into arguments of the client. Raises: ConfigError."""
     ways = {
         "--token-file": connection.token_file,
         "--service-account-token-file": connection.service_account_token_file,
         "--cookies-file": connection.cookies_file,
     }
-    used = [name for name, path in ways.items() if path is not None]
+    used = {name: path for name, path in ways.items() if path is not None}
     if len(used) > 1:
         raise ConfigError(
             "two ways of authentication", found=", ".join(used), expected="at most one"
         )
-    for name, path in {**ways, "--ca-file": connection.ca_file}.items():
-        if path is not None and not path.is_file():
-            raise ConfigError("file not found", where=f"{name} {path}")
-        if path is not None and not path.read_bytes().strip():
-            raise ConfigError("file is empty", where=f"{name} {path}")
-
-
-_REMEDIES = {
-    401: "Give a valid token: --token-file, --service-account-token-file or --cookies-file",
-    403: "Ask for the rights to create runs in this namespace, or give another --namespace",
-    400: "The server did not accept the values, see above",
-    404: "Is this the address of a Kubeflow Pipelines 2.x API?",
-}
-_SERVER_REMEDY = "The server's log says more; what was done so far stays, so try again"
-
-
-@contextmanager
-def api_errors(where: str) -> Iterator[None]:
-    """Turn what the client raises into one sentence; it never quotes request headers."""
-    try:
-        yield
-    except ApiException as error:
-        body = _sentence_of(error)
-        status = error.status or 0
-        away = status >= _FIRST_SERVER_ERROR or status == _TOO_MANY_REQUESTS
-        raise (ServerAwayError if away else SubmissionError)(
-            "Kubeflow Pipelines refused the request",
-            where=where,
-            found=f"HTTP {status}: {body}",
-            remedy=_REMEDIES.get(status, _SERVER_REMEDY),
-        ) from None
-    except urllib3.exceptions.HTTPError as error:
-        reason = getattr(error, "reason", None) or error
-        raise ServerAwayError(
-            "Kubeflow Pipelines cannot be reached",
-            where=where,
-            found=without_credentials(" ".join(str(reason).split()))[:300],
-            remedy=f"Check --host or {_HOST_VARIABLE} and, for TLS, --ca-file",
-        ) from None
-
-
-def _sentence_of(error: ApiException) -> str:
-    body = error.body or error.reason or ""
-    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body)
-    with contextlib.suppress(ValueError, AttributeError):
-        document = json.loads(text)
-        text = str(document.get("message") or document.get("error") or text)
-    return " ".join(text.split())[:300]
+    texts = {name: read_credential(path, name) for name, path in used.items()}
+    arguments: dict[str, Any] = {}
+    if connection.token_file:
+        arguments["existing_token"] = texts["--token-file"]
+    if connection.service_account_token_file:
+        # read again for each request: the kubelet renews it
+        arguments["credentials"] = ServiceAccountTokenVolumeCredentials(
+            path=str(connection.service_account_token_file)
+        )
+    if connection.cookies_file:
+        arguments["cookies"] = texts["--cookies-file"]
+    if connection.ca_file:
+        check_authority(connection.ca_file, "--ca-file")
+        arguments["ssl_ca_cert"] = str(connection.ca_file)
+    return arguments

@@ -16,8 +16,8 @@ from typing import Any
 import kfp
 
 from iceaggr.errors import ConfigError
+from launch.api_errors import api_errors
 from launch.cron import check_cron
-from launch.kfp_api import api_errors
 from launch.names import check_display_name
 from launch.submission import FINAL_STATES, RunOrder, equals, find_or_create_experiment
 

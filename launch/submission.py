@@ -19,13 +19,14 @@ from kfp_server_api.exceptions import ApiException
 
 from components.image import EXAMPLE_IMAGE
 from iceaggr.errors import ConfigError
+from launch.api_errors import ServerAwayError, SubmissionError, api_errors
 from launch.compilation import compile_pipeline
-from launch.kfp_api import ServerAwayError, SubmissionError, api_errors
 from launch.names import check_image
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _CONFLICT = 409
 _MAX_FAILURES = 10
+_ANSWER_S = 60
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,16 @@ def _find_pipeline(client: kfp.Client, name: str) -> str | None:
 
 
 def _upload_pipeline(client: kfp.Client, path: Path, name: str) -> str:
-    with contextlib.redirect_stdout(io.StringIO()):
-        made = client.upload_pipeline(str(path), pipeline_name=name, **_namespace(client))
-    return str(made.pipeline_id)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            made = client.upload_pipeline(str(path), pipeline_name=name, **_namespace(client))
+        return str(made.pipeline_id)
+    except ApiException as error:
+        # somebody else makes the pipeline at this moment: its versions tell contents apart
+        other = _find_pipeline(client, name) if error.status == _CONFLICT else None
+        if other is None:
+            raise
+        return other
 
 
 def _upload_version(
@@ -160,7 +168,14 @@ def _namespace(client: kfp.Client) -> dict[str, str]:
 def find_or_create_experiment(client: kfp.Client, name: str) -> str:
     """Find or create the experiment that lists the runs. Returns its id."""
     with api_errors(f"experiment {name}"), contextlib.redirect_stdout(io.StringIO()):
-        return str(client.create_experiment(name).experiment_id)
+        try:
+            made = client.create_experiment(name)
+        except ApiException as error:
+            if error.status != _CONFLICT:
+                raise
+            # somebody else made it between the client's question and its request: now it is there
+            made = client.create_experiment(name)
+        return str(made.experiment_id)
 
 
 @dataclass(frozen=True)
@@ -207,7 +222,9 @@ def follow_run(
             time.sleep(pause_s)
         try:
             with api_errors(f"state of run {run_id}"):
-                now = str(client.get_run(run_id).state or "PENDING")
+                # not client.get_run(), which waits for ever on a connection that went silent
+                run = client._run_api.run_service_get_run(run_id, _request_timeout=_ANSWER_S)
+                now = str(run.state or "PENDING")
         except ServerAwayError as error:
             n_failures += 1
             if n_failures == _MAX_FAILURES:

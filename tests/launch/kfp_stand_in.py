@@ -63,6 +63,9 @@ class KfpStandIn(StandIn):
 
     def upload_pipeline(self, query, body):
         check_package(body)
+        # Source: the API server's index of pipelines: name and namespace
+        if any(_named(p, query["name"], query.get("namespace")) for p in self.pipelines):
+            raise HttpError(409, f"pipeline {query['name']} already exists")
         made = api.V2beta1Pipeline(
             pipeline_id=_id(), display_name=query["name"], namespace=query.get("namespace")
         )
@@ -94,6 +97,8 @@ class KfpStandIn(StandIn):
         made = strict("V2beta1Experiment", body)
         if self.multi_user and not made.namespace:
             raise HttpError(400, "namespace is empty")
+        if any(_named(e, made.display_name, made.namespace) for e in self.experiments):
+            raise HttpError(409, f"experiment {made.display_name} already exists")
         made.experiment_id = _id()
         self.experiments.append(made)
         return made
@@ -208,6 +213,10 @@ def _matches(item, query: dict[str, str]) -> bool:
         if getattr(item, predicate["key"]) != predicate["stringValue"]:
             return False
     return True
+
+
+def _named(item, name, namespace) -> bool:
+    return (item.display_name, item.namespace or None) == (name, namespace or None)
 
 
 def _only(found, what: str):

@@ -1,14 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 
 from iceaggr.errors import ConfigError
-from launch.kfp_api import (
-    Connection,
-    ServerAwayError,
-    SubmissionError,
-    connect,
-    run_link,
-    ui_address,
-)
+from launch.api_errors import ServerAwayError, SubmissionError
+from launch.kfp_api import Connection, connect, run_link, ui_address
 from tests.launch.certificates import certificate
 from tests.launch.kfp_stand_in import KfpStandIn
 
@@ -98,6 +94,35 @@ def test_connect_refuses_two_ways_of_authentication(tmp_path):
         connect(Connection("http://x", token_file=token, cookies_file=cookies))
 
 
+@pytest.mark.parametrize("namespace", ["bea", "kubeflow"])
+def test_connect_takes_the_given_namespace_over_a_remembered_one(tmp_path, namespace):
+    (tmp_path / "context.json").write_text('{"namespace": "ana"}')
+    with KfpStandIn(multi_user=True) as server:
+        assert connect(Connection(server.url)).get_user_namespace() == "ana"
+        client = connect(Connection(server.url, namespace=namespace))
+        assert client.get_user_namespace() == namespace
+
+
+def test_connect_finds_the_api_of_the_cluster_whatever_the_namespace_of_the_runs(monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr("kubernetes.config.load_incluster_config", lambda: None)
+    monkeypatch.setattr("kfp.Client._IN_CLUSTER_DNS_NAME", "http://127.0.0.1:9/{}")
+    asked = []
+    monkeypatch.setattr(
+        "launch.kfp_api._Client.get_kfp_healthz",
+        lambda self: asked.append(self._existing_config.host) or SimpleNamespace(multi_user=True),
+    )
+    assert connect(Connection(namespace="ana")).get_user_namespace() == "ana"
+    assert asked == ["http://127.0.0.1:9/kubeflow"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_connect_names_a_context_that_is_damaged(server, tmp_path, text):
+    (tmp_path / "context.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"cannot be read \[.*context\.json\].*Delete the file"):
+        connect(Connection(server.url))
+
+
 @pytest.mark.parametrize("option", ["token_file", "cookies_file", "ca_file"])
 def test_connect_names_a_file_that_is_missing(tmp_path, option):
     with pytest.raises(ConfigError, match=r"file not found \[--.* /.*/absent\]"):
@@ -123,7 +148,8 @@ def test_ui_address_is_never_that_of_the_api_server(host, ui, found):
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1:8080", "ftp://kfp.example.org", "http://", "ana:hunter2@kfp"]
+    "host",
+    ["127.0.0.1:8080", "ftp://kfp.example.org", "http://", "ana:hunter2@kfp", "HTTP://kfp:8080"],
 )
 def test_connect_needs_the_scheme_of_the_address(host):
     with pytest.raises(ConfigError, match=r"not an address.*Write http:// or https://") as caught:

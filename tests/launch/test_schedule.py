@@ -1,7 +1,8 @@
 import pytest
 
 from iceaggr.errors import ConfigError
-from launch.kfp_api import Connection, ServerAwayError, SubmissionError, connect
+from launch.api_errors import ServerAwayError, SubmissionError
+from launch.kfp_api import Connection, connect
 from launch.schedule import (
     Schedule,
     delete_schedule,

@@ -1,6 +1,10 @@
+import time
+
 import pytest
 
-from launch.kfp_api import Connection, ServerAwayError, SubmissionError, connect
+from launch import submission
+from launch.api_errors import ServerAwayError, SubmissionError
+from launch.kfp_api import Connection, connect
 from launch.submission import RunOrder, follow_run, start_run, upload_version
 from tests.launch.kfp_stand_in import KfpStandIn
 
@@ -8,6 +12,20 @@ from tests.launch.kfp_stand_in import KfpStandIn
 @pytest.fixture
 def client(server):
     return connect(Connection(server.url))
+
+
+def forget_once(server, method, field):
+    """Let the first answer come from just before somebody else's request."""
+    real, answers = getattr(server, method), iter([True])
+
+    def too_early(*arguments):
+        answer = real(*arguments)
+        if next(answers, False):
+            setattr(answer, field, None)
+            answer.next_page_token = None
+        return answer
+
+    setattr(server, method, too_early)
 
 
 def test_upload_version_uploads_a_content_once(server, client, compiled):
@@ -34,18 +52,19 @@ def test_upload_version_adds_a_version_when_the_content_changes(server, client, 
 
 def test_upload_version_takes_the_version_of_somebody_who_was_faster(server, client, compiled):
     upload_version(client, compiled)
-    real, answers = server.list_versions, iter([True])
-
-    def too_early(query, body, pipeline_id):
-        answer = real(query, body, pipeline_id)
-        if next(answers, False):
-            answer.pipeline_versions = None
-            answer.next_page_token = None
-        return answer
-
-    server.list_versions = too_early
+    forget_once(server, "list_versions", "pipeline_versions")
     assert not upload_version(client, compiled).uploaded
     assert len(server.names("POST", "upload_version$")) == 2
+
+
+def test_upload_version_joins_the_pipeline_of_somebody_who_was_faster(
+    server, client, compiled, changed
+):
+    upload_version(client, compiled)
+    forget_once(server, "list_pipelines", "pipelines")
+    assert upload_version(client, changed).uploaded
+    assert len(server.pipelines) == 1
+    assert len(server.names("POST", "pipelines/upload$")) == 2
 
 
 def test_upload_version_goes_on_after_an_upload_that_failed(server, client, compiled):
@@ -81,6 +100,15 @@ def test_start_run_uses_the_experiment_that_is_there(server, client, compiled):
     assert len({run.experiment_id for run in server.runs}) == 1
 
 
+def test_start_run_joins_the_experiment_of_somebody_who_was_faster(server, client, compiled):
+    version = upload_version(client, compiled)
+    start_run(client, RunOrder(version, "nightly", {}))
+    forget_once(server, "list_experiments", "experiments")
+    start_run(client, RunOrder(version, "nightly", {}))
+    assert len({run.experiment_id for run in server.runs}) == 1
+    assert len(server.names("POST", "experiments$")) == 2
+
+
 def test_start_run_says_that_the_user_may_not(server, client, compiled):
     version = upload_version(client, compiled)
     server.fail("POST", ".*/runs", 403)
@@ -113,6 +141,22 @@ def test_follow_run_waits_for_a_server_that_comes_back(server, client, compiled)
     follow_run(client, run_id, said.append, pause_s=0.0)
     assert said[-2:] == ["RUNNING", "SUCCEEDED"]
     assert len(said) == 4
+
+
+def test_follow_run_asks_again_when_the_server_falls_silent(server, client, compiled, monkeypatch):
+    monkeypatch.setattr(submission, "_ANSWER_S", 1)
+    run_id = start_run(client, RunOrder(upload_version(client, compiled), "nightly", {}))
+    real, silences, said = server.get_run, iter([2.5] * 4), []
+
+    def slow(*arguments):
+        # the HTTP client tries four times before it gives up
+        time.sleep(next(silences, 0.0))
+        return real(*arguments)
+
+    server.get_run, server.states = slow, ["RUNNING"] * 4 + ["SUCCEEDED"]
+    follow_run(client, run_id, said.append, pause_s=0.0)
+    assert said[0] == "Kubeflow Pipelines cannot be reached, asking again"
+    assert said[-1] == "SUCCEEDED"
 
 
 def test_follow_run_gives_up_on_a_server_that_stays_away(server, client, compiled):
