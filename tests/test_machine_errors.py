@@ -55,3 +55,21 @@ def test_sigterm_ends_a_step_so_that_it_cleans_up(capsys):
     assert cleaned
     assert signal.getsignal(signal.SIGTERM) == before
     assert "terminated by SIGTERM" in capsys.readouterr().out
+
+
+def test_sigterm_that_compiled_code_turns_into_another_error_is_still_told_as_such(capsys):
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        except BaseException:
+            # as matplotlib does with what a callback of its own raises
+            raise ValueError("Invalid affine transformation matrix") from None
+
+    with (
+        pytest.raises(TerminatedError, match="terminated by SIGTERM") as caught,
+        StepProgress("step"),
+    ):
+        work()
+    assert caught.value.code == 143
+    assert "terminated by SIGTERM" in capsys.readouterr().out

@@ -88,6 +88,7 @@ class Termination:
     """
 
     def __init__(self) -> None:
+        self.arrived = False
         self._previous: Any = None
         self._installed = False
 
@@ -105,6 +106,7 @@ class Termination:
 
     def _end(self, signal_number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the rest is cleaning up
+        self.arrived = True
         raise TerminatedError
 
 

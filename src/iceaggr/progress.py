@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from iceaggr.errors import IceaggrError
-from iceaggr.machine_errors import Termination, as_machine_error
+from iceaggr.machine_errors import TerminatedError, Termination, as_machine_error
 
 PROGRESS_FILE_VARIABLE = "ICEAGGR_PROGRESS_FILE"
 _SECONDS_BETWEEN_UPDATES = 0.5
@@ -58,10 +58,13 @@ class StepProgress:
         if error is None:
             self._send("done", text=self.facts)
             return
-        refused = as_machine_error(error)
-        self._send("failed", text=_sentence(refused or error), where=_place(trace))
-        if refused is not None:
-            raise refused from error
+        told = as_machine_error(error) or error
+        if self._termination.arrived and not isinstance(error, TerminatedError):
+            # compiled code that calls back into Python turns the exception into one of its own
+            told = TerminatedError()
+        self._send("failed", text=_sentence(told), where=_place(trace))
+        if told is not error:
+            raise told from error
 
     def update(self, done: float, total: float, text: str = "") -> None:
         """Report an advance: done of total, with a few words; drops what comes too fast."""
