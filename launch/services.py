@@ -29,13 +29,29 @@ def service_environment(state_folder: Path, console: Console) -> Iterator[Addres
     """Give the block an object store and a tracking server in its environment.
 
     With MLFLOW_TRACKING_URI set, the user's own services are taken as they are. Otherwise the ones
-    of `make up` are used if they run; else they are started, and stopped after the block.
+    of `make up` are used if they run; else they are started, and stopped by the last run that uses
+    them.
     Raises: ConfigError if only one of the two services is configured.
     """
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if tracking_uri:
         yield Addresses(tracking_uri, stay_up=True)
         return
+    _check_no_store_alone()
+    services = LocalServices(state_folder)
+    if not services.all_run():
+        console.print("starting the object store and the MLflow server")
+    with services as started:
+        before = dict(os.environ)
+        os.environ.update(started.env)
+        try:
+            yield Addresses(started.mlflow_uri, stay_up=services.stay_up)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _check_no_store_alone() -> None:
     configured = [name for name in _STORE_VARIABLES if os.environ.get(name)]
     if configured:
         raise ConfigError(
@@ -45,17 +61,3 @@ def service_environment(state_folder: Path, console: Console) -> Iterator[Addres
             expected="also MLFLOW_TRACKING_URI, or neither",
             remedy="Set MLFLOW_TRACKING_URI to your server, or unset both to start local services",
         )
-    services = LocalServices(state_folder)
-    was_up = all(service.is_running for service in services.status())
-    if not was_up:
-        console.print("starting the object store and the MLflow server")
-    started = services.start()
-    before = dict(os.environ)
-    os.environ.update(started.env)
-    try:
-        yield Addresses(started.mlflow_uri, stay_up=was_up)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        if not was_up:
-            services.stop()

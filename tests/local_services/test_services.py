@@ -45,6 +45,11 @@ def test_services_keep_their_data_over_a_restart_by_other_processes(tmp_path):
         with services as again:
             assert again.env["AWS_SECRET_ACCESS_KEY"] == addresses.env["AWS_SECRET_ACCESS_KEY"]
             assert open_store(again.env).read_bytes("s3://iceaggr/kept") == b"data"
+            second = LocalServices(tmp_path)
+            second.__enter__()
+        # the first block ends while the second still works
+        assert all(service.is_running for service in second.status())
+        second.__exit__()
         assert not any(service.is_running for service in services.status())
     finally:
         services.stop()
@@ -86,6 +91,51 @@ def test_context_manager_leaves_services_running_that_ran_before(local_services)
     with LocalServices(state_folder) as addresses:
         assert addresses == local_services
     assert all(service.is_running for service in LocalServices(state_folder).status())
+
+
+def test_block_ends_the_services_that_a_killed_process_left_behind(tmp_path, sleeping_services):
+    killed = sleeping_services(tmp_path)
+    killed.__enter__()
+    killed._use._file.close()  # what the kernel does when the process is killed
+    assert killed.all_run()
+    with sleeping_services(tmp_path):
+        assert killed.all_run()
+    assert not killed.all_run()
+
+
+def test_services_that_are_started_to_stay_outlive_the_blocks(tmp_path, sleeping_services):
+    with sleeping_services(tmp_path) as first:
+        assert not first.stay_up
+        first.start()  # `make up` meanwhile
+    assert first.stay_up
+    assert first.all_run()
+    first.stop()
+
+
+@pytest.fixture
+def sleeping_services(monkeypatch):
+    """Services whose programs only sleep: who starts and stops them is all that counts."""
+    started = []
+
+    class Sleeping(LocalServices):
+        def __enter__(self):
+            super().__enter__()
+            return self
+
+        def _start_all(self):
+            for name in ("object store", "tracking server"):
+                self._launch(name, ["sleep", "60"], os.environ)
+
+        def _addresses(self):
+            return None
+
+    def make(folder):
+        started.append(Sleeping(folder))
+        return started[-1]
+
+    yield make
+    for services in started:
+        services.stop()
 
 
 def _state_folder_of(addresses):

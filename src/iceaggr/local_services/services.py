@@ -16,7 +16,7 @@ from iceaggr.errors import ServiceError, StorageError
 from iceaggr.local_services import object_store
 from iceaggr.local_services.ports import LOOPBACK, choose_ports
 from iceaggr.local_services.processes import died, log_tail, start_process
-from iceaggr.local_services.state import ServiceState, locked, write_private
+from iceaggr.local_services.state import ServiceState, Use, locked, write_private
 from iceaggr.storage import open_store
 
 STORE, TRACKING = "object store", "tracking server"
@@ -48,22 +48,28 @@ class ServiceStatus:
 class LocalServices:
     """The object store and the tracking server whose data lie in one state folder.
 
-    As a context manager it stops what it started, and leaves running what ran before.
+    Those that start() starts stay until stop(). As a context manager it starts them for the block,
+    if they do not run; of several such blocks, in other processes too, the last one stops them.
     """
 
     def __init__(self, state_folder: str | Path = ".iceaggr", ready_within_s: float = 90.0) -> None:
         self.folder = Path(state_folder).absolute() / "services"
         self._ready_within_s = ready_within_s
         self._state = ServiceState(self.folder)
-        self._started_here = False
+        self._use: Use | None = None
 
     def start(self) -> ServiceAddresses:
         """Start both services at once and wait until they answer; running ones are kept.
 
         Raises: ServiceError, with the end of the log, if one does not come up in time.
         """
+        addresses = self._start()
+        self._state.set_until_unused(False)
+        return addresses
+
+    def _start(self) -> ServiceAddresses:
         with locked(self.folder):
-            if self._all_run():
+            if self.all_run():
                 return self._addresses()
             self._stop_all()
             for _ in range(_PORT_TRIES - 1):
@@ -79,6 +85,12 @@ class LocalServices:
         if self.folder.exists():
             with locked(self.folder):
                 self._stop_all()
+            self._state.set_until_unused(False)
+
+    @property
+    def stay_up(self) -> bool:
+        """Whether they go on after the last block that uses them."""
+        return not self._state.until_unused()
 
     def status(self) -> list[ServiceStatus]:
         """Describe both services."""
@@ -96,14 +108,24 @@ class LocalServices:
         ]
 
     def __enter__(self) -> ServiceAddresses:
-        self._started_here = not self._all_run()
-        return self.start()
+        self._use = Use(self.folder)
+        try:
+            if not self.all_run():
+                self._state.set_until_unused(True)
+            return self._start()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
-        if self._started_here:
-            self.stop()
+        use, self._use = self._use, None
+        if use is not None:
+            with use.ending() as was_last:
+                if was_last and not self.stay_up:
+                    self.stop()
 
-    def _all_run(self) -> bool:
+    def all_run(self) -> bool:
+        """Tell whether both services run."""
         return all(service.is_running for service in self.status())
 
     def _start_all(self) -> ServiceAddresses:

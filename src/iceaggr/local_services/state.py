@@ -15,6 +15,8 @@ from typing import Any
 from iceaggr.errors import ServiceError
 from iceaggr.local_services.processes import ServiceProcess
 
+_UNTIL_UNUSED = "until_unused"
+
 
 class ServiceState:
     """Small JSON files in the state folder, readable by its owner only."""
@@ -45,6 +47,17 @@ class ServiceState:
             found = {"access_key": f"iceaggr{secrets.token_hex(6)}", "secret_key": _new_secret()}
             self._save("credentials.json", found)
         return found["access_key"], found["secret_key"]
+
+    def until_unused(self) -> bool:
+        """Tell whether the services are to stop with the last block that uses them."""
+        return (self._folder / _UNTIL_UNUSED).exists()
+
+    def set_until_unused(self, wanted: bool) -> None:
+        """Say whether the services are to stop with the last block that uses them."""
+        if wanted:
+            (self._folder / _UNTIL_UNUSED).touch()
+        else:
+            (self._folder / _UNTIL_UNUSED).unlink(missing_ok=True)
 
     def _load(self, name: str) -> dict[str, Any]:
         path = self._folder / name
@@ -82,6 +95,30 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+class Use:
+    """That a block uses the services of a folder, which other blocks and processes can see.
+
+    The kernel takes it back with the process, however that ends.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = (folder / "in_use").open("w")
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    @contextmanager
+    def ending(self) -> Iterator[bool]:
+        """End it after the block; gives whether it was the last: then nobody begins meanwhile."""
+        with self._file:
+            try:
+                # of two that end at once the second is the last: the first has let go by then
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
 
 def _new_secret() -> str:
