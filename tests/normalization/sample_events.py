@@ -8,7 +8,7 @@ from iceaggr.batches.event_batch import EventBatch
 from iceaggr.detector import icecube86
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.normalization import fit_normalization
-from iceaggr.shards.sketches import sketch_events
+from iceaggr.shards.sketching import sketch_events
 from tests.shards.dom_events_builder import random_dom_events
 
 DETECTOR = icecube86()

@@ -11,7 +11,7 @@ from iceaggr.detector import parse_geometry
 from iceaggr.errors import NormalizationError
 from iceaggr.events.joining import take_range
 from iceaggr.normalization import Normalizer, check_inputs, fit_normalization
-from iceaggr.shards.sketches import sketch_events
+from iceaggr.shards.sketching import sketch_events
 from tests.normalization.sample_events import BATCH, DETECTOR, EVENTS, FITTED, batch_of
 from tests.shards.dom_events_builder import random_dom_events
 

@@ -10,7 +10,7 @@ RESOURCES = ROOT / "src" / "iceaggr" / "resources"
 TEMPLATES = sorted([*RESOURCES.glob("*.j2"), *RESOURCES.glob("*.html")])
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 # figures that matplotlib drew, as SVG
-OWN_FIGURES = r"plots\.\w+\(|raw$|drawn$"
+OWN_FIGURES = r"(plots|maps)\.\w+\(|raw$|drawn$"
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda p: p.name)

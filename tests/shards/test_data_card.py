@@ -13,7 +13,8 @@ from iceaggr.errors import ShardError
 from iceaggr.normalization import Normalization, fit_normalization
 from iceaggr.shards.data_card import data_card_html
 from iceaggr.shards.data_card_plots import isotropic_share
-from iceaggr.shards.sketches import Sketch, sketch_events
+from iceaggr.shards.sketches import Sketch
+from iceaggr.shards.sketching import sketch_events
 from tests.shards.dom_events_builder import random_dom_events
 from tests.shards.shard_manifest_builder import manifest_of
 

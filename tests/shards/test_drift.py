@@ -9,7 +9,7 @@ import pytest
 from iceaggr.detector import icecube86, parse_geometry
 from iceaggr.normalization import fit_normalization
 from iceaggr.shards.drift import drift_table, newly_silent_doms, stability_index
-from iceaggr.shards.sketches import empty_sketch, sketch_events
+from iceaggr.shards.sketching import empty_sketch, sketch_events
 from tests.shards.dom_events_builder import random_dom_events
 
 DETECTOR = icecube86()

@@ -7,7 +7,7 @@ from iceaggr.events.joining import concatenate, take_range
 from iceaggr.shards import shard_writer
 from iceaggr.shards.reading import read_shard
 from iceaggr.shards.shard_writer import ShardWriter
-from iceaggr.shards.sketches import sketch_events
+from iceaggr.shards.sketching import sketch_events
 from iceaggr.storage import open_store
 from tests.shards.dom_events_builder import random_dom_events
 

@@ -10,7 +10,8 @@ from iceaggr.config import NormalizationConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import NormalizationError, ShardError
 from iceaggr.normalization import Normalization, fit_normalization
-from iceaggr.shards.sketches import Sketch, sketch_events, split_sketches_to_json
+from iceaggr.shards.sketches import Sketch, split_sketches_to_json
+from iceaggr.shards.sketching import sketch_events
 from iceaggr.shards.statistics import check_scaling, compute_statistics, load_sketches
 from iceaggr.storage import open_store
 from tests.shards.dom_events_builder import random_dom_events

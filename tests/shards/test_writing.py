@@ -18,7 +18,8 @@ from iceaggr.shards.format import SPLITS
 from iceaggr.shards.manifest import load_manifest, merge_manifests
 from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.reading import read_shard
-from iceaggr.shards.sketches import sketch_events, split_sketches_from_json
+from iceaggr.shards.sketches import split_sketches_from_json
+from iceaggr.shards.sketching import sketch_events
 from iceaggr.shards.split import split_idx
 from iceaggr.shards.writing import shard_unit
 from iceaggr.storage import open_store

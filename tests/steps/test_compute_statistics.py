@@ -8,7 +8,8 @@ import pytest
 
 from iceaggr.config import ExperimentConfig
 from iceaggr.detector import icecube86
-from iceaggr.shards.sketches import sketch_events, split_sketches_to_json
+from iceaggr.shards.sketches import split_sketches_to_json
+from iceaggr.shards.sketching import sketch_events
 from iceaggr.steps.compute_statistics import run_compute_statistics
 from iceaggr.steps.context import RunContext
 from iceaggr.storage import open_store

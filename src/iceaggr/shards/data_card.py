@@ -14,6 +14,7 @@ from markupsafe import Markup
 from iceaggr.detector import Detector
 from iceaggr.errors import ShardError
 from iceaggr.normalization import INPUT_FEATURES, POSITIONS, Normalization
+from iceaggr.shards import data_card_maps as maps
 from iceaggr.shards import data_card_plots as plots
 from iceaggr.shards.drift import drift_table, newly_silent_doms
 from iceaggr.shards.format import SPLITS
@@ -203,8 +204,8 @@ def _detector_facts(every: Sketch, detector: Detector) -> dict[str, Any]:
         "silent": ", ".join(map(str, named)) + (" ..." if len(silent) > N_NAMED_DOMS else ""),
         "n_hit_not_in_use": int(np.count_nonzero(every.dom_hits[~detector.in_use])),
         "median_hits": float(np.median(used)) if len(used) else 0.0,
-        "top": Markup(plots.occupancy_top_view(detector, occupancy)),
-        "side": Markup(plots.occupancy_side_view(detector, occupancy)),
+        "top": Markup(maps.occupancy_top_view(detector, occupancy)),
+        "side": Markup(maps.occupancy_side_view(detector, occupancy)),
     }
 
 

@@ -1,37 +1,21 @@
-"""The figures of the data card: inline SVG that needs nothing from outside the page."""
+"""The histograms of the data card."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Mapping
-from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from iceaggr.detector import Detector
 from iceaggr.normalization import FeatureScaling
-from iceaggr.shards.histograms import FeatureSketch, Floats
+from iceaggr.shards.binning import Floats
+from iceaggr.shards.data_card_style import label_plainly, styled, svg
+from iceaggr.shards.histograms import FeatureSketch
 
 # Okabe and Ito: told apart by colour-blind readers too
 SPLIT_COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "font.family": "sans-serif",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
 HEAVY_TAILED = ("time_ns", "charge_pe")
 LABELS = {
     "time_ns": "pulse time [ns]",
@@ -51,21 +35,7 @@ LABELS = {
 }
 
 
-P = ParamSpec("P")
-
-
-def _styled(plot: Callable[P, str]) -> Callable[P, str]:
-    """Draw in the style of the card without changing the settings of the process."""
-
-    @wraps(plot)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> str:
-        with matplotlib.rc_context(STYLE):
-            return plot(*args, **kwargs)
-
-    return styled
-
-
-@_styled
+@styled
 def raw_histogram(
     name: str, features: Mapping[str, FeatureSketch], sensors: Floats | None = None
 ) -> str:
@@ -82,7 +52,7 @@ def raw_histogram(
     axes.set_xlim(*_core(features, logarithmic))
     if logarithmic:
         axes.set_xscale("log")
-        _label_plainly(axes.xaxis)
+        label_plainly(axes.xaxis)
     if name == "auxiliary":
         axes.set_xlim(-0.5, 1.5)
         axes.set_xticks([0, 1], ["false (HLC-like)", "true"])
@@ -94,10 +64,10 @@ def raw_histogram(
     axes.set_ylabel("share per bin")
     if len(features) > 1:
         axes.legend()
-    return _svg(figure, f"{name}-raw")
+    return svg(figure, f"{name}-raw")
 
 
-@_styled
+@styled
 def normalized_histogram(
     name: str, feature: FeatureSketch, scaling: FeatureScaling, max_abs: float
 ) -> str:
@@ -116,10 +86,10 @@ def normalized_histogram(
         axes.set_ylim(bottom=0)
     axes.set_xlabel(f"{name} after normalisation")
     axes.set_ylabel("share per bin")
-    return _svg(figure, f"{name}-norm")
+    return svg(figure, f"{name}-norm")
 
 
-@_styled
+@styled
 def count_histogram(name: str, features: Mapping[str, FeatureSketch]) -> str:
     """Draw a whole-number feature as share per decade, both axes logarithmic."""
     figure, axes = _canvas()
@@ -131,16 +101,16 @@ def count_histogram(name: str, features: Mapping[str, FeatureSketch]) -> str:
     high = max(f.high for f in features.values())
     axes.set_xlim(0.9, max(high, 10) * 1.3)
     axes.set_xscale("log")
-    _label_plainly(axes.xaxis)
+    label_plainly(axes.xaxis)
     axes.set_yscale("log")
     axes.set_xlabel(LABELS[name])
     axes.set_ylabel("share per decade")
     if len(features) > 1:
         axes.legend()
-    return _svg(figure, name)
+    return svg(figure, name)
 
 
-@_styled
+@styled
 def direction_histogram(name: str, feature: FeatureSketch) -> str:
     """Draw an angle with its statistical errors and the expectation for isotropic directions."""
     figure, axes = _canvas()
@@ -160,7 +130,7 @@ def direction_histogram(name: str, feature: FeatureSketch) -> str:
     axes.set_ylim(0, 1.35 * max(counts.max(), expected.max()))
     axes.set_xticks(np.linspace(0, np.rad2deg(edges[-1]), 7))
     axes.legend(ncols=2, loc="upper right")
-    return _svg(figure, name)
+    return svg(figure, name)
 
 
 def isotropic_share(name: str, edges: Floats) -> Floats:
@@ -171,69 +141,6 @@ def isotropic_share(name: str, edges: Floats) -> Floats:
     if name == "azimuth":
         return np.diff(edges) / (2 * np.pi)
     return -np.diff(np.cos(edges)) / 2
-
-
-@_styled
-def occupancy_top_view(detector: Detector, occupancy: Floats) -> str:
-    """Draw the strings from above, coloured by the mean occupancy of their DOMs in use.
-
-    occupancy: (S,) float64, share of the events in which each DOM was hit.
-    """
-    figure, axes = _map_canvas((4.6, 4.2))
-    keys = detector.string_id[:, None]
-    if (keys < 0).any():  # a table without strings: sensors above each other make one
-        keys = np.round(detector.xyz_m[:, :2]).astype(np.int64)
-    _, string_of = np.unique(keys, axis=0, return_inverse=True)
-    string_of = string_of.ravel()
-    n_used = np.maximum(np.bincount(string_of, weights=detector.in_use), 1)
-    mean = np.bincount(string_of, weights=occupancy * detector.in_use) / n_used
-    n_all = np.bincount(string_of)
-    x, y = (np.bincount(string_of, weights=detector.xyz_m[:, k]) / n_all for k in (0, 1))
-    _scatter(figure, axes, x, y, mean, 70 if len(x) < 500 else 12)
-    axes.set_aspect("equal")
-    axes.set_xlabel("x [m]")
-    axes.set_ylabel("y [m]")
-    return _svg(figure, "top-view")
-
-
-@_styled
-def occupancy_side_view(detector: Detector, occupancy: Floats) -> str:
-    """Draw every DOM in use from the side: string number (or x) against z; crosses: never hit."""
-    figure, axes = _map_canvas((6.4, 4.2))
-    strings = (detector.string_id >= 0).all()
-    across = detector.string_id.astype(float) if strings else detector.xyz_m[:, 0]
-    used = detector.in_use
-    _scatter(figure, axes, across[used], detector.xyz_m[used, 2], occupancy[used], 9)
-    axes.set_xlabel("string" if strings else "x [m]")
-    axes.set_ylabel("z [m]")
-    return _svg(figure, "side-view")
-
-
-def _scatter(figure: Figure, axes: Axes, x: Floats, y: Floats, value: Floats, size: float) -> None:
-    hit = value > 0
-    axes.scatter(x[~hit], y[~hit], s=size / 2, marker="x", color="#b00020", lw=0.6, rasterized=True)
-    if not hit.any():
-        return
-    # percentiles: one hot DOM must not turn the rest of the detector into one colour
-    percent = 100 * value[hit]
-    low, high = np.percentile(percent, [1, 99.5])
-    high = max(high, 1.05 * low)
-    wide = high > 8 * low
-    norm = (LogNorm if wide else Normalize)(low, high, clip=True)
-    many = len(x) > 500  # thousands of DOMs are smaller as an image
-    points = axes.scatter(x[hit], y[hit], s=size, c=percent, norm=norm, cmap="viridis", lw=0)
-    points.set(rasterized=many, antialiased=not many)
-    bar = figure.colorbar(points, ax=axes, label="events with a hit in the DOM [%]", pad=0.02)
-    if wide:
-        _label_plainly(bar.ax.yaxis)
-
-
-def _label_plainly(axis: Axis) -> None:
-    """Label a logarithmic axis with plain numbers: 1, 2, 5 within two decades, else powers."""
-    low, high = sorted(axis.get_view_interval())
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_splits(
@@ -266,19 +173,3 @@ def _canvas() -> tuple[Figure, Axes]:
     # fixed margins: a layout engine would draw every histogram twice
     figure = Figure(figsize=(5.2, 2.7))
     return figure, figure.add_axes((0.13, 0.18, 0.83, 0.73))
-
-
-def _map_canvas(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="compressed")
-    return figure, figure.add_subplot()
-
-
-def _svg(figure: Figure, salt: str) -> str:
-    """Save as an SVG element that fills its container; the salt keeps ids unique and stable."""
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
-        figure.savefig(text, format="svg", dpi=130, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()[text.getvalue().index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    head, tail = svg.split(">", 1)
-    return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + tail

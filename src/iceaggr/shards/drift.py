@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from iceaggr.normalization import INPUT_FEATURES, Normalization
-from iceaggr.shards.histograms import FeatureSketch, Floats
+from iceaggr.shards.binning import Floats
+from iceaggr.shards.histograms import FeatureSketch
 from iceaggr.shards.sketches import FEATURES, Sketch
 
 MAX_SHIFT, MAX_STABILITY_INDEX, MAX_DISTANCE = 0.1, 0.1, 0.05

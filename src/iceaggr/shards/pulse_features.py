@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from iceaggr.events.dom_events import DomEvents
+from iceaggr.shards.binning import Binning, Floats
 from iceaggr.shards.distinct import Distinct, EventWeights, distinct_pulses
-from iceaggr.shards.histograms import Binning, FeatureSketch, Floats, summarise
+from iceaggr.shards.histograms import FeatureSketch, summarise
 
 
 def pulse_features(block: DomEvents, binnings: dict[str, Binning]) -> dict[str, FeatureSketch]:

@@ -14,7 +14,8 @@ from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, shard_pieces
 from iceaggr.shards.format import shard_hash
 from iceaggr.shards.manifest import ShardEntry, Split
-from iceaggr.shards.sketches import Sketch, sketch_events
+from iceaggr.shards.sketches import Sketch
+from iceaggr.shards.sketching import sketch_events
 
 N_TRANSFERS = 2
 """Shards that are being stored at a time: a thread that awaits storage computes nothing."""
