@@ -54,8 +54,9 @@ def check_cron(cron: str) -> None:
 
 
 def _ever(day_field: str, month_field: str, weekday_field: str) -> bool:
-    # where both kinds of day are given, either is enough: a weekday comes in every month
-    if weekday_field[0] not in "*?":
+    # where both kinds of day are given, either is enough: a weekday comes in every month; one star
+    # in a list makes it none that is given
+    if not any(part[0] in "*?" for part in weekday_field.split(",")):
         return True
     first_days = [_first(part, "day of month") for part in day_field.split(",")]
     return any(
@@ -81,7 +82,7 @@ def _months(part: str) -> range:
 
 def _is_cron_part(part: str, name: str, low: int, high: int) -> bool:
     body, slash, step = part.partition("/")
-    if slash and not (step.isascii() and step.isdigit() and 0 < int(step) <= high - low):
+    if slash and not 0 < (_cron_number(step, (), 0) or 0) <= high - low:
         return False
     if body == "*" or (body == "?" and name.startswith("day") and not slash):
         return True
@@ -96,7 +97,7 @@ def _is_cron_part(part: str, name: str, low: int, high: int) -> bool:
 
 
 def _cron_number(text: str, names: tuple[str, ...], first: int) -> int | None:
-    # digits of other scripts and superscripts are digits, too
-    if text.isascii() and text.isdigit():
-        return int(text)
+    # \d would take digits of other scripts, too; no field needs more than two
+    if re.fullmatch(r"0*[0-9]{1,2}", text):
+        return int(text[-2:])
     return names.index(text.upper()) + first if text.upper() in names else None

@@ -9,10 +9,11 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from iceaggr.addresses import without_credentials
 from iceaggr.config import load_config, parse_config
 from iceaggr.errors import ConfigError
 from launch.run_form import check_allowed
-from launch.value_checks import check_values
+from launch.value_checks import check_folders, check_values
 
 _CONFIG = "config"
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
@@ -34,6 +35,7 @@ _WORDS = {
 class _Setting(NamedTuple):
     """One `name=value`, and the option or line of a file that says so."""
 
+    name: str
     text: str
     where: str
 
@@ -53,65 +55,98 @@ def run_values(
     neither configuration nor steps allow.
     """
     values: dict[str, Any] = {}
-    sources = {_CONFIG: "--config"}
+    sources: dict[str, str] = {}
+    configs: list[tuple[dict[str, Any], str]] = []
     if config_path is not None:
-        values[_CONFIG] = load_config(config_path).model_dump(mode="json")
+        configs.append((load_config(config_path).model_dump(mode="json"), "--config"))
     stated = _read_settings(settings_file) if settings_file is not None else []
-    for setting in [*stated, *(_Setting(text, f"--set {text}") for text in settings)]:
-        name, equals, text = setting.text.partition("=")
-        if not equals:
-            raise ConfigError("not a setting", where=setting.where, expected="name=value")
+    for name, text, where in [*stated, *(_setting(text, "--set ") for text in settings)]:
         if name.startswith(f"{_CONFIG}."):
             default = parameters[_CONFIG].get("defaultValue", {})
-            values[_CONFIG] = _with_field(values.get(_CONFIG, default), name, text, setting.where)
-            name = _CONFIG
+            before = configs[-1][0] if configs else default
+            configs.append((_with_field(before, name, text, where), where))
+        elif name == _CONFIG:
+            configs.append((_typed(parameters, name, text, where), where))
         else:
-            values[name] = _typed(parameters, name, text, setting.where)
-        sources[name] = setting.where
-    if _CONFIG in values:
-        where = sources[_CONFIG]
-        values[_CONFIG] = parse_config(values[_CONFIG], where=where).model_dump(mode="json")
+            values[name], sources[name] = _typed(parameters, name, text, where), where
+    if configs:
+        values[_CONFIG] = _checked_config(configs)
     check_values(values, sources)
     _check_folders(parameters, values, sources)
     return values
+
+
+def _checked_config(configs: list[tuple[dict[str, Any], str]]) -> dict[str, Any]:
+    """Check the last of the configurations, each of which goes on from the one before it.
+
+    Raises: ConfigError that blames the setting with which the mistake came in.
+    """
+    last, where = configs[-1]
+    try:
+        return parse_config(last, where=where).model_dump(mode="json")
+    except ConfigError as error:
+        for config, where in configs[:-1]:
+            try:
+                parse_config(config, where=where)
+            except ConfigError as earlier:
+                if _complaint(earlier) == _complaint(error):
+                    raise earlier from None
+        raise
+
+
+def _complaint(error: ConfigError) -> tuple[object, ...]:
+    return error.what, error.found, error.expected
 
 
 def _check_folders(
     parameters: dict[str, Any], values: dict[str, Any], sources: dict[str, str]
 ) -> None:
     raw, work = (
-        str(values.get(name, parameters.get(name, {}).get("defaultValue", ""))).rstrip("/")
+        str(values.get(name, parameters.get(name, {}).get("defaultValue", "")))
         for name in ("raw_uri", "work_uri")
     )
-    if raw and raw == work:
-        # the one of both that was stated
-        where = sources.get("work_uri") or sources.get("raw_uri", "defaults")
-        raise ConfigError(
-            "raw events and results in one folder",
-            where=where,
-            found=f"raw_uri and work_uri {raw!r}",
-            expected="two folders: nothing is written among the raw events",
-        )
+    # the one of both that was stated
+    where = sources.get("work_uri") or sources.get("raw_uri", "defaults")
+    check_folders(raw, work, where=where)
+
+
+def _setting(line: str, source: str) -> _Setting:
+    """Take `name=value` apart. Raises: ConfigError."""
+    name, equals, text = line.partition("=")
+    where = f"{source}{without_credentials(line)}"
+    if not equals:
+        raise ConfigError("not a setting", where=where, expected="name=value")
+    return _Setting(name, text, where)
 
 
 def _read_settings(path: Path) -> list[_Setting]:
     """Read one setting a line, blanks round = mean nothing; nor do empty lines and those with #."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("cannot read the settings", where=f"{path}", found=str(error)) from None
+        # some editors begin a file with a byte order mark
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "cannot read the settings",
+            where=str(path),
+            found=getattr(error, "strerror", None) or str(error),
+            expected="a text file with one NAME=VALUE a line",
+        ) from None
     found: dict[str, _Setting] = {}
     for number, line in enumerate(lines, start=1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
-        where = f"{path} line {number}: {text}"
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if name in found:
+        setting = _setting(
+            "".join(part.strip() for part in text.partition("=")), f"{path} line {number}: "
+        )
+        if setting.name in found:
             raise ConfigError(
-                "the same parameter twice", where=where, found=repr(name), expected="one line of it"
+                "the same parameter twice",
+                where=setting.where,
+                found=repr(setting.name),
+                expected="one line of it",
             )
-        found[name] = _Setting(f"{name}{equals}{value}", where)
+        found[setting.name] = setting
     return list(found.values())
 
 
@@ -120,7 +155,8 @@ def _typed(parameters: dict[str, Any], name: str, text: str, where: str) -> Any:
         close = difflib.get_close_matches(name, parameters, 1)
         raise ConfigError(
             "unknown parameter",
-            where=where,
+            # without its value, of which nothing is known
+            where=where.removesuffix(f"={without_credentials(text)}"),
             found=repr(name),
             expected=f"one of {', '.join(sorted(parameters))}, config.SECTION.FIELD",
             remedy=f"Did you mean {close[0]}?" if close else "",
@@ -158,7 +194,7 @@ def _with_field(config: dict[str, Any], name: str, text: str, where: str) -> dic
 def _json(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from iceaggr.addresses import without_credentials
 from iceaggr.errors import ConfigError
 from launch.names import check_display_name
 
@@ -22,13 +23,31 @@ _LEAST_MEMORY = 64 * 1024**2
 _LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _LABEL_KEY = re.compile(rf"([a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_LABEL_NAME}")
 _LABEL_VALUE = re.compile(rf"({_LABEL_NAME})?")
-_S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]*(/\S*)?")
+_S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]*(/.*)?")
 # Source: Kubernetes, "Extended resources": a domain, then a name
 _RESOURCE = re.compile(r"[a-z0-9.-]+\.[a-z0-9-]+/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 _TOLERATION_FIELDS = ("key", "operator", "value", "effect", "tolerationSeconds")
 # more than any machine has
 _MOST_CORES = 4096
+_MINUTES = "0 or more minutes; 0 = as configured"
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
+
+
+def check_folders(raw_uri: str, work_uri: str, where: str) -> None:
+    """Check that results have a folder of their own. Raises: ConfigError."""
+    if raw_uri and raw_uri.rstrip("/") == work_uri.rstrip("/"):
+        raise ConfigError(
+            "raw events and results in one folder",
+            where=where,
+            found=f"raw_uri and work_uri {without_credentials(raw_uri)!r}",
+            expected="two folders: nothing is written among the raw events",
+        )
+
+
+def check_minutes(minutes: float, where: str) -> None:
+    """Check a limit of training. Raises: ConfigError."""
+    if not _is_limit(minutes):
+        raise ConfigError("not a limit of training", where=where, found=minutes, expected=_MINUTES)
 
 
 def check_values(values: dict[str, Any], sources: Mapping[str, str]) -> None:
@@ -44,14 +63,16 @@ def check_values(values: dict[str, Any], sources: Mapping[str, str]) -> None:
                 raise ConfigError(
                     "value that no step can use",
                     where=sources[name],
-                    found=repr(value),
+                    found=without_credentials(repr(value)),
                     expected=expected,
                 )
 
 
 def _is_place(value: Any) -> bool:
     # each step is a pod of its own: a file:// of one is not there in the next
-    return _S3.fullmatch(str(value)) is not None
+    place = str(value)
+    readable = place.isprintable() and place == place.strip()
+    return readable and ".." not in place.split("/") and _S3.fullmatch(place) is not None
 
 
 def _quantity(value: Any) -> float:
@@ -71,6 +92,10 @@ def _is_memory(value: Any) -> bool:
 def _is_cpu(value: Any) -> bool:
     # a quantity of bytes is one, too: 4Gi would be four thousand million cores
     return str(value)[-1:] in "0123456789.m" and 0 < _quantity(value) <= _MOST_CORES
+
+
+def _is_limit(value: Any) -> bool:
+    return 0 <= float(value) < math.inf
 
 
 def _is_resource(value: Any) -> bool:
@@ -120,7 +145,7 @@ def _tolerates(item: dict[str, Any]) -> bool:
 
 
 _CHECKS: dict[str, tuple[Any, str]] = {
-    "_uri": (_is_place, "s3://BUCKET or s3://BUCKET/FOLDER"),
+    "_uri": (_is_place, "s3://BUCKET or s3://BUCKET/FOLDER, without `..`"),
     "_memory": (_is_memory, 'a Kubernetes quantity of at least 64Mi, such as "16Gi"'),
     "_cpu": (_is_cpu, 'a Kubernetes quantity of cores, such as "4" or "500m"'),
     "_gpu_type": (
@@ -128,7 +153,7 @@ _CHECKS: dict[str, tuple[Any, str]] = {
         "the resource name of a device plugin such as nvidia.com/gpu, amd.com/gpu or"
         " nvidia.com/mig-3g.40gb",
     ),
-    "_max_minutes": (lambda value: 0 <= value < math.inf, "0 or more minutes; 0 = as configured"),
+    "_max_minutes": (_is_limit, _MINUTES),
     "_node_selector": (_is_selector, 'Kubernetes labels with text as values: {"label": "value"}'),
     "_tolerations": (
         _are_tolerations,

@@ -20,6 +20,7 @@ ADDRESS = "http://ana:canary-pass@127.0.0.1:9/path"
         ("http://u:p/canary@host and s3://bucket/a@b", "http://***@host and s3://bucket/a@b"),
         ("http://u:p@canary@host/x", "http://***@host/x"),
         ("file:///raw/a@b", "file:///raw/a@b"),
+        ("s3://KEY:canary-pass@bucket/a@b", "s3://***@bucket/a@b"),
         ("mail ana@example.org", "mail ana@example.org"),
     ],
 )

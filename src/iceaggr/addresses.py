@@ -12,11 +12,13 @@ from iceaggr.errors import ConfigError
 
 # to the last @ of an address: a password may hold @ and / itself. Keys of objects may hold @, too.
 _CREDENTIALS = re.compile(r"(?<!s3://)(?<!file://)(?<=://)[^\s\"']*@(?=[^\s])")
+# before the first slash of a storage URI stands a bucket or a host, and no bucket holds @
+_BEFORE_BUCKET = re.compile(r"(?<=://)[^\s/\"']*@")
 
 
 def without_credentials(text: str) -> str:
-    """Replace `user:password@` in every address of a service in a text by `***@`."""
-    return _CREDENTIALS.sub("***@", text)
+    """Replace `user:password@` in every address in a text by `***@`."""
+    return _CREDENTIALS.sub("***@", _BEFORE_BUCKET.sub("***@", text))
 
 
 def refuse_credentials(address: str, where: str, remedy: str) -> None:

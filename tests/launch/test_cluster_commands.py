@@ -92,7 +92,7 @@ def test_submit_fails_when_the_run_fails(server, call):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "raw_url=x"], "unknown parameter [--set raw_url=x]"),
+        (["--set", "raw_url=x"], "unknown parameter [--set raw_url]"),
         (["--set", "train_gpu_typ=x"], "Did you mean train_gpu_type?"),
         (["--ui", "http://a:b@kfp.example.org"], "address holds a user or a password [--ui or"),
         (["--set", "train_gpu_count=three"], "train_gpu_count has another value than allowed"),

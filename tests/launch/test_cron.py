@@ -16,6 +16,7 @@ from launch.cron import check_cron
         "0 0 3 29 2 *",
         "0 0 3 31 2,JAN *",
         "0 0 3 31 2 MON",
+        "0 0 03 * * 6",
         "0 0 3 31 2/2 *",
         "0 0 3 30-31 FEB-APR *",
     ],
@@ -42,6 +43,8 @@ def test_check_cron_accepts_what_the_controller_accepts(cron):
         ("0 0 -3 * * 0", "hour '-3'"),
         ("0 0 3 ² * 0", "day of month '²'"),
         ("0 */² * * * *", "minute"),
+        ("0 0 3 * * " + "9" * 5000, "day of week '9"),
+        ("0 */" + "9" * 5000 + " * * * *", "minute"),
         ("0 */99 * * * *", r"minute '\*/99'"),
     ],
 )
@@ -50,7 +53,9 @@ def test_check_cron_names_the_field_that_is_wrong(cron, wrong):
         check_cron(cron)
 
 
-@pytest.mark.parametrize("cron", ["0 0 3 31 2 *", "0 0 3 30 FEB ?", "0 0 3 31 4,6,9,NOV *"])
+@pytest.mark.parametrize(
+    "cron", ["0 0 3 31 2 *", "0 0 3 30 FEB ?", "0 0 3 31 4,6,9,NOV *", "0 0 3 31 2 MON,*"]
+)
 def test_check_cron_refuses_a_day_that_never_comes(cron):
     with pytest.raises(ConfigError, match=r"this time never comes .*found day 3"):
         check_cron(cron)

@@ -82,7 +82,7 @@ def test_run_values_reads_a_file_that_a_single_setting_overrules(settings_file):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("n=1\nshares=1", r"unknown parameter .*line 2: shares=1.*Did you mean share\?"),
+        ("n=1\nshares=1", r"unknown parameter .*line 2: shares\].*Did you mean share\?"),
         ("gpus=3", r"gpus has another value than allowed .*line 1: gpus=3"),
         ("n=x", r"value of another type .*line 1: n=x"),
         ("n", r"not a setting .*line 1: n\]"),
@@ -93,6 +93,51 @@ def test_run_values_reads_a_file_that_a_single_setting_overrules(settings_file):
 def test_run_values_names_the_line_of_a_file(settings_file, text, message):
     with pytest.raises(ConfigError, match=message):
         run_values(PARAMETERS, [], None, settings_file(text))
+
+
+def test_run_values_reads_a_file_that_begins_with_a_byte_order_mark(settings_file):
+    assert run_values(PARAMETERS, [], None, settings_file("\ufeffn=3\n")) == {"n": 3}
+
+
+def test_run_values_refuses_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "parameters.env").write_bytes(b"n=\xff\xfe\n")
+    with pytest.raises(ConfigError, match=r"cannot read the settings .*expected a text file"):
+        run_values(PARAMETERS, [], None, tmp_path / "parameters.env")
+
+
+def test_run_values_blames_the_setting_with_which_a_mistake_came_in(settings_file):
+    path = settings_file("config.training.seed=1\nconfig.training.epochs=7\n")
+    settings = ["config.training.n_epochs=7"]
+    with pytest.raises(ConfigError, match=r"unknown key training\.epochs \[.*line 2: config"):
+        run_values(PARAMETERS, settings, None, path)
+
+
+def test_run_values_allows_a_contradiction_that_a_later_setting_ends():
+    settings = ["config.model.n_heads=7", "config.model.d_model=70"]
+    assert run_values(PARAMETERS, settings, None)["config"]["model"]["n_heads"] == 7
+    with pytest.raises(ConfigError, match=r"\[--set config\.model\.d_model=69\]"):
+        run_values(PARAMETERS, [settings[0], "config.model.d_model=69"], None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("pasword=canary", r"unknown parameter \[--set pasword\]"),
+        ("word_uri=https://ana:canary@host/raw", r"found 'https://\*\*\*@host/raw'"),
+        ("word_uri=s3://KEY:canary@bucket/raw", r"\[--set word_uri=s3://\*\*\*@bucket/raw\]"),
+        ("n=http://ana:canary@host", r"\[--set n=http://\*\*\*@host\]"),
+    ],
+)
+def test_run_values_does_not_quote_a_secret(setting, message):
+    parameters = {**PARAMETERS, "word_uri": {"parameterType": "STRING"}}
+    with pytest.raises(ConfigError, match=message) as refused:
+        run_values(parameters, [setting], None)
+    assert "canary" not in str(refused.value)
+
+
+def test_run_values_refuses_json_that_is_too_deep():
+    with pytest.raises(ConfigError, match="value of another type"):
+        run_values(PARAMETERS, ["items=" + "[" * 100_000], None)
 
 
 def test_run_values_needs_the_file_it_is_given(tmp_path):

@@ -10,6 +10,7 @@ from launch.value_checks import check_values
     [
         {"raw_uri": "s3://bucket/raw", "work_uri": "s3://bucket"},
         {"train_memory": "64Gi", "shard_memory": "1.5G", "evaluate_memory": "1e9"},
+        {"raw_uri": "s3://bucket/IceCube runs/größe", "work_uri": "s3://bucket/a@b"},
         {"train_cpu": "500m", "shard_cpu": "2"},
         {"train_max_minutes": 0.0},
         {"train_node_selector": {}, "train_tolerations": []},
@@ -34,6 +35,9 @@ def test_check_values_accepts_what_the_steps_can_use(values):
         ("raw_uri", "file:///data/raw", "s3://BUCKET"),
         ("raw_uri", "s3:///raw", "s3://BUCKET"),
         ("raw_uri", "gs://bucket/raw", "s3://BUCKET"),
+        ("raw_uri", "s3://bucket/../raw", "without `..`"),
+        ("raw_uri", "s3://bucket/raw ", "s3://BUCKET"),
+        ("work_uri", "s3://bucket/a\nb", "s3://BUCKET"),
         ("train_memory", "16GB", "Kubernetes quantity"),
         ("train_memory", "16 Gi", "Kubernetes quantity"),
         ("shard_memory", "0Gi", "Kubernetes quantity"),
