@@ -16,18 +16,23 @@ import typer
 from rich.console import Console
 
 from components.image import EXAMPLE_IMAGE, IMAGE
+from iceaggr.addresses import without_credentials
 from iceaggr.config import ExperimentConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
+from iceaggr.storage.uris import FILE_SCHEME, S3_SCHEME, bad_uri, bucket_and_key, file_path
 from launch.cluster_commands import add_cluster_commands
 from launch.compilation import compile_pipeline
 from launch.display import RunDisplay
+from launch.ending import Ending
 from launch.local_run import run_here
+from launch.names import check_display_name
 from launch.result_screen import print_results
 from launch.run_form import DROPDOWNS, check_allowed
 from launch.services import service_environment
 from launch.simulated_data import ensure_simulated_events
+from launch.value_checks import check_folders, check_minutes
 
-STATE_FOLDER = Path(os.environ.get("ICEAGGR_STATE_FOLDER", ".iceaggr"))
+STATE_FOLDER = Path(os.environ.get("ICEAGGR_STATE_FOLDER") or ".iceaggr")
 DEFAULT_CONFIG_PATH = Path(__file__).parent.parent / "configs" / "laptop.yaml"
 
 
@@ -51,8 +56,7 @@ def main(make_pipeline: Callable[..., Any]) -> None:
         _app(make_pipeline)()
     except IceaggrError as error:
         print(f"error: {error}", file=sys.stderr)
-        # an interrupted training has a code of its own, which asks for a retry
-        sys.exit(getattr(error, "exit_code", 1))
+        sys.exit(1)
 
 
 def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
@@ -104,7 +108,7 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
             summary_path=summary,
         )
         _check_request(request)
-        _run(make_pipeline(cluster=False), request)
+        _run(make_pipeline, request)
 
     add_cluster_commands(app, make_pipeline)
     return app
@@ -112,45 +116,74 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
 
 def _check_request(request: RunRequest) -> None:
     for name, uri in (("--raw-uri", request.raw_uri), ("--work-uri", request.work_uri)):
-        if uri and not uri.startswith(("file:///", "s3://")):
-            raise ConfigError(
-                "not a storage URI",
-                where=name,
-                found=repr(uri),
-                expected="file:///absolute/folder or s3://bucket/folder",
-            )
+        if uri:
+            _check_place(uri, name)
+    check_folders(request.raw_uri, request.work_uri, where="--raw-uri and --work-uri")
+    check_display_name(request.experiment_name, where="--experiment-name")
     check_allowed(
         "--start-from", request.start_from, DROPDOWNS["train_start_from"], where="command line"
     )
-    if request.summary_path and not request.summary_path.absolute().parent.is_dir():
-        raise ConfigError("folder does not exist", where=f"--summary {request.summary_path}")
+    check_minutes(request.max_train_minutes, where="--max-train-minutes")
+    if request.summary_path:
+        _check_writable(request.summary_path)
 
 
-def _run(pipeline: Any, request: RunRequest) -> None:
+def _check_place(uri: str, name: str) -> None:
+    if not uri.startswith((FILE_SCHEME, S3_SCHEME)):
+        raise bad_uri(without_credentials(uri), where=name)
+    # both raise when it names no place
+    if uri.startswith(FILE_SCHEME):
+        file_path(uri)
+    else:
+        bucket_and_key(uri)
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before hours of work, not after them."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(
+            "the figures cannot be written there",
+            where=f"--summary {path}",
+            found=error.strerror or str(error),
+            expected="a file in a folder that you may write to",
+        ) from None
+
+
+def _run(make_pipeline: Callable[..., Any], request: RunRequest) -> None:
     # bound now: KFP's output is redirected to its log while the run goes on
     console = Console(file=sys.stdout)
-    with service_environment(STATE_FOLDER, console) as addresses:
+    with Ending() as ending, service_environment(STATE_FOLDER, console) as addresses:
         # named by its start: the id of the run is KFP's, and not known yet
         started = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
         folder = STATE_FOLDER.absolute() / "runs" / started
         raw_uri, prepare = _raw_events(request)
-        arguments = {
-            "config": request.config.model_dump(mode="json"),
-            "experiment_name": request.experiment_name,
-            "train_max_minutes": request.max_train_minutes,
-            "train_start_from": request.start_from,
-            "raw_uri": raw_uri,
-            "work_uri": request.work_uri,
-        }
         for label, place in (("raw events", raw_uri), ("KFP log", f"{folder / 'kfp.log'}\n")):
-            console.print(f"{label:<11} {place}", highlight=False, soft_wrap=True)
-        finished = run_here(pipeline, arguments, folder, RunDisplay(console), prepare)
+            console.print(f"{label:<11} {place}", highlight=False, markup=False, soft_wrap=True)
+
+        def steps() -> None:
+            with ending.taking_along():
+                make_pipeline(cluster=False)(**_arguments(request, raw_uri))
+
+        finished = run_here(steps, folder, RunDisplay(console), prepare)
         summary = json.loads(finished.output("promote_model", "summary").read_text())
         report = STATE_FOLDER.absolute() / f"report-{summary['run_name']}.html"
         shutil.copyfile(finished.output("evaluate_model", "report"), report)
-        print_results(console, summary, report, finished.folder / "kfp.log", addresses)
+        print_results(console, summary, report, folder / "kfp.log", addresses)
     if request.summary_path:
         request.summary_path.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
+
+
+def _arguments(request: RunRequest, raw_uri: str) -> dict[str, Any]:
+    return {
+        "config": request.config.model_dump(mode="json"),
+        "experiment_name": request.experiment_name,
+        "train_max_minutes": request.max_train_minutes,
+        "train_start_from": request.start_from,
+        "raw_uri": raw_uri,
+        "work_uri": request.work_uri,
+    }
 
 
 def _raw_events(request: RunRequest) -> tuple[str, Callable[[], None] | None]:

@@ -44,7 +44,9 @@ class RunDisplay:
             BarColumn(bar_width=10),
             TextColumn("{task.fields[clock]:>6}", table_column=Column(no_wrap=True, min_width=6)),
             # what does not fit is cut here, never in the names of the steps
-            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, ratio=1)),
+            TextColumn(
+                "{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, ratio=1)
+            ),
             console=console,
             expand=True,
         )

@@ -9,10 +9,11 @@ import contextlib
 import json
 import logging
 import os
+import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,9 @@ class PipelineRunError(IceaggrError):
 class LocalRun:
     """Where a finished local run left its traces.
 
-    run_id: identity of the run, as the steps saw it
     folder: KFP's local artifacts, log and progress of the run
     """
 
-    run_id: str
     folder: Path
 
     def output(self, task: str, name: str) -> Path:
@@ -51,42 +50,60 @@ class LocalRun:
 
 
 def run_here(
-    pipeline: Any,
-    arguments: dict[str, Any],
+    pipeline: Callable[[], Any],
     folder: Path,
     display: RunDisplay,
     prepare: Callable[[], None] | None = None,
 ) -> LocalRun:
     """Run the graph with subprocesses of this Python.
 
-    prepare: makes the raw events before the first step, if they are to be made.
-    folder: an empty folder for artifacts, `kfp.log` and `progress.jsonl`.
+    pipeline: the graph with its arguments
+    folder: an empty folder for artifacts, `kfp.log` and `progress.jsonl`
+    prepare: makes the raw events before the first step, if they are to be made
     Raises: PipelineRunError with the sentence of the step that failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    progress_path = folder / "progress.jsonl"
+    progress_path, log_path = folder / "progress.jsonl", folder / "kfp.log"
     progress_path.touch()
-    log_path = folder / "kfp.log"
     failure: Exception | None = None
-    with _following(progress_path, display), _kfp_log(log_path):
-        os.environ[PROGRESS_FILE_VARIABLE] = str(progress_path)
+    with _following(progress_path, display), _kfp_log(log_path), _for_steps(progress_path):
         try:
             if prepare is not None:
                 prepare()
-            local.init(
-                runner=local.SubprocessRunner(use_venv=False),
-                pipeline_root=str(folder / "artifacts"),
-                raise_on_error=True,
-            )
-            pipeline(**arguments)
+            _run_steps(pipeline, folder / "artifacts")
         except Exception as error:
             failure = error
-        finally:
-            del os.environ[PROGRESS_FILE_VARIABLE]
-    messages = _read_messages(progress_path)
     if failure is not None:
-        raise _failure(messages, failure, log_path) from None
-    return LocalRun(run_id=next(m["run_id"] for m in messages if m["run_id"]), folder=folder)
+        raise _failure(
+            list(_messages(progress_path.read_text().splitlines())), failure, log_path
+        ) from None
+    return LocalRun(folder)
+
+
+def _run_steps(pipeline: Callable[[], Any], artifacts: Path) -> None:
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(artifacts),
+        raise_on_error=True,
+    )
+    pipeline()
+
+
+@contextlib.contextmanager
+def _for_steps(progress_path: Path) -> Iterator[None]:
+    """Tell the steps where to report, and give them a folder for temporary files.
+
+    KFP's command for a step leaves its source there, and a killed step whatever it had.
+    """
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="iceaggr-", ignore_cleanup_errors=True) as scratch:
+        os.environ.update({PROGRESS_FILE_VARIABLE: str(progress_path), "TMPDIR": scratch})
+        try:
+            yield
+        finally:
+            del os.environ[PROGRESS_FILE_VARIABLE], os.environ["TMPDIR"]
+            if before is not None:
+                os.environ["TMPDIR"] = before
 
 
 def _failure(messages: list[dict[str, Any]], error: Exception, log_path: Path) -> PipelineRunError:
@@ -142,12 +159,15 @@ def _follow(path: Path, display: RunDisplay, stop: threading.Event) -> None:
             last_round = stop.is_set()
             partial += file.read()
             *lines, partial = partial.split("\n")
-            for line in lines:
-                display.show(json.loads(line))
+            for message in _messages(lines):
+                display.show(message)
             if last_round:
                 return
             time.sleep(0.1)
 
 
-def _read_messages(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def _messages(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        # a step that was killed, or met a full disk, may have left half a line
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)

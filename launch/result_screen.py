@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from iceaggr.steps.manifest_facts import reuse_words
 from iceaggr.tracking.experiment_page import view_link_of_run
@@ -25,8 +26,14 @@ def print_results(
     console.print(_angle_table(summary))
     console.print()
     for label, text in [*_facts(summary, addresses), ("report", str(report)), ("log", str(log))]:
-        # soft wrap keeps addresses and paths whole, so that they can be copied
-        console.print(f"{label:<8} {text}", highlight=False, soft_wrap=True)
+        colour = _verdict_colour(summary) if label == "verdict" else ""
+        # soft wrap keeps addresses and paths whole, so that they can be copied; brackets in them
+        # are no markup
+        console.print(Text.assemble(f"{label:<8} ", (text, colour)), soft_wrap=True)
+
+
+def _verdict_colour(summary: dict[str, Any]) -> str:
+    return "green" if summary["promoted"] else "yellow"
 
 
 def _angle_table(summary: dict[str, Any]) -> Table:
@@ -62,7 +69,6 @@ def _facts(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str
         f"{summary['n_events_train']:,} train, {summary['n_events_validation']:,} validation,"
         f" {summary['n_events_test']:,} test"
     )
-    colour = "green" if summary["promoted"] else "yellow"
     where = f"{addresses.tracking_uri}/#/runs/{summary['mlflow_run_id']}"
     if not addresses.stay_up:
         where += "  (stopped now; `make up` brings it back)"
@@ -71,7 +77,7 @@ def _facts(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str
         ("events", events),
         ("pulses", pulses),
         ("start", summary["started_from"]),
-        ("verdict", f"[{colour}]{summary['reason']}[/]"),
+        ("verdict", summary["reason"]),
         ("model", summary["model_uri"]),
         ("run", f"{summary['run_name']}, as `iceaggr compare` knows it"),
         ("MLflow", where),
