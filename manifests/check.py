@@ -2,13 +2,12 @@
 
 Every object must fit the strict schema of its kind, where an unknown field is an error. Schemas of
 Kubernetes itself come with kubernetes-validate, those of other kinds lie in manifests/schemas/. For
-the house rules see `_pod_problems` and `_object_problems`.
+the house rules see `manifests.pods` and `_object_problems`.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,44 +20,30 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from iceaggr.errors import ConfigError
-from launch.names import check_image
+from manifests.pods import (
+    SECRET_NAME,
+    holds_secret,
+    image_problems,
+    pod_problems,
+    variable_problems,
+)
 from manifests.settings import setting_problems
 
 KUBERNETES_VERSION = "1.32"
 _SCHEMAS = Path(__file__).parent / "schemas"
-_POD_PATHS = {
-    "Pod": "spec",
-    "Deployment": "spec.template.spec",
-    "StatefulSet": "spec.template.spec",
-    "DaemonSet": "spec.template.spec",
-    "Job": "spec.template.spec",
-    "CronJob": "spec.jobTemplate.spec.template.spec",
-}
-_SERVERS = ("Deployment", "StatefulSet", "DaemonSet")
 _CLUSTER_WIDE = ("Namespace", "ClusterRole", "ClusterRoleBinding", "ClusterTrainingRuntime")
-# a tag of one number moves with each release below it
-_IMAGE_VERSION = re.compile(r":v?\d+\.\d+[\w.-]*$|@sha256:[0-9a-f]{64}$")
-_SECRET_NAME = re.compile(r"password|secret|token|(?<!public[-_])key|credential", re.IGNORECASE)
-_SECRET_WORD = r"[\w-]*(?:password|passwd|secret|token|access[-_]key|api[-_]key|credential)[\w-]*"
-# `name=value`, `name: value`, `--name value`; no path and no variable that Kubernetes fills in
-_SECRET_VALUE = re.compile(
-    rf"(?<![\w-])(?:{_SECRET_WORD} *[=:] *|--{_SECRET_WORD} +)(?![/$-])[^\s=:]", re.IGNORECASE
-)
-_URL_SECRET = re.compile(r"://[^\s/@:]*:(?!\$\()[^\s/@]+@")
 
 
 def problems(document: dict[str, Any]) -> list[str]:
     """List what is wrong with one object; each line begins with its kind and name."""
     kind = document.get("kind", "?")
-    name = document.get("metadata", {}).get("name", "?")
+    name = (document.get("metadata") or {}).get("name", "?")
     found = list(_schema_problems(document))
     if not found:
         found = [*_object_problems(document)]
         for template in _job_templates(document):
             found += problems(template)
-        if kind in _POD_PATHS:
-            found += _pod_problems(_at(document, _POD_PATHS[kind]), server=kind in _SERVERS)
+        found += pod_problems(document)
     return [f"{kind} {name}: {problem}" for problem in found]
 
 
@@ -111,12 +96,12 @@ def _executor_problems(spec: dict[str, Any]) -> Iterator[str]:
     platform = _platform_executors(spec)
     for name, executor in spec["pipelineSpec"]["deploymentSpec"]["executors"].items():
         container = executor["container"]
-        yield from _image_problems(name, container["image"])
+        yield from image_problems(name, container["image"])
         for field in ("resourceCpuRequest", "resourceMemoryRequest", "resourceMemoryLimit"):
             if not container.get("resources", {}).get(field):
                 yield f"{name}: no resources.{field}"
         for variable in container.get("env", []):
-            yield from (f"{name}: {words}" for words in _variable_problems(variable))
+            yield from (f"{name}: {words}" for words in variable_problems(variable))
         security = platform.get(name, {}).get("securityContext", {})
         if not security.get("runAsNonRoot") or security.get("runAsUser") in (0, "0"):
             yield f"{name}: may run as root"
@@ -129,17 +114,21 @@ def _object_problems(document: dict[str, Any]) -> Iterator[str]:
     if kind not in _CLUSTER_WIDE and not metadata.get("namespace"):
         yield "no namespace"
     if kind == "ConfigMap":
-        for key, value in document.get("data", {}).items():
-            if _SECRET_NAME.search(key) or _holds_secret(value):
+        for key, value in (document.get("data") or {}).items():
+            if SECRET_NAME.search(key) or holds_secret(value):
                 yield f"data.{key}: a secret in a ConfigMap?"
     if kind in ("Role", "ClusterRole"):
-        for rule in document["rules"]:
-            if "*" in rule["verbs"] + rule["resources"] + rule["apiGroups"]:
-                yield f"rights without limit: {rule}"
-            if "secrets" in rule["resources"] and not rule.get("resourceNames"):
-                yield "may read every secret of the namespace"
+        for rule in document.get("rules") or []:
+            yield from _rule_problems(rule)
     if kind == "PipelineVersion":
         yield from _executor_problems(document["spec"])
+
+
+def _rule_problems(rule: dict[str, Any]) -> Iterator[str]:
+    if any("*" in values for values in rule.values()):
+        yield f"rights without limit: {rule}"
+    if "secrets" in rule.get("resources", []) and not rule.get("resourceNames"):
+        yield "may read every secret of the namespace"
 
 
 def _job_templates(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -154,79 +143,16 @@ def _job_templates(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _pod_problems(pod: dict[str, Any], *, server: bool) -> Iterator[str]:
-    """Restricted pod security, least rights, limits, probes of servers, no secret in the clear."""
-    security = pod.get("securityContext", {})
-    if not security.get("runAsNonRoot") or not security.get("runAsUser"):
-        yield "securityContext: runAsNonRoot and a runAsUser other than 0 are missing"
-    if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
-        yield "securityContext.seccompProfile is not RuntimeDefault"
-    if pod.get("automountServiceAccountToken") is not False:
-        yield "automountServiceAccountToken is not false"
-    for field in ("hostNetwork", "hostPID", "hostIPC"):
-        if pod.get(field):
-            yield f"{field} is set"
-    for volume in pod.get("volumes", []):
-        if "hostPath" in volume:
-            yield f"volume {volume['name']}: hostPath"
-        if "emptyDir" in volume and not (volume["emptyDir"] or {}).get("sizeLimit"):
-            yield f"volume {volume['name']}: no sizeLimit"
-    for container in [*pod.get("initContainers", []), *pod["containers"]]:
-        for problem in _container_problems(container, server=server):
-            yield f"container {container['name']}: {problem}"
-
-
-def _container_problems(container: dict[str, Any], *, server: bool) -> Iterator[str]:
-    security = container.get("securityContext", {})
-    if security.get("allowPrivilegeEscalation") is not False or security.get("privileged"):
-        yield "securityContext.allowPrivilegeEscalation is not false"
-    if security.get("runAsUser", 1) == 0 or security.get("runAsNonRoot", True) is False:
-        yield "securityContext: runs as root"
-    if "ALL" not in security.get("capabilities", {}).get("drop", []):
-        yield "securityContext.capabilities: ALL are not dropped"
-    if not security.get("readOnlyRootFilesystem"):
-        yield "securityContext.readOnlyRootFilesystem is not true"
-    for bound in ("requests", "limits"):
-        for resource in ("cpu", "memory"):
-            if resource not in container.get("resources", {}).get(bound, {}):
-                yield f"no resources.{bound}.{resource}"
-    if server:
-        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            if probe not in container:
-                yield f"no {probe}"
-    for variable in container.get("env", []):
-        yield from _variable_problems(variable)
-    # joined, so that an option and its value are seen together
-    if _holds_secret(" ".join([*container.get("command", []), *container.get("args", [])])):
-        yield "command and args: a secret in the clear?"
-    yield from _image_problems("image", container.get("image", ""))
-
-
-def _variable_problems(variable: dict[str, Any]) -> Iterator[str]:
-    value = variable.get("value", "")
-    named = _SECRET_NAME.search(variable["name"]) and value[:1] not in ("", "/", "$")
-    if named or _holds_secret(value):
-        yield f"env {variable['name']}: a secret in the clear?"
-
-
-def _holds_secret(text: str) -> bool:
-    return bool(_SECRET_VALUE.search(text) or _URL_SECRET.search(text))
-
-
-def _image_problems(where: str, image: str) -> Iterator[str]:
-    if not _IMAGE_VERSION.search(image):
-        yield f"{where}: {image!r} names no version that stays: X.Y.Z or a digest"
-        return
+def _objects(path: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read the objects of a file; and what is wrong with it, if it holds anything else."""
     try:
-        check_image(image, where=where)
-    except ConfigError as error:
-        yield str(error)
-
-
-def _at(document: dict[str, Any], path: str) -> dict[str, Any]:
-    for part in path.split("."):
-        document = document[part]
-    return document
+        documents = [d for d in yaml.safe_load_all(Path(path).read_text()) if d is not None]
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        words = getattr(error, "strerror", None) or " ".join(str(error).split())
+        return [], [f"{path}: not a file of YAML: {words}"]
+    objects = [d for d in documents if isinstance(d, dict) and {"apiVersion", "kind"} <= set(d)]
+    found = [] if len(objects) == len(documents) else [f"{path}: holds what is no object"]
+    return objects, found if documents else [f"{path}: no object in it"]
 
 
 def main(paths: list[str]) -> int:
@@ -234,8 +160,9 @@ def main(paths: list[str]) -> int:
     n_objects = 0
     found: list[str] = []
     for path in paths:
-        documents = list(yaml.safe_load_all(Path(path).read_text()))
+        documents, unreadable = _objects(path)
         n_objects += len(documents)
+        found += unreadable
         found += [f"{path}: {problem}" for document in documents for problem in problems(document)]
         found += [f"{path}: {problem}" for problem in setting_problems(documents)]
     print(*found, f"checked {n_objects} objects, {len(found)} problems", sep="\n")

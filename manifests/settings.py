@@ -22,7 +22,8 @@ _PLACES = "allowed-uris"
 
 def setting_problems(documents: list[dict[str, Any]]) -> Iterator[str]:
     """Compare the settings with what reads them: the steps, and the schedule's command line."""
-    named = {(d["kind"], d["metadata"]["name"]): d for d in documents}
+    # what has no name is told by the check of its schema
+    named = {(d.get("kind"), (d.get("metadata") or {}).get("name")): d for d in documents}
     settings = named.get(("ConfigMap", SETTINGS_CONFIG_MAP))
     if settings is not None:
         yield from _step_problems(settings.get("data") or {})
@@ -39,8 +40,13 @@ def _step_problems(settings: dict[str, str]) -> Iterator[str]:
 
 
 def _schedule_problems(job: dict[str, Any], settings: dict[str, str]) -> Iterator[str]:
-    (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    read = set(re.findall(r"\$\((\w+)\)", " ".join(container["args"])))
+    try:
+        (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        arguments = " ".join(container["args"])
+    except (KeyError, TypeError, ValueError):
+        yield f"CronJob {_SCHEDULE}: not one container with args"
+        return
+    read = set(re.findall(r"\$\((\w+)\)", arguments))
     yield from _unread(_SCHEDULE, settings, read)
     for name in sorted(read - set(settings)):
         yield f"ConfigMap {_SCHEDULE}: {name} is missing"
