@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 
 import psutil
 
+_STDERR = 2
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _LOOK_EVERY_S = 0.2
 # a training writes a checkpoint before it ends
@@ -55,7 +55,8 @@ class Ending:
         self._asked.set()
         with contextlib.suppress(OSError):  # the terminal may be gone
             name = signal.Signals(number).name
-            os.write(sys.__stderr__.fileno(), f"ended by {name}: stopping the steps\n".encode())
+            # sys.stderr goes to KFP's log
+            os.write(_STDERR, f"ended by {name}: stopping the steps\n".encode())
         raise SystemExit(128 + number)
 
     @contextlib.contextmanager

@@ -54,6 +54,8 @@ class _Client(kfp.Client):
     argument for this and for the namespace of the API server, and takes `kubeflow` for none.
     """
 
+    _context_setting: dict[str, Any]
+
     def __init__(self, run_namespace: str, **arguments: Any) -> None:
         self._run_namespace = run_namespace
         super().__init__(**arguments)
