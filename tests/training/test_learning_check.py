@@ -108,6 +108,12 @@ def test_text_table_has_one_aligned_line_per_row() -> None:
     assert lines[1].index("learns") == lines[2].index("inputs refused")
 
 
+def test_text_table_says_once_why_inputs_are_refused() -> None:
+    refused = row(inputs="raw", verdict="inputs refused", refusal="time_norm is too wide")
+    text = learning_check_text([row(), refused, refused])
+    assert text.splitlines()[4:] == ["raw: time_norm is too wide"]
+
+
 def test_html_table_is_self_contained_and_escaped() -> None:
     page = learning_check_html([row(), row(refusal="<script>", verdict="not finite")], "<b>x</b>")
     assert "<script" not in page

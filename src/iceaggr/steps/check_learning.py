@@ -54,7 +54,10 @@ def _row_by_row(progress: StepProgress) -> Callable[[LearningRow, int], None]:
 
     def show(row: LearningRow, n_rows: int) -> None:
         done.append(row)
-        words = f"{row.inputs} inputs, rate {row.learning_rate:g}: loss {row.change:+.3f}"
+        words = (
+            f"{row.inputs} inputs, rate {row.learning_rate:g}: loss {row.change:+.3f},"
+            f" {row.verdict}"
+        )
         progress.update(len(done), n_rows, words)
 
     return show

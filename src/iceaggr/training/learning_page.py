@@ -19,13 +19,14 @@ th:first-child, td:first-child, th:last-child, td:last-child { text-align: left 
 
 
 def learning_check_text(rows: Sequence[LearningRow]) -> str:
-    """Format the rows as an aligned table, one line each."""
+    """Format the rows as an aligned table, one line each, and below it why inputs are refused."""
     lines = [HEADINGS, *(_cells(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
-    return "\n".join(
+    aligned = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
-    )
+    ]
+    return "\n".join([*aligned, *_refusals(rows)])
 
 
 def learning_check_html(rows: Sequence[LearningRow], name: str = "") -> str:
@@ -36,8 +37,7 @@ def learning_check_html(rows: Sequence[LearningRow], name: str = "") -> str:
     title = html.escape(f"Learning check {name}".strip())
     head = "".join(f"<th scope='col'>{html.escape(heading)}</th>" for heading in HEADINGS)
     body = "\n".join(_html_row(row) for row in rows)
-    refusals = dict.fromkeys(row.refusal for row in rows if row.refusal)
-    notes = "\n".join(f"<p>{html.escape(refusal)}</p>" for refusal in refusals)
+    notes = "\n".join(f"<p>{html.escape(refusal)}</p>" for refusal in _refusals(rows))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>
 <body><h1>{title}</h1>
@@ -51,6 +51,11 @@ number is finite, and the loss falls.</caption>
 {notes}
 </body></html>
 """
+
+
+def _refusals(rows: Sequence[LearningRow]) -> list[str]:
+    """Say once for each kind of inputs why the input check refuses them."""
+    return list(dict.fromkeys(f"{row.inputs}: {row.refusal}" for row in rows if row.refusal))
 
 
 def _cells(row: LearningRow) -> tuple[str, ...]:
