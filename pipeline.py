@@ -42,7 +42,6 @@ def make_pipeline(cluster: bool) -> Any:
     cluster: also resources, retries, credentials and placement, which the local runner ignores,
     and the choice of several machines, which it cannot offer.
     """
-    place = partial(_place, cluster)
 
     @dsl.pipeline(
         name=PIPELINE_NAME,
@@ -70,41 +69,29 @@ def make_pipeline(cluster: bool) -> Any:
         work_uri: str = "s3://iceaggr/work",
     ) -> None:
         """Train, evaluate and register a direction model from raw events."""
-        run = {
-            "work_uri": work_uri,
-            "experiment_name": experiment_name,
-            "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-            "config": config,
-        }
-        choices = {
-            "max_train_minutes": train_max_minutes,
-            "gpu_count": train_gpu_count,
-            "start_from": train_start_from,
-        }
-        machine = {
-            "cpu": train_cpu,
-            "memory": train_memory,
-            "gpu_type": train_gpu_type,
-            "node_selector": train_node_selector,
-            "tolerations": train_tolerations,
-        }
-        closing = place(close_run(**run), cpu="500m", memory="2Gi")
-        with dsl.ExitHandler(closing, name="direction"):
-            data = _data_steps(place, raw_uri, (shard_cpu, shard_memory), run)
-            checked = place(check_learning(**data, **run), cpu="2", memory="8Gi")
-            training = {**data, **run, **choices}
-            if cluster:
-                model = _training_steps(place, training, machine, train_nodes, checked)
-            else:
-                model = place(train_model(**training).after(checked)).outputs["model"]
-            result = {"manifest": data["manifest"], "model": model, **run}
-            evaluated = place(
-                evaluate_model(raw_uri=raw_uri, **result), cpu=evaluate_cpu, memory=evaluate_memory
-            )
-            promoted = promote_model(evaluation=evaluated.outputs["evaluation"], **result)
-            place(promoted, cpu="2", memory="8Gi")
+        # KFP reads the parameters above, one by one; from here on they are one form
+        _draw(cluster, locals())
 
     return direction_pipeline
+
+
+def _draw(cluster: bool, form: dict[str, Any]) -> None:
+    place = partial(_place, cluster)
+    run = {name: form[name] for name in ("work_uri", "experiment_name", "config")}
+    run["run_id"] = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+    closing = place(close_run(**run), cpu="500m", memory="2Gi")
+    with dsl.ExitHandler(closing, name="direction"):
+        data = _data_steps(place, form, run)
+        checked = place(check_learning(**data, **run), cpu="2", memory="8Gi")
+        model = _training_steps(place, cluster, form, {**data, **run}, checked)
+        result = {"manifest": data["manifest"], "model": model, **run}
+        evaluated = place(
+            evaluate_model(raw_uri=form["raw_uri"], **result),
+            cpu=form["evaluate_cpu"],
+            memory=form["evaluate_memory"],
+        )
+        promoted = promote_model(evaluation=evaluated.outputs["evaluation"], **result)
+        place(promoted, cpu="2", memory="8Gi")
 
 
 def _place(cluster: bool, task: Any, **needs: Any) -> Any:
@@ -117,13 +104,13 @@ def _place(cluster: bool, task: Any, **needs: Any) -> Any:
 
 
 def _data_steps(
-    place: Callable[..., Any], raw_uri: Any, shard_size: tuple[Any, Any], run: dict[str, Any]
+    place: Callable[..., Any], form: dict[str, Any], run: dict[str, Any]
 ) -> dict[str, Any]:
     """Draw the steps up to the statistics; gives manifest and normalisation."""
-    plan = place(plan_shards(raw_uri=raw_uri, **run), cpu="1", memory="8Gi")
+    plan = place(plan_shards(raw_uri=form["raw_uri"], **run), cpu="1", memory="8Gi")
     with dsl.ParallelFor(plan.output, name="shard", parallelism=PARALLEL_SHARD_TASKS) as work_unit:
         sharded = shard_events(work_unit=work_unit, **run)
-        place(sharded, cpu=shard_size[0], memory=shard_size[1])
+        place(sharded, cpu=form["shard_cpu"], memory=form["shard_memory"])
     unit_manifests = dsl.Collected(sharded.outputs["unit_manifest"])
     statistics = place(
         compute_statistics(unit_manifests=unit_manifests, **run), cpu="1", memory="8Gi"
@@ -133,21 +120,38 @@ def _data_steps(
 
 def _training_steps(
     place: Callable[..., Any],
-    training: dict[str, Any],
-    machine: dict[str, Any],
-    n_nodes: Any,
+    cluster: bool,
+    form: dict[str, Any],
+    inputs: dict[str, Any],
     checked: Any,
 ) -> Any:
-    """Draw training in this pod or, from two nodes on, in a TrainJob; gives the model."""
+    """Draw training with the choices of the form; gives the model."""
+    training = {
+        **inputs,
+        "max_train_minutes": form["train_max_minutes"],
+        "gpu_count": form["train_gpu_count"],
+        "start_from": form["train_start_from"],
+    }
+    if cluster:
+        return _training_on_cluster(place, form, training, checked)
+    return place(train_model(**training).after(checked)).outputs["model"]
+
+
+def _training_on_cluster(
+    place: Callable[..., Any], form: dict[str, Any], training: dict[str, Any], checked: Any
+) -> Any:
+    """Draw training in one pod or, from two nodes on, in a TrainJob; gives the model."""
+    size = {"cpu": form["train_cpu"], "memory": form["train_memory"]}
+    where = {name: form[f"train_{name}"] for name in ("gpu_type", "node_selector", "tolerations")}
+    nodes = form["train_nodes"]
     # more attempts than the other steps have: nodes with GPUs come and go
     n_retries = 6
-    with dsl.If(n_nodes == "1", name="one-machine"):
+    with dsl.If(nodes == "1", name="one-machine"):
         here = train_model(**training).after(checked)
-        place(here, cpu=machine["cpu"], memory=machine["memory"], n_retries=n_retries)
-        where = {name: machine[name] for name in ("gpu_type", "node_selector", "tolerations")}
+        place(here, **size, n_retries=n_retries)
         place_training(here, gpu_count=training["gpu_count"], **where)
     with dsl.Else(name="several-machines"):
-        spread = train_on_machines(**training, **machine, n_nodes=n_nodes, image=IMAGE)
+        spread = train_on_machines(**training, **size, **where, n_nodes=nodes, image=IMAGE)
         # this pod only launches and follows
         place(spread.after(checked), cpu="500m", memory="2Gi", n_retries=n_retries)
     return dsl.OneOf(here.outputs["model"], spread.outputs["model"])
