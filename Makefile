@@ -76,9 +76,9 @@ OVERLAYS := existing standalone
 manifests: setup
 	@mkdir -p build/manifests
 	@$(foreach o,$(OVERLAYS),kubectl kustomize manifests/overlays/$(o) > build/manifests/$(o).yaml &&) true
-	@$(foreach o,$(OVERLAYS),$(BIN)/python manifests/rename.py build/manifests/$(o).yaml \
+	@$(foreach o,$(OVERLAYS),$(BIN)/python -m manifests.rename build/manifests/$(o).yaml \
 	  --image "$(OVERLAY_IMAGE)" --namespace "$(NAMESPACE)" &&) true
-	@ICEAGGR_IMAGE="$(or $(OVERLAY_IMAGE),$$($(BIN)/python manifests/rename.py))" \
+	@ICEAGGR_IMAGE="$(or $(OVERLAY_IMAGE),$$($(BIN)/python -m manifests.rename))" \
 	  $(BIN)/python -m launch.kubernetes_manifests --namespace "$(or $(NAMESPACE),kubeflow)" \
 	  $(addprefix --check ,$(wildcard manifests/overlays/*/*/parameters.env)) \
 	  build/manifests/pipeline.yaml

@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from iceaggr.errors import IceaggrError
+from launch.compilation import write_documents
 from launch.names import check_namespace
 from launch.settings import run_values
 from launch.submission import CompiledPipeline, compile_text
@@ -61,16 +62,16 @@ def write_pipeline_objects(
     ] = None,
 ) -> None:
     """Write the pipeline and its version as Kubernetes objects."""
-    graph = make_pipeline(cluster=True)
-    compiled = compile_text(graph, PIPELINE_NAME)
     try:
         check_namespace(namespace, where="--namespace")
+        graph = make_pipeline(cluster=True)
+        compiled = compile_text(graph, PIPELINE_NAME)
         for path in check or []:
             run_values(compiled.parameters, [], None, path)
+        objects = pipeline_objects(compiled, graph.description or "", namespace)
+        write_documents(output, objects, sort_keys=False)
     except IceaggrError as error:
         sys.exit(f"error: {error}")
-    objects = pipeline_objects(compiled, graph.description or "", namespace)
-    output.write_text(yaml.safe_dump_all(objects, sort_keys=False))
     print(f"wrote {output}: {compiled.version_name}")
 
 

@@ -1,4 +1,4 @@
-"""Name image and namespace in rendered manifests: `python manifests/rename.py FILE --image I`.
+"""Name image and namespace in rendered manifests: `python -m manifests.rename FILE --image I`.
 
 Without a file it prints the image that the overlays name.
 
@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from iceaggr.errors import ConfigError
+from launch.names import check_image, check_namespace
 
 _IMAGE_COMPONENT = Path(__file__).parent / "image" / "kustomization.yaml"
 _NAMESPACE_KEYS = ("namespace", "kubernetes.io/metadata.name", "RUN_NAMESPACE")
@@ -28,12 +32,16 @@ def image_of_the_overlays() -> str:
 
 def run_namespace(documents: list[dict[str, Any]]) -> str:
     """Find the namespace of the runs: the one of the schedule's settings."""
-    (name,) = [
-        document["metadata"]["namespace"]
-        for document in documents
-        if (document["kind"], document["metadata"]["name"]) == ("ConfigMap", "iceaggr-schedule")
-    ]
-    return str(name)
+    for document in documents:
+        if (document["kind"], document["metadata"]["name"]) == ("ConfigMap", "iceaggr-schedule"):
+            return str(document["metadata"]["namespace"])
+    raise ConfigError(
+        "the namespace of the runs is not known",
+        where="--namespace",
+        found="no ConfigMap iceaggr-schedule",
+        expected="one, whose namespace is replaced",
+        remedy="Change the namespace in the kustomization.yaml of the overlay",
+    )
 
 
 def renamed(documents: list[dict[str, Any]], image: str, namespace: str) -> list[dict[str, Any]]:
@@ -50,18 +58,24 @@ def renamed(documents: list[dict[str, Any]], image: str, namespace: str) -> list
     return changed
 
 
-def main() -> None:
-    """Rename in place, or print the image."""
+def main(arguments: list[str] | None = None) -> None:
+    """Rename in place, or print the image; an error ends in one line and exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--image", default="")
     parser.add_argument("--namespace", default="")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.file is None:
         print(image_of_the_overlays())
         return
-    documents = list(yaml.safe_load_all(given.file.read_text()))
-    changed = renamed(documents, given.image, given.namespace)
+    try:
+        check_namespace(given.namespace, where="--namespace")
+        if given.image:
+            check_image(given.image, where="--image")
+        documents = list(yaml.safe_load_all(given.file.read_text()))
+        changed = renamed(documents, given.image, given.namespace)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
     given.file.write_text(yaml.safe_dump_all(changed, sort_keys=False))
 
 

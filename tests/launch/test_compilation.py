@@ -14,6 +14,11 @@ def test_compile_pipeline_says_when_the_target_cannot_be_written(tmp_path):
         compile_pipeline(pipeline.make_pipeline(cluster=True), folder)
 
 
+def test_compile_pipeline_says_when_the_folder_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot write .*absent/p.yaml.*No such file"):
+        compile_pipeline(pipeline.make_pipeline(cluster=True), tmp_path / "absent" / "p.yaml")
+
+
 @pytest.mark.parametrize("image", [EXAMPLE_IMAGE, "registry/iceaggr:7.1.0"])
 def test_compile_warns_of_the_example_image(monkeypatch, tmp_path, capsys, image):
     monkeypatch.setattr(commands, "IMAGE", image)

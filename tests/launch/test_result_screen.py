@@ -26,14 +26,19 @@ SUMMARY = {
 }
 
 
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+
+
 @pytest.fixture
-def screen(tmp_path):
+def screen(tracking_uri):
     """Print the screen for files of a folder; gives its text."""
 
     def show(folder, colours=False, **addresses):
         output = io.StringIO()
         console = Console(file=output, width=200, force_terminal=colours)
-        where = Addresses(f"sqlite:///{tmp_path}/mlflow.db", **addresses)
+        where = Addresses(tracking_uri, **addresses)
         print_results(console, SUMMARY, folder / "report.html", folder / "kfp.log", where)
         return output.getvalue()
 

@@ -9,7 +9,7 @@ import yaml
 import iceaggr
 from components.image import EXAMPLE_IMAGE
 from manifests.check import problems
-from manifests.rename import image_of_the_overlays, renamed, run_namespace
+from manifests.rename import image_of_the_overlays, main, renamed, run_namespace
 from tests.manifests.rendering import MANIFESTS, OVERLAYS, render
 
 ROOT = MANIFESTS.parent
@@ -47,3 +47,21 @@ def test_renamed_changes_image_and_namespace_everywhere(overlay):
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_renamed_changes_nothing_that_is_not_asked_for(overlay):
     assert renamed(render(overlay), "", "") == render(overlay)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--namespace", 'a"b'], "not the name of a namespace [--namespace]"),
+        (["--image", "a/b:latest"], "the tag of the image moves with each build [--image]"),
+        (["--namespace", "physics"], "no ConfigMap iceaggr-schedule"),
+    ],
+)
+def test_main_leaves_the_file_alone_when_it_cannot_rename(tmp_path, options, message):
+    path = tmp_path / "objects.yaml"
+    path.write_text("kind: ConfigMap\nmetadata: {name: a}\n")
+    with pytest.raises(SystemExit) as ended:
+        main([str(path), *options])
+    assert str(ended.value).startswith("error: ")
+    assert message in str(ended.value)
+    assert path.read_text() == "kind: ConfigMap\nmetadata: {name: a}\n"
