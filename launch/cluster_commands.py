@@ -15,6 +15,7 @@ from launch.names import check_display_name, check_namespace, check_service_acco
 from launch.schedule import (
     Changes,
     Schedule,
+    ScheduleEntry,
     delete_schedule,
     list_schedules,
     replace_schedule,
@@ -109,12 +110,12 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
     @app.command()
     def schedule(
         cron: Annotated[
-            str,
+            str | None,
             typer.Option(
                 help='Six fields, seconds first: "0 0 3 * * 0" = Sundays at 03:00 UTC, unless KFP'
                 " has CRON_SCHEDULE_TIMEZONE set"
             ),
-        ] = "",
+        ] = None,
         name: Annotated[
             str | None,
             typer.Option(help=f"Name of the schedule; not given = {_NAME}, with --list all"),
@@ -134,10 +135,7 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
         ca_file: CaFile = None,
     ) -> None:
         """Create or replace a schedule: one run at a time, missed times are not caught up."""
-        if (bool(cron), list_, delete).count(True) != 1:
-            raise ConfigError(
-                "schedule does one thing", expected="one of --cron, --list and --delete"
-            )
+        _check_one_thing(cron, list_, delete, has_values=bool(settings or set_file or config))
         connection = Connection(
             host, namespace, token_file, service_account_token_file, cookies_file, ca_file
         )
@@ -145,13 +143,8 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
         if name is not None:
             check_display_name(name, where="--name")
         if list_:
-            entries = list_schedules(connect(connection), name)
-            if not entries:
-                print("no schedules")
-            for entry in entries:
-                state = "enabled" if entry.enabled else "disabled"
-                print(f"{entry.name:<30} {entry.cron:<20} {state:<9} {entry.recurring_run_id}")
-        elif delete:
+            _show(list_schedules(connect(connection), name))
+        elif cron is None:
             _tell(name or _NAME, delete_schedule(connect(connection), name or _NAME))
         else:
             check_cron(cron)
@@ -160,6 +153,32 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
             client = connect(connection)
             order = RunOrder(upload_version(client, compiled), experiment, values, service_account)
             _tell(name or _NAME, replace_schedule(client, Schedule(name or _NAME, cron, order)))
+
+
+def _check_one_thing(cron: str | None, list_: bool, delete: bool, *, has_values: bool) -> None:
+    asked = {"--cron": cron is not None, "--list": list_, "--delete": delete}
+    found = [option for option, given in asked.items() if given]
+    if len(found) != 1:
+        raise ConfigError(
+            "schedule does one thing",
+            found=" and ".join(found) or "none",
+            expected="one of --cron, --list and --delete",
+        )
+    if has_values and cron is None:
+        raise ConfigError(
+            "only a new schedule has values",
+            where=found[0],
+            found="--set, --set-file or --config",
+            expected="these with --cron",
+        )
+
+
+def _show(entries: list[ScheduleEntry]) -> None:
+    if not entries:
+        print("no schedules")
+    for entry in entries:
+        state = "enabled" if entry.enabled else "disabled"
+        print(f"{entry.name:<30} {entry.cron:<20} {state:<9} {entry.recurring_run_id}")
 
 
 def _check_names(connection: Connection, experiment: str, service_account: str) -> None:

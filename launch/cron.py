@@ -28,21 +28,17 @@ def check_cron(cron: str) -> None:
     """
     fields = cron.split()
     if len(fields) != len(_CRON_RANGES):
-        raise ConfigError(
-            "bad cron expression",
-            where=f"--cron {cron!r}",
-            found=f"{len(fields)} fields",
-            expected="6: second minute hour day-of-month month day-of-week",
-            remedy='Sundays at 03:00 are "0 0 3 * * 0"',
+        raise _bad_cron(
+            cron,
+            f"{len(fields)} fields",
+            "6: second minute hour day-of-month month day-of-week",
         )
     for text, (name, low, high) in zip(fields, _CRON_RANGES, strict=True):
         if not all(_is_cron_part(part, name, low, high) for part in text.split(",")):
-            raise ConfigError(
-                "bad cron expression",
-                where=f"--cron {cron!r}",
-                found=f"{name} {text!r}",
-                expected=f"*, a number in {low}..{high}, a range a-b or a step */n",
-                remedy='Sundays at 03:00 are "0 0 3 * * 0", seconds first',
+            raise _bad_cron(
+                cron,
+                f"{name} {text!r}",
+                f"*, a number in {low}..{high}, a range a-b or a step */n",
             )
     if not _ever(fields[3], fields[4], fields[5]):
         raise ConfigError(
@@ -51,6 +47,16 @@ def check_cron(cron: str) -> None:
             found=f"day {fields[3]} of month {fields[4]}",
             expected="a day that one of these months has",
         )
+
+
+def _bad_cron(cron: str, found: str, expected: str) -> ConfigError:
+    return ConfigError(
+        "bad cron expression",
+        where=f"--cron {cron!r}",
+        found=found,
+        expected=expected,
+        remedy='Sundays at 03:00 are "0 0 3 * * 0", seconds first',
+    )
 
 
 def _ever(day_field: str, month_field: str, weekday_field: str) -> bool:

@@ -208,6 +208,13 @@ def start_run(client: kfp.Client, order: RunOrder) -> str:
     return str(run.run_id)
 
 
+def _state_of(client: kfp.Client, run_id: str) -> str:
+    # not client.get_run(), which waits for ever on a connection that went silent
+    with api_errors(f"state of run {run_id}"):
+        run = client._run_api.run_service_get_run(run_id, _request_timeout=_ANSWER_S)
+    return str(run.state or "PENDING")
+
+
 def follow_run(
     client: kfp.Client, run_id: str, say: Callable[[str], None], pause_s: float = 10.0
 ) -> None:
@@ -221,10 +228,7 @@ def follow_run(
         if state:
             time.sleep(pause_s)
         try:
-            with api_errors(f"state of run {run_id}"):
-                # not client.get_run(), which waits for ever on a connection that went silent
-                run = client._run_api.run_service_get_run(run_id, _request_timeout=_ANSWER_S)
-                now = str(run.state or "PENDING")
+            now = _state_of(client, run_id)
         except ServerAwayError as error:
             n_failures += 1
             if n_failures == _MAX_FAILURES:

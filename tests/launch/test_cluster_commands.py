@@ -135,15 +135,6 @@ def test_schedule_creates_lists_replaces_and_deletes(server, call):
     assert server.schedules == []
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["--list", "--delete"], ["--list", "--cron", "0 0 3 * * 0"]]
-)
-def test_schedule_does_one_thing_at_a_time(call, arguments):
-    code, _, err = call("schedule", *arguments)
-    assert code == 1
-    assert "one of --cron, --list and --delete" in err
-
-
 @pytest.mark.parametrize("verb", [["--delete"], ["--list"], ["--cron", "0 0 3 * * 0"]])
 def test_schedule_refuses_an_empty_name_before_anything_is_sent(server, call, verb):
     code, _, err = call("schedule", *verb, "--name", "", "--host", server.url)
@@ -208,3 +199,22 @@ def test_submit_works_on_a_server_with_several_users(call):
         assert "--namespace" in err
         assert call("submit", "--host", server.url, "--namespace", "ana")[0] == 0
         assert server.experiments[0].namespace == "ana"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "schedule does one thing: found none, expected one of --cron, --list and --delete"),
+        (["--list", "--delete"], "schedule does one thing: found --list and --delete"),
+        (["--list", "--cron", "0 0 3 * * 0"], "schedule does one thing: found --cron and --list"),
+        (["--cron", "", "--delete"], "schedule does one thing: found --cron and --delete"),
+        (["--cron", ""], "bad cron expression [--cron '']: found 0 fields"),
+        (["--list", "--set", "train_nodes=2"], "only a new schedule has values [--list]"),
+        (["--delete", "--config", "c.yaml"], "only a new schedule has values [--delete]"),
+    ],
+)
+def test_schedule_takes_nothing_that_it_would_not_use(server, call, arguments, message):
+    code, out, err = call("schedule", *arguments, "--host", server.url)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert server.requests == []

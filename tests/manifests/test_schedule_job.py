@@ -79,7 +79,7 @@ def test_schedule_job_refuses_an_unknown_parameter_before_anything_is_sent(tmp_p
         assert server.requests == []
     assert done.returncode == 1
     assert re.search(
-        r"unknown parameter .*parameters\.env line \d+: train_gpu_cuont=1\]", done.stderr
+        r"unknown parameter .*parameters\.env line \d+: train_gpu_cuont\]", done.stderr
     )
     assert "Did you mean train_gpu_count?" in done.stderr
 
