@@ -140,8 +140,11 @@ def _check_place(uri: str, name: str) -> None:
 
 def _check_writable(path: Path) -> None:
     """Find out before hours of work, not after them."""
+    is_new = not path.exists()
     try:
         path.open("a").close()
+        if is_new:
+            path.unlink()
     except OSError as error:
         raise ConfigError(
             "the figures cannot be written there",

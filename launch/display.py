@@ -10,17 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-STEPS = (
-    "simulate",
-    "plan_shards",
-    "shard_events",
-    "compute_statistics",
-    "check_learning",
-    "train_model",
-    "evaluate_model",
-    "promote_model",
-    "close_run",
-)
 _MARKS = {
     "done": "[green]✓[/]",
     "failed": "[red]✗[/]",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from iceaggr.addresses import refuse_credentials
 from iceaggr.config import load_config
 from iceaggr.errors import ConfigError
 from iceaggr.machines.credentials import SETTINGS_CONFIG_MAP, SETTINGS_ENVIRONMENT
@@ -79,6 +80,7 @@ def _check_config_name(name: str) -> None:
 def _check_host(host: str) -> None:
     if host:
         check_address(Connection(host))
+    refuse_credentials(host, where="schedule.env", remedy="The job has a token of its own")
 
 
 _VALUE_CHECKS: dict[str, Callable[[str], None]] = {

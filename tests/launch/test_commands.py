@@ -60,3 +60,8 @@ def test_run_keeps_the_figures_of_before_until_it_has_new_ones(refused, tmp_path
     refused("--start-from", "champ", "--summary", str(path))
     commands._check_writable(path)
     assert json.loads(path.read_text()) == {"kept": True}
+
+
+def test_run_leaves_no_empty_figures_behind(tmp_path):
+    commands._check_writable(tmp_path / "figures.json")
+    assert list(tmp_path.iterdir()) == []

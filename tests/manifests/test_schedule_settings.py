@@ -53,6 +53,7 @@ def test_setting_problems_names_a_setting_of_the_steps_that_nothing_reads():
         ("EXPERIMENT", " ", "EXPERIMENT: not a name"),
         ("RUN_NAMESPACE", "Bad_NS!", "RUN_NAMESPACE: not the name of a namespace"),
         ("KFP_HOST", "ml-pipeline:8888", "KFP_HOST: not an address"),
+        ("KFP_HOST", "https://token@kfp:8888", "KFP_HOST: address holds a user or a password"),
     ],
 )
 def test_setting_problems_names_a_value_that_the_schedule_job_would_refuse(name, value, message):
