@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import kfp
+from kfp_server_api.exceptions import ApiException
 
 from iceaggr.errors import ConfigError
 from launch.api_errors import api_errors
@@ -21,6 +22,7 @@ from launch.cron import check_cron
 from launch.names import check_display_name
 from launch.submission import FINAL_STATES, RunOrder, equals, find_or_create_experiment
 
+_NOT_FOUND = 404
 _HASH_LABEL = "iceaggr-spec:"
 
 
@@ -104,16 +106,27 @@ def replace_schedule(client: kfp.Client, schedule: Schedule) -> Changes:
     """Make the schedule what is asked.
 
     The new one exists before the old ones go, so a failure half-way leaves two, never none, and
-    the next call cleans up.  Raises: ConfigError for a bad cron expression
-    or name; SubmissionError.
+    the next call cleans up. Of two calls at once, each of which makes one, both keep the same.
+    Raises: ConfigError for a bad cron expression or name; SubmissionError.
     """
     check_cron(schedule.cron)
     present = list_schedules(client, schedule.name)
-    same = [e for e in present if e.enabled and e.spec_hash == schedule.spec_hash()]
-    current = same[0] if same else _create(client, schedule)
-    stale = [e for e in present if e.recurring_run_id != current.recurring_run_id]
-    n_deleted = sum(_remove(client, entry) for entry in stale)
-    return Changes(current, not same, n_deleted, len(stale) - n_deleted)
+    made = None
+    if not _asked_for(schedule, present):
+        made = _create(client, schedule)
+        present = [made, *list_schedules(client, schedule.name)]
+    # the one just made, should the server not say yet that it is enabled
+    good = _asked_for(schedule, present) or present[:1]
+    current = min(good, key=lambda entry: entry.recurring_run_id)
+    stale = {
+        e.recurring_run_id: e for e in present if e.recurring_run_id != current.recurring_run_id
+    }
+    n_deleted = sum(_remove(client, entry) for entry in stale.values())
+    return Changes(current, made is not None, n_deleted, len(stale) - n_deleted)
+
+
+def _asked_for(schedule: Schedule, present: list[ScheduleEntry]) -> list[ScheduleEntry]:
+    return [e for e in present if e.enabled and e.spec_hash == schedule.spec_hash()]
 
 
 def delete_schedule(client: kfp.Client, name: str) -> Changes:
@@ -149,10 +162,15 @@ def _create(client: kfp.Client, schedule: Schedule) -> ScheduleEntry:
 def _remove(client: kfp.Client, entry: ScheduleEntry) -> bool:
     # disabled first: an enabled schedule could start a run between the question and the deletion
     with api_errors("schedule removal"):
-        client.disable_recurring_run(entry.recurring_run_id)
-        if _has_live_run(client, entry):
-            return False
-        client.delete_recurring_run(entry.recurring_run_id)
+        try:
+            client.disable_recurring_run(entry.recurring_run_id)
+            if _has_live_run(client, entry):
+                return False
+            client.delete_recurring_run(entry.recurring_run_id)
+        except ApiException as error:
+            # somebody else removes it at this moment
+            if error.status != _NOT_FOUND:
+                raise
         return True
 
 

@@ -98,6 +98,46 @@ def test_replace_schedule_replaces_an_equal_one_that_is_disabled(server, client,
     assert (changes.created, changes.n_deleted) == (True, 1)
 
 
+def test_replace_schedule_agrees_with_somebody_who_makes_the_same_at_this_moment(
+    server, client, order
+):
+    real, others = server.create_recurring_run, iter([True])
+
+    def together(query, body):
+        # the other call asked before ours was there, and makes its own
+        if next(others, False):
+            real(query, body)
+        return real(query, body)
+
+    server.create_recurring_run = together
+    changes = replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    (kept,) = server.schedules
+    assert changes.current.recurring_run_id == kept.recurring_run_id
+    assert changes.n_deleted == 1
+    again = replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    assert (again.created, again.n_deleted, again.current.recurring_run_id) == (
+        False,
+        0,
+        kept.recurring_run_id,
+    )
+
+
+@pytest.mark.parametrize("late", ["disable_recurring_run", "delete_recurring_run"])
+def test_replace_schedule_goes_on_when_somebody_else_removes_the_old_one(
+    server, client, order, late
+):
+    replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    real = getattr(server, late)
+
+    def too_late(query, body, schedule_id):
+        server.schedules.remove(server._schedule(schedule_id))
+        return real(query, body, schedule_id)
+
+    setattr(server, late, too_late)
+    replace_schedule(client, Schedule("weekly", MONDAYS, order))
+    assert [s.trigger.cron_schedule.cron for s in server.schedules] == [MONDAYS]
+
+
 def test_replace_schedule_leaves_other_names_alone(server, client, order):
     replace_schedule(client, Schedule("daily", SUNDAYS, order))
     replace_schedule(client, Schedule("weekly", MONDAYS, order))
