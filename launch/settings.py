@@ -119,11 +119,10 @@ def _setting(line: str, source: str) -> _Setting:
     return _Setting(name, text, where)
 
 
-def _read_settings(path: Path) -> list[_Setting]:
-    """Read one setting a line, blanks round = mean nothing; nor do empty lines and those with #."""
+def _lines_of(path: Path) -> list[str]:
     try:
         # some editors begin a file with a byte order mark
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(
             "cannot read the settings",
@@ -131,8 +130,12 @@ def _read_settings(path: Path) -> list[_Setting]:
             found=getattr(error, "strerror", None) or str(error),
             expected="a text file with one NAME=VALUE a line",
         ) from None
+
+
+def _read_settings(path: Path) -> list[_Setting]:
+    """Read one setting a line, blanks round = mean nothing; nor do empty lines and those with #."""
     found: dict[str, _Setting] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines_of(path), start=1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
