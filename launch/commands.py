@@ -98,12 +98,12 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
     ) -> None:
         """Run the whole pipeline on this machine."""
         request = RunRequest(
-            raw_uri=raw_uri.rstrip("/"),
+            raw_uri=raw_uri,
             config=load_config(config),
             max_train_minutes=max_train_minutes,
             start_from=start_from,
             experiment_name=experiment_name,
-            work_uri=work_uri.rstrip("/"),
+            work_uri=work_uri,
             simulate_events=simulate_events,
             summary_path=summary,
         )
@@ -115,9 +115,9 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
 
 
 def _check_request(request: RunRequest) -> None:
-    for name, uri in (("--raw-uri", request.raw_uri), ("--work-uri", request.work_uri)):
-        if uri:
-            _check_place(uri, name)
+    if request.raw_uri:
+        _check_place(request.raw_uri, "--raw-uri")
+    _check_place(request.work_uri, "--work-uri")
     check_folders(request.raw_uri, request.work_uri, where="--raw-uri and --work-uri")
     check_display_name(request.experiment_name, where="--experiment-name")
     check_allowed(
@@ -185,13 +185,13 @@ def _arguments(request: RunRequest, raw_uri: str) -> dict[str, Any]:
         "train_max_minutes": request.max_train_minutes,
         "train_start_from": request.start_from,
         "raw_uri": raw_uri,
-        "work_uri": request.work_uri,
+        "work_uri": request.work_uri.rstrip("/"),
     }
 
 
 def _raw_events(request: RunRequest) -> tuple[str, Callable[[], None] | None]:
     if request.raw_uri:
-        return request.raw_uri, None
+        return request.raw_uri.rstrip("/"), None
     n_events = request.simulate_events
     raw_uri = f"s3://iceaggr/raw/simulated-{n_events}"
     return raw_uri, lambda: ensure_simulated_events(raw_uri, n_events)

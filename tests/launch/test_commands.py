@@ -32,6 +32,8 @@ def refused(monkeypatch, capsys, tmp_path):
     ("arguments", "message"),
     [
         (["--raw-uri", "/data/raw"], "not a storage URI [--raw-uri]: found '/data/raw'"),
+        (["--raw-uri", "/"], "not a storage URI [--raw-uri]: found '/'"),
+        (["--work-uri", ""], "not a storage URI [--work-uri]: found ''"),
         (["--raw-uri", "file://raw"], "not a storage URI"),
         (["--raw-uri", "s3:///raw"], "not a storage URI"),
         (["--work-uri", "file:///work/../raw"], "URI climbs out of its folder"),
