@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -22,6 +23,7 @@ from kfp import local
 
 from iceaggr.errors import IceaggrError
 from iceaggr.progress import PROGRESS_FILE_VARIABLE
+from iceaggr.tracking.run import SPOOL_PREFIX
 from launch.display import RunDisplay
 
 
@@ -93,17 +95,30 @@ def _run_steps(pipeline: Callable[[], Any], artifacts: Path) -> None:
 def _for_steps(progress_path: Path) -> Iterator[None]:
     """Tell the steps where to report, and give them a folder for temporary files.
 
-    KFP's command for a step leaves its source there, and a killed step whatever it had.
+    KFP's command for a step leaves its source there, and a killed step whatever it had. All goes
+    but tracking records that neither the server nor the object store would take.
     """
     before = os.environ.get("TMPDIR")
-    with tempfile.TemporaryDirectory(prefix="iceaggr-", ignore_cleanup_errors=True) as scratch:
-        os.environ.update({PROGRESS_FILE_VARIABLE: str(progress_path), "TMPDIR": scratch})
-        try:
-            yield
-        finally:
-            del os.environ[PROGRESS_FILE_VARIABLE], os.environ["TMPDIR"]
-            if before is not None:
-                os.environ["TMPDIR"] = before
+    scratch = Path(tempfile.mkdtemp(prefix="iceaggr-run-"))
+    os.environ.update({PROGRESS_FILE_VARIABLE: str(progress_path), "TMPDIR": str(scratch)})
+    try:
+        yield
+    finally:
+        del os.environ[PROGRESS_FILE_VARIABLE], os.environ["TMPDIR"]
+        if before is not None:
+            os.environ["TMPDIR"] = before
+        _clear(scratch)
+
+
+def _clear(scratch: Path) -> None:
+    for path in scratch.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            if not path.name.startswith(SPOOL_PREFIX):
+                shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty
+        scratch.rmdir()
 
 
 def _failure(messages: list[dict[str, Any]], error: Exception, log_path: Path) -> PipelineRunError:

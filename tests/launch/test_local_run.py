@@ -8,6 +8,7 @@ from kfp import dsl
 from rich.console import Console
 
 from iceaggr.progress import PROGRESS_FILE_VARIABLE
+from iceaggr.tracking.run import SPOOL_PREFIX
 from launch.display import RunDisplay
 from launch.local_run import PipelineRunError, run_here
 
@@ -59,6 +60,18 @@ def test_run_here_shows_the_step_and_leaves_its_output_and_no_temporary_file(cal
     assert list((tmp_path / "tmp").iterdir()) == []
     assert os.environ["TMPDIR"] == str(tmp_path / "tmp")
     assert PROGRESS_FILE_VARIABLE not in os.environ
+
+
+def test_run_here_keeps_tracking_records_that_nobody_took(call, tmp_path):
+    def prepare():
+        # a step whose server and object store are both away, as it tells where its records lie
+        spool = Path(tempfile.mkdtemp(prefix=f"{SPOOL_PREFIX}x-", dir=os.environ["TMPDIR"]))
+        (spool / "unsent.jsonl").write_text("{}")
+        (spool.parent / "other").touch()
+
+    call("hello", prepare)
+    (kept,) = (tmp_path / "tmp").rglob("*.jsonl")
+    assert {path.name for path in kept.parents[1].iterdir()} == {kept.parent.name}
 
 
 def test_run_here_tells_the_sentence_of_the_step_that_failed(call, tmp_path):

@@ -27,6 +27,8 @@ from iceaggr.tracking.surroundings import hardware, surroundings
 log = logging.getLogger(__name__)
 
 PARAM_PREFIX = "config/"
+SPOOL_PREFIX = "iceaggr-tracking-"
+"""Of the temporary folder in which the records of a step wait; what was not sent stays in it."""
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 8000
 _LONGEST_KEY = 250
@@ -213,7 +215,7 @@ def open_tracker(
         run_name,
         attached_run_id(),
     )
-    spool = Path(tempfile.mkdtemp(prefix=f"iceaggr-tracking-{step}-"))
+    spool = Path(tempfile.mkdtemp(prefix=f"{SPOOL_PREFIX}{step}-"))
     sender = LateSender(target, spool)
     try:
         sender.open()
