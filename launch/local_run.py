@@ -98,15 +98,17 @@ def _for_steps(progress_path: Path) -> Iterator[None]:
     KFP's command for a step leaves its source there, and a killed step whatever it had. All goes
     but tracking records that neither the server nor the object store would take.
     """
-    before = os.environ.get("TMPDIR")
+    before = dict(os.environ)
     scratch = Path(tempfile.mkdtemp(prefix="iceaggr-run-"))
+    # compiled layers are worth keeping for the next run
+    compiled = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)
     os.environ.update({PROGRESS_FILE_VARIABLE: str(progress_path), "TMPDIR": str(scratch)})
     try:
         yield
     finally:
-        del os.environ[PROGRESS_FILE_VARIABLE], os.environ["TMPDIR"]
-        if before is not None:
-            os.environ["TMPDIR"] = before
+        os.environ.clear()
+        os.environ.update(before)
         _clear(scratch)
 
 
