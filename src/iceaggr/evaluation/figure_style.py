@@ -76,13 +76,21 @@ def angle_axis(axes: Axes, label: str = "Opening angle [deg]") -> None:
     axes.set_yticks(range(0, top + 1, 30))
 
 
+MAX_FOLD_LABELLED = 300
+"""Ratio of the ends of a logarithmic axis up to which digits beside 1 have labels."""
+
+
 def log_x_axis(axes: Axes, digits: tuple[int, ...]) -> None:
     """Make x logarithmic, from tick to tick, with ticks at `digits` times each power of ten."""
     axes.set_xscale("log")
+    low, high = axes.get_xlim()
     if axes.has_data():
         ticks = [digit * 10.0**power for power in range(-3, 13) for digit in digits]
         low = max(tick for tick in ticks if tick <= max(axes.dataLim.xmin, ticks[0]))
         high = min(tick for tick in ticks if tick >= min(axes.dataLim.xmax, ticks[-1]))
-        axes.set_xlim(low, high if high > low else 10.0 * low)
-    axes.xaxis.set_major_locator(LogLocator(subs=tuple(float(digit) for digit in digits)))
+        high = high if high > low else 10.0 * low
+        axes.set_xlim(low, high)
+    # in a narrow figure the labels of more than two and a half decades would touch
+    labelled = digits if high <= MAX_FOLD_LABELLED * low else digits[:1]
+    axes.xaxis.set_major_locator(LogLocator(subs=tuple(float(digit) for digit in labelled)))
     axes.xaxis.set_minor_formatter(NullFormatter())
