@@ -27,6 +27,23 @@ def test_pipe_is_no_absent_file(tmp_path: Path) -> None:
         open_store().stat((tmp_path / "geometry.csv").as_uri())
 
 
+@pytest.mark.parametrize("read", [STORE.read_bytes, STORE.open_input])
+def test_pipe_is_refused_and_not_waited_for(tmp_path: Path, read) -> None:
+    os.mkfifo(tmp_path / "weights")
+    with pytest.raises(StorageError, match=r"not a file .*weights.*a device, pipe or socket"):
+        read((tmp_path / "weights").as_uri())
+    with pytest.raises(StorageError, match="a device, pipe or socket"):
+        STORE.download((tmp_path / "weights").as_uri(), tmp_path / "copy")
+    with pytest.raises(StorageError, match="a device, pipe or socket"):
+        STORE.upload(tmp_path / "weights", (tmp_path / "copy").as_uri())
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"not a file \[.*\]: found a folder"):
+        STORE.read_bytes(tmp_path.as_uri())
+
+
 def test_delete_removes_the_folder_with_its_last_object(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "step-1"
     for name in ("a", "b"):

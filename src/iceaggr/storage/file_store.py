@@ -47,9 +47,9 @@ class FileStore:
     def read_bytes(self, uri: str, compare_tag: bool = True) -> bytes:
         """Read a whole file; its tag does not depend on its content, so none is compared.
 
-        Raises: StorageError if it is missing or shrinks while being read.
+        Raises: StorageError if it is missing, no regular file, or shrinks while being read.
         """
-        with as_storage_error(uri, "cannot read"), file_path(uri).open("rb") as file:
+        with as_storage_error(uri, "cannot read"), _open_regular(uri, file_path(uri)) as file:
             n_bytes = os.fstat(file.fileno()).st_size
             data = file.read()
         if len(data) != n_bytes:
@@ -88,7 +88,7 @@ class FileStore:
     def open_input(self, uri: str) -> BinaryIO:
         """Open a file for reading with seek."""
         with as_storage_error(uri, "cannot read"):
-            return file_path(uri).open("rb")
+            return _open_regular(uri, file_path(uri))
 
     def upload(self, path: Path, uri: str) -> None:
         """Copy a local file into place atomically."""
@@ -160,7 +160,7 @@ def _flush(path: Path) -> None:
 def _copy(source: Path, target: Path, where: str) -> None:
     with (
         as_storage_error(where, f"cannot copy {source} to {target}"),
-        source.open("rb") as reader,
+        _open_regular(where, source) as reader,
         partial_file(target) as partial,
     ):
         with partial.open("wb") as writer:
@@ -199,6 +199,16 @@ def _describe(uri: str, path: Path) -> StoredObject | None:
             raise _no_file(uri, "a device, pipe or socket")
         return None
     return StoredObject(uri, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+
+
+def _open_regular(uri: str, path: Path) -> BinaryIO:
+    """Open a file without waiting for whoever should write into it, were it a pipe."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise _no_file(uri, "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket")
 
 
 def _no_file(uri: str, found: str) -> StorageError:
