@@ -37,6 +37,7 @@ from tests.fuzz.raw_targets import GEOMETRY as GEOMETRY_CSV
 from tests.fuzz.raw_targets import small_detector, sound_pulses
 from tests.fuzz.shard_targets import small_events
 from tests.fuzz.target import Target
+from tests.models.sealing import seal
 from tests.training.small_runs import manifest_of, write_shard
 
 MODEL_URI = "file:///model"
@@ -100,8 +101,8 @@ def _seal(parts: dict[str, bytes]) -> None:
         document = json.loads(parts[DOCUMENT])
         for name in document["sha256"]:
             document["sha256"][name] = hashlib.sha256(parts[name]).hexdigest()
-        parts[DOCUMENT] = json.dumps(document).encode()
-    except (ValueError, KeyError, TypeError, RecursionError):
+        parts[DOCUMENT] = json.dumps(seal(document)).encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return
 
 

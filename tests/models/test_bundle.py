@@ -1,17 +1,19 @@
 import json
+import os
 from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
 
-from iceaggr.config import ModelConfig
-from iceaggr.errors import DetectorError, ModelError
+from iceaggr.config import ModelConfig, parse_config
+from iceaggr.errors import DetectorError, ModelError, StorageError
 from iceaggr.models import build_model
 from iceaggr.models.bundle import load_model, save_model
 from iceaggr.normalization import Normalization
 from iceaggr.storage import open_store
 from tests.batches.batch_builder import random_event_batch
+from tests.models.sealing import edit_sealed
 
 CONFIG = ModelConfig(d_model=16, n_heads=2, n_dom_layers=1, n_event_layers=1)
 GEOMETRY = resources.files("iceaggr.resources").joinpath("icecube86.csv").read_text()
@@ -61,18 +63,89 @@ def test_load_refuses_a_missing_file(saved) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 99}, "another format"),
-        ({"sha256": {}}, "another format"),
+        ({"format_version": 99}, "another format.*version 99 by 'iceaggr"),
+        (
+            {"format_version": 1},
+            "another format.*version 1 .*Use the version of iceaggr that saved",
+        ),
+        ({"format_version": True}, "another format.*version True"),
+        ({"format_version": 2.0}, r"another format.*version 2\.0"),
+        ({"sha256": {}}, r"not the document.*sha256 of \[\]"),
+        ({"facts": None}, "not the document.*no facts"),
+        ({"model": [1]}, "not the document.*no model"),
         ({"model": {"d_model": 24, "n_heads": 2}}, "does not fit"),
-        ({"model": {"nonsense": 1}}, "does not fit"),
-        ({"normalization": {"preset": "fitted", "time_ns": 3}}, "does not fit"),
+        ({"model": {"nonsense": 1}}, r"does not fit.*found model\.nonsense: 1, expected"),
+        (
+            {"normalization": {"preset": "fitted", "time_ns": 3}},
+            "does not fit.*not a normalisation document, time_ns: 3, expected",
+        ),
     ],
 )
 def test_load_refuses_a_foreign_document(saved, change: dict, message: str) -> None:
     store, uri, _, folder = saved
+    edit_sealed(folder / "model.json", lambda document: document.update(change))
+    with pytest.raises(ModelError, match=message):
+        load_model(store, uri)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"facts": {"run": "abc", "mean_deg": 6.5}},
+        {"saved_by": "iceaggr 7"},
+        {"content_sha256": None},
+        {"content_sha256": "0" * 64},
+        {"remark": "mine"},
+    ],
+)
+def test_load_refuses_a_document_that_was_changed(saved, change: dict) -> None:
+    store, uri, _, folder = saved
     document = json.loads((folder / "model.json").read_text()) | change
     (folder / "model.json").write_text(json.dumps(document))
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(
+        ModelError, match=r"changed since it was saved \[.*model\.json\]: found con"
+    ):
+        load_model(store, uri)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "words"),
+    [
+        ("x", "bad value for the whole configuration"),
+        (None, "bad value for the whole configuration"),
+        ({"batches": {"max_doms_per_event": -1}}, r"bad value for batches\.max_doms_per_event"),
+        ({"batches": {"n_gone": 3}}, r"unknown key batches\.n_gone"),
+        ({"data": 7}, "bad value for data"),
+    ],
+)
+def test_load_names_the_version_whose_settings_it_does_not_know(saved, experiment, words) -> None:
+    store, uri, _, folder = saved
+
+    def change(document) -> None:
+        document["facts"]["experiment"] = experiment
+        document["saved_by"] = "iceaggr 9.9"
+
+    edit_sealed(folder / "model.json", change)
+    with pytest.raises(ModelError, match=f"{words} .*saved by 'iceaggr 9.9'.* Use the version"):
+        load_model(store, uri)
+
+
+def test_loaded_model_knows_the_settings_of_its_training(tmp_path: Path) -> None:
+    experiment = parse_config({"batches": {"max_doms_per_event": 7}})
+    model = build_model(CONFIG, Normalization.seed())
+    facts = {"experiment": experiment.model_dump(mode="json")}
+    uri = save_model(open_store(), f"{tmp_path.as_uri()}/m", model, GEOMETRY, facts)
+    assert load_model(open_store(), uri).experiment == experiment
+    uri = save_model(open_store(), uri, model, GEOMETRY, {})
+    assert load_model(open_store(), uri).experiment is None
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "geometry.csv", "model.json"])
+def test_load_does_not_wait_for_a_pipe(saved, name: str) -> None:
+    store, uri, _, folder = saved
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises((ModelError, StorageError), match=f"not a file.*{name}|{name}.*not a file"):
         load_model(store, uri)
 
 

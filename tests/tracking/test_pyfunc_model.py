@@ -18,6 +18,7 @@ from iceaggr.storage import open_store
 from iceaggr.storage.uris import file_path
 from iceaggr.tracking.model_package import build_package, fetch_bundle, input_example, requirements
 from tests.events.raw_layout import write_raw_layout
+from tests.models.sealing import edit_sealed
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +113,7 @@ def test_packed_model_brings_its_own_code(package):
 
 def test_model_without_its_configuration_is_not_packed(saved_model, tmp_path):
     bundle = fetch_bundle(open_store(), saved_model, tmp_path / "model")
-    document = json.loads((bundle / DOCUMENT).read_text())
-    document["facts"] = {}
-    (bundle / DOCUMENT).write_text(json.dumps(document))
+    edit_sealed(bundle / DOCUMENT, lambda document: document.update(facts={}))
     with pytest.raises(TrackingError, match="does not say how its events were batched"):
         build_package(bundle, tmp_path / "packed", {"run_id": "0" * 32})
 

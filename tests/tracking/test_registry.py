@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from iceaggr.tracking.model_package import input_example
 from iceaggr.tracking.promotion_lock import PromotionLock
 from iceaggr.tracking.registered_model import RegisteredModel
 from iceaggr.tracking.registry import ModelRegistry
+from tests.models.sealing import edit_sealed
 from tests.tracking.outage import Door
 
 pytestmark = pytest.mark.integration
@@ -266,9 +266,7 @@ def test_lock_of_a_dead_promotion_is_broken_by_one_only(registry, name, monkeypa
 def test_failed_packing_registers_nothing(registry, name, run_id, saved_model, tmp_path):
     for path in file_path(saved_model).iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    document = json.loads((tmp_path / DOCUMENT).read_text())
-    document["facts"] = {}
-    (tmp_path / DOCUMENT).write_text(json.dumps(document))
+    edit_sealed(tmp_path / DOCUMENT, lambda document: document.update(facts={}))
     with pytest.raises(TrackingError, match="cannot predict its own example"):
         registry.register(open_store(), tmp_path.as_uri(), name, run_id, {})
     with pytest.raises(TrackingError, match="cannot fetch the model"):

@@ -1,7 +1,7 @@
 """A saved model: a folder that holds all that prediction from raw pulses needs, and no pickle.
 
 weights.safetensors   every parameter and buffer
-model.json            format version, model configuration, normalisation, free facts, sha256
+model.json            model configuration, normalisation, free facts, sha256; see bundle_document
 geometry.csv          the detector's table
 """
 
@@ -18,22 +18,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as dump_tensors
 
-from iceaggr.config import ModelConfig
+from iceaggr.config import ExperimentConfig, ModelConfig, parse_config
 from iceaggr.detector import Detector, parse_geometry
 from iceaggr.errors import ModelError, NormalizationError, StorageError
 from iceaggr.interfaces import ObjectStore
+from iceaggr.models.bundle_document import (
+    DOCUMENT,
+    GEOMETRY,
+    REMEDY,
+    WEIGHTS,
+    parse_document,
+    sealed,
+)
 from iceaggr.models.hierarchical import DirectionModel, build_model
 from iceaggr.normalization import Normalization, Normalizer, parse_normalization
-from iceaggr.validation import shown
+from iceaggr.validation import first_problem
 from iceaggr.verified import read_verified, sha256_of
 
-FORMAT_VERSION = 1
-WEIGHTS, DOCUMENT, GEOMETRY = "weights.safetensors", "model.json", "geometry.csv"
+__all__ = ["DOCUMENT", "GEOMETRY", "WEIGHTS", "LoadedModel", "load_model", "save_model"]
+
 _UNFIT = (
     *(ValidationError, NormalizationError, SafetensorError),
     *(RuntimeError, LookupError, TypeError, ValueError, OverflowError),
 )
-_REMEDY = "Train again, or give the folder of another saved model"
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,12 @@ class LoadedModel:
     model: DirectionModel
     detector: Detector
     facts: dict[str, Any]
+
+    @property
+    def experiment(self) -> ExperimentConfig | None:
+        """Give the configuration it was trained with; None where the facts do not have it."""
+        found = self.facts.get("experiment")
+        return None if found is None else parse_config(found, "facts.experiment")
 
 
 def save_model(
@@ -63,7 +76,6 @@ def save_model(
     tensors = {name: value.detach().cpu().contiguous() for name, value in _state(model).items()}
     weights = dump_tensors(tensors)
     document = {
-        "format_version": FORMAT_VERSION,
         "model": model.config.model_dump(),
         "normalization": json.loads(model.normalization.to_json()),
         "sha256": {
@@ -72,7 +84,7 @@ def save_model(
         },
         "facts": dict(facts),
     }
-    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False)
+    text = sealed(document)
     store.write_bytes(f"{folder_uri}/{WEIGHTS}", weights)
     store.write_bytes(f"{folder_uri}/{GEOMETRY}", geometry_csv.encode())
     store.write_bytes(f"{folder_uri}/{DOCUMENT}", text.encode())
@@ -82,7 +94,8 @@ def save_model(
 def load_model(store: ObjectStore, folder_uri: str) -> LoadedModel:
     """Read a model, in evaluation mode, on the CPU.
 
-    Raises: ModelError if the folder is not a saved model, damaged or of another format version.
+    Raises: ModelError if the folder is not a saved model, damaged, changed since it was saved or of
+    another version.
     """
     folder_uri = folder_uri.rstrip("/")
     document = _document(store, folder_uri)
@@ -99,13 +112,21 @@ def load_model(store: ObjectStore, folder_uri: str) -> LoadedModel:
         raise ModelError(
             "saved model does not fit this version of the network",
             where=where,
-            found=" ".join(f"{type(error).__name__}: {error}".split())[:300],
+            found=_words(error),
             expected="configuration, normalisation and weights of one network",
             remedy="Use the version of iceaggr that saved it, or train again",
         ) from None
     _check_numbers(model, where=f"{folder_uri}/{WEIGHTS}")
     detector = parse_geometry(geometry, where=f"{folder_uri}/{GEOMETRY}")
-    return LoadedModel(model.eval(), detector, dict(document.get("facts", {})))
+    return LoadedModel(model.eval(), detector, dict(document["facts"]))
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return f"model.{first_problem(error, ModelConfig).found_in_field}"
+    if isinstance(error, NormalizationError):
+        return f"{error.what}, {error.found}"
+    return " ".join(str(error).split())[:300]
 
 
 def _check_size(config: ModelConfig, normalization: Normalization, n_bytes: int) -> None:
@@ -126,7 +147,7 @@ def _check_numbers(model: DirectionModel, where: str) -> None:
             where=where,
             found=", ".join(spoiled[:3]),
             expected="finite numbers",
-            remedy=_REMEDY,
+            remedy=REMEDY,
         )
     for name, stated in Normalizer(model.normalization).named_buffers():
         carried = model.normalizer.get_buffer(name)
@@ -136,7 +157,7 @@ def _check_numbers(model: DirectionModel, where: str) -> None:
                 where=where,
                 found=f"{name} {carried.tolist()}",
                 expected=f"{name} {stated.tolist()}",
-                remedy=_REMEDY,
+                remedy=REMEDY,
             )
 
 
@@ -153,31 +174,9 @@ def _document(store: ObjectStore, folder_uri: str) -> dict[str, Any]:
             where=folder_uri,
             found=f"no {DOCUMENT}",
             expected=f"a folder with {DOCUMENT}, {WEIGHTS} and {GEOMETRY}",
-            remedy=_REMEDY,
+            remedy=REMEDY,
         )
-    try:
-        document = json.loads(store.read_bytes(where))
-        version = document["format_version"]
-        listed = set(document["sha256"])
-        dict(document.get("facts", {}))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError(
-            "not the document of a saved model",
-            where=where,
-            found=f"{type(error).__name__}: {error}"[:300],
-            expected="a JSON object with format_version, model, normalization, sha256, facts",
-            remedy=_REMEDY,
-        ) from None
-    if version != FORMAT_VERSION or listed != {WEIGHTS, GEOMETRY}:
-        raise ModelError(
-            "saved model of another format",
-            where=where,
-            found=f"version {shown(version)} of {', '.join(sorted(map(str, listed)))}",
-            expected=f"version {FORMAT_VERSION} of {GEOMETRY}, {WEIGHTS}",
-            remedy="Use the version of iceaggr that saved it",
-        )
-    loaded: dict[str, Any] = document
-    return loaded
+    return parse_document(store.read_bytes(where), where)
 
 
 def _verified(store: ObjectStore, folder_uri: str, name: str, document: Mapping[str, Any]) -> bytes:
@@ -189,9 +188,9 @@ def _verified(store: ObjectStore, folder_uri: str, name: str, document: Mapping[
         raise ModelError(
             "saved model is incomplete",
             where=where,
-            found=error.what,
+            found=f"{error.what}, {error.found}",
             expected=f"{WEIGHTS} and {GEOMETRY} beside {DOCUMENT}",
-            remedy=_REMEDY,
+            remedy=REMEDY,
         ) from None
     if found != expected:
         raise ModelError(
@@ -199,6 +198,6 @@ def _verified(store: ObjectStore, folder_uri: str, name: str, document: Mapping[
             where=where,
             found=f"sha256 {found[:16]}",
             expected=f"sha256 {expected[:16]}",
-            remedy=_REMEDY,
+            remedy=REMEDY,
         )
     return data

@@ -12,7 +12,7 @@ import torch
 
 from iceaggr.angles import opening_angle, unit_vector
 from iceaggr.batches import EventBatch, EventLoader
-from iceaggr.config import BatchConfig, ExperimentConfig, PromotionConfig
+from iceaggr.config import BatchConfig, PromotionConfig
 from iceaggr.evaluation.held_out import kept_for_testing, split_of
 from iceaggr.evaluation.prediction import predict_batches
 from iceaggr.evaluation.promotion import Verdict, decide_promotion
@@ -96,5 +96,4 @@ def _first_events(batches: Iterator[EventBatch], n_events: int) -> Iterator[Even
 
 def batches_of(loaded: LoadedModel) -> BatchConfig:
     """Give the batch settings that a model was trained with: its caps are part of the model."""
-    experiment = loaded.facts.get("experiment")
-    return ExperimentConfig.model_validate(experiment).batches if experiment else BatchConfig()
+    return loaded.experiment.batches if loaded.experiment else BatchConfig()

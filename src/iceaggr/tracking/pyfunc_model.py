@@ -18,7 +18,6 @@ import pandas as pd
 import pyarrow as pa
 
 from iceaggr.batches import iter_batches
-from iceaggr.config import parse_config
 from iceaggr.errors import ModelError, RawDataError
 from iceaggr.evaluation.prediction import COLUMNS, predict_batches
 from iceaggr.events.cleaning import Account, clean
@@ -43,7 +42,7 @@ class RawPulseModel(mlflow.pyfunc.PythonModel):
         """
         folder = file_uri(Path(context.artifacts["model"]))
         loaded = load_model(open_store(), folder)
-        if "experiment" not in loaded.facts:
+        if loaded.experiment is None:
             raise ModelError(
                 "saved model does not say how its events were batched",
                 where=folder,
@@ -52,7 +51,7 @@ class RawPulseModel(mlflow.pyfunc.PythonModel):
                 remedy="Save it with the configuration it was trained with",
             )
         self._model, self._detector = loaded.model, loaded.detector
-        self._batching = parse_config(loaded.facts["experiment"], where=folder).batches
+        self._batching = loaded.experiment.batches
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """Predict every event of a table of raw pulses.
