@@ -1,11 +1,13 @@
 import errno
 import os
 import signal
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
-from iceaggr.machine_errors import MachineError, TerminatedError, as_machine_error
+from iceaggr.machine_errors import MachineError, TerminatedError, as_machine_error, naming
 from iceaggr.progress import StepProgress
 
 
@@ -15,6 +17,8 @@ from iceaggr.progress import StepProgress
         (OSError(errno.ENOSPC, "No space left on device"), "the local disk is full"),
         (OSError(errno.EROFS, "Read-only", "/data/x"), r"read-only \[/data/x\]"),
         (PermissionError(errno.EACCES, "Permission denied", "/y"), r"no permission .* \[/y\]"),
+        (OSError(errno.EISDIR, "Is a directory", "/run/a.html"), r"a folder has the name .*html"),
+        (OSError(errno.ENAMETOOLONG, "Too long", "/z"), r"too long a name \[/z\]"),
         (OSError(errno.EMFILE, "Too many open files"), "too many open files"),
         (MemoryError(), "out of memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
@@ -24,6 +28,38 @@ from iceaggr.progress import StepProgress
 def test_machine_error_names_what_is_lacking(error, words):
     with pytest.raises(MachineError, match=words), StepProgress("step"):
         raise error
+
+
+def test_full_disk_without_a_name_may_be_that_of_temporary_files():
+    told = as_machine_error(OSError(errno.ENOSPC, "No space left on device"))
+    assert f"temporary files go to {tempfile.gettempdir()}" in str(told)
+    assert "or set TMPDIR" in str(told)
+
+
+def test_full_disk_is_the_one_of_the_file_that_was_written():
+    told = as_machine_error(OSError(errno.ENOSPC, "No space left on device", "/dev/shm/x.parquet"))
+    assert "[/dev/shm/x.parquet]" in str(told)
+    assert "temporary" not in str(told)
+    assert "TMPDIR" not in str(told)
+
+
+def test_full_disk_of_a_temporary_file_can_be_avoided(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    told = as_machine_error(OSError(errno.ENOSPC, "No space", str(tmp_path / "scratch")))
+    assert "or set TMPDIR" in str(told)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_flush_that_names_no_file_is_given_its_name():
+    with pytest.raises(OSError, match="No space left") as plain:
+        Path("/dev/full").write_text("x")
+    assert plain.value.filename is None
+    with (
+        pytest.raises(MachineError, match=r"disk is full \[/my/document\]"),
+        StepProgress("step"),
+        naming(Path("/my/document")),
+    ):
+        raise plain.value
 
 
 def test_machine_error_knows_torchs_allocator():

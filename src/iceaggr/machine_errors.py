@@ -6,20 +6,27 @@ Any line of any step can meet these, so they are told in one place, around the w
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from iceaggr.errors import IceaggrError
 
-_DISK = {
+_LOCAL_FILES = {
     errno.ENOSPC: ("the local disk is full", "Free space there"),
     errno.EDQUOT: ("the quota of the local disk is used up", "Free space there"),
     errno.EROFS: ("the local folder is read-only", "Make it writable"),
     errno.EACCES: ("no permission for the local file", "Grant it to this user"),
     errno.EPERM: ("no permission for the local file", "Grant it to this user"),
+    errno.EISDIR: ("a folder has the name of the local file", "Remove it"),
+    errno.ENOTDIR: ("a file has the name of the local folder", "Remove it"),
+    errno.ENAMETOOLONG: ("the local file has too long a name", "Give a shorter one"),
 }
 _OPEN_FILES = {errno.EMFILE, errno.ENFILE}
 _NO_MEMORY_WORDS = ("can't allocate memory", "out of memory", "Cannot allocate memory")
@@ -44,15 +51,8 @@ class TerminatedError(SystemExit):
 def as_machine_error(error: BaseException) -> MachineError | None:
     """Recognise what the machine refused, None for everything else."""
     words = " ".join(str(error).split())[:300]
-    if isinstance(error, OSError) and error.errno in _DISK:
-        what, remedy = _DISK[error.errno]
-        return MachineError(
-            what,
-            where=str(error.filename or ""),
-            found=f"{words}; temporary files go to {tempfile.gettempdir()}",
-            expected="a local folder with space that this user may write to",
-            remedy=f"{remedy}, or set TMPDIR to another folder; then run the step again",
-        )
+    if isinstance(error, OSError) and error.errno in _LOCAL_FILES:
+        return _local_file_error(error, words)
     if isinstance(error, OSError) and error.errno in _OPEN_FILES:
         return MachineError(
             "too many open files",
@@ -79,6 +79,50 @@ def as_machine_error(error: BaseException) -> MachineError | None:
             remedy="Give the step more memory or processes: see `ulimit -a`",
         )
     return None
+
+
+def _local_file_error(error: OSError, words: str) -> MachineError:
+    what, remedy = _LOCAL_FILES[error.errno or 0]
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    elsewhere = ", or set TMPDIR to another folder" if _may_be_temporary(name) else ""
+    return MachineError(
+        what,
+        where=name or "a file that the system does not name",
+        # most files without a name are temporary ones, which libraries open for themselves
+        found=words if name else f"{words}; temporary files go to {_temporary_folder()}",
+        expected="a local folder with space that this user may write to",
+        remedy=f"{remedy}{elsewhere}; then run the step again",
+    )
+
+
+def _may_be_temporary(name: str) -> bool:
+    """Tell whether another TMPDIR could help: a file system mounted below it is another disk."""
+    folder = _temporary_folder()
+    if not name or not folder:
+        return True
+    try:
+        same_disk = Path(name).parent.stat().st_dev == Path(folder).stat().st_dev
+    except OSError:
+        return False
+    return same_disk and Path(name).is_relative_to(folder)
+
+
+def _temporary_folder() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:  # none of its candidates can be written to
+        return os.environ.get("TMPDIR", "")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what the system refuses name this file: libraries and flushes do not say which it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 class Termination:

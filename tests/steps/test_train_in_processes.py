@@ -72,7 +72,7 @@ def test_train_in_processes_names_an_answer_that_is_damaged(context, documents, 
         context.open_store().write_bytes(result, b'{"pointer": 7}')
 
     with pytest.raises(
-        IceaggrError, match=r"not a TrainAnswer \[.*result.json\]: found pointer: 7"
+        IceaggrError, match=r"not the answer of a training \[.*result.json\]: found pointer: 7"
     ):
         train(context, documents, tmp_path, answer_badly)
 
@@ -80,7 +80,7 @@ def test_train_in_processes_names_an_answer_that_is_damaged(context, documents, 
 def test_read_request_names_a_request_that_is_damaged(context):
     uri = f"{context.run_uri}/request.json"
     context.open_store().write_bytes(uri, b"{")
-    with pytest.raises(IceaggrError, match=r"not a TrainRequest \[.*request.json\]"):
+    with pytest.raises(IceaggrError, match=r"not the request for a training \[.*request.json\]"):
         read_request(context.open_store(), uri)
 
 

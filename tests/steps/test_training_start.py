@@ -126,7 +126,9 @@ def test_decision_that_is_damaged_is_named(tmp_path, documents):
     context = replace(context_of(tmp_path, "run-2", "x"), tracked=False)
     uri = f"{context.run_uri}/training/start.json"
     context.open_store().write_bytes(uri, b'{"model": 7}')
-    with pytest.raises(IceaggrError, match=r"not a TrainingStart \[.*start.json\]: found model: 7"):
+    with pytest.raises(
+        IceaggrError, match=r"not the start of a training \[.*start.json\]: found model: 7"
+    ):
         train(context, documents)
 
 

@@ -122,4 +122,5 @@ def test_close_run_notes_a_run_without_success(later, state):
 def test_close_run_closes_although_a_note_of_another_run_is_damaged(failed, later, capfd):
     failed.open_store().write_bytes(notes(failed)[0].uri, b"{}")
     assert run_close_run(later, "FAILED") == "FAILED"
-    assert "those of earlier runs stay: not a UnfinishedRun" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert "those of earlier runs stay: not the note about an unfinished run" in told

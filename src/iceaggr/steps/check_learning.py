@@ -8,6 +8,7 @@ from pathlib import Path
 from iceaggr.interfaces import Tracker
 from iceaggr.progress import StepProgress
 from iceaggr.steps.context import RunContext
+from iceaggr.steps.documents import write_document
 from iceaggr.steps.training_inputs import load_training_inputs
 from iceaggr.training import (
     LearningRow,
@@ -64,5 +65,5 @@ def _row_by_row(progress: StepProgress) -> Callable[[LearningRow, int], None]:
 
 
 def _keep(path: Path, page: str, tracker: Tracker) -> None:
-    path.write_text(page)
+    write_document(path, page)
     tracker.log_text(page, "learning_check.html")

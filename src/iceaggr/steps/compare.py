@@ -10,7 +10,7 @@ import pandas as pd
 from iceaggr.config import EvaluationConfig
 from iceaggr.errors import ConfigError
 from iceaggr.evaluation.comparison import Comparison, compare_runs
-from iceaggr.steps.documents import check_target_folder
+from iceaggr.steps.documents import check_target_file, write_document
 from iceaggr.tracking.run_files import fetch_run_file
 
 EVENTS_FILE = "evaluation/events.parquet"
@@ -31,7 +31,7 @@ def run_compare(runs: list[str], page: Path | None) -> Comparison:
             remedy="Name another run",
         )
     if page:
-        check_target_folder(page, "--page")
+        check_target_file(page, "--page")
     tables: dict[str, pd.DataFrame] = {}
     seen: set[str] = set()
     for run in runs:
@@ -53,6 +53,6 @@ def run_compare(runs: list[str], page: Path | None) -> Comparison:
     comparison = compare_runs(tables, EvaluationConfig())
     print(comparison.text(), flush=True)
     if page:
-        page.write_text(comparison.html)
+        write_document(page, comparison.html)
         print(f"page {page}", flush=True)
     return comparison

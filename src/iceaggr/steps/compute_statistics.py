@@ -20,6 +20,7 @@ from iceaggr.shards.statistics import (
     refuse_one_direction,
 )
 from iceaggr.steps.context import RunContext
+from iceaggr.steps.documents import read_file, write_document
 from iceaggr.steps.manifest_facts import manifest_facts, reuse_words
 
 log = logging.getLogger(__name__)
@@ -45,14 +46,17 @@ def run_compute_statistics(
     ):
         store = context.open_store()
         manifest = merge_manifests(
-            parse_manifest(path.read_bytes(), where=str(path)) for path in unit_manifest_paths
+            parse_manifest(
+                read_file(path, "manifest of a work unit", "Shard the raw events again"), str(path)
+            )
+            for path in unit_manifest_paths
         )
         refuse_mass_rejection(manifest, context.config.data.max_rejected_share)
         sketches = load_sketches(store, manifest)
         refuse_one_direction(manifest, sketches)
         statistics = compute_statistics(manifest, sketches, context.config.normalization)
-        manifest_path.write_text(manifest.to_json())
-        normalization_path.write_text(statistics.normalization.to_json())
+        write_document(manifest_path, manifest.to_json())
+        write_document(normalization_path, statistics.normalization.to_json())
         card = data_card_html(
             manifest,
             statistics.sketches,
@@ -60,7 +64,7 @@ def run_compute_statistics(
             load_detector(store, manifest.geometry_uri),
             previous=_previous_sketch(context, store, manifest),
         )
-        data_card_path.write_text(card)
+        write_document(data_card_path, card)
         facts = manifest_facts(manifest)
         _track(tracker, manifest, facts, card, statistics.normalization.to_json())
         _point_to_latest(context, store, manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from iceaggr.errors import ConfigError, IceaggrError, ModelError
+from iceaggr.machine_errors import naming
+from iceaggr.storage.file_store import partial_file, replace_durably
 from iceaggr.validation import first_problem
 
 D = TypeVar("D", bound=BaseModel)
@@ -17,7 +20,9 @@ D = TypeVar("D", bound=BaseModel)
 class ModelPointer(BaseModel):
     """Where a trained model lies, and how its training began and ended."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), title="pointer to a trained model"
+    )
 
     model_uri: str
     manifest_digest: str
@@ -61,7 +66,7 @@ class AngleRow(BaseModel):
 class EvaluationPointer(BaseModel):
     """The headline of an evaluation and where its table of events lies."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="headline of an evaluation")
 
     events_uri: str
     report_uri: str
@@ -82,34 +87,83 @@ class EvaluationPointer(BaseModel):
         )
 
 
-def check_target_folder(path: Path, option: str) -> None:
-    """Refuse a file to write whose folder does not exist, before work is done for it.
+def check_target_file(path: Path, option: str) -> None:
+    """Refuse a file that could not be written in the end, before work is done for it.
 
-    option: that named it.  Raises: ConfigError.
+    option: that named it. What has the name already stays as it is.  Raises: ConfigError.
     """
-    folder = path.absolute().parent
-    if not folder.is_dir():
+    where, folder = f"{option} {path}", path.absolute().parent
+    try:
+        if not folder.is_dir():
+            raise ConfigError(
+                "folder does not exist",
+                where=where,
+                found=str(folder),
+                expected="an existing folder",
+                remedy="Create it first",
+            )
+        obstacle = _no_regular_file(path)
+        with partial_file(path):
+            pass
+    except OSError as error:
+        obstacle = f"{error.strerror} (a file was tried in {folder})"
+    if obstacle:
         raise ConfigError(
-            "folder does not exist",
-            where=f"{option} {path}",
-            found=str(folder),
-            expected="an existing folder",
-            remedy="Create it first",
+            "cannot write here",
+            where=where,
+            found=obstacle,
+            expected="a file, or the name of a new one, in a folder that this user may write to",
+            remedy="Give another place or name",
         )
+
+
+def _no_regular_file(path: Path) -> str:
+    """Say what stands in the place of a file, '' if it is one, or nothing. Raises: OSError."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return ""
+    if stat.S_ISREG(mode):
+        return ""
+    return "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+
+
+def write_document(path: Path, text: str) -> None:
+    """Write a document of the run, whole: under a temporary name beside it, then renamed.
+
+    Raises: OSError that names the document.
+    """
+    with naming(path), partial_file(path) as partial:
+        partial.write_bytes(text.encode())
+        replace_durably(partial, path)
+
+
+def read_file(path: Path, what: str, remedy: str) -> bytes:
+    """Read what an earlier step left.
+
+    what: it is, in words.  remedy: which step writes it.
+    Raises: IceaggrError if there is no such file, or it cannot be read.
+    """
+    try:
+        found = _no_regular_file(path)
+        if not found:
+            return path.read_bytes()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        found = "no such file" if missing else str(error.strerror)
+    raise IceaggrError(
+        f"{what} not found",
+        where=str(path),
+        found=found,
+        expected="the document of an earlier step",
+        remedy=remedy,
+    )
 
 
 def read_document(kind: type[D], path: Path) -> D:
     """Read a document. Raises: IceaggrError if the file is missing or not of this kind."""
-    try:
-        return parse_document(kind, path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise IceaggrError(
-            f"{kind.__name__} not found",
-            where=str(path),
-            found="no such file",
-            expected="the document of an earlier step",
-            remedy="Run the step that writes it",
-        ) from None
+    data = read_file(path, _words(kind), "Run the step that writes it")
+    return parse_document(kind, data, str(path))
 
 
 def parse_document(kind: type[D], data: bytes, where: str) -> D:
@@ -119,9 +173,14 @@ def parse_document(kind: type[D], data: bytes, where: str) -> D:
     except ValidationError as error:
         problem = first_problem(error, kind)
         raise IceaggrError(
-            f"not a {kind.__name__}",
+            f"not the {_words(kind)}",
             where=where,
             found=problem.found_in_field,
             expected=problem.expected,
             remedy="Run the step that writes it again; documents are never edited by hand",
         ) from None
+
+
+def _words(kind: type[BaseModel]) -> str:
+    """Name a kind of document for people: its title, not its class."""
+    return kind.model_config.get("title") or "document"

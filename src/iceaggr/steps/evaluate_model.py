@@ -21,7 +21,13 @@ from iceaggr.models.bundle import load_model
 from iceaggr.progress import StepProgress
 from iceaggr.shards.manifest import ShardManifest
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.documents import AngleRow, EvaluationPointer, ModelPointer, read_document
+from iceaggr.steps.documents import (
+    AngleRow,
+    EvaluationPointer,
+    ModelPointer,
+    read_document,
+    write_document,
+)
 from iceaggr.steps.training_inputs import read_manifest
 
 METHODS_FILE, BINS_FILE = "methods.csv", "bins.csv"
@@ -58,7 +64,7 @@ def run_evaluate_model(
         )
         tables = _tables(evaluation, context.config.evaluation)
         _write(context, headline, evaluation, tables, report_path)
-        evaluation_path.write_text(headline.model_dump_json(indent=1))
+        write_document(evaluation_path, headline.model_dump_json(indent=1))
         _track(tracker, evaluation, tables)
         model, line_fit = headline.row("model"), headline.row("line_fit")
         progress.conclude(
@@ -102,10 +108,10 @@ def _write(
     store = context.open_store()
     store.write_bytes(headline.events_uri, _parquet(evaluation.events))
     store.write_bytes(headline.report_uri, evaluation.report_html.encode())
-    report_path.write_text(evaluation.report_html)
+    write_document(report_path, evaluation.report_html)
     for name, text in tables.items():
         store.write_bytes(f"{context.run_uri}/evaluation/{name}", text.encode())
-        report_path.with_name(name).write_text(text)
+        write_document(report_path.with_name(name), text)
 
 
 def _figures(headline: EvaluationPointer) -> dict[str, float]:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from iceaggr.batches import iter_batches
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.detector import Detector
-from iceaggr.errors import ConfigError, DetectorError
+from iceaggr.errors import DetectorError
 from iceaggr.evaluation.prediction import COLUMNS, PREDICTION_SCHEMA, stream_predictions
 from iceaggr.events.cleaning import Account
 from iceaggr.events.layout import RawLayout, find_layout, load_detector
@@ -28,13 +24,13 @@ from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.progress import StepProgress
 from iceaggr.steps.champion import batches_of
-from iceaggr.steps.documents import check_target_folder
+from iceaggr.steps.prediction_file import (
+    UNPREDICTED_DIRECTION,
+    check_output,
+    refuse_raw_files,
+    write_predictions,
+)
 from iceaggr.storage import open_store
-
-UNPREDICTED_DIRECTION = {".parquet": (math.nan, math.nan), ".csv": (0.0, 0.0)}
-"""Azimuth and zenith of an event without a valid pulse: NaN, or where the format must have a
-direction for every event, straight down-going, as the fits of `evaluate` do where they fail."""
-
 
 def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
     """Write the predicted direction of every raw event to a file.
@@ -48,11 +44,13 @@ def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
     Returns the number of events.  Raises: ConfigError, ModelError, RawDataError, also for an
     event_id that two raw files share, DetectorError, TrackingError.
     """
-    _check_output(output)
+    check_output(output, raw_uri)
     store = open_store()
     with StepProgress("predict") as progress, TemporaryDirectory() as folder:
         loaded = _load(store, model_uri, Path(folder))
         layout = find_layout(store, raw_uri)
+        raw_files = (layout.meta, *(file.stored for file in layout.files))
+        refuse_raw_files(output, (layout.geometry_uri, *(stored.uri for stored in raw_files)))
         _check_detector(load_detector(store, layout.geometry_uri), loaded, layout.geometry_uri)
         total, n_without_file = _count(store, layout)
         account = Account()
@@ -60,23 +58,11 @@ def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
         batches = iter_batches(chunks, loaded.detector, batches_of(loaded))
         batches = _reported(batches, account, lambda done: _say(progress, done, total))
         tables = stream_predictions(loaded.model, batches)
-        n_events = _write(_with_rejected(tables, account, output.suffix), output)
+        n_events = write_predictions(_with_rejected(tables, account, output.suffix), output)
         left_out = f", {n_without_file:,} events have no raw file" if n_without_file else ""
         words = f"{_rejected(account, output.suffix)}{left_out}"
         progress.conclude(f"{n_events:,} events in {output}{words}")
         return n_events
-
-
-def _check_output(output: Path) -> None:
-    check_target_folder(output, "--output")
-    if output.suffix not in UNPREDICTED_DIRECTION:
-        raise ConfigError(
-            "unknown format",
-            where=f"--output {output}",
-            found=repr(output.suffix),
-            expected=".parquet, or .csv for a competition submission",
-            remedy="Give the file one of these endings",
-        )
 
 
 def _count(store: ObjectStore, layout: RawLayout) -> tuple[int, int]:
@@ -141,36 +127,6 @@ def _take_rejected(account: Account, suffix: str) -> pa.Table:
     azimuth, zenith = (np.full(len(event_id), angle) for angle in UNPREDICTED_DIRECTION[suffix])
     columns = (event_id, azimuth, zenith, np.full(len(event_id), math.nan))
     return pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=PREDICTION_SCHEMA)
-
-
-def _write(tables: Iterator[pa.Table], output: Path) -> int:
-    """Stream predictions to a hidden file and rename it when it is complete."""
-    part = output.with_name(f".{output.name}.{os.getpid()}")
-    n_events = 0
-    try:
-        with _writer(part, output.suffix) as writer:
-            for table in tables:
-                writer.write_table(table.select(writer.schema.names))
-                n_events += table.num_rows
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
-    return n_events
-
-
-def _writer(path: Path, suffix: str) -> Any:
-    if suffix == ".csv":
-        return SubmissionWriter(path)
-    return pq.ParquetWriter(path, PREDICTION_SCHEMA)
-
-
-class SubmissionWriter(pa.csv.CSVWriter):
-    """Writes the columns that the public competition scores, without kappa."""
-
-    schema = pa.schema([PREDICTION_SCHEMA.field(name) for name in COLUMNS[:3]])
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, self.schema)
 
 
 def _rejected(account: Account, suffix: str) -> str:

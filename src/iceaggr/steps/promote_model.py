@@ -20,7 +20,12 @@ from iceaggr.progress import StepProgress
 from iceaggr.shards.manifest import ShardManifest
 from iceaggr.steps.champion import judge_against
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.documents import EvaluationPointer, ModelPointer, read_document
+from iceaggr.steps.documents import (
+    EvaluationPointer,
+    ModelPointer,
+    read_document,
+    write_document,
+)
 from iceaggr.steps.summary import description, make_summary
 from iceaggr.steps.training_inputs import read_manifest
 from iceaggr.tracking.connection import PATIENCE_S, is_away
@@ -74,8 +79,8 @@ def run_promote_model(
         }
         text = json.dumps(summary, indent=1, sort_keys=True)
         store.write_bytes(f"{context.run_uri}/summary.json", text.encode())
-        summary_path.write_text(text)
-        verdict_path.write_text(f"**{model_uri}**\n\n{verdict.reason}\n")
+        write_document(summary_path, text)
+        write_document(verdict_path, f"**{model_uri}**\n\n{verdict.reason}\n")
         _track(tracker, model_uri, verdict, text)
         tracker.set_tags({"mlflow.note.content": description(summary)})
         progress.conclude(verdict.reason)

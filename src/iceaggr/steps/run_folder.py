@@ -21,7 +21,7 @@ _SETTINGS = "run.json"
 class _RunSettings(BaseModel):
     """What the first step was asked, and the identity of the run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="settings of a run")
 
     run_id: str = Field(min_length=1)
     experiment_name: str

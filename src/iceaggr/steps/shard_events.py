@@ -7,6 +7,7 @@ from pathlib import Path
 from iceaggr.progress import StepProgress
 from iceaggr.shards.writing import shard_unit
 from iceaggr.steps.context import RunContext
+from iceaggr.steps.documents import write_document
 
 
 def run_shard_events(context: RunContext, work_unit: str, manifest_path: Path) -> dict[str, float]:
@@ -24,7 +25,7 @@ def run_shard_events(context: RunContext, work_unit: str, manifest_path: Path) -
             context.config.data,
             on_progress=progress.update,
         )
-        manifest_path.write_text(manifest.to_json())
+        write_document(manifest_path, manifest.to_json())
         facts = {
             "n_source_files": len(manifest.source_files),
             "n_source_files_reused": sum(source.reused for source in manifest.source_files),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from iceaggr.progress import StepProgress
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.documents import ModelPointer
+from iceaggr.steps.documents import ModelPointer, write_document
 from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.steps.training_inputs import load_training_inputs
 from iceaggr.steps.training_start import begin_from, choose_start
@@ -53,7 +53,7 @@ def run_train_model(
             stopped_because=result.stopped,
             started_from=start.words,
         )
-        model_path.write_text(pointer.model_dump_json(indent=1))
+        write_document(model_path, pointer.model_dump_json(indent=1))
         figures = {
             "n_steps": float(result.n_steps),
             "n_events_seen": float(result.n_events_seen),

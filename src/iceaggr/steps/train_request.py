@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from iceaggr.errors import TrainingError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.documents import ModelPointer, parse_document
+from iceaggr.steps.documents import ModelPointer, parse_document, write_document
 from iceaggr.steps.train_model import TrainingFacts
 from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.steps.training_start import choose_start
@@ -24,7 +24,7 @@ from iceaggr.steps.training_start import choose_start
 class TrainRequest(BaseModel):
     """What to train; manifest and normalisation lie beside it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="request for a training")
 
     run_id: str
     experiment_name: str
@@ -40,7 +40,7 @@ class TrainRequest(BaseModel):
 class TrainAnswer(BaseModel):
     """How it ended, from rank 0."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="answer of a training")
 
     pointer: ModelPointer
     labels: dict[str, str]
@@ -94,5 +94,5 @@ def train_in_processes(
             remedy="Look at the log of the training processes, then run the step again: it resumes",
         )
     answer = parse_document(TrainAnswer, store.read_bytes(request.result_uri), request.result_uri)
-    model_path.write_text(answer.pointer.model_dump_json(indent=1))
+    write_document(model_path, answer.pointer.model_dump_json(indent=1))
     return TrainingFacts(answer.labels, answer.figures)

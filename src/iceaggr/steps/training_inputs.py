@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from iceaggr.errors import IceaggrError
 from iceaggr.events.layout import load_detector
 from iceaggr.interfaces import Tracker
 from iceaggr.normalization import parse_normalization
 from iceaggr.shards.manifest import ShardManifest, parse_manifest
 from iceaggr.steps.context import RunContext
+from iceaggr.steps.documents import read_file
 from iceaggr.training import TrainingInputs
 
 
@@ -37,13 +37,7 @@ def load_training_inputs(
     )
 
 
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise IceaggrError(
-            "document of an earlier step not found",
-            where=str(path),
-            found="no such file",
-            expected="what the statistics step writes",
-            remedy="Run compute_statistics (`iceaggr stats`) first",
-        )
-    return path.read_text()
+def _read(path: Path) -> bytes:
+    return read_file(
+        path, "document of an earlier step", "Run compute_statistics (`iceaggr stats`) first"
+    )

@@ -27,7 +27,7 @@ class TrainingStart(BaseModel):
     words: the decision for people, with its reason where it is not the obvious one
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="start of a training")
 
     model: str = ""
     folder_uri: str = ""

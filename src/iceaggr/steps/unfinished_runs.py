@@ -29,7 +29,7 @@ class UnfinishedRun(BaseModel):
     latest: content tag of its newest checkpoint, which tells whether it went on since; '' if none
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="note about an unfinished run")
 
     state: str
     closed_at_s: float
