@@ -114,6 +114,10 @@ def _n_pulses_on(first: int, stop: int) -> int:
     return int(sensors.between(first, stop - 1).sum())
 
 
+def move_a_sensor(scene: Scene) -> None:
+    scene.edit_geometry(lambda lines: lines.__setitem__(5, "4,1,2,3"))
+
+
 def moved_detector(scene: Scene) -> None:
     table = icecube86()
     rows = [f"{i},{x},{y},{z}" for i, (x, y, z) in enumerate(table.xyz_m[:200].tolist())]
@@ -145,6 +149,27 @@ GEOMETRIES = [
         "the step stops",
         lambda scene: scene.geometry.write_bytes(b"\xff\xfe\x00\x01" * 20),
         Stops(GEOMETRY, "codec can't decode", "a CSV with the columns", FORMAT),
+    ),
+    Case(
+        "geometry-is-folder",
+        "a folder where the geometry belongs",
+        "the step stops: IceCube-86 is not assumed",
+        lambda scene: (scene.geometry.unlink(), scene.geometry.mkdir()),
+        Stops(GEOMETRY, "a folder", "a file sensor_geometry", "move it out"),
+    ),
+    Case(
+        "geometry-in-other-letters",
+        "geometry called `Sensor_Geometry.csv`",
+        "the step stops: IceCube-86 is not assumed",
+        lambda scene: scene.geometry.rename(scene.raw / "Sensor_Geometry.csv"),
+        Stops(r"Sensor_Geometry\.csv", "Sensor_Geometry", "a file sensor_geometry", "Rename"),
+    ),
+    Case(
+        "source-notes-no-sentences",
+        "`source_notes.json` that is an object",
+        "the step stops: what the source lacks would not be told",
+        lambda scene: (scene.raw / "source_notes.json").write_text('{"a": 1}'),
+        Stops(r"source_notes\.json", r"\{'a': 1\}", "a sentence", "Convert the source again"),
     ),
     Case(
         "geometry-empty",

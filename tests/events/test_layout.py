@@ -57,11 +57,51 @@ def test_find_layout_reads_the_notes_of_a_converted_source(tmp_path):
     assert find_layout(open_store(), uri).notes == ("charge: absent",)
 
 
-def test_find_layout_refuses_damaged_notes(tmp_path):
-    uri = write_raw_layout(tmp_path, n_files=1)
-    (tmp_path / "source_notes.json").write_text("{")
-    with pytest.raises(RawDataError, match="notes are not a JSON list"):
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("{", "line 1"),
+        ('{"a": 1}', r"\{'a': 1\}"),
+        ('"abc"', "'abc'"),
+        ("null", "None"),
+        ('["charge: absent", 7]', "7 in the list"),
+        ('["charge: absent", ["nested"]]', r"\['nested'\] in the list"),
+        ("[" * 100_000, "recursion"),
+    ],
+    ids=["cut", "object", "string", "null", "number", "list", "deep"],
+)
+def test_find_layout_refuses_notes_that_are_no_sentences(tmp_path, text, found):
+    uri = write_raw_layout(tmp_path, n_files=1, n_events_per_file=2)
+    (tmp_path / "source_notes.json").write_text(text)
+    expected = rf"notes are not a JSON list of sentences \[.*source_notes\.json\]: found .*{found}"
+    with pytest.raises(RawDataError, match=expected):
         find_layout(open_store(), uri)
+
+
+@pytest.mark.parametrize("inside", [(), ("part-0.csv",)], ids=["empty", "with a file"])
+def test_find_layout_refuses_a_geometry_that_is_a_folder(tmp_path, inside):
+    uri = write_raw_layout(tmp_path, n_files=1, n_events_per_file=2)
+    (tmp_path / "sensor_geometry.csv").unlink()
+    (tmp_path / "sensor_geometry.csv").mkdir()
+    for name in inside:
+        (tmp_path / "sensor_geometry.csv" / name).write_text("sensor_id,x,y,z")
+    with pytest.raises(RawDataError, match=r"sensor_geometry\.csv\]: found a folder, expected a f"):
+        find_layout(open_store(), uri)
+
+
+@pytest.mark.parametrize("name", ["Sensor_Geometry.csv", "sensor_geometry.CSV"])
+def test_find_layout_refuses_a_geometry_in_other_letters(tmp_path, name):
+    uri = write_raw_layout(tmp_path, n_files=1, n_events_per_file=2)
+    (tmp_path / "sensor_geometry.csv").rename(tmp_path / name)
+    with pytest.raises(RawDataError, match=rf"{name}\]: found {name}, expected .* Rename the file"):
+        find_layout(open_store(), uri)
+
+
+def test_find_layout_takes_the_built_in_geometry_beside_files_of_other_names(tmp_path):
+    uri = write_raw_layout(tmp_path, n_files=1, n_events_per_file=2)
+    (tmp_path / "sensor_geometry.csv").rename(tmp_path / "sensor_geometry.csv.bak")
+    (tmp_path / "train" / "sensor_geometry.csv").write_text("")
+    assert find_layout(open_store(), uri).geometry_uri == BUILT_IN
 
 
 def test_load_detector_completes_bare_built_in_positions(tmp_path):

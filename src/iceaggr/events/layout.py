@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,10 @@ import numpy as np
 from iceaggr.detector import BUILT_IN, Detector, icecube86, parse_geometry
 from iceaggr.errors import RawDataError
 from iceaggr.interfaces import ObjectStore, StoredObject
+from iceaggr.storage.uris import FILE_SCHEME, file_path
+from iceaggr.validation import shown
 
+GEOMETRY_FILE = "sensor_geometry.csv"
 NOTES_FILE = "source_notes.json"
 """Below the raw URI: what a converted source did not have, as a JSON list of sentences."""
 
@@ -36,6 +40,11 @@ class RawLayout:
     geometry_uri: str
     notes: tuple[str, ...]
 
+    @property
+    def folder(self) -> str:
+        """Name the folder of the batch files."""
+        return "train" if self.labelled else "test"
+
 
 def find_layout(
     store: ObjectStore, raw_uri: str, folder: Literal["auto", "train", "test"] = "auto"
@@ -58,13 +67,12 @@ def find_layout(
             expected=f"{folder}_meta.parquet beside {folder}/batch_N.parquet",
             remedy="Check the raw URI; `iceaggr simulate --out URI` makes a set to try",
         )
-    geometry_uri = f"{raw_uri}/sensor_geometry.csv"
     return RawLayout(
         raw_uri=raw_uri,
         labelled=folder == "train",
         meta=meta,
         files=_batch_files(store, f"{raw_uri}/{folder}/"),
-        geometry_uri=geometry_uri if store.stat(geometry_uri) else BUILT_IN,
+        geometry_uri=_geometry_uri(store, raw_uri),
         notes=_notes(store, f"{raw_uri}/{NOTES_FILE}"),
     )
 
@@ -110,19 +118,57 @@ def _refuse_folder(uri: str, folder_uri: str) -> None:
         )
 
 
+def _geometry_uri(store: ObjectStore, raw_uri: str) -> str:
+    """Name the geometry file, or the built-in table where nothing looks like one."""
+    uri = f"{raw_uri}/{GEOMETRY_FILE}"
+    if store.stat(uri):
+        return uri
+    found = next((n for n in _names_in(store, raw_uri) if n.lower() == GEOMETRY_FILE), "")
+    if found or _is_local_folder(uri):
+        raise RawDataError(
+            "the geometry is no file of its name",
+            where=f"{raw_uri}/{found or GEOMETRY_FILE}",
+            found=found if found not in ("", GEOMETRY_FILE) else "a folder",
+            expected=f"a file {GEOMETRY_FILE}, or nothing of this name for IceCube-86",
+            remedy="Rename the file, or move it out of the folder",
+        )
+    return BUILT_IN
+
+
+def _names_in(store: ObjectStore, raw_uri: str) -> Iterator[str]:
+    """Name files and folders of the raw folder, a folder once for each object in it."""
+    for stored in store.list(f"{raw_uri}/"):
+        yield stored.uri.removeprefix(f"{raw_uri}/").partition("/")[0]
+
+
+def _is_local_folder(uri: str) -> bool:
+    """Tell an empty folder, which no listing of objects shows."""
+    return uri.startswith(FILE_SCHEME) and file_path(uri).is_dir()
+
+
 def _notes(store: ObjectStore, uri: str) -> tuple[str, ...]:
     if store.stat(uri) is None:
         return ()
     try:
-        return tuple(str(note) for note in json.loads(store.read_bytes(uri)))
-    except (ValueError, TypeError) as error:
-        raise RawDataError(
-            "source notes are not a JSON list",
-            where=uri,
-            found=str(error),
-            expected="a list of sentences",
-            remedy="Convert the source again; the notes say what its events lack",
-        ) from None
+        notes = json.loads(store.read_bytes(uri))
+    except (ValueError, RecursionError) as error:
+        raise _bad_notes(uri, str(error)) from None
+    if not isinstance(notes, list):
+        raise _bad_notes(uri, shown(notes))
+    for note in notes:
+        if not isinstance(note, str):
+            raise _bad_notes(uri, f"{shown(note)} in the list")
+    return tuple(notes)
+
+
+def _bad_notes(uri: str, found: str) -> RawDataError:
+    return RawDataError(
+        "source notes are not a JSON list of sentences",
+        where=uri,
+        found=found,
+        expected='["a sentence", ...]',
+        remedy="Convert the source again; the notes say what its events lack",
+    )
 
 
 def load_detector(store: ObjectStore, geometry_uri: str) -> Detector:
