@@ -18,8 +18,8 @@ import numpy as np
 
 from iceaggr import cli
 from iceaggr.batches import EventLoader
-from iceaggr.events.layout import load_detector
 from iceaggr.shards.format import SPLITS
+from iceaggr.shards.recorded_detector import load_recorded_detector
 from iceaggr.steps.run_folder import RunFolder
 from iceaggr.steps.training_inputs import read_manifest
 
@@ -65,7 +65,7 @@ def load_epoch(folder: Path) -> None:
     run = RunFolder.open(folder)
     context = run.context()
     store, manifest = context.open_store(), read_manifest(run.manifest)
-    detector = load_detector(store, manifest.geometry_uri)
+    detector = load_recorded_detector(store, manifest)
     loader = EventLoader(store, manifest, "train", detector, context.config.batches)
     n_events = sum(batch.n_events for batch in loader.epoch(0))
     assert n_events == manifest.n_events("train"), "an epoch is every train event once"

@@ -24,6 +24,8 @@ Floats = npt.NDArray[np.float64]
 _NEEDED = ("sensor_id", "x", "y", "z")
 MIN_EXTENT_M, MAX_EXTENT_M = 5.0, 100_000.0
 """Of a detector in metres: a kilometre written in kilometres or in centimetres is outside."""
+SAME_PLACE_M = 0.01
+"""Within it, positions are those of one sensor, rounded."""
 _COLUMNS = "a CSV with the columns sensor_id, x, y, z once each, and string, efficiency if known"
 _REMEDY = "Write the geometry as docs/data_formats.md says, positions in metres"
 
@@ -71,6 +73,13 @@ class Detector:
             return np.where(known, sensor_id, -1).astype(np.int64)
         row = np.searchsorted(self.sensor_id, sensor_id).clip(max=self.n_sensors - 1)
         return np.where(self.sensor_id[row] == sensor_id, row, -1).astype(np.int64)
+
+    def difference_from(self, other: Detector) -> str:
+        """Say in what this table differs from another; '' if all sensors stand within 1 cm."""
+        if not np.array_equal(self.sensor_id, other.sensor_id):
+            return f"{self.n_sensors} sensors, other sensor ids"
+        apart_m = float(np.abs(self.xyz_m - other.xyz_m).max())
+        return "" if apart_m <= SAME_PLACE_M else f"{self.n_sensors} sensors, {apart_m:.2f} m apart"
 
     def to_csv(self) -> str:
         """Write the table so that `parse_geometry` reads the very same one again."""

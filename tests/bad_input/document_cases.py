@@ -9,6 +9,7 @@ from typing import Any
 
 from iceaggr.steps.run_folder import RunFolder
 from tests.bad_input.case import Case, Stops
+from tests.bad_input.place_cases import move_a_sensor
 from tests.bad_input.scene import Scene
 
 AGAIN = "Shard the raw events again"
@@ -78,7 +79,7 @@ SHARDED = [
         "manifest of format 99",
         "the next step stops",
         lambda scene: scene.edit_document("manifest.json", lambda d: d.update(format_version=99)),
-        Stops(r"manifest\.json", "version 99", "version 2", AGAIN),
+        Stops(r"manifest\.json", "version 99", "version 3", AGAIN),
         enter=after("check"),
     ),
     Case(
@@ -88,6 +89,14 @@ SHARDED = [
         lambda scene: _unbalance(scene.run / "units" / "00000.json"),
         Stops(r"00000\.json .*batch_1", r"\d+ pulses in, \d+ kept", "in = kept", AGAIN),
         enter=after("stats"),
+    ),
+    Case(
+        "geometry-changed-after-sharding",
+        "geometry file changed between sharding and training",
+        "training stops: the manifest holds the digest of the geometry",
+        move_a_sensor,
+        Stops(r"sensor_geometry\.csv", r"digest \w{16}", r"digest \w{16}, as", "shard again"),
+        enter=after("train"),
     ),
     Case(
         "shard-bit-flipped",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from iceaggr.detector import Detector
+from iceaggr.detector import Detector, icecube86
 from iceaggr.shards.encoding import encode_shard
 from iceaggr.shards.format import shard_hash
 from iceaggr.shards.manifest import ShardEntry, ShardManifest, Split
@@ -51,6 +51,7 @@ def write_shards(
         first += n_events
     return ShardManifest(
         geometry_uri="icecube86",
+        detector_digest=(detector or icecube86()).digest(),
         labelled=labelled,
         split_salt="test",
         validation_share=0.1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from iceaggr.detector import icecube86
 from iceaggr.shards.manifest import ShardEntry, ShardManifest, SourceFile, Split
 from iceaggr.shards.sketches import Sketch
 
@@ -46,6 +47,7 @@ def manifest_of(
     )
     return ShardManifest(
         geometry_uri="icecube86",
+        detector_digest=icecube86().digest(),
         labelled=True,
         split_salt="salt",
         validation_share=0.1,

@@ -114,6 +114,35 @@ def test_few_events_suffice_when_the_splits_are_the_same(champion, manifest, eve
     assert "left out" not in verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("damage", "difference"),
+    [
+        (lambda d: {"xyz_m": d.xyz_m + np.array([0, 0, 3])}, "5160 sensors, 3.00 m apart"),
+        (lambda d: {"sensor_id": d.sensor_id + 1}, "5160 sensors, other sensor ids"),
+    ],
+    ids=["moved", "other ids"],
+)
+def test_challenger_is_not_compared_with_a_champion_of_another_detector(
+    champion, manifest, events, damage, difference
+):
+    detector = replace(icecube86(), **damage(icecube86()))
+    other = replace(champion, detector=detector)
+    verdict = judge_against(other, open_store(), manifest, events, settings())
+    assert (verdict.promote, verdict.compared_with) == (False, "")
+    assert verdict.reason == (
+        f"not promoted: the champion was trained with another detector ({difference}) than the"
+        " test events'; train it on events of this detector, or begin under another"
+        " promotion.model_name"
+    )
+
+
+def test_champion_whose_sensors_stand_within_a_centimetre_is_compared(champion, manifest, events):
+    near = replace(icecube86(), xyz_m=icecube86().xyz_m + 0.009)
+    other = replace(champion, detector=near)
+    verdict = judge_against(other, open_store(), manifest, events, settings())
+    assert verdict.compared_with == "champion"
+
+
 def test_challenger_is_refused_when_the_champion_hides_its_split(champion, manifest, events):
     unknown = replace(champion, facts={})
     verdict = judge_against(unknown, open_store(), manifest, events, settings())

@@ -79,6 +79,7 @@ def manifest_of(shards: list[ShardEntry]) -> ShardManifest:
     """Put shards into a manifest."""
     return ShardManifest(
         geometry_uri="icecube86",
+        detector_digest=icecube86().digest(),
         labelled=True,
         split_salt="test",
         validation_share=0.2,

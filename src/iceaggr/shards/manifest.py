@@ -12,8 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from iceaggr.errors import ShardError
 from iceaggr.interfaces import ObjectStore
-from iceaggr.shards.format import FORMAT_VERSION, SPLITS
+from iceaggr.shards.format import SPLITS
 from iceaggr.validation import first_problem, shown
+
+MANIFEST_VERSION = 3
+VERSION_WITHOUT_DETECTOR = 2
+"""Of manifests that do not say with which detector they were sharded; still read."""
 
 Split = Literal["train", "validation", "test"]
 _SEAL = "content_sha256"
@@ -27,6 +31,7 @@ class _Document(BaseModel):
 Count = Annotated[int, Field(ge=0)]
 # the hash names a file in the local cache: nothing else may stand there
 Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ShardEntry(_Document):
@@ -65,10 +70,15 @@ class SourceFile(_Document):
 
 
 class ShardManifest(_Document):
-    """What sharding made: of one work unit, or merged over all of them."""
+    """What sharding made: of one work unit, or merged over all of them.
 
-    format_version: int = FORMAT_VERSION
+    detector_digest: of the sensor table that the pulses were judged and grouped by, as
+    `Detector.digest` gives it; None in a manifest of the version before, which did not hold it.
+    """
+
+    format_version: int = MANIFEST_VERSION
     geometry_uri: str
+    detector_digest: Sha256 | None
     labelled: bool
     notes: tuple[str, ...] = ()
     split_salt: str
@@ -89,19 +99,27 @@ class ShardManifest(_Document):
         return sum(entry.n_events for entry in self.shards_of(split))
 
     def digest(self) -> str:
-        """Hash the content (shard hashes and splits), wherever it lies: 16 hex digits."""
-        content = sorted([entry.split, entry.blake3, entry.n_events] for entry in self.shards)
+        """Hash the content (shards, splits, detector), wherever it lies: 16 hex digits."""
+        content: list[Any] = sorted([e.split, e.blake3, e.n_events] for e in self.shards)
+        if self.detector_digest is not None:
+            content.append(self.detector_digest)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
         """Serialise, readable and stable, with a seal: the hash of all the rest."""
+        document = self._document() | {_SEAL: self.seal()}
+        return json.dumps(document, indent=1, sort_keys=True)
+
+    def seal(self) -> str:
+        """Hash every field: 64 hex digits."""
+        content = json.dumps(self._document(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _document(self) -> dict[str, Any]:
         document = self.model_dump()
-        return json.dumps(document | {_SEAL: _seal_of(document)}, indent=1, sort_keys=True)
-
-
-def _seal_of(document: dict[str, Any]) -> str:
-    content = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(content.encode()).hexdigest()
+        if self.detector_digest is None:
+            del document["detector_digest"]  # or the seal of the version before would differ
+        return document
 
 
 def parse_manifest(text: str | bytes, where: str) -> ShardManifest:
@@ -110,23 +128,15 @@ def parse_manifest(text: str | bytes, where: str) -> ShardManifest:
     Raises: ShardError if it is not one, of another format version, or changed since it was written.
     """
     document = _json_object(text, where)
-    version = document.get("format_version")
-    if version != FORMAT_VERSION:
-        raise ShardError(
-            "shard manifest of another format",
-            where=where,
-            found=f"version {version}",
-            expected=f"version {FORMAT_VERSION}",
-            remedy="Shard the raw events again with this version of iceaggr",
-        )
+    _check_version(document, where)
     seal = document.pop(_SEAL, None)
     try:
         manifest = ShardManifest.model_validate(document)
     except ValidationError as error:
         problem = first_problem(error, ShardManifest)
         raise _damaged(where, problem.found_in_field, problem.expected) from None
-    if seal != _seal_of(manifest.model_dump()):
-        raise _damaged(where, f"{_SEAL} {shown(seal)}", f"{_seal_of(manifest.model_dump())}")
+    if seal != manifest.seal():
+        raise _damaged(where, f"{_SEAL} {shown(seal)}", manifest.seal())
     _check_account(manifest, where)
     return manifest
 
@@ -145,6 +155,25 @@ def _json_object(text: str | bytes, where: str) -> dict[str, Any]:
             remedy=_REMEDY,
         )
     return document
+
+
+def _check_version(document: dict[str, Any], where: str) -> None:
+    """Refuse another format; only the version before has no detector's digest, and needs none."""
+    version = document.get("format_version")
+    if version not in (VERSION_WITHOUT_DETECTOR, MANIFEST_VERSION):
+        raise ShardError(
+            "shard manifest of another format",
+            where=where,
+            found=f"version {shown(version)}",
+            expected=f"version {MANIFEST_VERSION}",
+            remedy="Shard the raw events again with this version of iceaggr",
+        )
+    has_digest = document.get("detector_digest") is not None
+    if has_digest != (version == MANIFEST_VERSION):
+        found = "with" if has_digest else "without"
+        expected = "one" if version == MANIFEST_VERSION else "none"
+        raise _damaged(where, f"version {version} {found} detector_digest", expected)
+    document.setdefault("detector_digest", None)
 
 
 def _check_account(manifest: ShardManifest, where: str) -> None:
@@ -178,8 +207,8 @@ def load_manifest(store: ObjectStore, uri: str) -> ShardManifest:
 def merge_manifests(manifests: Iterable[ShardManifest]) -> ShardManifest:
     """Join the manifests of all work units, sorted by source file.
 
-    Raises: ShardError if there are none, they disagree on how events were split, or a source file
-    occurs twice.
+    Raises: ShardError if there are none, they disagree on how events were split or on the
+    detector, or a source file occurs twice.
     """
     parts = list(manifests)
     if not parts:
@@ -193,13 +222,15 @@ def merge_manifests(manifests: Iterable[ShardManifest]) -> ShardManifest:
     shared = {"source_files", "shards"}
     first = parts[0].model_dump(exclude=shared)
     for part in parts[1:]:
-        if part.model_dump(exclude=shared) != first:
+        other = part.model_dump(exclude=shared)
+        differing = [name for name in first if other[name] != first[name]]
+        if differing:
             raise ShardError(
                 "work units were sharded differently",
                 where=", ".join(source.uri for source in part.source_files),
-                found=part.model_dump(exclude=shared),
-                expected=first,
-                remedy="Shard all units with one configuration",
+                found=", ".join(f"{name} {shown(other[name])}" for name in differing),
+                expected=", ".join(f"{name} {shown(first[name])}" for name in differing),
+                remedy="Shard all units with one configuration and one geometry",
             )
     sources = sorted((s for p in parts for s in p.source_files), key=lambda s: s.uri)
     uris = [source.uri for source in sources]

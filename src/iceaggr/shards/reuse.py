@@ -11,7 +11,7 @@ from iceaggr.errors import ShardError
 from iceaggr.events.meta import EventTable
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.format import FORMAT_VERSION
-from iceaggr.shards.manifest import ShardManifest, parse_manifest
+from iceaggr.shards.manifest import MANIFEST_VERSION, ShardManifest, parse_manifest
 from iceaggr.shards.planning import PlannedFile, ShardPlan
 from iceaggr.shards.sketches import SKETCH_VERSION
 
@@ -60,8 +60,19 @@ def reusable_manifest(store: ObjectStore, folder_uri: str) -> ShardManifest | No
     )
 
 
-def as_planned(manifest: ShardManifest, plan: ShardPlan, file: PlannedFile) -> ShardManifest:
-    """Name a reused manifest's source as it is called today."""
+def as_planned(
+    manifest: ShardManifest, plan: ShardPlan, file: PlannedFile, detector: Detector
+) -> ShardManifest:
+    """Name a reused manifest's source as it is called today, and its detector if it does not yet.
+
+    detector: the one in the content key under which the manifest was found.
+    """
     source = manifest.source_files[0].model_copy(update={"uri": file.uri})
-    update = {"source_files": (source,), "geometry_uri": plan.geometry_uri, "notes": plan.notes}
+    update = {
+        "format_version": MANIFEST_VERSION,
+        "source_files": (source,),
+        "geometry_uri": plan.geometry_uri,
+        "detector_digest": detector.digest(),
+        "notes": plan.notes,
+    }
     return manifest.model_copy(update=update)

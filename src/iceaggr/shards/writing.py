@@ -98,7 +98,7 @@ def shard_unit(
         job = _job(unit, file)
         manifest = reusable_manifest(store, job.folder_uri)
         manifest = manifest or _shard_file(job, n_done, n_events, on_progress)
-        manifests.append(as_planned(manifest, plan, file))
+        manifests.append(as_planned(manifest, plan, file, detector))
         n_done += file.n_events_used
         if on_progress:
             on_progress(n_done, n_events)
@@ -208,6 +208,7 @@ def _source_file(job: _Job, account: Account, sketch_uri: str, quarantine_uri: s
 def _manifest(job: _Job, source: SourceFile, entries: list[ShardEntry]) -> ShardManifest:
     return ShardManifest(
         geometry_uri=job.plan.geometry_uri,
+        detector_digest=job.detector.digest(),
         labelled=job.plan.labelled,
         notes=job.plan.notes,
         split_salt=job.config.split_salt,

@@ -13,12 +13,14 @@ import torch
 from iceaggr.angles import opening_angle, unit_vector
 from iceaggr.batches import EventBatch, EventLoader
 from iceaggr.config import BatchConfig, PromotionConfig
+from iceaggr.detector import Detector
 from iceaggr.evaluation.held_out import kept_for_testing, split_of
 from iceaggr.evaluation.prediction import predict_batches
 from iceaggr.evaluation.promotion import Verdict, decide_promotion
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import LoadedModel
 from iceaggr.shards.manifest import ShardManifest
+from iceaggr.shards.recorded_detector import load_recorded_detector
 
 
 def judge_against(
@@ -30,8 +32,16 @@ def judge_against(
 ) -> Verdict:
     """Compare the challenger with the champion on the test events that neither was trained with.
 
+    A champion of another detector or split is not comparable, or only in part; the verdict says so.
+
     events: the challenger's table of test events, as evaluation wrote it.
     """
+    difference = _detector_difference(champion.detector, store, manifest)
+    if difference:
+        return _not_comparable(
+            f"the champion was trained with another detector ({difference}) than the test events'",
+            "train it on events of this detector",
+        )
     split = split_of(champion.facts)
     if not split:
         return _not_comparable("the champion does not say by which split it was trained")
@@ -50,9 +60,16 @@ def judge_against(
     return replace(verdict, reason=verdict.reason + note)
 
 
-def _not_comparable(why: str) -> Verdict:
-    remedy = "train with its split, or begin under another promotion.model_name"
-    return Verdict(False, f"not promoted: {why}; {remedy}", math.nan, math.nan, 0, "")
+def _detector_difference(detector: Detector, store: ObjectStore, manifest: ShardManifest) -> str:
+    """Say in what a model's detector differs from the events', '' if it is the same."""
+    if detector.digest() == manifest.detector_digest:
+        return ""
+    return detector.difference_from(load_recorded_detector(store, manifest))
+
+
+def _not_comparable(why: str, remedy: str = "train with its split") -> Verdict:
+    reason = f"not promoted: {why}; {remedy}, or begin under another promotion.model_name"
+    return Verdict(False, reason, math.nan, math.nan, 0, "")
 
 
 def score_champion(

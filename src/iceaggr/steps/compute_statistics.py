@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from iceaggr.errors import ShardError, StorageError
-from iceaggr.events.layout import load_detector
 from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.progress import StepProgress
 from iceaggr.shards.data_card import data_card_html
 from iceaggr.shards.manifest import ShardManifest, load_manifest, merge_manifests, parse_manifest
+from iceaggr.shards.recorded_detector import load_recorded_detector
 from iceaggr.shards.sketches import Sketch
 from iceaggr.shards.statistics import (
     compute_statistics,
@@ -51,6 +51,7 @@ def run_compute_statistics(
             )
             for path in unit_manifest_paths
         )
+        detector = load_recorded_detector(store, manifest)
         refuse_mass_rejection(manifest, context.config.data.max_rejected_share)
         sketches = load_sketches(store, manifest)
         refuse_one_direction(manifest, sketches)
@@ -61,7 +62,7 @@ def run_compute_statistics(
             manifest,
             statistics.sketches,
             statistics.normalization,
-            load_detector(store, manifest.geometry_uri),
+            detector,
             previous=_previous_sketch(context, store, manifest),
         )
         write_document(data_card_path, card)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from iceaggr.events.layout import load_detector
 from iceaggr.interfaces import Tracker
 from iceaggr.normalization import parse_normalization
 from iceaggr.shards.manifest import ShardManifest, parse_manifest
+from iceaggr.shards.recorded_detector import load_recorded_detector
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import read_file
 from iceaggr.training import TrainingInputs
@@ -24,7 +24,7 @@ def load_training_inputs(
     """Load what a training run is given. Raises: IceaggrError, ShardError, NormalizationError."""
     store = context.open_store()
     manifest = read_manifest(manifest_path)
-    detector = load_detector(store, manifest.geometry_uri)
+    detector = load_recorded_detector(store, manifest)
     return TrainingInputs(
         config=context.config,
         store=store,
