@@ -108,6 +108,32 @@ def test_predict_reports_after_every_batch(
     assert {line["total"] for line in lines if line["kind"] == "update"} == {40}
 
 
+@pytest.mark.parametrize(
+    ("both", "words"), [(False, "100 events of test/ in"), (True, "test/ (train/ is left out) in")]
+)
+def test_predict_names_the_folder_that_it_predicted(
+    model_uri: str,
+    raw_uri: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    both: bool,
+    words: str,
+) -> None:
+    folder = raw_copy(raw_uri, tmp_path)
+    if both:
+        write_raw_layout(folder, n_files=1, n_events_per_file=3)
+    assert run_predict(model_uri, folder.as_uri(), tmp_path / "out.parquet") == 100
+    assert words in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_predict_names_train_where_there_is_nothing_else(
+    model_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = write_raw_layout(tmp_path / "raw", n_files=1, n_events_per_file=3)
+    run_predict(model_uri, uri, tmp_path / "out.parquet")
+    assert "3 events of train/ in" in capsys.readouterr().out.splitlines()[-1]
+
+
 def raw_copy(raw_uri: str, tmp_path: Path) -> Path:
     """Copy the raw events, to be damaged."""
     folder = tmp_path / "raw"

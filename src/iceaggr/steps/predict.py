@@ -32,6 +32,7 @@ from iceaggr.steps.prediction_file import (
 )
 from iceaggr.storage import open_store
 
+
 def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
     """Write the predicted direction of every raw event to a file.
 
@@ -39,7 +40,8 @@ def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
     output: `.parquet` with event_id, azimuth, zenith, kappa, or `.csv` in the format that the
     public competition takes: event_id, azimuth, zenith. Angles in radians. An event without a
     valid pulse keeps its row, with UNPREDICTED_DIRECTION; events of the meta file whose raw file is
-    missing have none, and are counted in the last line. Memory is bounded whatever the number of
+    missing have none, and are counted in the last line. Of a raw folder with test/ and train/ only
+    test/ is predicted; the last line names the folder. Memory is bounded whatever the number of
     events; the file appears when it is complete.
     Returns the number of events.  Raises: ConfigError, ModelError, RawDataError, also for an
     event_id that two raw files share, DetectorError, TrackingError.
@@ -50,19 +52,38 @@ def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
         loaded = _load(store, model_uri, Path(folder))
         layout = find_layout(store, raw_uri)
         raw_files = (layout.meta, *(file.stored for file in layout.files))
-        refuse_raw_files(output, (layout.geometry_uri, *(stored.uri for stored in raw_files)))
-        _check_detector(load_detector(store, layout.geometry_uri), loaded, layout.geometry_uri)
+        refuse_raw_files(
+            output, (layout.geometry_uri, *(stored.uri for stored in raw_files))
+        )
+        _check_detector(
+            load_detector(store, layout.geometry_uri), loaded, layout.geometry_uri
+        )
         total, n_without_file = _count(store, layout)
         account = Account()
-        chunks = read_raw_events(store, raw_uri, detector=loaded.detector, account=account)
+        chunks = read_raw_events(
+            store, raw_uri, detector=loaded.detector, account=account
+        )
         batches = iter_batches(chunks, loaded.detector, batches_of(loaded))
         batches = _reported(batches, account, lambda done: _say(progress, done, total))
         tables = stream_predictions(loaded.model, batches)
-        n_events = write_predictions(_with_rejected(tables, account, output.suffix), output)
-        left_out = f", {n_without_file:,} events have no raw file" if n_without_file else ""
+        n_events = write_predictions(
+            _with_rejected(tables, account, output.suffix), output
+        )
+        left_out = (
+            f", {n_without_file:,} events have no raw file" if n_without_file else ""
+        )
         words = f"{_rejected(account, output.suffix)}{left_out}"
-        progress.conclude(f"{n_events:,} events in {output}{words}")
+        progress.conclude(
+            f"{n_events:,} events of {_folder(store, layout)} in {output}{words}"
+        )
         return n_events
+
+
+def _folder(store: ObjectStore, layout: RawLayout) -> str:
+    """Name the folder that was predicted, and the one beside it that was not."""
+    if not layout.labelled and store.stat(f"{layout.raw_uri}/train_meta.parquet"):
+        return f"{layout.folder}/ (train/ is left out)"
+    return f"{layout.folder}/"
 
 
 def _count(store: ObjectStore, layout: RawLayout) -> tuple[int, int]:
@@ -82,20 +103,15 @@ def _count(store: ObjectStore, layout: RawLayout) -> tuple[int, int]:
 
 def _check_detector(found: Detector, loaded: LoadedModel, geometry_uri: str) -> None:
     """Refuse events of a detector whose sensors stand elsewhere. Raises: DetectorError."""
-    known = loaded.detector
-    same_ids = np.array_equal(found.sensor_id, known.sensor_id)
-    if same_ids and np.allclose(found.xyz_m, known.xyz_m, rtol=0, atol=0.01):
-        return
-    moved = "other sensor ids"
-    if same_ids:
-        moved = f"{np.abs(found.xyz_m - known.xyz_m).max():.2f} m apart"
-    raise DetectorError(
-        "raw events are of another detector than the model",
-        where=geometry_uri,
-        found=f"{found.n_sensors} sensors, {moved}",
-        expected=f"the {known.n_sensors} sensors of the model, within 1 cm",
-        remedy="Predict with a model that was trained on this detector",
-    )
+    difference = found.difference_from(loaded.detector)
+    if difference:
+        raise DetectorError(
+            "raw events are of another detector than the model",
+            where=geometry_uri,
+            found=difference,
+            expected=f"the {loaded.detector.n_sensors} sensors of the model, within 1 cm",
+            remedy="Predict with a model that was trained on this detector",
+        )
 
 
 def _reported(
@@ -113,7 +129,9 @@ def _say(progress: StepProgress, done: int, total: int) -> None:
     progress.update(done, total, f"{done:,} of {total:,} events")
 
 
-def _with_rejected(tables: Iterator[pa.Table], account: Account, suffix: str) -> Iterator[pa.Table]:
+def _with_rejected(
+    tables: Iterator[pa.Table], account: Account, suffix: str
+) -> Iterator[pa.Table]:
     """Add a row for every event that was rejected, after those read before it."""
     for table in tables:
         yield pa.concat_tables([table, _take_rejected(account, suffix)])
@@ -124,7 +142,9 @@ def _take_rejected(account: Account, suffix: str) -> pa.Table:
     """Make rows of the rejected ids and forget these, so that memory stays bounded."""
     event_id = np.array(account.rejected_event_ids, np.int64)
     account.rejected_event_ids.clear()
-    azimuth, zenith = (np.full(len(event_id), angle) for angle in UNPREDICTED_DIRECTION[suffix])
+    azimuth, zenith = (
+        np.full(len(event_id), angle) for angle in UNPREDICTED_DIRECTION[suffix]
+    )
     columns = (event_id, azimuth, zenith, np.full(len(event_id), math.nan))
     return pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=PREDICTION_SCHEMA)
 
