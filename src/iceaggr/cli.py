@@ -87,10 +87,10 @@ def shard(
     from iceaggr.steps.shard_events import run_shard_events
 
     settings = load_config(config) if config else ExperimentConfig()
-    run = RunFolder.create(folder, raw_uri, work_uri, experiment_name, settings)
-    context = run.context()
-    for index, work_unit in enumerate(run_plan_shards(context, raw_uri.rstrip("/"))):
-        run_shard_events(context, work_unit, run.unit_manifest(index))
+    with RunFolder.create(folder, raw_uri, work_uri, experiment_name, settings).alone() as run:
+        context = run.context()
+        for index, work_unit in enumerate(run_plan_shards(context, raw_uri.rstrip("/"))):
+            run_shard_events(context, work_unit, run.unit_manifest(index))
 
 
 @app.command()
@@ -99,14 +99,14 @@ def stats(folder: Folder) -> None:
     from iceaggr.steps.compute_statistics import run_compute_statistics
     from iceaggr.steps.run_folder import RunFolder
 
-    run = RunFolder.open(folder)
-    run_compute_statistics(
-        run.context(),
-        run.unit_manifests(),
-        manifest_path=run.manifest,
-        normalization_path=run.normalization,
-        data_card_path=run.data_card,
-    )
+    with RunFolder.open(folder).alone() as run:
+        run_compute_statistics(
+            run.context(),
+            run.unit_manifests(),
+            manifest_path=run.manifest,
+            normalization_path=run.normalization,
+            data_card_path=run.data_card,
+        )
 
 
 @app.command()
@@ -120,10 +120,14 @@ def check(
     from iceaggr.steps.check_learning import run_check_learning
     from iceaggr.steps.run_folder import RunFolder
 
-    run = RunFolder.open(folder)
-    run_check_learning(
-        run.context(), run.manifest, run.normalization, run.learning_table, full_table=full_table
-    )
+    with RunFolder.open(folder).alone() as run:
+        run_check_learning(
+            run.context(),
+            run.manifest,
+            run.normalization,
+            run.learning_table,
+            full_table=full_table,
+        )
 
 
 @app.command()
@@ -140,14 +144,14 @@ def train(
     from iceaggr.steps.train_model import run_train_model
     from iceaggr.steps.training_choices import TrainingChoices
 
-    run = RunFolder.open(folder)
-    run_train_model(
-        run.context(),
-        run.manifest,
-        run.normalization,
-        model_path=run.model,
-        choices=TrainingChoices(max_train_minutes, gpu_count, start_from),
-    )
+    with RunFolder.open(folder).alone() as run:
+        run_train_model(
+            run.context(),
+            run.manifest,
+            run.normalization,
+            model_path=run.model,
+            choices=TrainingChoices(max_train_minutes, gpu_count, start_from),
+        )
 
 
 @app.command()
@@ -156,15 +160,15 @@ def evaluate(folder: Folder) -> None:
     from iceaggr.steps.evaluate_model import run_evaluate_model
     from iceaggr.steps.run_folder import RunFolder
 
-    run = RunFolder.open(folder)
-    run_evaluate_model(
-        run.context(),
-        run.manifest,
-        run.model,
-        run.raw_uri,
-        evaluation_path=run.evaluation,
-        report_path=run.report,
-    )
+    with RunFolder.open(folder).alone() as run:
+        run_evaluate_model(
+            run.context(),
+            run.manifest,
+            run.model,
+            run.raw_uri,
+            evaluation_path=run.evaluation,
+            report_path=run.report,
+        )
 
 
 @app.command()
@@ -197,15 +201,15 @@ def promote(
             expected="--folder FOLDER, or --rollback [MODEL_NAME]",
             remedy="Name the folder of a run, or ask for the rollback",
         )
-    run = RunFolder.open(folder)
-    run_promote_model(
-        run.context(),
-        run.manifest,
-        run.model,
-        run.evaluation,
-        summary_path=run.summary,
-        verdict_path=run.verdict,
-    )
+    with RunFolder.open(folder).alone() as run:
+        run_promote_model(
+            run.context(),
+            run.manifest,
+            run.model,
+            run.evaluation,
+            summary_path=run.summary,
+            verdict_path=run.verdict,
+        )
 
 
 @app.command()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from iceaggr.config import ExperimentConfig
 from iceaggr.errors import ConfigError
 from iceaggr.steps.context import TRACKING_VARIABLE, RunContext, make_context
 from iceaggr.steps.documents import read_document
+from iceaggr.steps.step_lock import alone_in
+from iceaggr.storage.file_store import FileStore
+from iceaggr.storage.uris import file_uri
 
 _SETTINGS = "run.json"
 
@@ -49,14 +54,6 @@ class RunFolder:
         Raises: ConfigError if the folder already holds a run.
         """
         path = path.resolve()
-        if (path / _SETTINGS).exists():
-            raise ConfigError(
-                "folder holds a run already",
-                where=str(path),
-                found=_SETTINGS,
-                expected="an empty or absent folder",
-                remedy="Give another --folder",
-            )
         (path / "units").mkdir(parents=True, exist_ok=True)
         settings = _RunSettings(
             run_id=str(uuid.uuid4()),
@@ -65,7 +62,16 @@ class RunFolder:
             work_uri=work_uri.rstrip("/") or (path / "work").as_uri(),
             config=config.model_dump(mode="json"),
         )
-        (path / _SETTINGS).write_text(settings.model_dump_json(indent=1))
+        document = settings.model_dump_json(indent=1).encode()
+        # of two that begin here at once, one is first
+        if not FileStore().write_bytes_if_absent(file_uri(path / _SETTINGS), document):
+            raise ConfigError(
+                "folder holds a run already",
+                where=str(path),
+                found=_SETTINGS,
+                expected="an empty or absent folder",
+                remedy="Give another --folder",
+            )
         return RunFolder(path)
 
     @staticmethod
@@ -81,6 +87,12 @@ class RunFolder:
                 remedy="Start with `iceaggr shard`",
             )
         return RunFolder(path)
+
+    @contextmanager
+    def alone(self) -> Iterator[RunFolder]:
+        """Work in the folder for the time of one step. Raises: ConfigError if another step does."""
+        with alone_in(self.path):
+            yield self
 
     def context(self) -> RunContext:
         """Build the context of the steps; without a tracking server nothing is tracked."""
