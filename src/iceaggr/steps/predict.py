@@ -52,30 +52,18 @@ def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
         loaded = _load(store, model_uri, Path(folder))
         layout = find_layout(store, raw_uri)
         raw_files = (layout.meta, *(file.stored for file in layout.files))
-        refuse_raw_files(
-            output, (layout.geometry_uri, *(stored.uri for stored in raw_files))
-        )
-        _check_detector(
-            load_detector(store, layout.geometry_uri), loaded, layout.geometry_uri
-        )
+        refuse_raw_files(output, (layout.geometry_uri, *(stored.uri for stored in raw_files)))
+        _check_detector(load_detector(store, layout.geometry_uri), loaded, layout.geometry_uri)
         total, n_without_file = _count(store, layout)
         account = Account()
-        chunks = read_raw_events(
-            store, raw_uri, detector=loaded.detector, account=account
-        )
+        chunks = read_raw_events(store, raw_uri, detector=loaded.detector, account=account)
         batches = iter_batches(chunks, loaded.detector, batches_of(loaded))
         batches = _reported(batches, account, lambda done: _say(progress, done, total))
         tables = stream_predictions(loaded.model, batches)
-        n_events = write_predictions(
-            _with_rejected(tables, account, output.suffix), output
-        )
-        left_out = (
-            f", {n_without_file:,} events have no raw file" if n_without_file else ""
-        )
+        n_events = write_predictions(_with_rejected(tables, account, output.suffix), output)
+        left_out = f", {n_without_file:,} events have no raw file" if n_without_file else ""
         words = f"{_rejected(account, output.suffix)}{left_out}"
-        progress.conclude(
-            f"{n_events:,} events of {_folder(store, layout)} in {output}{words}"
-        )
+        progress.conclude(f"{n_events:,} events of {_folder(store, layout)} in {output}{words}")
         return n_events
 
 
@@ -129,9 +117,7 @@ def _say(progress: StepProgress, done: int, total: int) -> None:
     progress.update(done, total, f"{done:,} of {total:,} events")
 
 
-def _with_rejected(
-    tables: Iterator[pa.Table], account: Account, suffix: str
-) -> Iterator[pa.Table]:
+def _with_rejected(tables: Iterator[pa.Table], account: Account, suffix: str) -> Iterator[pa.Table]:
     """Add a row for every event that was rejected, after those read before it."""
     for table in tables:
         yield pa.concat_tables([table, _take_rejected(account, suffix)])
@@ -142,9 +128,7 @@ def _take_rejected(account: Account, suffix: str) -> pa.Table:
     """Make rows of the rejected ids and forget these, so that memory stays bounded."""
     event_id = np.array(account.rejected_event_ids, np.int64)
     account.rejected_event_ids.clear()
-    azimuth, zenith = (
-        np.full(len(event_id), angle) for angle in UNPREDICTED_DIRECTION[suffix]
-    )
+    azimuth, zenith = (np.full(len(event_id), angle) for angle in UNPREDICTED_DIRECTION[suffix])
     columns = (event_id, azimuth, zenith, np.full(len(event_id), math.nan))
     return pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=PREDICTION_SCHEMA)
 
