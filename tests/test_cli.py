@@ -39,3 +39,37 @@ def test_promote_says_what_it_needs_when_there_is_nothing_to_promote(arguments):
     assert isinstance(result.exception, ConfigError)
     assert "nothing to promote" in str(result.exception)
     assert "expected --folder FOLDER, or --rollback [MODEL_NAME]" in str(result.exception)
+
+
+def test_simulate_says_which_seeds_there_are():
+    out = ["--out", "file:///nowhere", "--events", "3"]
+    result = CliRunner().invoke(cli.app, ["simulate", *out, "--seed", "99999999999999999999999"])
+    assert result.exit_code == 2
+    assert "'--seed'" in result.output
+    assert result.exc_info[0] is SystemExit
+
+
+@pytest.mark.parametrize("command", ["shard", "stats", "check", "train", "evaluate", "promote"])
+def test_folder_without_a_name_is_not_the_current_one(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    raw = ["--raw-uri", "file:///nowhere"] if command == "shard" else []
+    result = CliRunner().invoke(cli.app, [command, *raw, "--folder", " "])
+    assert isinstance(result.exception, ConfigError)
+    assert "no folder named [--folder]: found ' '" in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/below", "folder"])
+def test_config_that_is_no_file_is_not_found(name, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    options = ["--raw-uri", "file:///nowhere", "--folder", str(tmp_path / "run")]
+    result = CliRunner().invoke(cli.app, ["shard", *options, "--config", str(tmp_path / name)])
+    assert isinstance(result.exception, ConfigError)
+    assert "configuration file not found" in str(result.exception)
+
+
+def test_folder_that_no_folder_can_be_called_holds_no_run(tmp_path):
+    result = CliRunner().invoke(cli.app, ["stats", "--folder", str(tmp_path / ("x" * 300))])
+    assert isinstance(result.exception, ConfigError)
+    assert "folder holds no run" in str(result.exception)

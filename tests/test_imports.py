@@ -38,6 +38,7 @@ RANKS = {
     "benchmarks": 5,
     "machines": 5,
     "steps": 6,
+    "cli_options": 7,
     "cli": 7,
 }
 CLIENT_ROOMS = {

@@ -8,29 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from iceaggr.cli_options import FOLDER, MAX_SEED, Benchmark, Folder, Uri
 from iceaggr.config import ExperimentConfig, PromotionConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
 from iceaggr.progress import StepProgress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-Folder = Annotated[Path, typer.Option(help="Folder that the steps of one run share")]
-Uri = Annotated[str, typer.Option(help="file:///absolute/folder or s3://bucket/folder")]
-
-
-class Benchmark(StrEnum):
-    """What can be measured."""
-
-    shard = "shard"
-    loader = "loader"
-    streaming = "streaming"
-    train = "train"
 
 
 def main() -> None:
@@ -48,7 +36,7 @@ def simulate(
     out: Uri,
     events: Annotated[int, typer.Option(min=1, help="Events to simulate")],
     events_per_file: Annotated[int, typer.Option(min=1, help="Events per raw file")] = 10_000,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same seed, same bytes")] = 0,
     processes: Annotated[int, typer.Option(min=0, help="0 = one per core")] = 0,
     test: Annotated[bool, typer.Option("--test", help="Write test/ without labels")] = False,
 ) -> None:
@@ -173,9 +161,7 @@ def evaluate(folder: Folder) -> None:
 
 @app.command()
 def promote(
-    folder: Annotated[
-        Path | None, typer.Option(help="Folder that the steps of one run share")
-    ] = None,
+    folder: Annotated[Path | None, FOLDER] = None,
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Restore the previous champion instead")
     ] = False,

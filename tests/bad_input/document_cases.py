@@ -99,6 +99,14 @@ SHARDED = [
         enter=after("train"),
     ),
     Case(
+        "unit-manifest-is-a-folder",
+        "a folder in the place of a unit manifest",
+        "`iceaggr stats` stops and names it",
+        lambda scene: _make_a_folder(scene.run / "units" / "00000.json"),
+        Stops(r"units/00000\.json", "a folder", "the document of an earlier step", AGAIN),
+        enter=after("stats"),
+    ),
+    Case(
         "shard-bit-flipped",
         "one bit of a shard flipped",
         "training never sees it: the step stops and names the shard",
@@ -152,6 +160,11 @@ SHARDED = [
         enter=after("stats"),
     ),
 ]
+
+
+def _make_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 def _unbalance(path: Path) -> None:

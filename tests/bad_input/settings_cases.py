@@ -7,7 +7,7 @@ from collections.abc import Callable
 from launch.commands import _app
 from pipeline import make_pipeline
 from tests.bad_input.case import Case, Stops
-from tests.bad_input.scene import Scene
+from tests.bad_input.scene import Scene, iceaggr
 
 CONFIG = r"config\.yaml"
 EXPLAINED = "src/iceaggr/config/"
@@ -31,6 +31,12 @@ def _refused(name: str, words: str, text: str, found: str, expected: str, remedy
 def _bad_cron(scene: Scene) -> None:
     arguments = ["schedule", "--cron", "0 0 25 * * 0", "--host", "http://127.0.0.1:9"]
     _app(make_pipeline)(arguments, standalone_mode=False)
+
+
+def _shard_into(scene: Scene, name: str) -> None:
+    (scene.folder / "README.md").write_text("a file")
+    folder = str(scene.folder / name) if name else ""
+    iceaggr("shard", "--raw-uri", scene.raw_uri, "--folder", folder)
 
 
 SETTINGS = [
@@ -85,7 +91,38 @@ SETTINGS = [
         "configs/",
     ),
     _refused("not-yaml", "no YAML", "data: [1, 2\n", "line|flow", "sections", "configs/"),
-    _refused("empty", "an empty file", "", "NoneType", "a mapping", "configs/"),
+    _refused("empty", "an empty file", "", "nothing", "names of sections", "configs/"),
+    _refused(
+        "half-a-character",
+        "`split_salt` of half a character (`\\ud800`)",
+        'data: {split_salt: "\\ud800"}',
+        "ud800",
+        "text of whole characters",
+    ),
+    Case(
+        "run-folder-unnamed",
+        "--folder without a name",
+        "refused: the current folder is named by a dot",
+        lambda scene: None,
+        Stops("--folder", "''", "a folder for this run alone", "Name one"),
+        enter=lambda scene: _shard_into(scene, ""),
+    ),
+    Case(
+        "run-folder-below-a-file",
+        "--folder below a file",
+        "refused before anything runs",
+        lambda scene: None,
+        Stops("--folder .*README", "Not a directory: ", "a folder, or the name", "Give another"),
+        enter=lambda scene: _shard_into(scene, "README.md/run"),
+    ),
+    Case(
+        "run-folder-name-too-long",
+        "--folder of 300 characters",
+        "refused before anything runs",
+        lambda scene: None,
+        Stops("--folder .*xxx", "File name too long: ", "a folder, or the name", "Give another"),
+        enter=lambda scene: _shard_into(scene, "x" * 300),
+    ),
     Case(
         "config-missing",
         "no such configuration file",

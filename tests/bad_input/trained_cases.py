@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.bad_input.document_cases import after, edit, the_file
 from tests.bad_input.event_cases import META, share_an_id
 from tests.bad_input.place_cases import moved_detector
 from tests.bad_input.scene import Scene, iceaggr
+from tests.models.sealing import edit_sealed
 
 
 def _swap_model(scene: Scene) -> None:
@@ -24,14 +26,23 @@ def _swap_model(scene: Scene) -> None:
     other.mkdir()
     for file in model.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
-    edit(other / DOCUMENT, lambda d: d["facts"].update(manifest_digest="f" * 16))
+    edit_sealed(other / DOCUMENT, lambda d: d["facts"].update(manifest_digest="f" * 16))
     scene.edit_document("model.json", lambda d: d.update(model_uri=other.as_uri()))
 
 
-def _predict(scene: Scene) -> None:
+def _predict(scene: Scene, output: str = "directions.parquet") -> None:
     model = the_file(scene, "runs/*/training/model").as_uri()
-    output = str(scene.folder / "directions.parquet")
-    iceaggr("predict", "--model", model, "--raw-uri", scene.raw_uri, "--output", output)
+    path = str(scene.folder / output)
+    iceaggr("predict", "--model", model, "--raw-uri", scene.raw_uri, "--output", path)
+
+
+def _document(scene: Scene) -> Path:
+    return the_file(scene, f"runs/*/training/model/{DOCUMENT}")
+
+
+def _make_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
 def _tear_weights(scene: Scene) -> None:
@@ -53,6 +64,14 @@ TRAINED = [
         _retrain(learning_rate=0.5),
         Stops("checkpoints", r"0\.0003", r"0\.5", "restore the setting"),
         enter=after("train"),
+    ),
+    Case(
+        "training-without-end",
+        "--max-train-minutes inf",
+        "refused before training",
+        lambda scene: None,
+        Stops("max_train_minutes", "inf", "an end", "0 for no limit"),
+        enter=lambda scene: scene.command("train", "--max-train-minutes", "inf"),
     ),
     Case(
         "checkpoint-damaged",
@@ -111,6 +130,61 @@ TRAINED = [
         "prediction stops",
         lambda scene: the_file(scene, f"runs/*/training/model/{DOCUMENT}").unlink(),
         Stops("training/model", r"no model\.json", "a folder with", "Train again"),
+        enter=_predict,
+    ),
+    Case(
+        "model-settings-changed",
+        "`max_doms_per_event: 2` written into model.json",
+        "prediction stops: the seal of the model is broken",
+        lambda scene: edit(
+            _document(scene),
+            lambda d: d["facts"]["experiment"]["batches"].update(max_doms_per_event=2),
+        ),
+        Stops(r"model\.json", "content_sha256 '", r"\w{64}", "never edited by hand"),
+        enter=_predict,
+    ),
+    Case(
+        "model-without-a-seal",
+        "a model as the version before saved it",
+        "prediction stops and names both formats",
+        lambda scene: edit(
+            _document(scene), lambda d: (d.pop("content_sha256"), d.update(format_version=1))
+        ),
+        Stops(r"model\.json", "version 1", "version 2", "train again with this one"),
+        enter=_predict,
+    ),
+    Case(
+        "model-of-newer-settings",
+        "a model trained with a setting that this version does not have",
+        "prediction stops and names setting and version",
+        lambda scene: edit_sealed(
+            _document(scene), lambda d: d["facts"]["experiment"]["batches"].update(n_new=2)
+        ),
+        Stops(r"model\.json facts", "saved by 'iceaggr .*'", "one of n_events", "Use the version"),
+        enter=_predict,
+    ),
+    Case(
+        "model-weights-are-a-pipe",
+        "weights.safetensors that is a pipe",
+        "prediction stops and does not wait for it",
+        lambda scene: _make_a_pipe(the_file(scene, f"runs/*/training/model/{WEIGHTS}")),
+        Stops(WEIGHTS, "not a file, a device, pipe", WEIGHTS, "Train again"),
+        enter=_predict,
+    ),
+    Case(
+        "prediction-over-raw-events",
+        "--output that is a raw file",
+        "refused before the first event: raw events are never written to",
+        lambda scene: None,
+        Stops("--output .*batch_1", "raw/train/batch_1", "outside the raw folder", "another place"),
+        enter=lambda scene: _predict(scene, "raw/train/batch_1.parquet"),
+    ),
+    Case(
+        "prediction-over-a-folder",
+        "--output that is a folder",
+        "refused before the first event",
+        lambda scene: (scene.folder / "directions.parquet").mkdir(),
+        Stops("--output .*directions", "a folder", "a file, or the name of", "another place"),
         enter=_predict,
     ),
     Case(

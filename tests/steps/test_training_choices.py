@@ -24,6 +24,7 @@ def test_choices_win_over_the_settings():
         (TrainingChoices(gpu_count="-1"), "bad GPU count .gpu_count.*found '-1'"),
         (TrainingChoices(max_minutes=-1.0), r"bad limit of training.*found -1\.0"),
         (TrainingChoices(max_minutes=float("nan")), "bad limit of training.*found nan"),
+        (TrainingChoices(max_minutes=float("inf")), "bad limit .*found inf, expected .*an end"),
         (TrainingChoices(start_from="best"), "cannot start from this .*'best', expected one of"),
     ],
 )

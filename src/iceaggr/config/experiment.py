@@ -15,7 +15,7 @@ from iceaggr.config.model import LossConfig, ModelConfig
 from iceaggr.config.section import Section
 from iceaggr.config.training import LearningCheckConfig, TrainingConfig
 from iceaggr.errors import ConfigError
-from iceaggr.validation import first_problem
+from iceaggr.validation import first_problem, shown
 
 
 class ExperimentConfig(Section):
@@ -64,16 +64,9 @@ def parse_config(settings: dict[str, Any], where: str = "configuration") -> Expe
 def load_config(path: str | Path) -> ExperimentConfig:
     """Read a YAML configuration. Raises: ConfigError if it is missing, not YAML or not valid."""
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(
-            "configuration file not found",
-            where=str(path),
-            found="a folder" if path.is_dir() else "no such file",
-            expected="a YAML file",
-            remedy="Presets are in configs/",
-        )
+    data = _read(path)
     try:
-        settings = yaml.load(path.read_bytes(), Loader=_UniqueKeyLoader)
+        settings = yaml.load(data, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise ConfigError(
             "configuration is not YAML",
@@ -86,12 +79,28 @@ def load_config(path: str | Path) -> ExperimentConfig:
         raise ConfigError(
             "configuration has no sections",
             where=str(path),
-            found=type(settings).__name__,
-            expected="a mapping",
+            found="nothing" if settings is None else shown(settings),
+            expected="names of sections with values",
             remedy="Presets that work are in configs/",
         )
     # a run without a name of its own is told from others by its file
     return parse_config({"name": path.stem, **settings}, where=str(path))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.is_file():
+            return path.read_bytes()
+        found = "a folder" if path.is_dir() else "no such file"
+    except OSError as error:
+        found = str(error.strerror)
+    raise ConfigError(
+        "configuration file not found",
+        where=str(path),
+        found=found,
+        expected="a YAML file",
+        remedy="Presets are in configs/",
+    )
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -24,6 +24,15 @@ class Section(BaseModel):
                 _refuse_what_is_no_number(item, is_whole=False)
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_can_be_written(cls, value: Any) -> Any:
+        """Refuse halves of characters (lone surrogates), which no document could hold."""
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and any("\ud800" <= sign <= "\udfff" for sign in text):
+                raise ValueError("text of whole characters")
+        return value
+
 
 def _refuse_what_is_no_number(value: Any, *, is_whole: bool) -> None:
     if isinstance(value, bool):

@@ -54,7 +54,7 @@ class RunFolder:
         Raises: ConfigError if the folder already holds a run.
         """
         path = path.resolve()
-        (path / "units").mkdir(parents=True, exist_ok=True)
+        _make(path / "units")
         settings = _RunSettings(
             run_id=str(uuid.uuid4()),
             experiment_name=experiment_name,
@@ -78,7 +78,7 @@ class RunFolder:
     def open(path: Path) -> RunFolder:
         """Open a run that `iceaggr shard` started. Raises: ConfigError if there is none."""
         path = path.resolve()
-        if not (path / _SETTINGS).is_file():
+        if not os.path.isfile(path / _SETTINGS):  # False also for a name that none can have
             raise ConfigError(
                 "folder holds no run",
                 where=str(path),
@@ -168,3 +168,16 @@ class RunFolder:
     def verdict(self) -> Path:
         """Name the verdict on promotion."""
         return self.path / "verdict.md"
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            "folder of the run cannot be made",
+            where=f"--folder {folder.parent}",
+            found=f"{error.strerror}: {error.filename}",
+            expected="a folder, or the name of a new one, where this user may write",
+            remedy="Give another --folder",
+        ) from None

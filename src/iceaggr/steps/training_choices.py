@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from iceaggr.config import ExperimentConfig
@@ -47,12 +48,12 @@ class TrainingChoices:
                 expected='"0", "1", ...',
                 remedy="Give the number of GPUs of the step, 0 for none",
             )
-        if not self.max_minutes >= 0:
+        if not 0 <= self.max_minutes < math.inf:
             raise ConfigError(
                 "bad limit of training",
                 where="max_train_minutes",
                 found=self.max_minutes,
-                expected="0 or more minutes",
+                expected="0 or more minutes, and an end",
                 remedy="Give minutes, 0 for no limit",
             )
         if self.start_from not in STARTS:

@@ -39,6 +39,7 @@ _REQUIRED = (
 _NOT_NEEDED = (
     "__pycache__",
     "cli.py",
+    "cli_options.py",
     "local_services",
     "simulation",
     "steps",
