@@ -60,6 +60,11 @@ def test_card_asks_nothing_from_outside(page: str) -> None:
     assert "@import" not in page
 
 
+def test_card_names_data_and_geometry_by_digest(page: str) -> None:
+    words = f"Shards {MANIFEST.digest()} · geometry icecube86 ( {DETECTOR.digest()[:16]} )"
+    assert words in text_of(page)
+
+
 def test_card_escapes_text_from_the_data(page: str) -> None:
     assert "s3://raw/&lt;script&gt;alert(1)&lt;/script&gt;&amp;.parquet" in page
     assert "unknown &lt;sensor&gt;" in page
