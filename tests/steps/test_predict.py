@@ -179,6 +179,28 @@ def test_predict_refuses_an_unknown_format(model_uri: str, raw_uri: str, tmp_pat
         run_predict(model_uri, raw_uri, tmp_path / "out.json")
 
 
+@pytest.mark.parametrize("name", ["folder.parquet", "x" * 250 + ".parquet", "no/out.csv"])
+def test_predict_refuses_an_output_that_cannot_be_written_before_it_begins(
+    raw_uri: str, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(ConfigError, match=r"(cannot write here|folder does not exist) \[--output "):
+        run_predict("file:///no-model", raw_uri, tmp_path / name)
+    assert capsys.readouterr().out == ""
+
+
+def test_predict_does_not_write_over_the_file_that_a_raw_link_names(
+    model_uri: str, raw_uri: str, tmp_path: Path
+) -> None:
+    folder, elsewhere = raw_copy(raw_uri, tmp_path), tmp_path / "b1.parquet"
+    (folder / "test" / "batch_1.parquet").rename(elsewhere)
+    (folder / "test" / "batch_1.parquet").symlink_to(elsewhere)
+    before = elsewhere.read_bytes()
+    with pytest.raises(ConfigError, match=r"among the raw events .* found the file of file://"):
+        run_predict(model_uri, folder.as_uri(), elsewhere)
+    assert elsewhere.read_bytes() == before
+
+
 def test_predict_names_the_folder_that_holds_no_model(raw_uri: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no saved model here"):
         run_predict((tmp_path / "none").as_uri(), raw_uri, tmp_path / "out.parquet")
