@@ -116,6 +116,19 @@ EVENTS = [
         enter=Scene.shard_and_count,
     ),
     Case(
+        "declination-for-zenith",
+        "declination in the zenith column: half of the labels are out of range",
+        "`iceaggr stats` stops: too many events are rejected (data.max_rejected_share)",
+        lambda scene: scene.change_meta(lambda f: f.assign(zenith=f["zenith"] - np.pi / 2)),
+        Stops(
+            r"batch_\d\.parquet",
+            r"[45]\d\.\d% of 40 events: label_out_of_range",
+            r"at most 10\.0% \(data",
+            "quarantine.parquet: units, angles",
+        ),
+        enter=Scene.shard_and_count,
+    ),
+    Case(
         "event-id-twice-in-a-file",
         "one event_id twice in one file",
         "the step stops and names the id",

@@ -46,6 +46,11 @@ def _reversed_times(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.iloc[::-1].sort_values("event_id", kind="stable")
 
 
+def _times_in_microseconds(scene: Scene) -> None:
+    for number in (1, 2):
+        scene.change_pulses(lambda f: f.assign(time=f["time"] // 1000), number)
+
+
 FILES = [
     Case(
         "batch-file-truncated",
@@ -235,7 +240,15 @@ PULSES = [
         "all charges of a file negative (a wrong sign or unit)",
         "`iceaggr stats` stops: rejection is the rule (data.max_rejected_share)",
         lambda scene: scene.change_pulses(lambda f: f.assign(charge=-f["charge"])),
-        Stops(BATCH, r"100\.0% of .* charge_not_positive", r"at most 50\.0%", "quarantine"),
+        Stops(BATCH, r"100\.0% of .* charge_not_positive", r"at most 10\.0%", "quarantine"),
+        enter=Scene.shard_and_count,
+    ),
+    Case(
+        "times-in-microseconds",
+        "all times in microseconds",
+        "`iceaggr stats` stops: light could not cross the detector in such times",
+        _times_in_microseconds,
+        Stops("time of .* train events", "a spread", "light needs 6,200 ns", "Write times in ns"),
         enter=Scene.shard_and_count,
     ),
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from iceaggr.config.section import Section
+
+MAX_HELD_OUT_SHARE = 0.9
 
 
 class DataConfig(Section):
@@ -26,10 +28,21 @@ class DataConfig(Section):
     """Raw bytes that one sharding task takes, in MiB."""
     max_work_units: int = Field(128, ge=1, le=128)
     """Upper bound on sharding tasks: KFP hands all their results to one command line of 128 KiB."""
-    max_rejected_share: float = Field(0.5, gt=0, le=1)
-    """The run stops if a larger share of a raw file's pulses is rejected: the file is wrong."""
+    max_rejected_share: float = Field(0.1, gt=0, le=1)
+    """The run stops if a raw file loses a larger share of its events or of its pulses: the file is
+    wrong, in its units, angles, ids or geometry."""
     allow_missing_files: bool = False
     """Shard what is there when the meta file lists batches whose files are missing."""
+
+    @model_validator(mode="after")
+    def _events_are_left_for_training(self) -> DataConfig:
+        held_out = self.validation_share + self.test_share
+        if held_out > MAX_HELD_OUT_SHARE:
+            raise ValueError(
+                f"validation_share and test_share of at most {MAX_HELD_OUT_SHARE:g} together, not"
+                f" {held_out:g}: the rest is what is trained on"
+            )
+        return self
 
 
 class NormalizationConfig(Section):
@@ -59,9 +72,9 @@ class BatchConfig(Section):
     n_mixed_shards: int = Field(16, ge=1)
     """Shards held in memory together, from all of which each batch draws its events; a shuffle
     takes more where batches or groups of like length are large, so that neighbours do not meet."""
-    n_workers: int = Field(2, ge=0)
+    n_workers: int = Field(2, ge=0, le=256)
     """Background threads that read and assemble batches; 0 = in the caller."""
-    n_batches_ahead: int = Field(16, ge=1)
+    n_batches_ahead: int = Field(16, ge=1, le=4096)
     """Batches assembled before they are asked for."""
     cache_folder: str = ""
     """Local folder that keeps copies of remote shards; empty = read them again each epoch."""
@@ -69,6 +82,13 @@ class BatchConfig(Section):
     """Size of the cache folder, beyond which the shards used longest ago are deleted."""
     seed: int = 0
     """Seed of the shuffle."""
+
+    @field_validator("cache_folder")
+    @classmethod
+    def _cache_is_local(cls, folder: str) -> str:
+        if "://" in folder:
+            raise ValueError("a local folder, not a URI")
+        return folder
 
     @model_validator(mode="after")
     def _budget_holds_an_event(self) -> BatchConfig:

@@ -20,6 +20,7 @@ from iceaggr.shards.drift import drift_table, newly_silent_doms
 from iceaggr.shards.format import SPLITS
 from iceaggr.shards.histograms import FeatureSketch
 from iceaggr.shards.manifest import ShardManifest
+from iceaggr.shards.plausibility import doubtful_times
 from iceaggr.shards.sketches import Sketch, merge_sketches
 from iceaggr.shards.statistics import normalized_feature
 
@@ -68,6 +69,7 @@ def data_card_html(
         n_labelled=every.features["zenith"].n_values,
         detector=_detector_facts(every, detector),
         drift=_drift(present["train"], previous, normalization),
+        doubtful_times=doubtful_times(present["train"], detector),
         max_abs=MAX_ABS,
     )
     return page

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from iceaggr.config import NormalizationConfig
-from iceaggr.errors import NormalizationError, RawDataError, ShardError
+from iceaggr.errors import NormalizationError, ShardError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.normalization import INPUT_FEATURES, Normalization, check_usable, fit_normalization
 from iceaggr.shards.format import SPLITS
 from iceaggr.shards.histograms import FeatureSketch
-from iceaggr.shards.manifest import ShardManifest, SourceFile
+from iceaggr.shards.manifest import ShardManifest
 from iceaggr.shards.sketches import Sketch, merge_sketches, split_sketches_from_json
 
 MIN_STD, MAX_STD, MAX_MEAN = 0.01, 10.0, 10.0
-MIN_SPREAD = 1e-6
-"""Radians; labels that differ by less all point one way."""
 
 
 @dataclass(frozen=True)
@@ -56,47 +54,6 @@ def load_sketches(store: ObjectStore, manifest: ShardManifest) -> dict[str, Sket
         for split, sketch in split_sketches_from_json(text, source.sketch_uri).items():
             parts.setdefault(split, []).append(sketch)
     return {split: merge_sketches(found) for split, found in parts.items()}
-
-
-def refuse_mass_rejection(manifest: ShardManifest, max_share: float) -> None:
-    """Stop where rejection is the rule: wrong units, another geometry, another detector.
-
-    Raises: RawDataError naming the raw file with the largest share of rejected pulses.
-    """
-    for file in sorted(manifest.source_files, key=_rejected_share, reverse=True)[:1]:
-        if _rejected_share(file) > max_share:
-            reasons = ", ".join(f"{name} {n:,}" for name, n in file.rejected_pulses.items())
-            raise RawDataError(
-                "most pulses of a raw file were rejected",
-                where=file.uri,
-                found=f"{_rejected_share(file):.1%} of {file.n_pulses_in:,} pulses: {reasons}",
-                expected=f"at most {max_share:.1%} (data.max_rejected_share)",
-                remedy=f"Look at {file.quarantine_uri}: units, geometry and sensor ids come first",
-            )
-
-
-def _rejected_share(file: SourceFile) -> float:
-    return file.n_pulses_rejected / max(file.n_pulses_in, 1)
-
-
-def refuse_one_direction(manifest: ShardManifest, sketches: Mapping[str, Sketch]) -> None:
-    """Stop where all labels of the train split are one direction: nothing could be learned.
-
-    sketches: split -> sketch of that split.
-    Raises: RawDataError naming the direction.
-    """
-    train = sketches.get("train")
-    if not manifest.labelled or train is None or train.n_events < 2:
-        return
-    zenith, azimuth = (train.features[name] for name in ("zenith", "azimuth"))
-    if max(zenith.std, azimuth.std) < MIN_SPREAD:
-        raise RawDataError(
-            "all labels point one way",
-            where=f"azimuth and zenith of {train.n_events} train events",
-            found=f"azimuth {azimuth.mean:.6g}, zenith {zenith.mean:.6g} in every event",
-            expected="directions that differ from event to event",
-            remedy="Write the true directions into the meta file; a column may hold a default",
-        )
 
 
 def compute_statistics(

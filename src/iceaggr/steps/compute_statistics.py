@@ -11,14 +11,15 @@ from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.progress import StepProgress
 from iceaggr.shards.data_card import data_card_html
 from iceaggr.shards.manifest import ShardManifest, load_manifest, merge_manifests, parse_manifest
-from iceaggr.shards.recorded_detector import load_recorded_detector
-from iceaggr.shards.sketches import Sketch
-from iceaggr.shards.statistics import (
-    compute_statistics,
-    load_sketches,
+from iceaggr.shards.plausibility import (
+    doubtful_times,
     refuse_mass_rejection,
     refuse_one_direction,
+    refuse_times_of_another_unit,
 )
+from iceaggr.shards.recorded_detector import load_recorded_detector
+from iceaggr.shards.sketches import Sketch
+from iceaggr.shards.statistics import compute_statistics, load_sketches
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import read_file, write_document
 from iceaggr.steps.manifest_facts import manifest_facts, reuse_words
@@ -37,8 +38,8 @@ def run_compute_statistics(
     """Merge what the sharding tasks wrote and fit the normalisation on the train split.
 
     Returns the counts of events and pulses.
-    Raises: ShardError; RawDataError if most of a raw file was rejected or all labels are one
-    direction; NormalizationError naming the feature that is unusable.
+    Raises: ShardError; RawDataError if much of a raw file was rejected, all labels are one
+    direction or times are of another unit; NormalizationError naming the feature that is unusable.
     """
     with (
         StepProgress("compute_statistics", run_id=context.run_id) as progress,
@@ -51,10 +52,11 @@ def run_compute_statistics(
             )
             for path in unit_manifest_paths
         )
-        detector = load_recorded_detector(store, manifest)
         refuse_mass_rejection(manifest, context.config.data.max_rejected_share)
         sketches = load_sketches(store, manifest)
         refuse_one_direction(manifest, sketches)
+        detector = load_recorded_detector(store, manifest)
+        refuse_times_of_another_unit(sketches, detector)
         statistics = compute_statistics(manifest, sketches, context.config.normalization)
         write_document(manifest_path, manifest.to_json())
         write_document(normalization_path, statistics.normalization.to_json())
@@ -69,9 +71,11 @@ def run_compute_statistics(
         facts = manifest_facts(manifest)
         _track(tracker, manifest, facts, card, statistics.normalization.to_json())
         _point_to_latest(context, store, manifest)
+        doubt = doubtful_times(statistics.sketches["train"], detector)
         progress.conclude(
             f"{reuse_words(facts)}; {facts['pulses_in']:,.0f} pulses in ="
             f" {facts['pulses_kept']:,.0f} kept + {facts['pulses_rejected']:,.0f} rejected"
+            + (f"; warning: {doubt}" if doubt else "")
         )
         return facts
 
