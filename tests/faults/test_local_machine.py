@@ -13,7 +13,7 @@ from tests.faults.endings import ROOT
 
 EXPECTED = {
     "full disk, shards": r"cannot write [file://{room}/work/shards/",
-    "full disk, documents": "the local disk is full",
+    "full disk, documents": "the local disk is full [{room}/manifest.json]",
     "full disk, temporary files": "the local disk is full",
     "read-only folder, shards": "found Read-only file system",
     "read-only folder, documents": "the local folder is read-only [{room}/manifest.json]",
