@@ -105,8 +105,8 @@ class _Flaky(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def serve(port=0):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _Flaky)
+def serve(port=0, handler=_Flaky):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
@@ -126,6 +126,60 @@ def flaky_store(monkeypatch):
     _Flaky.n_gets = 0
     server = serve()
     yield store_at(server)
+    end(server)
+
+
+class _Page(http.server.BaseHTTPRequestHandler):
+    """Something that is no object store: it answers every request with a page and status 200."""
+
+    page = b""
+
+    def answer(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(self.page)))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else self.page)
+
+    do_HEAD = do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    "request_made",
+    [
+        lambda store, path: store.read_bytes("s3://b/x"),
+        lambda store, path: store.write_bytes("s3://b/x", b"1"),
+        lambda store, path: store.write_bytes_if_absent("s3://b/x", b"1"),
+        lambda store, path: store.list("s3://b/x"),
+        lambda store, path: store.stat("s3://b/x"),
+        lambda store, path: store.open_input("s3://b/x"),
+        lambda store, path: store.upload(path, "s3://b/x"),
+        lambda store, path: store.download("s3://b/x", path),
+    ],
+)
+def test_endpoint_that_answers_with_a_page_is_told_to_be_no_s3(request_made, tmp_path, monkeypatch):
+    monkeypatch.setattr("iceaggr.storage.s3_store.PART_BYTES", 3)
+    monkeypatch.setattr(_Page, "page", b"<html>login</html>")
+    (tmp_path / "file").write_bytes(b"parts")
+    server = serve(handler=_Page)
+    with pytest.raises(
+        StorageError, match=r"speak S3 \[s3://b/x\]: found an answer .* from http://127\.0\.0\.1"
+    ):
+        request_made(store_at(server), tmp_path / "file")
+    end(server)
+    assert (tmp_path / "file").read_bytes() == b"parts"
+
+
+@pytest.mark.parametrize("page", [b"<!doctype html><p>login<br>", b"OK"])
+def test_page_that_is_no_xml_is_not_taken_for_a_passing_error(page, monkeypatch):
+    monkeypatch.setattr(_Page, "page", page)
+    server = serve(handler=_Page)
+    with pytest.raises(StorageError, match="endpoint does not speak S3"):
+        store_at(server).list("s3://b/x")
     end(server)
 
 

@@ -17,7 +17,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from iceaggr.addresses import refuse_credentials
 from iceaggr.errors import StorageError
-from iceaggr.storage.s3_errors import explain, is_expired, is_transient, is_wordless
+from iceaggr.storage.s3_errors import (
+    NotS3Error,
+    explain,
+    is_expired,
+    is_transient,
+    is_wordless,
+)
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 CONNECT_TIMEOUT_S = 5.0
@@ -29,6 +35,16 @@ _WORDLESS_ATTEMPTS = 2
 _LONGEST_WAIT_S = 20.0
 _PATIENCE_S = 300.0
 """No further attempt after this time: a store that hangs lets each one last minutes."""
+_SAID_BY_S3 = {
+    "HeadObject": "ETag",
+    "GetObject": "ETag",
+    "PutObject": "ETag",
+    "UploadPart": "ETag",
+    "CompleteMultipartUpload": "ETag",
+    "CreateMultipartUpload": "UploadId",
+    "ListObjectsV2": "IsTruncated",
+}
+"""What no S3 service leaves out of its answer, and a page for people does not have."""
 
 Answer = TypeVar("Answer")
 
@@ -113,7 +129,9 @@ def _new_client(environment: Mapping[str, str]) -> Any:
         remedy="Give the keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     )
     try:
-        return _session(environment).client("s3", endpoint_url=endpoint, config=_settings(endpoint))
+        client = _session(environment).client(
+            "s3", endpoint_url=endpoint, config=_settings(endpoint)
+        )
     except ValueError:
         raise StorageError(
             "not an endpoint address",
@@ -122,6 +140,21 @@ def _new_client(environment: Mapping[str, str]) -> Any:
             expected="http://host:port or https://host:port",
             remedy="Correct the environment variable",
         ) from None
+    client.meta.events.register("after-call.s3", _refuse_what_is_not_s3)
+    return client
+
+
+def _refuse_what_is_not_s3(
+    http_response: Any, parsed: Mapping[str, Any], model: Any, **_: Any
+) -> None:
+    field = _SAID_BY_S3.get(model.name)
+    # botocore calls it 500 when a body is no XML; a damaged answer of a store still says it is XML
+    is_page = http_response.raw.status < 300 and "xml" not in http_response.headers.get(
+        "content-type", "xml"
+    )
+    answered = http_response.status_code < 300 or is_page
+    if field and answered and field not in parsed:
+        raise NotS3Error(field=field)
 
 
 def _settings(endpoint: str | None) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from botocore.exceptions import (
+    BotoCoreError,
     ClientError,
     ConnectionClosedError,
     ConnectTimeoutError,
@@ -51,6 +52,12 @@ _DAMAGED_REQUEST = {
     "XAmzContentSHA256Mismatch",
 }
 _MISSING = {"404", "NoSuchKey", "NotFound"}
+
+
+class NotS3Error(BotoCoreError):
+    """An answer of status 200 lacks what every S3 service says there: it is a page, not S3."""
+
+    fmt = "an answer without {field}"
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,12 @@ _NOT_REACHABLE = _Refusal(
     "a running S3 service",
     "Check AWS_ENDPOINT_URL, or start the local services with `make up`",
 )
+_NOT_S3 = _Refusal(
+    "endpoint does not speak S3",
+    "{code} from {endpoint}",
+    "an answer as an S3 service gives it",
+    "Check AWS_ENDPOINT_URL: another service's port, or a login page before the store, answers so",
+)
 
 
 def error_code(error: Exception) -> str:
@@ -178,6 +191,10 @@ def explain(error: Exception, uri: str, endpoint: str) -> StorageError:
         return _NO_CREDENTIALS.of(uri, endpoint)
     if isinstance(error, UNREACHABLE):
         return _NOT_REACHABLE.of(uri, endpoint)
+    if isinstance(error, NotS3Error):
+        return _NOT_S3.of(uri, endpoint, str(error))
+    if isinstance(error, ResponseParserError):
+        return _NOT_S3.of(uri, endpoint, "an answer that is not XML as S3 sends it")
     return _unexpected(error, uri, endpoint)
 
 
