@@ -16,10 +16,9 @@ import typer
 from rich.console import Console
 
 from components.image import EXAMPLE_IMAGE, IMAGE
-from iceaggr.addresses import without_credentials
 from iceaggr.config import ExperimentConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
-from iceaggr.storage.uris import FILE_SCHEME, S3_SCHEME, bad_uri, bucket_and_key, file_path
+from iceaggr.storage.uris import check_place
 from launch.cluster_commands import add_cluster_commands
 from launch.compilation import compile_pipeline
 from launch.display import RunDisplay
@@ -116,8 +115,8 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
 
 def _check_request(request: RunRequest) -> None:
     if request.raw_uri:
-        _check_place(request.raw_uri, "--raw-uri")
-    _check_place(request.work_uri, "--work-uri")
+        check_place(request.raw_uri, "--raw-uri")
+    check_place(request.work_uri, "--work-uri")
     check_folders(request.raw_uri, request.work_uri, where="--raw-uri and --work-uri")
     check_display_name(request.experiment_name, where="--experiment-name")
     check_allowed(
@@ -126,16 +125,6 @@ def _check_request(request: RunRequest) -> None:
     check_minutes(request.max_train_minutes, where="--max-train-minutes")
     if request.summary_path:
         _check_writable(request.summary_path)
-
-
-def _check_place(uri: str, name: str) -> None:
-    if not uri.startswith((FILE_SCHEME, S3_SCHEME)):
-        raise bad_uri(without_credentials(uri), where=name)
-    # both raise when it names no place
-    if uri.startswith(FILE_SCHEME):
-        file_path(uri)
-    else:
-        bucket_and_key(uri)
 
 
 def _check_writable(path: Path) -> None:

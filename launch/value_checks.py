@@ -72,7 +72,13 @@ def _is_place(value: Any) -> bool:
     # each step is a pod of its own: a file:// of one is not there in the next
     place = str(value)
     readable = place.isprintable() and place == place.strip()
-    return readable and ".." not in place.split("/") and _S3.fullmatch(place) is not None
+    secretive = without_credentials(place) != place
+    return (
+        readable
+        and not secretive
+        and ".." not in place.split("/")
+        and _S3.fullmatch(place) is not None
+    )
 
 
 def _quantity(value: Any) -> float:
@@ -145,7 +151,7 @@ def _tolerates(item: dict[str, Any]) -> bool:
 
 
 _CHECKS: dict[str, tuple[Any, str]] = {
-    "_uri": (_is_place, "s3://BUCKET or s3://BUCKET/FOLDER, without `..`"),
+    "_uri": (_is_place, "s3://BUCKET or s3://BUCKET/FOLDER, without `..` and without keys"),
     "_memory": (_is_memory, 'a Kubernetes quantity of at least 64Mi, such as "16Gi"'),
     "_cpu": (_is_cpu, 'a Kubernetes quantity of cores, such as "4" or "500m"'),
     "_gpu_type": (

@@ -14,11 +14,22 @@ from iceaggr.errors import ConfigError
 _CREDENTIALS = re.compile(r"(?<!s3://)(?<!file://)(?<=://)[^\s\"']*@(?=[^\s])")
 # before the first slash of a storage URI stands a bucket or a host, and no bucket holds @
 _BEFORE_BUCKET = re.compile(r"(?<=://)[^\s/\"']*@")
+# nor does one hold a colon (an ARN does): what follows is a secret, which may hold / itself
+_KEY_PAIR = re.compile(r"(?<=s3://)(?!arn:)[\w.~%+=-]*:[^\s\"']+")
+_SIGNATURE = re.compile(
+    r"\?(?=[^\s\"']*(?:x-amz-|awsaccesskeyid=|signature=))[^\s\"']*", re.IGNORECASE
+)
 
 
 def without_credentials(text: str) -> str:
-    """Replace `user:password@` in every address in a text by `***@`."""
-    return _CREDENTIALS.sub("***@", _BEFORE_BUCKET.sub("***@", text))
+    """Replace `user:password@` in every address in a text by `***@`, and a signature by `?***`."""
+    text = _KEY_PAIR.sub(_masked_pair, _BEFORE_BUCKET.sub("***@", text))
+    return _SIGNATURE.sub("?***", _CREDENTIALS.sub("***@", text))
+
+
+def _masked_pair(found: re.Match[str]) -> str:
+    _, at, rest = found[0].rpartition("@")
+    return f"***@{rest}" if at else "***"
 
 
 def refuse_credentials(address: str, where: str, remedy: str) -> None:

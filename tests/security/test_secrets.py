@@ -10,11 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from iceaggr import cli
 from iceaggr.errors import IceaggrError
 from iceaggr.steps.context import make_context
+from iceaggr.steps.plan_shards import run_plan_shards
 from iceaggr.storage import open_store
 from iceaggr.tracking.registry import ModelRegistry
+from launch.commands import _app
 from launch.kfp_api import Connection, connect
+from launch.settings import run_values
+from pipeline import make_pipeline
 from tests.events.raw_layout import write_raw_layout
 from tests.launch.kfp_stand_in import KfpStandIn
 from tests.manifests.rendering import MANIFESTS, OVERLAYS
@@ -164,6 +169,67 @@ def told(error, capsys):
     trace = "".join(traceback.format_exception(error.value))
     parts = [str(error.value), repr(vars(error.value)), trace, shown.out, shown.err]
     return [("failure", "\n".join(parts).encode())]
+
+
+IN_URI = {"key": "AKIACANARY0123", "secret": "canary/secret+89"}
+URIS = {
+    "keys": f"s3://{IN_URI['key']}:{IN_URI['secret']}@bucket/x",
+    "keys, another service": f"https://{IN_URI['key']}:{IN_URI['secret']}@host/bucket/x",
+    "signature": f"s3://bucket/x?X-Amz-Credential={IN_URI['key']}&X-Amz-Signature=canary/secret+89",
+}
+
+
+@pytest.mark.parametrize("uri", URIS.values(), ids=list(URIS))
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["iceaggr", "shard", "--folder", "FOLDER/run", "--raw-uri", "URI"],
+        ["iceaggr", "shard", "--folder", "FOLDER/run", "--raw-uri", "s3://b", "--work-uri", "URI"],
+        ["iceaggr", "simulate", "--events", "3", "--out", "URI"],
+        ["iceaggr", "predict", "--model", "URI", "--raw-uri", "URI", "--output", "FOLDER/x.csv"],
+        ["pipeline", "run", "--raw-uri", "URI"],
+        ["pipeline", "run", "--raw-uri", "s3://b/raw", "--work-uri", "URI"],
+    ],
+    ids=lambda words: " ".join(words[:4]),
+)
+def test_storage_uri_with_a_secret_is_refused_before_it_is_written(
+    tmp_path, monkeypatch, capsys, command, uri
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    program, *words = [
+        word.replace("URI", uri).replace("FOLDER", str(tmp_path)) for word in command
+    ]
+    app = cli.app if program == "iceaggr" else _app(make_pipeline)
+    with pytest.raises(
+        IceaggrError, match=r"a password or a token|not a storage URI|no step"
+    ) as error:
+        app(words, standalone_mode=False)
+    assert "***" in str(error.value)
+    assert leaks([*told(error, capsys), *files_below(tmp_path)], IN_URI) == []
+
+
+@pytest.mark.parametrize("uri", URIS.values(), ids=list(URIS))
+@pytest.mark.parametrize("name", ["raw_uri", "work_uri"])
+def test_storage_uri_with_a_secret_is_refused_before_it_is_sent(tmp_path, capsys, name, uri):
+    """What submit, schedule and `manifests` give to every run."""
+    parameters = {name: {"parameterType": "STRING"}}
+    (tmp_path / "file").write_text(f"{name}={uri}\n")
+    for arguments in (([f"{name}={uri}"], None, None), ([], None, tmp_path / "file")):
+        with pytest.raises(IceaggrError, match=r"no step can use .*found .*\*\*\*") as error:
+            run_values(parameters, *arguments)
+        assert leaks(told(error, capsys), IN_URI) == []
+
+
+@pytest.mark.parametrize("uri", URIS.values(), ids=list(URIS))
+def test_step_refuses_a_storage_uri_with_a_secret_before_it_is_tracked(uri, capsys):
+    with pytest.raises(IceaggrError, match=r"\*\*\*") as error:
+        make_context("run", "x", uri, {})
+    assert leaks(told(error, capsys), IN_URI) == []
+    context = make_context("run", "x", "s3://bucket/work", {})
+    with pytest.raises(IceaggrError, match=r"\*\*\*") as error:
+        run_plan_shards(context, uri)
+    assert leaks(told(error, capsys), IN_URI) == []
 
 
 @pytest.mark.integration

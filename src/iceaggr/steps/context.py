@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from iceaggr.addresses import without_credentials
 from iceaggr.config import ExperimentConfig, parse_config
 from iceaggr.errors import ConfigError
 from iceaggr.interfaces import NullTracker, ObjectStore, Tracker
 from iceaggr.storage import open_store
+from iceaggr.storage.uris import check_place
 
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 FIRST_STEP = "plan_shards"
@@ -124,16 +126,18 @@ def make_context(
 ) -> RunContext:
     """Validate the parameters that every component receives.
 
-    Raises: ConfigError if the settings are not valid or the work folder is not a URI.
+    Raises: ConfigError if the settings are not valid or the work folder is not a URI; StorageError
+    if that is no storage URI or holds a secret.
     """
     if "://" not in work_uri.rstrip("/"):
         raise ConfigError(
             "work folder is not a URI",
             where="work_uri",
-            found=repr(work_uri),
+            found=repr(without_credentials(work_uri)),
             expected="file:///folder or s3://bucket/folder",
             remedy="Give the URI with its scheme",
         )
+    check_place(work_uri.rstrip("/"), "work_uri")
     return RunContext(
         run_id=run_id,
         experiment_name=experiment_name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from iceaggr.progress import StepProgress
 from iceaggr.shards.planning import plan_shards
 from iceaggr.steps.context import RunContext
+from iceaggr.storage.uris import check_place
 
 
 def run_plan_shards(context: RunContext, raw_uri: str) -> list[str]:
@@ -13,6 +14,7 @@ def run_plan_shards(context: RunContext, raw_uri: str) -> list[str]:
     Returns one short string per work unit.
     Raises: StorageError, RawDataError, TrackingError.
     """
+    check_place(raw_uri.rstrip("/"), "raw_uri")
     with (
         StepProgress("plan_shards", run_id=context.run_id) as progress,
         context.tracking("plan_shards") as tracker,

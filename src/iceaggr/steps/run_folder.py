@@ -18,7 +18,7 @@ from iceaggr.steps.context import TRACKING_VARIABLE, RunContext, make_context
 from iceaggr.steps.documents import read_document
 from iceaggr.steps.step_lock import alone_in
 from iceaggr.storage.file_store import FileStore
-from iceaggr.storage.uris import file_uri
+from iceaggr.storage.uris import check_place, file_uri
 
 _SETTINGS = "run.json"
 
@@ -51,8 +51,12 @@ class RunFolder:
     ) -> RunFolder:
         """Start a run in an empty or absent folder.
 
-        Raises: ConfigError if the folder already holds a run.
+        Raises: ConfigError if the folder already holds a run; StorageError, before anything is
+        written, if a URI names no place or holds a secret.
         """
+        check_place(raw_uri, "raw_uri")
+        if work_uri:
+            check_place(work_uri, "work_uri")
         path = path.resolve()
         _make(path / "units")
         settings = _RunSettings(

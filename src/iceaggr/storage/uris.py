@@ -13,20 +13,33 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote
 
+from iceaggr.addresses import without_credentials
 from iceaggr.errors import StorageError
 
 FILE_SCHEME = "file://"
 S3_SCHEME = "s3://"
 
 
-def file_path(uri: str) -> Path:
+def check_place(uri: str, where: str) -> None:
+    """Let a storage URI pass before it is written down anywhere.
+
+    where: option or parameter that gave it.
+    Raises: StorageError if it names no place or may hold a secret, which is not quoted.
+    """
+    if uri.startswith(S3_SCHEME):
+        bucket_and_key(uri, where)
+    else:
+        file_path(uri, where)
+
+
+def file_path(uri: str, where: str = "") -> Path:
     """Turn a `file:///...` URI into an absolute path. Raises: StorageError."""
     path = uri.removeprefix(FILE_SCHEME).removeprefix("localhost")
     if not uri.startswith(FILE_SCHEME) or not path.startswith("/"):
-        raise bad_uri(uri)
+        raise bad_uri(uri, where)
     decoded = unquote(path)
     if "\0" in decoded:
-        raise bad_uri(uri)
+        raise bad_uri(uri, where)
     _refuse_climbing(uri, decoded)
     return Path(decoded)
 
@@ -36,11 +49,15 @@ def file_uri(path: Path) -> str:
     return FILE_SCHEME + str(path.resolve()).replace("%", "%25")
 
 
-def bucket_and_key(uri: str) -> tuple[str, str]:
-    """Split `s3://bucket/key`; the key of a bare bucket is empty. Raises: StorageError."""
+def bucket_and_key(uri: str, where: str = "") -> tuple[str, str]:
+    """Split `s3://bucket/key`; the key of a bare bucket is empty.
+
+    Raises: StorageError, also if keys or a signature stand in the URI.
+    """
     bucket, _, key = uri.removeprefix(S3_SCHEME).partition("/")
     if not uri.startswith(S3_SCHEME) or not bucket:
-        raise bad_uri(uri)
+        raise bad_uri(uri, where)
+    _refuse_secrets(uri, where)
     _refuse_climbing(uri, f"{bucket}/{key}")
     return bucket, key
 
@@ -78,12 +95,27 @@ def _refuse_climbing(uri: str, path: str) -> None:
         )
 
 
+def _refuse_secrets(uri: str, where: str) -> None:
+    masked = without_credentials(uri)
+    if masked != uri:
+        raise StorageError(
+            "storage URI holds a user, a password or a token",
+            where=where or masked,
+            found=repr(masked),
+            expected="s3://bucket/key",
+            remedy="Give the keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
+
+
 def bad_uri(uri: str, where: str = "") -> StorageError:
-    """Explain what a storage URI looks like."""
+    """Explain what a storage URI looks like; a secret in it is not quoted."""
+    masked = without_credentials(uri)
+    if masked == uri and "@" in uri and not uri.startswith(("/", FILE_SCHEME)):
+        masked = f"***@{uri.rpartition('@')[2]}"
     return StorageError(
         "not a storage URI",
-        where=where or uri or "URI",
-        found=repr(uri),
+        where=where or masked or "URI",
+        found=repr(masked),
         expected="file:///absolute/path or s3://bucket/key",
         remedy=f"Write file://{uri}" if uri.startswith("/") else "Give the URI with its scheme",
     )
