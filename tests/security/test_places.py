@@ -143,16 +143,14 @@ def planned(tmp_path):
     return unit, work_uri
 
 
-def limited(monkeypatch, tmp_path, uri):
-    """Open a store that may touch one place; the tests' own folder lies in no temporary one."""
-    (tmp_path / "tmp").mkdir(exist_ok=True)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+def limited(uri):
+    """Open a store that may touch one place."""
     return open_store({**os.environ, "ICEAGGR_ALLOWED_URIS": uri})
 
 
-def test_plan_that_names_other_places_is_not_followed(planned, tmp_path, monkeypatch):
+def test_plan_that_names_other_places_is_not_followed(planned):
     unit, work_uri = planned
-    store = limited(monkeypatch, tmp_path, work_uri)
+    store = limited(work_uri)
     assert load_work_unit(store, unit)[1]
     with pytest.raises(StorageError, match=rf"{OUTSIDE}.*/raw/"):
         shard_unit(store, unit, work_uri, DataConfig())
@@ -173,8 +171,8 @@ def test_manifest_whose_hash_is_a_path_is_refused(planned):
             parse_manifest(json.dumps(document), "manifest")
 
 
-def test_model_pointer_to_another_place_is_not_followed(tmp_path, monkeypatch):
-    store = limited(monkeypatch, tmp_path, "s3://iceaggr/work")
+def test_model_pointer_to_another_place_is_not_followed():
+    store = limited("s3://iceaggr/work")
     pointer = ModelPointer(
         model_uri="s3://theirs/model",
         manifest_digest="",

@@ -1,19 +1,11 @@
 import pytest
 
 from iceaggr.errors import StorageError
-from iceaggr.storage import open_store
+from iceaggr.storage import open_folder, open_store
 from iceaggr.storage.allowed import AllowedPlaces
+from iceaggr.storage.uris import file_uri
 
 REFUSED = "URI outside the places that are allowed"
-
-
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """Let the folder for temporary files, always allowed, be none of the test's own folders."""
-    own = tmp_path / "tmp"
-    own.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(own))
-    return tmp_path
 
 
 def test_without_a_setting_every_place_is_allowed():
@@ -46,18 +38,47 @@ def test_other_buckets_folders_and_schemes_are_refused(uri):
         AllowedPlaces("s3://iceaggr,s3://data/raw").check(uri)
 
 
-def test_local_folder_is_compared_behind_its_links(elsewhere):
-    (elsewhere / "data").mkdir()
-    (elsewhere / "data" / "link").symlink_to("/etc")
-    places = AllowedPlaces((elsewhere / "data").as_uri())
-    places.check(f"{elsewhere.as_uri()}/data/shard")
+def test_local_folder_is_compared_behind_its_links(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to("/etc")
+    places = AllowedPlaces((tmp_path / "data").as_uri())
+    places.check(f"{tmp_path.as_uri()}/data/shard")
     for name in ("data/link/passwd", "data2/shard", "other"):
         with pytest.raises(StorageError, match=REFUSED):
-            places.check(f"{elsewhere.as_uri()}/{name}")
+            places.check(f"{tmp_path.as_uri()}/{name}")
 
 
-def test_own_temporary_files_are_always_allowed(elsewhere):
-    AllowedPlaces("s3://iceaggr").check(f"{elsewhere.as_uri()}/tmp/model/model.json")
+def test_folder_for_temporary_files_is_everybodys_and_not_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("theirs/model.json", "iceaggr-model-x/model.json"):
+        with pytest.raises(StorageError, match=REFUSED):
+            AllowedPlaces("s3://iceaggr").check(f"{tmp_path.as_uri()}/{name}")
+
+
+def test_folder_that_was_fetched_into_is_opened_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("ICEAGGR_ALLOWED_URIS", "s3://iceaggr")
+    (tmp_path / "100 % of it").mkdir()
+    (tmp_path / "100 % of it" / "model.json").write_bytes(b"{}")
+    store = open_folder(tmp_path / "100 % of it")
+    uri = file_uri(tmp_path / "100 % of it" / "model.json")
+    assert store.read_bytes(uri) == b"{}"
+    for other in (f"{tmp_path.as_uri()}/model.json", "s3://iceaggr/model.json"):
+        with pytest.raises(StorageError, match=REFUSED):
+            store.read_bytes(other)
+    with pytest.raises(StorageError, match=REFUSED):
+        open_store().read_bytes(uri)
+
+
+@pytest.mark.parametrize("setting", [",", " ", " , ,"])
+def test_setting_that_names_nothing_is_refused_and_does_not_open_everything(setting):
+    with pytest.raises(StorageError, match=rf"no place is allowed .*found {setting!r}"):
+        open_store({"ICEAGGR_ALLOWED_URIS": setting})
+
+
+def test_setting_with_a_secret_is_refused_without_quoting_it():
+    with pytest.raises(StorageError, match=r"a password or a token .*s3://\*\*\*@bucket") as error:
+        open_store({"ICEAGGR_ALLOWED_URIS": "s3://a,s3://KEY:canary@bucket"})
+    assert "canary" not in str(error.value)
 
 
 def test_setting_that_is_no_uri_is_told_at_once():
@@ -67,10 +88,10 @@ def test_setting_that_is_no_uri_is_told_at_once():
         open_store({"ICEAGGR_ALLOWED_URIS": "s3://a, iceaggr"})
 
 
-def test_every_method_of_the_store_refuses(elsewhere):
-    outside = f"{elsewhere.as_uri()}/outside"
-    (elsewhere / "outside").write_bytes(b"kept")
-    local = elsewhere / "local"
+def test_every_method_of_the_store_refuses(tmp_path):
+    outside = f"{tmp_path.as_uri()}/outside"
+    (tmp_path / "outside").write_bytes(b"kept")
+    local = tmp_path / "local"
     local.write_bytes(b"new")
     store = open_store({"ICEAGGR_ALLOWED_URIS": "s3://iceaggr"})
     calls = [
@@ -90,7 +111,7 @@ def test_every_method_of_the_store_refuses(elsewhere):
     for call in calls:
         with pytest.raises(StorageError, match=REFUSED):
             call()
-    assert (elsewhere / "outside").read_bytes() == b"kept"
+    assert (tmp_path / "outside").read_bytes() == b"kept"
     assert local.read_bytes() == b"new"
 
 

@@ -30,7 +30,7 @@ from iceaggr.steps.prediction_file import (
     refuse_raw_files,
     write_predictions,
 )
-from iceaggr.storage import open_store
+from iceaggr.storage import open_folder, open_store
 
 
 def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
@@ -151,5 +151,5 @@ def _load(store: ObjectStore, model_uri: str, folder: Path) -> LoadedModel:
     if model_uri.startswith("models:/"):
         from iceaggr.tracking.registry import ModelRegistry
 
-        return load_model(store, ModelRegistry().fetch(model_uri, folder))
+        return load_model(open_folder(folder), ModelRegistry().fetch(model_uri, folder))
     return load_model(store, model_uri)

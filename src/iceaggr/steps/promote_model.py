@@ -28,6 +28,7 @@ from iceaggr.steps.documents import (
 )
 from iceaggr.steps.summary import description, make_summary
 from iceaggr.steps.training_inputs import read_manifest
+from iceaggr.storage import open_folder
 from iceaggr.tracking.connection import PATIENCE_S, is_away
 from iceaggr.tracking.registered_model import ChampionChangedError, RegisteredModel
 from iceaggr.tracking.registry import ModelRegistry
@@ -146,7 +147,8 @@ def _decide(
         verdict = decide_promotion(events, None, settings)
     else:
         with TemporaryDirectory() as folder:
-            loaded = load_model(store, registry.fetch(rival.uri, Path(folder)))
+            fetched = registry.fetch(rival.uri, Path(folder))
+            loaded = load_model(open_folder(Path(folder)), fetched)
         verdict = judge_against(loaded, store, manifest, events, settings)
     tags = {"verdict": verdict.reason, "data_digest": manifest.digest()}
     if verdict.compared_with:

@@ -16,6 +16,7 @@ from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.models.bundle import DOCUMENT, GEOMETRY, WEIGHTS, load_model
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import parse_document
+from iceaggr.storage import open_folder
 from iceaggr.training import TrainingInputs, normalization_shift, start_from_model
 
 
@@ -79,8 +80,9 @@ def _ask_registry(context: RunContext, store: ObjectStore) -> TrainingStart:
     folder_uri = f"{context.run_uri}/training/start/{champion.version}"
     with TemporaryDirectory() as folder:
         fetched = registry.fetch(champion.uri, Path(folder))
+        local = open_folder(Path(folder))
         for file in (WEIGHTS, GEOMETRY, DOCUMENT):
-            store.write_bytes(f"{folder_uri}/{file}", store.read_bytes(f"{fetched}/{file}"))
+            store.write_bytes(f"{folder_uri}/{file}", local.read_bytes(f"{fetched}/{file}"))
     return TrainingStart(
         model=champion.uri, folder_uri=folder_uri, words=f"champion {champion.uri}"
     )

@@ -5,6 +5,6 @@ AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KE
 ICEAGGR_ALLOWED_URIS limits it to the buckets and folders that it names.
 """
 
-from iceaggr.storage.uri_store import UriStore, open_store
+from iceaggr.storage.uri_store import UriStore, open_folder, open_store
 
-__all__ = ["UriStore", "open_store"]
+__all__ = ["UriStore", "open_folder", "open_store"]

@@ -7,7 +7,6 @@ with the rights of the step, so a deployment says once which buckets and folders
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from iceaggr.errors import StorageError
@@ -20,13 +19,23 @@ class AllowedPlaces:
     """Buckets, folders in buckets and local folders that may be read and written.
 
     setting: URIs separated by commas or spaces, such as `s3://iceaggr,file:///data`; empty = all.
-    A scheme that no URI has is closed, but for this process's own temporary folder, into which
-    models are fetched. Links are followed before local folders are compared.
-    Raises: StorageError if the setting holds anything but storage URIs.
+    A scheme that no URI has is closed, the folder for temporary files included: it is everybody's.
+    What a process fetched into a folder of its own it opens with `open_folder`. Links are followed
+    before local folders are compared.
+    Raises: StorageError if the setting holds anything but storage URIs, or none of them although
+    it is not empty.
     """
 
     def __init__(self, setting: str) -> None:
         self._uris = tuple(setting.replace(",", " ").split())
+        if setting and not self._uris:
+            raise StorageError(
+                "no place is allowed",
+                where=ALLOWED_URIS_VARIABLE,
+                found=repr(setting),
+                expected="storage URIs, or nothing at all where every place is allowed",
+                remedy="Look at what should have filled in the buckets",
+            )
         self._buckets = tuple(bucket_and_key(u) for u in self._uris if u.startswith(S3_SCHEME))
         folders = [file_path(uri) for uri in self._uris if uri.startswith(FILE_SCHEME)]
         self._folders = tuple(folder.resolve() for folder in folders)
@@ -50,8 +59,7 @@ class AllowedPlaces:
             bucket, key = bucket_and_key(uri)
             return any(bucket == b and _is_below(key, folder) for b, folder in self._buckets)
         path = Path(os.path.realpath(file_path(uri)))
-        own = Path(tempfile.gettempdir()).resolve()
-        return any(path.is_relative_to(folder) for folder in (own, *self._folders))
+        return any(path.is_relative_to(folder) for folder in self._folders)
 
 
 def _is_below(key: str, folder: str) -> bool:

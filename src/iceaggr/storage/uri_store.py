@@ -92,3 +92,11 @@ def open_store(environment: Mapping[str, str] | None = None) -> UriStore:
     of storage URIs.
     """
     return UriStore(environment)
+
+
+def open_folder(folder: Path) -> UriStore:
+    """Open storage that is one local folder, made by this process or named by its user.
+
+    ICEAGGR_ALLOWED_URIS speaks of what documents name, so such a folder need not be among it.
+    """
+    return UriStore({ALLOWED_URIS_VARIABLE: folder.resolve().as_uri()})

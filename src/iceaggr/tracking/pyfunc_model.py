@@ -26,7 +26,7 @@ from iceaggr.events.grouping import group_by_dom
 from iceaggr.events.meta import EventTable
 from iceaggr.events.pulses import PulseChunk
 from iceaggr.models.bundle import load_model
-from iceaggr.storage import open_store
+from iceaggr.storage import open_folder
 from iceaggr.storage.uris import file_uri
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,9 @@ class RawPulseModel(mlflow.pyfunc.PythonModel):
 
         Raises: ModelError if it is damaged, or was saved without its batching.
         """
-        folder = file_uri(Path(context.artifacts["model"]))
-        loaded = load_model(open_store(), folder)
+        path = Path(context.artifacts["model"])
+        folder = file_uri(path)
+        loaded = load_model(open_folder(path), folder)
         if loaded.experiment is None:
             raise ModelError(
                 "saved model does not say how its events were batched",
