@@ -81,6 +81,30 @@ SETTINGS = [
         "d_model",
         "d_model 10 is no multiple of n_heads 4",
     ),
+    _refused(
+        "nothing-to-train-on",
+        "validation and test share of 0.48 each",
+        "data: {validation_share: 0.48, test_share: 0.48}",
+        "validation_share",
+        "at most 0.9 together",
+    ),
+    _refused(
+        "too-many-threads", "a million workers", "batches: {n_workers: 1000000}", "1000000", "256"
+    ),
+    _refused(
+        "name-of-two-lines",
+        "a registered name with a line break",
+        'promotion: {model_name: "a\\nb"}',
+        "a.nb",
+        "printable",
+    ),
+    _refused(
+        "time-of-day",
+        "`max_minutes: 1:30:00`",
+        "training: {max_minutes: 1:30:00}",
+        "1:30:00",
+        "a number, not text",
+    ),
     _refused("section-is-no-section", "`data: 7`", "data: 7", "7", "names with values"),
     _refused(
         "key-twice",

@@ -32,6 +32,26 @@ def test_load_config_reads_numbers_with_and_without_a_point(
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [("010", 10), ("08", 8), ("+7", 7), ("1_000", 1000), ("0x10", 16), ("0o10", 8), ("0b11", 3)],
+)
+def test_load_config_reads_whole_numbers_as_people_do(
+    text: str, expected: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"training: {{n_epochs: {text}}}\n")
+    assert load_config(path).training.n_epochs == expected
+
+
+@pytest.mark.parametrize("text", ["1:30", "1:30:00", "1:30.5", "1__0", "0o9", "._5"])
+def test_load_config_takes_no_time_of_day_for_a_number(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"training: {{max_minutes: {text}}}\n")
+    with pytest.raises(ConfigError, match=rf"max_minutes .*found '{text}', expected a number, not"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
     ("section", "field", "value", "expected"),
     [
         ("training", "n_epochs", "3", "a whole number, not text"),

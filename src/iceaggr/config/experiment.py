@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError, field_validator
 
+from iceaggr.addresses import without_credentials
 from iceaggr.config.data import BatchConfig, DataConfig, NormalizationConfig
 from iceaggr.config.judging import EvaluationConfig, PromotionConfig
 from iceaggr.config.model import LossConfig, ModelConfig
@@ -55,7 +56,9 @@ def parse_config(settings: dict[str, Any], where: str = "configuration") -> Expe
         f"{'unknown key' if problem.is_unknown_field else 'bad value for'} {field}{more}",
         where=where,
         # the value of an unknown key may be somebody's secret in the wrong place
-        found="a key with that name" if problem.is_unknown_field else problem.found,
+        found="a key with that name"
+        if problem.is_unknown_field
+        else without_credentials(problem.found),
         expected=problem.expected,
         remedy=f"{problem.hint} Every field is explained in src/iceaggr/config/".strip(),
     )
@@ -106,8 +109,8 @@ def _read(path: Path) -> bytes:
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Plain YAML values; of two equal keys, of which YAML would keep the last, it keeps none.
 
-    A number with an exponent needs neither a point nor a sign of the exponent, as in YAML 1.2:
-    PyYAML, which follows YAML 1.1, takes 1e-3 for text.
+    Numbers are those of YAML 1.2. PyYAML, which follows YAML 1.1, takes 1e-3 for text, 010 for the
+    octal number 8 and 1:30:00 for 5400 seconds; here they are 0.001, 10 and text.
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -119,9 +122,28 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             raise yaml.YAMLError(f"key {twice[0]} occurs twice in the section at line {line}")
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: Any) -> int:
+        """Read a whole number: decimal whatever zeros it begins with, or 0x, 0o, 0b."""
+        text = self.construct_scalar(node)
+        return int(text, 0 if text.lstrip("-+")[1:2].isalpha() else 10)
 
+
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag not in (_INT, _FLOAT)]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    _INT,
+    re.compile(r"[-+]?(0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+|[0-9]+(_[0-9]+)*)$"),
+    list("-+0123456789"),
+)
+_UniqueKeyLoader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"([-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
     list("-+.0123456789"),
 )
+_UniqueKeyLoader.add_constructor(_INT, _UniqueKeyLoader.construct_yaml_int)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from iceaggr.config.section import Section
 
@@ -39,3 +39,12 @@ class PromotionConfig(Section):
     """By how much the challenger's mean coverage error may exceed the champion's."""
     min_shared_events: int = Field(500, ge=2)
     """Against a champion of another split: fewest events that are test events of both splits."""
+
+    @field_validator("model_name")
+    @classmethod
+    def _name_can_be_registered(cls, name: str) -> str:
+        if not (0 < len(name) <= 100 and name.isprintable() and name == name.strip()):
+            raise ValueError("1 to 100 printable characters, no blank at either end")
+        if set(name) & set("/\\:@'"):
+            raise ValueError("no / \\ : @ or ' in it: models:/NAME@ALIAS names it")
+        return name
