@@ -33,7 +33,8 @@ def refuse_mass_rejection(manifest: ShardManifest, max_share: float) -> None:
     for kind in ("events", "pulses"):
         worst = max(manifest.source_files, key=lambda f: _rejected_share(f, kind), default=None)
         if worst is not None and _rejected_share(worst, kind) > max_share:
-            rejected = getattr(worst, f"rejected_{kind}")
+            # events without a valid pulse are understood by why their pulses were rejected
+            rejected = worst.rejected_events | worst.rejected_pulses
             reasons = ", ".join(f"{name} {n:,}" for name, n in rejected.items())
             n_in = getattr(worst, f"n_{kind}_in")
             raise RawDataError(
