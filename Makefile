@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # `make run` trains this long; the laptop configuration itself asks for 10
 TRAIN_MINUTES ?= 5
 
-.PHONY: setup run test test-training test-all fuzz lint up down bench gpu image manifests sbom audit
+.PHONY: setup run test test-training test-all fuzz nightly lint up down bench gpu image manifests sbom audit
 
 setup: $(VENV)/.installed
 
@@ -44,6 +44,11 @@ FUZZ_MINUTES ?= 60
 fuzz: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(FUZZ_MINUTES)
+
+# what takes too long for every change
+nightly:
+	$(MAKE) test-all
+	$(MAKE) fuzz
 
 lint: setup
 	$(BIN)/ruff check .
