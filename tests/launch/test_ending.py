@@ -11,10 +11,12 @@ import psutil
 import pytest
 
 PROGRAM = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from launch.ending import Ending
 
+# tests that run under nohup hand their deafness down
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 folder, sleep = sys.argv[1], [sys.executable, "-c", sys.argv[2]]
 service = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
     start_new_session=True)
