@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -265,6 +266,18 @@ def test_shard_unit_reports_progress_up_to_the_end(tmp_path):
     shard_unit(STORE, unit, out_uri, DataConfig(), lambda *report: reports.append(report))
     assert reports[-1] == (100, 100)
     assert all(a[0] <= b[0] for a, b in pairwise(reports))
+
+
+def test_a_copy_of_the_raw_data_is_read_in_the_same_order(tmp_path):
+    write_raw_layout(tmp_path / "raw", n_files=4, n_events_per_file=40)
+    config = DataConfig(n_events_per_shard=8)
+    orders = []
+    for n_minutes in range(4):
+        for path in (tmp_path / "raw").rglob("*.parquet"):
+            os.utime(path, (60 * n_minutes, 60 * n_minutes))  # another etag, other names of shards
+        copy = shard_all((tmp_path / "raw").as_uri(), tmp_path / f"out_{n_minutes}", config)
+        orders.append([entry.blake3 for entry in copy.shards])
+    assert [orders[0]] * 4 == orders
 
 
 def test_merge_manifests_refuses_a_raw_file_that_is_there_twice(tmp_path):

@@ -64,11 +64,6 @@ def _fit(
     return FeatureScaling(transform=transform, centre=feature.mean, scale=scale)
 
 
-def _raw(name: str, sketched: float) -> str:
-    """Show a value as the raw data have it; charge is sketched as its logarithm."""
-    return f"{10**sketched:g} (log10: {sketched:g})" if name == "charge_pe" else f"{sketched:g}"
-
-
 def check_usable(sketch: Sketch, constant_features: Collection[str] = ()) -> None:
     """Refuse a sketch with an input feature that is missing, not finite or constant.
 
@@ -92,7 +87,8 @@ def check_usable(sketch: Sketch, constant_features: Collection[str] = ()) -> Non
         elif feature.n_values == 0:
             problems.append(f"{name}: no values")
         elif feature.is_constant and name not in constant_features:
-            problems.append(f"{name}: all {feature.n_values} values are {_raw(name, feature.low)}")
+            value = sketch.features[name].low  # of charge as it was, not its logarithm
+            problems.append(f"{name}: all {feature.n_values} values are {value:g}")
     if problems:
         raise NormalizationError(
             "features cannot be normalised",

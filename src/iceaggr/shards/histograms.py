@@ -134,6 +134,10 @@ def feature_from_document(document: Any) -> FeatureSketch:
     histogram[read.first_bin : end] = read.bins
     if (read.low is None) != (read.high is None) or (read.low or 0) > (read.high or 0):
         raise ValueError(f"low {read.low} and high {read.high}")
+    if read.weight and read.low is not None and read.high is not None:
+        rounding = 1e-6 * max(abs(read.low), abs(read.high))
+        if not read.low - rounding <= read.mean <= read.high + rounding:
+            raise ValueError(f"mean {read.mean} beyond low {read.low} and high {read.high}")
     return FeatureSketch(
         binning=binning,
         n_values=read.n_values,

@@ -205,8 +205,10 @@ def load_manifest(store: ObjectStore, uri: str) -> ShardManifest:
 
 
 def merge_manifests(manifests: Iterable[ShardManifest]) -> ShardManifest:
-    """Join the manifests of all work units, sorted by source file.
+    """Join the manifests of all work units: sources sorted by name, shards by their content.
 
+    Training draws its events in the order of the shards. Their names hold the etag of the raw
+    file, so an order by name would change with a copy of the data, under the same data digest.
     Raises: ShardError if there are none, they disagree on how events were split or on the
     detector, or a source file occurs twice.
     """
@@ -252,7 +254,7 @@ def merge_manifests(manifests: Iterable[ShardManifest]) -> ShardManifest:
             expected="other events in each file",
             remedy="Remove one of them",
         )
-    shards = sorted((e for p in parts for e in p.shards), key=lambda e: e.uri)
+    shards = sorted((e for p in parts for e in p.shards), key=lambda e: (e.split, e.blake3))
     return ShardManifest(**first, source_files=tuple(sources), shards=tuple(shards))
 
 
