@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from iceaggr.errors import ConfigError, IceaggrError, TrainingError
+from iceaggr.machines.launcher import LAUNCHER_VARIABLE, end_with_launcher
 from iceaggr.machines.torchrun import run_here
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.train_here import run_train_here
@@ -96,7 +99,9 @@ def test_train_in_processes_checks_the_limits_before_anything_is_launched(
         )
 
 
-def test_run_here_saves_a_checkpoint_when_it_is_asked_to_stop(documents, tmp_path):
+@pytest.fixture
+def endless(documents, tmp_path):
+    """A program that trains in two processes until somebody ends it, and its checkpoints."""
     config = small_config(training={"n_epochs": 100_000, "checkpoint_every_minutes": 1000.0})
     context = RunContext("run-2", "x", (tmp_path / "work").as_uri(), config, tracked=False)
     with pytest.raises(TrainingError, match="left no result"):
@@ -109,19 +114,53 @@ def test_run_here_saves_a_checkpoint_when_it_is_asked_to_stop(documents, tmp_pat
         "try: run_here(sys.argv[1], 2)\n"
         "except TrainingInterruptedError as error: sys.exit(error.exit_code)\n"
     )
-    store, folder = context.open_store(), f"{context.run_uri}/training/checkpoints"
+    store, latest = context.open_store(), f"{context.run_uri}/training/checkpoints/latest.json"
     process = subprocess.Popen([sys.executable, "-c", program, request], env=os.environ)
     try:
         until = time.monotonic() + 90
-        while store.stat(f"{folder}/latest.json") is None and time.monotonic() < until:
+        while store.stat(latest) is None and time.monotonic() < until:
             time.sleep(0.1)
-        first = store.read_bytes(f"{folder}/latest.json")
-        time.sleep(1.0)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == EXIT_CODE_INTERRUPTED
+        yield process, request, lambda: store.read_bytes(latest)
     finally:
         process.kill()
-    assert store.read_bytes(f"{folder}/latest.json") != first
+
+
+def test_run_here_saves_a_checkpoint_when_it_is_asked_to_stop(endless):
+    process, _, read_latest = endless
+    first = read_latest()
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == EXIT_CODE_INTERRUPTED
+    assert read_latest() != first
+
+
+def processes_naming(word):
+    """The ids of all processes with a word in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if word.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_processes_end_with_the_step_that_launched_them(endless):
+    process, request, _ = endless
+    assert len(processes_naming(request)) >= 4  # the step, torchrun, two workers
+    process.kill()  # and nobody has waited for it yet: it stays in the process table
+    until = time.monotonic() + 30
+    while set(processes_naming(request)) - {process.pid} and time.monotonic() < until:
+        time.sleep(0.2)
+    assert set(processes_naming(request)) <= {process.pid}
+
+
+def test_process_whose_launcher_has_left_is_told(tmp_path):
+    with pytest.raises(TrainingError, match="without the step that launched it"):
+        end_with_launcher({LAUNCHER_VARIABLE: str(tmp_path / "gone" / "running")})
+
+
+def test_process_that_nobody_here_launched_runs_on():
+    end_with_launcher({})
 
 
 def test_answer_survives_the_way_through_storage():

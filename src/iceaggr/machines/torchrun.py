@@ -6,12 +6,14 @@ are, and where they meet, it says in PET_* variables, which torchrun reads as it
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from types import FrameType
 
 from iceaggr.errors import TrainingError
+from iceaggr.machines.launcher import held_by_launcher
 from iceaggr.training.interruption import TrainingInterruptedError
 
 WORKER_MODULE = "iceaggr.steps.train_worker"
@@ -31,10 +33,31 @@ def torchrun_command(python: str, request_uri: str, n_processes: int | None) -> 
 def run_here(request_uri: str, n_processes: int) -> None:
     """Train in several processes of this machine and wait for their end.
 
-    SIGTERM is passed on: every process then saves a checkpoint and leaves.
+    SIGTERM is passed on: every process then saves a checkpoint and leaves. If this process is
+    killed, they end at once.
     Raises: TrainingInterruptedError after SIGTERM, TrainingError if a process fails.
     """
-    process = subprocess.Popen(torchrun_command(sys.executable, request_uri, n_processes))
+    with held_by_launcher() as variables:
+        code, was_stopped = _run(
+            torchrun_command(sys.executable, request_uri, n_processes), variables
+        )
+    if was_stopped and code:
+        raise TrainingInterruptedError(
+            "training was asked to stop", remedy="The same call goes on from its last checkpoint"
+        )
+    if code:
+        raise TrainingError(
+            "a training process failed",
+            where=f"torchrun, {n_processes} processes",
+            found=f"exit code {code}",
+            expected="exit code 0",
+            remedy="The lines above tell which process, and why",
+        )
+
+
+def _run(command: list[str], variables: dict[str, str]) -> tuple[int, bool]:
+    """Run to the end; give the exit code and whether SIGTERM came meanwhile."""
+    process = subprocess.Popen(command, env=os.environ | variables)
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -47,18 +70,7 @@ def run_here(request_uri: str, n_processes: int) -> None:
     finally:
         signal.signal(signal.SIGTERM, previous)
         _end(process)
-    if received and code:
-        raise TrainingInterruptedError(
-            "training was asked to stop", remedy="The same call goes on from its last checkpoint"
-        )
-    if code:
-        raise TrainingError(
-            "a training process failed",
-            where=f"torchrun, {n_processes} processes",
-            found=f"exit code {code}",
-            expected="exit code 0",
-            remedy="The lines above tell which process, and why",
-        )
+    return code, bool(received)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from iceaggr.errors import IceaggrError
+from iceaggr.machines.launcher import end_with_launcher
 from iceaggr.progress import PROGRESS_FILE_VARIABLE
 from iceaggr.steps.context import make_context
 from iceaggr.steps.documents import ModelPointer, read_document
@@ -57,6 +58,7 @@ def _train(request: TrainRequest, folder: Path, *, is_main: bool) -> TrainAnswer
 def main() -> None:
     """Run as a program; every expected error ends in one line and an exit code."""
     try:
+        end_with_launcher()
         run_worker(sys.argv[1])
     except TrainingInterruptedError as error:
         print(f"interrupted: {error}", file=sys.stderr, flush=True)
