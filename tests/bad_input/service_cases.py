@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import uuid
+
 import mlflow
 import numpy as np
 import pandas as pd
 
 from iceaggr.storage import open_store
 from tests.bad_input.case import Accepts, Case, Stops
+from tests.bad_input.document_cases import the_file
 from tests.bad_input.place_cases import all_events_kept
 from tests.bad_input.scene import Scene, iceaggr
 
@@ -44,6 +48,40 @@ def _upload(scene: Scene) -> None:
     scene.raw_uri = target
 
 
+def _evaluate(scene: Scene) -> None:
+    """Shard, train and evaluate in a tracked run."""
+    scene.settings["promotion"] = {"model_name": f"bad-input-{uuid.uuid4().hex[:8]}"}
+    scene.shard_and_count()
+    scene.command("train")
+    scene.command("evaluate")
+
+
+def _train_anew(scene: Scene) -> None:
+    """Train another model in the place of the evaluated one."""
+    _evaluate(scene)
+    shutil.rmtree(the_file(scene, "runs/*/training"))
+    scene.edit_document("run.json", lambda d: d["config"]["training"].update(seed=7))
+    scene.command("train")
+
+
+def _improve_table(scene: Scene) -> None:
+    """Make the events of the table better than they were."""
+    _evaluate(scene)
+    path = the_file(scene, "runs/*/evaluation/events.parquet")
+    events = pd.read_parquet(path)
+    events["opening_angle_deg"] /= 2
+    events.to_parquet(path, index=False)
+
+
+def _registered_nothing(scene: Scene) -> None:
+    """Promote; whatever comes of it, no version may be there."""
+    try:
+        scene.command("promote")
+    finally:
+        name = scene.settings["promotion"]["model_name"]
+        assert not mlflow.MlflowClient().search_model_versions(f"name='{name}'")
+
+
 SERVICES = [
     Case(
         "bucket-empty",
@@ -75,5 +113,21 @@ SERVICES = [
             "models:/foreign-model/1", "without the tag", "iceaggr registered", "name of the model"
         ),
         enter=_predict_with_it,
+    ),
+    Case(
+        "evaluation-of-another-model",
+        "trained anew after the evaluation",
+        "promotion stops: the figures are those of another model; nothing is registered",
+        _train_anew,
+        Stops("runs/.*/model", r"model \w{16} was", r"model \w{16}, which", "evaluate_model again"),
+        enter=_registered_nothing,
+    ),
+    Case(
+        "evaluation-table-tampered",
+        "table of test events changed after the evaluation",
+        "promotion stops and names the table; nothing is registered",
+        _improve_table,
+        Stops(r"events\.parquet", r"sha256 \w{16}", r"sha256 \w{16}", "evaluate_model again"),
+        enter=_registered_nothing,
     ),
 ]

@@ -156,7 +156,8 @@ def results(run: TinyRun) -> dict[str, Any]:
         if path.exists():
             text = path.read_text().replace(run.work_uri, "WORK").replace(run.run_id, "RUN")
             text = re.sub(r'"reused": ?(true|false)', "", text)
-            found[name] = re.sub(r'"content_sha256": ?"\w+"', "", text)  # it covers the URIs
+            # these cover URIs and the names of runs
+            found[name] = re.sub(r'"(content_sha256|model_digest)": ?"\w+"', "", text)
     for name in ("training/model/weights.safetensors", "evaluation/events.parquet"):
         uri = f"{run.context().run_uri}/{name}"
         if store.stat(uri) is not None:

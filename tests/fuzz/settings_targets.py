@@ -86,7 +86,9 @@ def _model_pointer() -> str:
 def _evaluation_pointer() -> str:
     figures = dict.fromkeys(("mean", "mean_error", "median", "median_error", "p68", "p68_error"), 1)
     row = {"name": "model", "title": "Model", **{f"{k}_deg": v for k, v in figures.items()}}
-    headline = {"events_uri": "file:///e", "report_uri": "file:///r", "n_events": 2, "table": [row]}
+    digests = dict.fromkeys(("model_digest", "data_digest", "events_sha256"), "0" * 64)
+    uris = {"events_uri": "file:///e", "report_uri": "file:///r"}
+    headline = {**digests, **uris, "n_events": 2, "table": [row]}
     return EvaluationPointer.model_validate(headline).model_dump_json()
 
 

@@ -1,12 +1,13 @@
 """Documents of the run and files that a user names: whole or absent, refused early, in words."""
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from iceaggr.errors import ConfigError, IceaggrError
+from iceaggr.errors import ConfigError, EvaluationError, IceaggrError
 from iceaggr.steps.documents import (
     EvaluationPointer,
     ModelPointer,
@@ -16,6 +17,45 @@ from iceaggr.steps.documents import (
     read_file,
     write_document,
 )
+from iceaggr.storage import open_store
+
+
+def headline(path: Path, content: bytes) -> EvaluationPointer:
+    """Headline of an evaluation of model a... on data b..., with a table of this content."""
+    return EvaluationPointer(
+        model_digest="a" * 64,
+        data_digest="b" * 64,
+        events_uri=path.as_uri(),
+        events_sha256=hashlib.sha256(content).hexdigest(),
+        report_uri="file:///r",
+        n_events=0,
+        table=(),
+    )
+
+
+def test_evaluation_is_of_one_model_and_its_data(tmp_path: Path) -> None:
+    evaluated = headline(tmp_path / "events.parquet", b"")
+    evaluated.check_subject("file:///m", "a" * 64, "b" * 64)
+    with pytest.raises(
+        EvaluationError, match=r"of another model \[.*file:///m\]: found model a{16} .*model c{16}"
+    ):
+        evaluated.check_subject("file:///m", "c" * 64, "b" * 64)
+    with pytest.raises(EvaluationError, match=r"of other data .*data b{16} .*evaluate_model again"):
+        evaluated.check_subject("file:///m", "a" * 64, "c" * 64)
+
+
+def test_table_of_events_is_the_evaluated_one(tmp_path: Path) -> None:
+    path = tmp_path / "events.parquet"
+    path.write_bytes(b"table")
+    assert headline(path, b"table").read_events(open_store()) == b"table"
+    with pytest.raises(EvaluationError, match=r"changed since .*events\.parquet.*expected sha256"):
+        headline(path, b"other").read_events(open_store())
+
+
+def test_headline_without_digests_is_of_an_evaluation_before(tmp_path: Path) -> None:
+    document = headline(tmp_path / "e", b"").model_dump_json(exclude={"model_digest"})
+    with pytest.raises(IceaggrError, match=r"found model_digest: nothing.*writes it again"):
+        parse_document(EvaluationPointer, document.encode(), "evaluation.json")
 
 
 def test_document_is_written_whole_over_the_one_before(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from iceaggr.models.bundle_document import (
     REMEDY,
     WEIGHTS,
     parse_document,
+    seal_of,
     sealed,
 )
 from iceaggr.models.hierarchical import DirectionModel, build_model
@@ -45,11 +46,15 @@ _UNFIT = (
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to predict, its detector, and what was noted when it was saved."""
+    """A model ready to predict, its detector, and what was noted when it was saved.
+
+    digest: of all that its folder holds, weights included; empty for one that was not saved
+    """
 
     model: DirectionModel
     detector: Detector
     facts: dict[str, Any]
+    digest: str = ""
 
     @property
     def experiment(self) -> ExperimentConfig | None:
@@ -118,7 +123,7 @@ def load_model(store: ObjectStore, folder_uri: str) -> LoadedModel:
         ) from None
     _check_numbers(model, where=f"{folder_uri}/{WEIGHTS}")
     detector = parse_geometry(geometry, where=f"{folder_uri}/{GEOMETRY}")
-    return LoadedModel(model.eval(), detector, dict(document["facts"]))
+    return LoadedModel(model.eval(), detector, dict(document["facts"]), seal_of(document))
 
 
 def _words(error: Exception) -> str:

@@ -27,7 +27,7 @@ def sealed(document: Mapping[str, Any]) -> str:
     """Write model.json: format version, the version of iceaggr, the sections given, their seal."""
     whole = {"format_version": FORMAT_VERSION, "saved_by": f"iceaggr {__version__}", **document}
     plain = json.loads(json.dumps(whole, allow_nan=False))
-    return json.dumps(plain | {_SEAL: _seal_of(plain)}, indent=1, sort_keys=True)
+    return json.dumps(plain | {_SEAL: seal_of(plain)}, indent=1, sort_keys=True)
 
 
 def parse_document(data: bytes, where: str) -> dict[str, Any]:
@@ -39,12 +39,12 @@ def parse_document(data: bytes, where: str) -> dict[str, Any]:
     document = _json_object(data, where)
     _check_version(document, where)
     found = document.pop(_SEAL, None)
-    if found != _seal_of(document):
+    if found != seal_of(document):
         raise ModelError(
             "saved model was changed since it was saved",
             where=where,
             found=f"{_SEAL} {shown(found)}",
-            expected=_seal_of(document),
+            expected=seal_of(document),
             remedy=f"{REMEDY}; {DOCUMENT} is never edited by hand",
         )
     _check_sections(document, where)
@@ -52,7 +52,8 @@ def parse_document(data: bytes, where: str) -> dict[str, Any]:
     return document
 
 
-def _seal_of(document: Mapping[str, Any]) -> str:
+def seal_of(document: Mapping[str, Any]) -> str:
+    """Hash what is under the seal, weights and geometry by their hashes: the model's digest."""
     return sha256_of(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
 
 

@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from iceaggr.errors import ConfigError, IceaggrError, ModelError
+from iceaggr.errors import ConfigError, EvaluationError, IceaggrError, ModelError
+from iceaggr.interfaces import ObjectStore
 from iceaggr.machine_errors import naming
 from iceaggr.storage.file_store import partial_file, replace_durably
 from iceaggr.validation import first_problem
+from iceaggr.verified import read_verified
 
 D = TypeVar("D", bound=BaseModel)
 
@@ -64,14 +66,56 @@ class AngleRow(BaseModel):
 
 
 class EvaluationPointer(BaseModel):
-    """The headline of an evaluation and where its table of events lies."""
+    """The headline of an evaluation, of which model on which data, and where its table of events
+    lies.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="headline of an evaluation")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), title="headline of an evaluation"
+    )
 
+    model_digest: str = Field(min_length=1)
+    data_digest: str = Field(min_length=1)
     events_uri: str
+    events_sha256: str = Field(min_length=1)
     report_uri: str
     n_events: int = Field(ge=0)
     table: tuple[AngleRow, ...]
+
+    def check_subject(self, model_uri: str, model_digest: str, data_digest: str) -> None:
+        """Compare what was evaluated with the model and the data that are to be judged.
+
+        model_digest, data_digest: of the model that lies at model_uri, and of the manifest.
+        Raises: EvaluationError if the evaluation is of another model, or of other data.
+        """
+        for what, evaluated, present in (
+            ("model", self.model_digest, model_digest),
+            ("data", self.data_digest, data_digest),
+        ):
+            if evaluated != present:
+                raise EvaluationError(
+                    f"evaluation is of {'another' if what == 'model' else 'other'} {what}",
+                    where=f"evaluation of {model_uri}",
+                    found=f"{what} {evaluated[:16]} was evaluated",
+                    expected=f"{what} {present[:16]}, which is given now",
+                    remedy="Run evaluate_model again: its figures are not those of this model",
+                )
+
+    def read_events(self, store: ObjectStore) -> bytes:
+        """Read the table of events, a parquet file.
+
+        Raises: EvaluationError if it is not the one that was evaluated; StorageError.
+        """
+        data, found = read_verified(store, self.events_uri, self.events_sha256)
+        if found != self.events_sha256:
+            raise EvaluationError(
+                "table of test events was changed since the evaluation",
+                where=self.events_uri,
+                found=f"sha256 {found[:16]}",
+                expected=f"sha256 {self.events_sha256[:16]}",
+                remedy="Run evaluate_model again; it writes the table anew",
+            )
+        return data
 
     def row(self, name: str) -> AngleRow:
         """Find the row of a method. Raises: IceaggrError if the evaluation lacks it."""

@@ -17,7 +17,7 @@ from iceaggr.evaluation.metrics import method_table, model_estimates
 from iceaggr.evaluation.report import ReportContext
 from iceaggr.evaluation.truth import read_truth
 from iceaggr.interfaces import Tracker
-from iceaggr.models.bundle import load_model
+from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.progress import StepProgress
 from iceaggr.shards.manifest import ShardManifest
 from iceaggr.steps.context import RunContext
@@ -29,6 +29,7 @@ from iceaggr.steps.documents import (
     write_document,
 )
 from iceaggr.steps.training_inputs import read_manifest
+from iceaggr.verified import sha256_of
 
 METHODS_FILE, BINS_FILE = "methods.csv", "bins.csv"
 """Every statistic with its interval: beside the report wherever that is."""
@@ -55,17 +56,24 @@ def run_evaluate_model(
         manifest = read_manifest(manifest_path)
         pointer = read_document(ModelPointer, model_path)
         report_context = _report_context(context, pointer, manifest, raw_uri, tracker.run_id)
-        evaluation = _evaluate(context, (manifest, pointer), raw_uri, report_context, progress)
+        loaded = load_model(context.open_store(), pointer.model_uri)
+        pointer.check_data(manifest.digest(), loaded.facts)
+        evaluation = _evaluate(context, (manifest, loaded), raw_uri, report_context, progress)
+        events = _parquet(evaluation.events)
         headline = EvaluationPointer(
+            model_digest=loaded.digest,
+            data_digest=manifest.digest(),
             events_uri=f"{context.run_uri}/evaluation/events.parquet",
+            events_sha256=sha256_of(events),
             report_uri=f"{context.run_uri}/evaluation/report.html",
             n_events=len(evaluation.events),
             table=_angle_table(evaluation),
         )
         tables = _tables(evaluation, context.config.evaluation)
-        _write(context, headline, evaluation, tables, report_path)
+        context.open_store().write_bytes(headline.events_uri, events)
+        _write_pages(context, headline, evaluation, tables, report_path)
         write_document(evaluation_path, headline.model_dump_json(indent=1))
-        _track(tracker, evaluation, tables)
+        _track(tracker, evaluation, events, tables)
         model, line_fit = headline.row("model"), headline.row("line_fit")
         progress.conclude(
             f"mean {model.mean_deg:.2f} ± {model.mean_error_deg:.2f} deg,"
@@ -76,16 +84,14 @@ def run_evaluate_model(
 
 def _evaluate(
     context: RunContext,
-    trained: tuple[ShardManifest, ModelPointer],
+    trained: tuple[ShardManifest, LoadedModel],
     raw_uri: str,
     report_context: ReportContext,
     progress: StepProgress,
 ) -> Evaluation:
-    """Score the test split with the model of a pointer, if it was trained on this manifest."""
-    manifest, pointer = trained
+    """Score the test split of a manifest with a model."""
+    manifest, loaded = trained
     store = context.open_store()
-    loaded = load_model(store, pointer.model_uri)
-    pointer.check_data(manifest.digest(), loaded.facts)
     loader = EventLoader(store, manifest, "test", loaded.detector, context.config.batches)
     return evaluate(
         loaded.model,
@@ -97,16 +103,15 @@ def _evaluate(
     )
 
 
-def _write(
+def _write_pages(
     context: RunContext,
     headline: EvaluationPointer,
     evaluation: Evaluation,
     tables: dict[str, str],
     report_path: Path,
 ) -> None:
-    """Put events, report and tables into the run's storage, report and tables also beside it."""
+    """Put report and tables into the run's storage, and beside the report of this machine."""
     store = context.open_store()
-    store.write_bytes(headline.events_uri, _parquet(evaluation.events))
     store.write_bytes(headline.report_uri, evaluation.report_html.encode())
     write_document(report_path, evaluation.report_html)
     for name, text in tables.items():
@@ -177,7 +182,7 @@ def _tables(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, str]:
     }
 
 
-def _track(tracker: Tracker, evaluation: Evaluation, tables: dict[str, str]) -> None:
+def _track(tracker: Tracker, evaluation: Evaluation, events: bytes, tables: dict[str, str]) -> None:
     tracker.log_metrics(evaluation.metrics)
     tracker.log_text(evaluation.report_html, "evaluation/report.html")
     with TemporaryDirectory() as folder:
@@ -186,7 +191,7 @@ def _track(tracker: Tracker, evaluation: Evaluation, tables: dict[str, str]) -> 
             path.write_bytes(png)
             tracker.log_file(path, "evaluation/figures")
         table = Path(folder) / "events.parquet"
-        table.write_bytes(_parquet(evaluation.events))
+        table.write_bytes(events)
         tracker.log_file(table, "evaluation")
     for name, text in tables.items():
         tracker.log_text(text, f"evaluation/{name}")  # MLflow shows them as tables

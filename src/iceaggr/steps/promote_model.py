@@ -51,8 +51,8 @@ def run_promote_model(
     """Register the model, compare it with the champion on the same events, decide, sum up.
 
     Returns the headline of the summary, which is also written to storage and to summary_path.
-    Raises: ConfigError without a tracking server; TrackingError, ModelError, EvaluationError.
-    Nothing is promoted then.
+    Raises: ConfigError without a tracking server; EvaluationError if the evaluation is not of this
+    model and data; TrackingError, ModelError. Nothing is registered or promoted then.
     """
     context.require_registry("promotion")
     with (
@@ -63,7 +63,8 @@ def run_promote_model(
         manifest = read_manifest(manifest_path)
         pointer = read_document(ModelPointer, model_path)
         headline = read_document(EvaluationPointer, evaluation_path)
-        events = pd.read_parquet(io.BytesIO(store.read_bytes(headline.events_uri)))
+        _check_evaluated(store, manifest, pointer, headline)
+        events = pd.read_parquet(io.BytesIO(headline.read_events(store)))
         try:
             registry = ModelRegistry(patience_s=PATIENCE_S)
             pointer = pointer.model_copy(update={"mlflow_run_id": _run_of(pointer, tracker)})
@@ -86,6 +87,15 @@ def run_promote_model(
         tracker.set_tags({"mlflow.note.content": description(summary)})
         progress.conclude(verdict.reason)
         return {name: summary[name] for name in ("model_uri", "promoted", "reason")}
+
+
+def _check_evaluated(
+    store: ObjectStore, manifest: ShardManifest, pointer: ModelPointer, headline: EvaluationPointer
+) -> None:
+    """Refuse figures of another model or other data. Raises: ModelError, EvaluationError."""
+    loaded = load_model(store, pointer.model_uri)
+    pointer.check_data(manifest.digest(), loaded.facts)
+    headline.check_subject(pointer.model_uri, loaded.digest, manifest.digest())
 
 
 def _run_of(pointer: ModelPointer, tracker: Tracker) -> str:
