@@ -144,6 +144,21 @@ SHARDED = [
         enter=after("check"),
     ),
     Case(
+        "cache-folder-is-a-file",
+        "`batches.cache_folder` that is a file",
+        "the step stops before it reads a shard, and names the setting",
+        lambda scene: scene.edit_document(
+            "run.json", lambda d: d["config"]["batches"].update(cache_folder=str(scene.geometry))
+        ),
+        Stops(
+            r"batches\.cache_folder .*sensor_geometry\.csv",
+            "File exists",
+            "a folder, or the name of a new one",
+            r"another batches\.cache_folder",
+        ),
+        enter=after("check"),
+    ),
+    Case(
         "run-folder-damaged",
         "run.json without a run id",
         "the command stops and names the field",

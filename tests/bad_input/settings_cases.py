@@ -92,6 +92,24 @@ SETTINGS = [
         "too-many-threads", "a million workers", "batches: {n_workers: 1000000}", "1000000", "256"
     ),
     _refused(
+        "rate-without-bound",
+        "learning rate 1e300",
+        "training: {learning_rate: 1e300}",
+        r"1e\+300",
+        "1.0 or less",
+    ),
+    _refused("seed-negative", "seed -1", "evaluation: {seed: -1}", "-1", "0 or more"),
+    _refused(
+        "seed-of-70-bits", "seed 2^70", f"training: {{seed: {2**70}}}", "1180591620", "2147483647"
+    ),
+    _refused(
+        "bootstrap-without-end",
+        "10^9 bootstrap samples",
+        "evaluation: {n_bootstrap: 1000000000}",
+        "1000000000",
+        "100000 or less",
+    ),
+    _refused(
         "name-of-two-lines",
         "a registered name with a line break",
         'promotion: {model_name: "a\\nb"}',

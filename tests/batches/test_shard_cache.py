@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from iceaggr.batches import EventLoader
 from iceaggr.batches.shard_cache import ShardCache
+from iceaggr.config import BatchConfig
+from iceaggr.detector import icecube86
 from iceaggr.errors import ShardError, StorageError
 from iceaggr.shards.manifest import ShardManifest
 from iceaggr.storage import open_store
@@ -111,3 +114,27 @@ def test_cache_says_what_to_do_when_its_folder_takes_no_copy(
     (tmp_path / "cache").rmdir()
     with pytest.raises(StorageError, match=r"cannot keep a local copy.*batches\.cache_gib"):
         cache.read(manifest.shards[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("file", "File exists"), ("file/below", "Not a directory")]
+)
+def test_loader_names_the_setting_of_a_folder_that_cannot_be_made(
+    manifest: ShardManifest, tmp_path: Path, name: str, found: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    settings = BatchConfig(cache_folder=str(tmp_path / name))
+    with pytest.raises(
+        StorageError, match=rf"cannot be used \[batches\.cache_folder .*{name}\]: found {found}"
+    ):
+        EventLoader(open_store(), manifest, "train", icecube86(), settings)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder without files")
+def test_folder_that_takes_no_files_is_told_before_a_shard_is_read(
+    manifest: ShardManifest,
+) -> None:
+    store = CountingStore()
+    with pytest.raises(StorageError, match=r"batches\.cache_folder /proc\]: found No such file"):
+        ShardCache(store, Path("/proc"), max_bytes=10**9)
+    assert store.reads == []

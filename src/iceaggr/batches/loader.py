@@ -68,6 +68,8 @@ class EventLoader:
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank {self.rank} is outside a world of {self.world_size}")
         self.position = {"epoch": 0, "n_events_done": 0}
+        # a cache that cannot be used is told here, not as a fault of the first shard
+        self._read = self._reader()
         self._entries = [entry for entry in self.manifest.shards_of(self.split) if entry.n_events]
         if not self._entries:
             raise ShardError(
@@ -195,8 +197,7 @@ class EventLoader:
             )
         return done
 
-    @cached_property
-    def _read(self) -> Callable[[ShardEntry], DomEvents]:
+    def _reader(self) -> Callable[[ShardEntry], DomEvents]:
         if not self.config.cache_folder:
             return lambda entry: read_shard(self.store, entry)
         folder = Path(self.config.cache_folder)

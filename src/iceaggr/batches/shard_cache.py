@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from pathlib import Path
+from tempfile import TemporaryFile
 from uuid import uuid4
 
 from iceaggr.errors import ShardError, StorageError
@@ -29,11 +30,28 @@ class ShardCache:
     """Reads shards through a local folder; the least recently used are deleted."""
 
     def __init__(self, store: ObjectStore, folder: Path, max_bytes: int) -> None:
+        """Keep copies in a folder, which is made. Raises: StorageError if it takes no files."""
         self._store = store
         self._folder = folder.absolute()
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._make()
+
+    def _make(self) -> None:
+        """Make the folder, and find out at once whether it takes files."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self._folder):
+                pass
+        except OSError as error:
+            raise StorageError(
+                "folder for copies of shards cannot be used",
+                where=f"batches.cache_folder {self._folder}",
+                found=error.strerror or str(error),
+                expected="a folder, or the name of a new one, where this user may write files",
+                remedy="Give another batches.cache_folder, or none: shards are then read from their"
+                " storage each time",
+            ) from error
 
     def read(self, entry: ShardEntry) -> DomEvents:
         """Read a shard, from the folder if it is there.
@@ -71,7 +89,7 @@ class ShardCache:
         except OSError as error:
             raise StorageError(
                 "cannot keep a local copy of a shard",
-                where=str(self._folder),
+                where=f"batches.cache_folder {self._folder}",
                 found=error.strerror or str(error),
                 expected=f"room for {self._max_bytes} bytes",
                 remedy="Make room on the disk, lower batches.cache_gib, or set no "

@@ -6,15 +6,17 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from iceaggr.config.bounds import MAX_EVENTS, Seed
 from iceaggr.config.section import Section
 
 MAX_HELD_OUT_SHARE = 0.9
+MAX_SALT_LENGTH = 100
 
 
 class DataConfig(Section):
     """Which events are used, and how they are split and stored."""
 
-    n_events: int = Field(0, ge=0)
+    n_events: int = Field(0, ge=0, le=MAX_EVENTS)
     """Use at most this many events of all splits together, in file order; 0 = all."""
     validation_share: float = Field(0.1, gt=0, lt=0.5)
     """Share of events held out for choosing checkpoints and watching training."""
@@ -22,9 +24,10 @@ class DataConfig(Section):
     """Share of events that only evaluation and promotion may read."""
     split_salt: str = "iceaggr-1"
     """Salt of the hash that assigns an event to its split: change it and every split changes."""
-    n_events_per_shard: int = Field(2048, ge=1)
-    """Events in one shard file; the last shard of a raw file may hold fewer."""
-    work_unit_mib: int = Field(256, ge=1)
+    n_events_per_shard: int = Field(2048, ge=1, le=1_000_000)
+    """Events in one shard file, which is held in memory (a million: 3 GB); the last shard of a raw
+    file may hold fewer."""
+    work_unit_mib: int = Field(256, ge=1, le=1_048_576)
     """Raw bytes that one sharding task takes, in MiB."""
     max_work_units: int = Field(128, ge=1, le=128)
     """Upper bound on sharding tasks: KFP hands all their results to one command line of 128 KiB."""
@@ -33,6 +36,13 @@ class DataConfig(Section):
     wrong, in its units, angles, ids or geometry."""
     allow_missing_files: bool = False
     """Shard what is there when the meta file lists batches whose files are missing."""
+
+    @field_validator("split_salt")
+    @classmethod
+    def _salt_can_be_quoted(cls, salt: str) -> str:
+        if len(salt) > MAX_SALT_LENGTH:
+            raise ValueError(f"at most {MAX_SALT_LENGTH} characters, not {len(salt):,}")
+        return salt
 
     @model_validator(mode="after")
     def _events_are_left_for_training(self) -> DataConfig:
@@ -50,8 +60,8 @@ class NormalizationConfig(Section):
 
     preset: Literal["fitted", "seed", "raw"] = "fitted"
     """fitted = from the train split; seed = fixed constants; raw = none, to see it fail."""
-    max_abs: float = Field(10.0, gt=0)
-    """A normalised value beyond this counts as an outlier."""
+    max_abs: float = Field(10.0, gt=0, le=1e9)
+    """A normalised value beyond this counts as an outlier; raw values stay below 1e9."""
     max_outlier_share: float = Field(0.01, ge=0, le=1)
     """A batch with a larger share of outliers is refused."""
     constant_features: tuple[str, ...] = ()
@@ -61,15 +71,15 @@ class NormalizationConfig(Section):
 class BatchConfig(Section):
     """How events are grouped into minibatches."""
 
-    n_events: int = Field(256, ge=1)
+    n_events: int = Field(256, ge=1, le=1_000_000)
     """Events in one minibatch."""
-    max_doms_per_event: int = Field(512, ge=1)
+    max_doms_per_event: int = Field(512, ge=1, le=1_000_000)
     """DOMs kept per event: triggering first, then by charge, spread over time."""
-    max_pulses_per_dom: int = Field(64, ge=1)
+    max_pulses_per_dom: int = Field(64, ge=1, le=10_000_000)
     """Pulses kept per DOM: triggering first, then by charge, always with the first one."""
-    max_doms_per_batch: int = Field(0, ge=0)
+    max_doms_per_batch: int = Field(0, ge=0, le=100_000_000)
     """Token budget: no batch holds more DOMs than this, and batches mix like lengths; 0 = none."""
-    n_mixed_shards: int = Field(16, ge=1)
+    n_mixed_shards: int = Field(16, ge=1, le=100_000)
     """Shards held in memory together, from all of which each batch draws its events; a shuffle
     takes more where batches or groups of like length are large, so that neighbours do not meet."""
     n_workers: int = Field(2, ge=0, le=256)
@@ -78,9 +88,9 @@ class BatchConfig(Section):
     """Batches assembled before they are asked for."""
     cache_folder: str = ""
     """Local folder that keeps copies of remote shards; empty = read them again each epoch."""
-    cache_gib: float = Field(50.0, gt=0)
+    cache_gib: float = Field(50.0, gt=0, le=1_048_576)
     """Size of the cache folder, beyond which the shards used longest ago are deleted."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the shuffle."""
 
     @field_validator("cache_folder")
@@ -88,6 +98,8 @@ class BatchConfig(Section):
     def _cache_is_local(cls, folder: str) -> str:
         if "://" in folder:
             raise ValueError("a local folder, not a URI")
+        if not folder.isprintable():
+            raise ValueError("a local folder whose name has printable characters only")
         return folder
 
     @model_validator(mode="after")

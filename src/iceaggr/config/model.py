@@ -24,9 +24,9 @@ class ModelConfig(Section):
     """Dropout share in both transformers."""
     feedforward_factor: int = Field(4, ge=1, le=64)
     """Width of the feed-forward networks, in units of d_model."""
-    max_rows_per_chunk: int = Field(0, ge=0)
+    max_rows_per_chunk: int = Field(0, ge=0, le=2**31 - 1)
     """Pulses or DOMs computed at once; 0 = what suits the device."""
-    max_rows_kept: int = Field(0, ge=0)
+    max_rows_kept: int = Field(0, ge=0, le=2**31 - 1)
     """Pulses or DOMs whose activations stay in memory for the backward pass, in each transformer;
     those beyond are recomputed, but for the last chunk. 0 = what suits the device."""
     dom_statistics: bool = False
@@ -78,5 +78,5 @@ class LossConfig(Section):
     """angle = opening angle in radians; von_mises_fisher = negative log-likelihood; or in turn."""
     angle_from_progress: float = Field(0.7, ge=0, le=1)
     """Share of training after which von_mises_fisher_then_angle minimises the angle."""
-    likelihood_share: float = Field(0.05, ge=0)
+    likelihood_share: float = Field(0.05, ge=0, le=100)
     """Weight of the likelihood that stays beside the angle, so that kappa keeps its meaning."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -19,7 +19,7 @@ class Section(BaseModel):
         annotation = cls.model_fields[info.field_name or ""].annotation
         if annotation in (int, float):
             _refuse_what_is_no_number(value, is_whole=annotation is int)
-        elif annotation == tuple[float, ...] and isinstance(value, list | tuple):
+        elif _lists_numbers(annotation) and isinstance(value, list | tuple):
             for item in value:
                 _refuse_what_is_no_number(item, is_whole=False)
         return value
@@ -32,6 +32,12 @@ class Section(BaseModel):
             if isinstance(text, str) and any("\ud800" <= sign <= "\udfff" for sign in text):
                 raise ValueError("text of whole characters")
         return value
+
+
+def _lists_numbers(annotation: Any) -> bool:
+    """Tell tuple[float, ...], whose numbers may have bounds, from everything else."""
+    item = (*get_args(annotation), None)[0]
+    return get_origin(annotation) is tuple and float in (item, getattr(item, "__origin__", None))
 
 
 def _refuse_what_is_no_number(value: Any, *, is_whole: bool) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from iceaggr.config.bounds import MAX_EVENTS, MAX_MINUTES, LearningRate, Seed
 from iceaggr.config.section import Section
+
+MAX_RATES = 100
+"""Each rate is a short training of its own."""
 
 
 class TrainingConfig(Section):
@@ -15,16 +19,16 @@ class TrainingConfig(Section):
     start_from: Literal["scratch", "champion"] = "scratch"
     """champion = weights and normalisation of the champion of promotion.model_name; the settings of
     network, split and normalisation must be its own. While there is none, from scratch."""
-    n_epochs: int = Field(20, ge=1)
+    n_epochs: int = Field(20, ge=1, le=1_000_000)
     """Passes over the train split."""
-    max_minutes: float = Field(0.0, ge=0)
+    max_minutes: float = Field(0.0, ge=0, le=MAX_MINUTES)
     """Wall-clock limit in minutes, validation included, over all restarts; 0 = none."""
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: LearningRate = 3e-4
     """Peak learning rate."""
-    weight_decay: float = Field(1e-5, ge=0)
+    weight_decay: float = Field(1e-5, ge=0, le=10)
     """AdamW weight decay of matrices; biases, norms and other vectors are not decayed."""
-    max_gradient_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    max_gradient_norm: float = Field(1.0, gt=0, le=1e9)
+    """Gradients are scaled down to this norm; 1e9 = never."""
     schedule: Literal["constant", "one_cycle"] = "constant"
     """constant = the seed's; one_cycle = warm-up then cosine decay."""
     warmup_share: float = Field(0.05, ge=0, lt=1)
@@ -37,24 +41,24 @@ class TrainingConfig(Section):
     """Fuse attention and the layers around it into few GPU kernels, compiled in the first minute;
     auto = on a GPU where a C compiler is found, for heads of width 16 or more; on = fail where it
     cannot be."""
-    checkpoint_every_n_epochs: int = Field(1, ge=1)
+    checkpoint_every_n_epochs: int = Field(1, ge=1, le=1_000_000)
     """Epochs between checkpoints."""
-    checkpoint_every_minutes: float = Field(10.0, gt=0)
+    checkpoint_every_minutes: float = Field(10.0, gt=0, le=MAX_MINUTES)
     """Minutes after which a checkpoint is written inside an epoch."""
-    n_checkpoints_kept: int = Field(2, ge=1)
+    n_checkpoints_kept: int = Field(2, ge=1, le=1000)
     """Newest checkpoints that stay in storage."""
-    validation_every_minutes: float = Field(0.0, ge=0)
+    validation_every_minutes: float = Field(0.0, ge=0, le=MAX_MINUTES)
     """Minutes between validations inside an epoch; 0 = only at its end and that of the run."""
-    max_validation_events: int = Field(10_000, ge=1)
+    max_validation_events: int = Field(10_000, ge=1, le=MAX_EVENTS)
     """Validation stops after the minibatch that completes this many events, each time the same."""
-    stop_if_not_learning_after_n_steps: int = Field(0, ge=0)
+    stop_if_not_learning_after_n_steps: int = Field(0, ge=0, le=10**9)
     """Validations from this step on stop a run that is collapsed or no better than the best
     constant prediction; 0 = only log it."""
     max_mean_vector_length: float = Field(0.98, gt=0, le=1)
     """Predictions count as collapsed when the mean of the unit vectors is longer than this."""
-    log_every_n_steps: int = Field(50, ge=1)
+    log_every_n_steps: int = Field(50, ge=1, le=1_000_000)
     """Optimiser steps between points of the training curves."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = a GPU if there is one; cuda = fail without one."""
@@ -63,13 +67,20 @@ class TrainingConfig(Section):
 class LearningCheckConfig(Section):
     """A short run that must learn before an expensive one may start."""
 
-    n_steps: int = Field(50, ge=10)
+    n_steps: int = Field(50, ge=10, le=100_000)
     """Optimiser steps per row of the table."""
-    learning_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+    learning_rates: tuple[LearningRate, ...] = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
     """Learning rates tried by the full table."""
-    n_batches: int = Field(2, ge=1)
+    n_batches: int = Field(2, ge=1, le=1000)
     """Fixed train batches that the steps revisit in turn."""
-    n_events_per_batch: int = Field(64, ge=8)
+    n_events_per_batch: int = Field(64, ge=8, le=100_000)
     """Events in each of these batches."""
-    min_loss_drop: float = Field(0.005, ge=0)
+    min_loss_drop: float = Field(0.005, ge=0, le=10)
     """Fall of the mean loss over the fixed events that counts as learning."""
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _table_has_rows(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if not 1 <= len(rates) <= MAX_RATES:
+            raise ValueError(f"1 to {MAX_RATES} rates, not {len(rates)}")
+        return rates

@@ -112,5 +112,9 @@ def _first_events(batches: Iterator[EventBatch], n_events: int) -> Iterator[Even
 
 
 def batches_of(loaded: LoadedModel) -> BatchConfig:
-    """Give the batch settings that a model was trained with: its caps are part of the model."""
-    return loaded.experiment.batches if loaded.experiment else BatchConfig()
+    """Give the batch settings that a model was trained with: its caps are part of the model.
+
+    A cache folder is one of the machine that trained it, and is left out.
+    """
+    trained_with = loaded.experiment.batches if loaded.experiment else BatchConfig()
+    return trained_with.model_copy(update={"cache_folder": ""})
