@@ -2,6 +2,8 @@ import itertools
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from iceaggr.errors import RawDataError
@@ -114,6 +116,31 @@ def test_stream_pulses_marks_missing_values_and_times_that_are_no_number(tmp_pat
     frame["sensor_id"] = pd.array([1, 2, 3, None], "Int32")
     chunks = stream(tmp_path, frame, meta_frame([4]))
     assert joined(chunks, "is_missing").tolist() == [False, True, True, True]
+
+
+INTEGERS = ("int8", "uint64")
+FLOATS = ("float16", "float64")
+TYPES = {
+    "sensor_id": INTEGERS,
+    "time": (*INTEGERS, *FLOATS),
+    "charge": (*INTEGERS, *FLOATS),
+    "auxiliary": ("bool", *INTEGERS),
+}
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(n, t) for n, types in TYPES.items() for t in types])
+def test_stream_pulses_marks_a_null_in_a_column_of_any_type(tmp_path, name, dtype):
+    meta, mask = meta_frame([4]), np.array([False, False, True, False])
+    uri = write_raw(tmp_path, pulse_frame([4]), meta)
+    path = tmp_path / "train/batch_1.parquet"
+    table = pq.read_table(path)
+    column = pa.array(np.array([1, 0, 1, 1], dtype), mask=mask)
+    pq.write_table(table.set_column(table.column_names.index(name), name, column), path)
+    events = read_event_tables(open_store(), f"{uri}/train_meta.parquet", [1], labelled=True)[1]
+    [chunk] = stream_pulses(open_store(), path.as_uri(), 4, events)
+    assert chunk.pulses.is_missing.tolist() == mask.tolist()
+    if name == "auxiliary":
+        assert chunk.pulses.auxiliary.tolist() == [True, False, False, True]
 
 
 def test_stream_pulses_refuses_times_with_a_fraction(tmp_path):

@@ -67,7 +67,7 @@ def decode_checked(rows: Any, uri: str) -> Pulses:
             )
         if column.null_count:
             is_missing |= column.is_null().to_numpy(zero_copy_only=False)
-            columns[name] = pc.fill_null(column, pa.scalar(0, column.type))
+            columns[name] = pc.fill_null(column, _nothing(column.type))
     time, not_a_number = _time_ns(columns["time"], uri)
     if not_a_number is not None:
         is_missing |= not_a_number
@@ -79,6 +79,11 @@ def decode_checked(rows: Any, uri: str) -> Pulses:
         auxiliary=_flag(columns["auxiliary"], uri),
         is_missing=is_missing,
     )
+
+
+def _nothing(kind: Any) -> Any:
+    """Give a stand-in for null; Arrow makes no flag of the number 0."""
+    return pa.scalar(False if pa.types.is_boolean(kind) else 0, kind)
 
 
 def _contiguous(column: Any) -> Any:
