@@ -8,6 +8,7 @@ from iceaggr.reconstruction.segments import (
     segment_min,
     segment_quantile,
     segment_sum,
+    segment_sum_rounded_once,
 )
 
 SEGMENT = torch.tensor([2, 0, 2, 0, 2, 4])
@@ -19,6 +20,24 @@ def test_reductions_match_a_loop_and_fill_empty_segments() -> None:
     assert segment_mean(VALUES, SEGMENT, 5).tolist() == [3, 0, 2, 0, 7]
     assert segment_min(VALUES, SEGMENT, 5).tolist() == [1, np.inf, -1, np.inf, 7]
     assert segment_max(VALUES, SEGMENT, 5).tolist() == [5, -np.inf, 4, -np.inf, 7]
+
+
+def test_sum_rounded_once_is_the_same_for_every_order_of_the_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(3000, 4, generator=generator) * 10 ** torch.rand(
+        3000, 4, generator=generator
+    ).mul(4)
+    segment = torch.randint(0, 20, (3000,), generator=generator)
+    order = torch.randperm(3000, generator=generator)
+    found = segment_sum_rounded_once(values, segment, 21)
+    assert torch.equal(segment_sum_rounded_once(values[order], segment[order], 21), found)
+    assert not torch.equal(
+        segment_sum(values[order], segment[order], 21), segment_sum(values, segment, 21)
+    )
+    exact = segment_sum(values.double(), segment, 21)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=6e-8, atol=0)
+    assert float(found[20].abs().max()) == 0
 
 
 def test_weighted_mean_of_vectors_ignores_rows_of_no_weight() -> None:

@@ -1,4 +1,4 @@
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from scipy import integrate, stats
 from iceaggr.angles import opening_angle
 from iceaggr.reconstruction import improved_line_fit, likelihood_fit
 from iceaggr.reconstruction.hypotheses import PointSource, TrackSource
-from iceaggr.reconstruction.likelihood import evaluate
+from iceaggr.reconstruction.likelihood import TimedHits, evaluate
 from iceaggr.reconstruction.pandel import RATE_PER_NS, SCATTERING_M, arrival_table
 from iceaggr.reconstruction.track_likelihood import centred_hits, fit_point, fit_track
 from tests.batches.batch_builder import (
@@ -17,7 +17,9 @@ from tests.batches.batch_builder import (
     Event,
     assemble,
     random_event_batch,
+    random_events,
     track_event_batch,
+    track_events,
 )
 
 
@@ -40,6 +42,25 @@ def test_arrival_density_is_normalised_and_survival_is_its_integral() -> None:
     assert integrate.trapezoid(density, times.numpy()) == pytest.approx(1.0, abs=0.02)
     after = integrate.trapezoid(density[20_000:], times.numpy()[20_000:])
     assert float(terms.log_survival[20_000].exp()) == pytest.approx(after, rel=0.03)
+
+
+def test_curvature_is_the_sum_of_squared_scores_and_symmetric() -> None:
+    hits = centred_hits(track_event_batch(20, seed=4, noise_share=0.3)).hits
+    source, table = sources(20)[0], arrival_table(60.0)
+    value = evaluate(source, hits, table)
+    pulls, inverse_width = source.prior()
+    total = torch.zeros(20, 5, 5)
+    for row in range(len(hits.fit)):
+        fit = hits.fit[row : row + 1]
+        one = TrackSource(*(part[fit] for part in vars(source).values()))
+        hit = [getattr(hits, name)[row : row + 1] for name in ("xyz_m", "time_ns", "noise")]
+        alone = TimedHits(torch.zeros_like(fit), *hit, hits.photons[row : row + 1], 1)
+        score = evaluate(one, alone, table).gradient[0] - pulls[fit][0] * inverse_width
+        total[fit] += torch.outer(score, score)
+    expected = total + torch.diag(inverse_width.square())
+    reach = float(expected.abs().max())
+    torch.testing.assert_close(value.curvature, expected, rtol=1e-3, atol=1e-6 * reach)
+    assert torch.equal(value.curvature, value.curvature.mT)
 
 
 def sources(n_fits: int) -> list:
@@ -106,6 +127,23 @@ def test_likelihood_fit_beats_the_improved_line_fit_on_tracks() -> None:
     seed = torch.rad2deg(opening_angle(improved_line_fit(batch).direction, batch.direction))
     assert float(angle.median()) < 0.8 * float(seed.median())
     assert float(angle.median()) < 1.0
+
+
+def test_likelihood_fits_ignore_in_which_order_hits_are_added_up() -> None:
+    # as on a GPU, whose threads add up in any order
+    events = [*track_events(150, seed=6, delay_ns=100.0, noise_share=1.0), *random_events(150)]
+    batch = assemble(events)
+    centred, first = centred_hits(batch), improved_line_fit(batch)
+    hits = centred.hits
+    order = torch.randperm(len(hits.fit), generator=torch.Generator().manual_seed(0))
+    shuffled = {f.name: getattr(hits, f.name)[order] for f in fields(hits) if f.name != "n_fits"}
+    mixed = replace(centred, hits=replace(hits, **shuffled))
+    track, again = fit_track(centred, first, [first]), fit_track(mixed, first, [first])
+    moved = torch.rad2deg(opening_angle(track.direction, again.direction)) > 0.01
+    shift = torch.linalg.vector_norm(fit_point(centred) - fit_point(mixed), dim=-1) > 0.1
+    # the last few rows of a vectorised function may round differently
+    assert int(moved.sum()) <= 1
+    assert int(shift.sum()) <= 1
 
 
 def on_device(value: Any, device: str) -> Any:

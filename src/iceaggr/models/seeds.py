@@ -12,6 +12,7 @@ from iceaggr.config import ModelConfig
 from iceaggr.reconstruction.fit_result import FitResult
 from iceaggr.reconstruction.inertia import tensor_of_inertia
 from iceaggr.reconstruction.line_fit import improved_line_fit, line_fit
+from iceaggr.reconstruction.sensor_order import in_sensor_order
 from iceaggr.reconstruction.track_likelihood import centred_hits, fit_point, fit_track
 
 
@@ -36,7 +37,8 @@ def n_alternatives(config: ModelConfig) -> int:
 
 
 def find_seeds(batch: EventBatch, config: ModelConfig) -> Seeds:
-    """Run the fits that the configuration asks for, and no others."""
+    """Run the fits that the configuration asks for, and no others, on DOMs in one order."""
+    batch = in_sensor_order(batch)
     fits: dict[str, FitResult] = {}
     needs_all = config.seed_alternatives or config.seed == "likelihood"
     if needs_all or config.seed == "line_fit":

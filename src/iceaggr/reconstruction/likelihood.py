@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from typing import TypeVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.reconstruction.hypotheses import EFFECTIVE_OFFSET_M, EFFECTIVE_SLOPE, Source
 from iceaggr.reconstruction.pandel import ArrivalTable
-from iceaggr.reconstruction.segments import segment_sum
+from iceaggr.reconstruction.segments import segment_sum, segment_sum_rounded_once
 
 SourceT = TypeVar("SourceT", bound=Source)
 
@@ -78,16 +79,27 @@ def evaluate(source: Source, hits: TimedHits, table: ArrivalTable) -> Value:
     # a later source or a longer way means a smaller delay
     scores = by_ns[:, None] * -geometry.arrival_by + by_m[:, None] * geometry.distance_by
     n_parameters = scores.shape[1]
-    squares = (scores[:, :, None] * scores[:, None, :]).flatten(1)
-    columns = [-log_likelihood[:, None], -scores, squares]
-    sums = segment_sum(torch.cat(columns, dim=1), hits.fit, hits.n_fits)
+    # squares of scores are symmetric: the upper triangle says it all
+    squares = [scores[:, k:] * scores[:, k : k + 1] for k in range(n_parameters)]
+    columns = torch.cat([-log_likelihood[:, None], -scores, *squares], dim=1)
+    # which steps are taken hangs on these sums, so their rounding must not hang on the order
+    sums = segment_sum_rounded_once(columns, hits.fit, hits.n_fits)
     pulls, inverse_width = source.prior()
-    curvature = sums[:, 1 + n_parameters :].view(-1, n_parameters, n_parameters)
+    curvature = _symmetric(sums[:, 1 + n_parameters :], n_parameters)
     return Value(
         sums[:, 0] + 0.5 * pulls.square().sum(-1),
         sums[:, 1 : 1 + n_parameters] + pulls * inverse_width,
         curvature + torch.diag(inverse_width.square()),
     )
+
+
+def _symmetric(triangle: Tensor, n: int) -> Tensor:
+    """Complete symmetric matrices. triangle: (K, n (n + 1) / 2), upper rows. Returns (K, n, n)."""
+    place = [[0] * n for _ in range(n)]
+    for number, (row, column) in enumerate(combinations_with_replacement(range(n), 2)):
+        place[row][column] = place[column][row] = number
+    entries = triangle.unbind(-1)
+    return torch.stack([entries[k] for row in place for k in row], dim=-1).view(-1, n, n)
 
 
 def _light(
@@ -159,7 +171,7 @@ def timed_hits(batch: EventBatch, centre_m: Tensor, time_zero_ns: Tensor) -> Tim
     first = first.scatter_reduce_(0, dom, clean_times, "amin")
     triggered = torch.isfinite(first)
     first = torch.where(triggered, first, batch.time_ns[batch.dom_pulse_offsets[:-1]])
-    charge = segment_sum(batch.charge_pe.clamp_min(0), dom, batch.n_doms)
+    charge = segment_sum_rounded_once(batch.charge_pe.clamp_min(0), dom, batch.n_doms)
     photons = torch.where(triggered, charge.clamp(1.0, MAX_PHOTONS), torch.ones_like(charge))
     noise = torch.where(triggered, NOISE_SHARE["triggered"], NOISE_SHARE["auxiliary"])
     n_triggered = segment_sum(triggered.float(), event, batch.n_events)

@@ -18,6 +18,17 @@ def segment_sum(values: Tensor, segment: Tensor, n_segments: int) -> Tensor:
     return total.index_add_(0, segment, values)
 
 
+def segment_sum_rounded_once(values: Tensor, segment: Tensor, n_segments: int) -> Tensor:
+    """Add up the rows of each segment in float64 and round only the sums.
+
+    They are then the same for every order of the rows, and on a GPU, where threads add in any
+    order, the same again and again; but for one in a hundred million, which lies between two
+    numbers.
+    values: (R, ...) float32; segment: (R,) int64. Returns (S, ...) float32, 0 for an empty segment.
+    """
+    return segment_sum(values.double(), segment, n_segments).to(values.dtype)
+
+
 def segment_mean(
     values: Tensor, segment: Tensor, n_segments: int, weight: Tensor | None = None
 ) -> Tensor:

@@ -14,7 +14,13 @@ from iceaggr.reconstruction.inertia import tensor_of_inertia
 from iceaggr.reconstruction.likelihood import TimedHits, minimise, timed_hits
 from iceaggr.reconstruction.line_fit import improved_line_fit, line_fit
 from iceaggr.reconstruction.pandel import arrival_table
-from iceaggr.reconstruction.segments import segment_mean, segment_quantile, segment_sum
+from iceaggr.reconstruction.segments import (
+    segment_mean,
+    segment_quantile,
+    segment_sum,
+    segment_sum_rounded_once,
+)
+from iceaggr.reconstruction.sensor_order import in_sensor_order
 
 SEARCH_BLUR_NS, FINAL_BLUR_NS = 60.0, 20.0
 N_SEARCH_STEPS, N_FINAL_STEPS, N_POINT_STEPS = 6, 10, 10
@@ -40,6 +46,7 @@ def likelihood_fit(batch: EventBatch) -> FitResult:
     `timed_hits` takes have ok = False and keep the improved line fit.
     Source: AMANDA collaboration 2004, "Muon track reconstruction and data selection techniques".
     """
+    batch = in_sensor_order(batch)
     plain = line_fit(batch)
     improved = improved_line_fit(batch, plain)
     return fit_track(centred_hits(batch), improved, [plain, tensor_of_inertia(batch)])
@@ -51,8 +58,9 @@ def centred_hits(batch: EventBatch) -> CentredHits:
     first = batch.time_ns[batch.dom_pulse_offsets[:-1]]
     # auxiliary charge counts only where there is no other
     charge = torch.where(batch.auxiliary, 1e-3, 1.0) * batch.charge_pe.clamp(0.05, 30.0)
-    weight = segment_sum(charge, batch.pulse_dom_idx(), batch.n_doms).clamp(max=30.0)
-    centre = segment_mean(batch.xyz_m, event, n_events, weight)
+    weight = segment_sum_rounded_once(charge, batch.pulse_dom_idx(), batch.n_doms).clamp(max=30.0)
+    # float32 would lose millimetres, and others with every order of the DOMs
+    centre = segment_mean(batch.xyz_m.double(), event, n_events, weight.double()).float()
     time_zero = segment_quantile(first, weight, 0.5, event, n_events)
     return CentredHits(timed_hits(batch, centre, time_zero), centre, time_zero)
 
