@@ -29,7 +29,7 @@ import iceaggr.tracking.registry  # noqa: F401
 from iceaggr.storage import open_store
 from iceaggr.tracking import promotion_lock
 from tests.faults.endings import KINDS, Child, has_cgroups, virtual_bytes
-from tests.faults.pipeline_runs import STEPS, TinyRun, results
+from tests.faults.pipeline_runs import CHECK_PAGE, STEPS, TinyRun, results
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
 EARLY = ("plan_shards", "shard_events")
@@ -38,13 +38,24 @@ MADE: dict[str, tuple[str, ...]] = {
     "plan_shards": ("units",),
     "shard_events": ("/shards/", "unit-0"),
     "compute_statistics": ("manifest", "normalization"),
-    "check_learning": (),
+    "check_learning": (CHECK_PAGE,),
     "train_model": ("training/",),
     "evaluate_model": ("evaluation",),
-    "promote_model": (),
+    "promote_model": ("summary",),
     "close_run": (),
 }
-"""The results of each step; those without are looked at in their own way."""
+"""What is compared of each step; close_run, which makes nothing, is looked at in its own way."""
+DOCUMENTS = {
+    "plan_shards": ("units.json",),
+    "shard_events": ("unit-*.json",),
+    "compute_statistics": ("manifest.json", "normalization.json", "card.html"),
+    "check_learning": (CHECK_PAGE,),
+    "train_model": ("model.json",),
+    "evaluate_model": ("evaluation.json", "report.html", "*.csv"),
+    "promote_model": ("summary.json", "verdict.md"),
+    "close_run": (),
+}
+"""What each step leaves in the folder of a run: taken away before the step is tried."""
 MAX_TRIES = 6
 
 
@@ -92,7 +103,7 @@ class Endings:
             self.measured[step] = Measured(
                 time.monotonic() - child.began, child.last_peak_bytes, int(size.read_text())
             )
-        self.expected = results(self.quiet)
+        self.expected = _all_results(self.quiet)
 
     def end_and_retry(self, step: str, kind: str) -> None:
         """End one step at a random moment; run it again; compare. Counts the outcome."""
@@ -148,6 +159,9 @@ class Endings:
         if step in EARLY:
             run = replace(run, work_uri=f"{self.quiet.work_uri}-{name}")
         shutil.copytree(self.quiet.folder, run.folder)
+        for later in STEPS[STEPS.index(step) :]:
+            for path in (path for name in DOCUMENTS[later] for path in run.folder.glob(name)):
+                path.unlink()
         if step == "shard_events":
             child = Child(_quietly(run, "plan_shards"), self.folder / "plan.log")
             assert child.finish() == 0
@@ -160,7 +174,8 @@ class Endings:
         log = self.folder / f"{step}-{kind}-retry.log"
         code = Child(_quietly(run, step), log).finish()
         assert code == 0, f"retry of {step} after {kind} ended with {code}: {log.read_text()}"
-        found, expected = _made_by(step, results(run)), _made_by(step, self.expected)
+        found, expected = _made_by(step, _all_results(run)), _made_by(step, self.expected)
+        assert bool(expected) == bool(MADE[step]), f"nothing to compare {step} with"
         assert found == expected, f"{step} after {kind}: {found} instead of {expected}"
         if step == "promote_model":
             _check_promoted_once(run.model_name)
@@ -198,6 +213,19 @@ def _quietly(run: TinyRun, step: str) -> Any:
         run.run_step(step)
 
     return call
+
+
+def _all_results(run: TinyRun) -> dict[str, Any]:
+    """Collect the results of a run and, where it was promoted, the figures of its summary.
+
+    Left out of the summary are the names of the run and its addresses.
+    """
+    found, path = results(run), run.folder / "summary.json"
+    if path.exists():
+        summary = json.loads(path.read_text())
+        names = [name for name in summary if name.endswith(("_uri", "_id")) or name == "run_name"]
+        found["summary"] = {k: v for k, v in summary.items() if k not in names}
+    return found
 
 
 def _made_by(step: str, found: dict[str, Any]) -> dict[str, Any]:

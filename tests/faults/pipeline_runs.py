@@ -33,6 +33,8 @@ STEPS = (
     "close_run",
 )
 UNTRACKED_STEPS = STEPS[:-2]
+CHECK_PAGE = "check.html"
+"""Losses before and after, gradient norm and verdict of the learning check; no time is in it."""
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -103,7 +105,7 @@ class TinyRun:
         )
 
     def _check_learning(self, context: RunContext) -> None:
-        run_check_learning(context, *self._documents(), self.folder / "check.html")
+        run_check_learning(context, *self._documents(), self.folder / CHECK_PAGE)
 
     def _train_model(self, context: RunContext) -> None:
         run_train_model(
@@ -143,7 +145,7 @@ def results(run: TinyRun) -> dict[str, Any]:
     """Collect what a run has made, with its own names taken out: equal for equal runs.
 
     Shards, sketches and quarantine byte for byte, normalisation, every weight and every event of
-    the evaluation by hash, and the figures.
+    the evaluation by hash, the page of the learning check, and the figures.
     """
     store = open_store()
     found: dict[str, Any] = {}
@@ -158,6 +160,9 @@ def results(run: TinyRun) -> dict[str, Any]:
             text = re.sub(r'"reused": ?(true|false)', "", text)
             # these cover URIs and the names of runs
             found[name] = re.sub(r'"(content_sha256|model_digest)": ?"\w+"', "", text)
+    page = run.folder / CHECK_PAGE
+    if page.exists():
+        found[CHECK_PAGE] = page.read_text()
     for name in ("training/model/weights.safetensors", "evaluation/events.parquet"):
         uri = f"{run.context().run_uri}/{name}"
         if store.stat(uri) is not None:

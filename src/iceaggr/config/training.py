@@ -22,7 +22,11 @@ class TrainingConfig(Section):
     n_epochs: int = Field(20, ge=1, le=1_000_000)
     """Passes over the train split."""
     max_minutes: float = Field(0.0, ge=0, le=MAX_MINUTES)
-    """Wall-clock limit in minutes, validation included, over all restarts; 0 = none."""
+    """Wall-clock limit in minutes over all restarts; 0 = none. It covers the steps, validations and
+    checkpoints: training stops early enough for the last validation, as long as that takes after
+    the speed so far, but keeps at most half of the limit for it. A machine that becomes slower, or
+    a longer validation (max_validation_events), ends later. Reading the inputs before and
+    registering metrics after are not in it."""
     learning_rate: LearningRate = 3e-4
     """Peak learning rate."""
     weight_decay: float = Field(1e-5, ge=0, le=10)
