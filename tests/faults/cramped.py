@@ -23,8 +23,10 @@ import torch
 
 import iceaggr.evaluation.evaluation
 import iceaggr.shards.data_card  # noqa: F401
+from iceaggr import cli
 from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.progress import StepProgress
+from iceaggr.steps.run_folder import RunFolder
 from iceaggr.storage import open_store
 from tests.events.raw_layout import write_raw_layout
 from tests.faults.endings import Child
@@ -83,22 +85,33 @@ def scenarios(run: TinyRun, room: Path) -> dict[str, Callable[[], object]]:
         with StepProgress("simulate"):
             simulate(open_store(), (run.folder / name).as_uri(), config)
 
-    return {
-        f"{words}, {what}": partial(cramped, how, call)
-        for words, how in (("full disk", filled), ("read-only folder", read_only))
-        for what, call in (
-            ("shards", partial(inside.run_step, "shard_events")),
-            ("documents", partial(documents_inside.run_step, "compute_statistics")),
-            ("temporary files", partial(temporary, partial(run.run_step, "evaluate_model"))),
-        )
-    } | {
-        f"{words} /dev/shm, {what}": partial(shm, options, call)
-        for words, options in (("tiny", "size=4k"), ("no", "ro"))
-        for what, call in (
-            ("training", partial(run.run_step, "train_model")),
-            ("simulation", partial(simulated, f"simulated-{words}")),
-        )
-    }
+    def command_line() -> None:
+        mounted(room, "size=1m")
+        folder = RunFolder.create(room / "run", run.raw_uri, "", "x", run.context().config).path
+        read_only(room)
+        sys.argv = ["iceaggr", "stats", "--folder", str(folder)]
+        cli.main()
+
+    return (
+        {"read-only folder, command line": command_line}
+        | {
+            f"{words}, {what}": partial(cramped, how, call)
+            for words, how in (("full disk", filled), ("read-only folder", read_only))
+            for what, call in (
+                ("shards", partial(inside.run_step, "shard_events")),
+                ("documents", partial(documents_inside.run_step, "compute_statistics")),
+                ("temporary files", partial(temporary, partial(run.run_step, "evaluate_model"))),
+            )
+        }
+        | {
+            f"{words} /dev/shm, {what}": partial(shm, options, call)
+            for words, options in (("tiny", "size=4k"), ("no", "ro"))
+            for what, call in (
+                ("training", partial(run.run_step, "train_model")),
+                ("simulation", partial(simulated, f"simulated-{words}")),
+            )
+        }
+    )
 
 
 def main(folder: Path) -> None:

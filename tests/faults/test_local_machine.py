@@ -17,6 +17,7 @@ EXPECTED = {
     "full disk, temporary files": "the local disk is full",
     "read-only folder, shards": "found Read-only file system",
     "read-only folder, documents": "the local folder is read-only [{room}/manifest.json]",
+    "read-only folder, command line": "the local folder is read-only [{room}/run/step.lock]",
     "read-only folder, temporary files": "the local folder is read-only [{room}/",
     "tiny /dev/shm, training": "",
     "tiny /dev/shm, simulation": "processes cannot share memory [/dev/shm]",

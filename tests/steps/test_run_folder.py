@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,36 +14,79 @@ from iceaggr.errors import ConfigError
 from iceaggr.steps.run_folder import RunFolder
 
 
-def create(folder: Path) -> RunFolder:
-    return RunFolder.create(folder, "file:///raw", "", "iceaggr", ExperimentConfig())
+def create(folder: Path, raw_uri: str = "file:///raw", **settings: Any) -> RunFolder:
+    config = ExperimentConfig.model_validate(settings)
+    return RunFolder.create(folder, raw_uri, "", "iceaggr", config)
 
 
-def test_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_folder_that_holds_another_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     create(tmp_path / "run")
     before = (tmp_path / "run" / "run.json").read_bytes()
-    with pytest.raises(ConfigError, match=r"holds a run already \[.*run\]: found run\.json"):
-        create(tmp_path / "run")
+    found = (
+        r"of other settings \[.*run\.json\]: found raw_uri 'file:///raw', data\.n_events 0,"
+        r" expected raw_uri 'file:///other', data\.n_events 9\. Give another --folder"
+    )
+    with pytest.raises(ConfigError, match=found):
+        create(tmp_path / "run", "file:///other", data={"n_events": 9})
     assert (tmp_path / "run" / "run.json").read_bytes() == before
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["run.json", "units"]
 
 
-def test_of_many_that_begin_at_once_one_is_accepted(tmp_path: Path) -> None:
+def test_same_request_goes_on_with_the_run(tmp_path: Path) -> None:
+    run_id = create(tmp_path / "run").context().run_id
+    assert create(tmp_path / "run", "file:///raw/").context().run_id == run_id
+
+
+def test_run_that_began_before_a_field_of_the_settings_existed_goes_on(tmp_path: Path) -> None:
+    run_id = create(tmp_path / "run").context().run_id
+    path = tmp_path / "run" / "run.json"
+    settings = json.loads(path.read_text())
+    del settings["config"]["data"]["max_rejected_share"]
+    path.write_text(json.dumps(settings))
+    assert create(tmp_path / "run").context().run_id == run_id
+
+
+def test_forgotten_units_are_gone_with_what_was_merged_from_them(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    for path in (run.unit_manifest(0), run.unit_manifest(7), run.manifest, run.model):
+        path.write_text("{}")
+    run.forget_units()
+    assert run.unit_manifests() == []
+    assert not run.manifest.exists()
+    assert run.model.exists()
+
+
+@pytest.mark.parametrize("raw", ["", "run", "run/units", "run/work", "run/work/shards"])
+def test_folder_among_the_raw_events_is_refused_before_anything_is_written(
+    raw: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="results would be written among the raw events"):
+        create(tmp_path / "run", (tmp_path / raw).as_uri())
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_may_hold_the_raw_events_beside_the_results(tmp_path: Path) -> None:
+    create(tmp_path, (tmp_path / "raw").as_uri())
+
+
+def test_of_many_that_begin_at_once_one_is_first(tmp_path: Path) -> None:
     n_at_once = 8
     for attempt in range(10):
         folder = tmp_path / str(attempt)
         barrier, refused = threading.Barrier(n_at_once), []
 
-        def begin(folder=folder, barrier=barrier, refused=refused) -> None:
+        def begin(seed: int, folder=folder, barrier=barrier, refused=refused) -> None:
             barrier.wait()
             try:
-                create(folder)
+                create(folder, training={"seed": seed})
             except ConfigError:
-                refused.append(folder)
+                refused.append(seed)
 
-        threads = [threading.Thread(target=begin) for _ in range(n_at_once)]
+        threads = [threading.Thread(target=begin, args=[seed]) for seed in range(n_at_once)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert len(refused) == n_at_once - 1
-        assert json.loads((folder / "run.json").read_text())["raw_uri"] == "file:///raw"
+        first = json.loads((folder / "run.json").read_text())["config"]["training"]["seed"]
+        assert {first, *refused} == set(range(n_at_once))

@@ -65,6 +65,35 @@ def test_folder_is_free_after_a_step_that_failed(tmp_path):
         pass
 
 
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [(os.mkdir, "Is a directory"), (os.mkfifo, "a device, pipe or socket")],
+)
+def test_lock_that_is_no_file_is_named_and_not_waited_for(make, found, tmp_path):
+    make(tmp_path / LOCK_FILE)
+    told = rf"cannot be locked .* \[.*/step\.lock\]: found {found}, expected a regular file"
+    with pytest.raises(ConfigError, match=told), alone_in(tmp_path):
+        pass
+
+
+UNPRIVILEGED = """
+import os
+from pathlib import Path
+from iceaggr.steps.step_lock import alone_in
+if os.geteuid() == 0:
+    os.seteuid(65534)
+with alone_in(Path(".")):
+    pass
+"""
+
+
+def test_folder_that_this_user_may_not_write_to_is_told_in_one_error(tmp_path):
+    tmp_path.chmod(0o555)
+    command = [sys.executable, "-c", UNPRIVILEGED]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "MachineError: no permission for the local file [step.lock]" in done.stderr
+
+
 def test_steps_of_a_run_are_refused_while_another_works_in_its_folder(holder, tmp_path):
     from iceaggr.cli import app
 

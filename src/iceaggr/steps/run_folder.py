@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from iceaggr.config import ExperimentConfig
 from iceaggr.errors import ConfigError
 from iceaggr.steps.context import TRACKING_VARIABLE, RunContext, make_context
 from iceaggr.steps.documents import read_document
+from iceaggr.steps.run_settings import RunSettings
 from iceaggr.steps.step_lock import alone_in
+from iceaggr.storage.apart import refuse_among_raw, refuse_work_among_raw
 from iceaggr.storage.file_store import FileStore
 from iceaggr.storage.uris import check_place, file_uri
 
 _SETTINGS = "run.json"
-
-
-class _RunSettings(BaseModel):
-    """What the first step was asked, and the identity of the run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", title="settings of a run")
-
-    run_id: str = Field(min_length=1)
-    experiment_name: str
-    raw_uri: str
-    work_uri: str
-    config: dict[str, Any]
+_UNITS = "units"
 
 
 @dataclass(frozen=True)
@@ -49,44 +38,47 @@ class RunFolder:
         experiment_name: str,
         config: ExperimentConfig,
     ) -> RunFolder:
-        """Start a run in an empty or absent folder.
+        """Start a run in an empty or absent folder, or go on with the same run in its own.
 
-        Raises: ConfigError if the folder already holds a run; StorageError, before anything is
-        written, if a URI names no place or holds a secret.
+        Raises: ConfigError if the folder holds a run of other settings, or results would lie among
+        the raw events; StorageError if a URI names no place or holds a secret. Both come before
+        anything is written.
         """
-        check_place(raw_uri, "raw_uri")
-        if work_uri:
-            check_place(work_uri, "work_uri")
         path = path.resolve()
-        _make(path / "units")
-        settings = _RunSettings(
+        settings = RunSettings(
             run_id=str(uuid.uuid4()),
             experiment_name=experiment_name,
             raw_uri=raw_uri.rstrip("/"),
             work_uri=work_uri.rstrip("/") or (path / "work").as_uri(),
             config=config.model_dump(mode="json"),
         )
+        run = RunFolder(path)
+        run._check_places(settings)
+        _make(path / _UNITS)
         document = settings.model_dump_json(indent=1).encode()
         # of two that begin here at once, one is first
         if not FileStore().write_bytes_if_absent(file_uri(path / _SETTINGS), document):
-            raise ConfigError(
-                "folder holds a run already",
-                where=str(path),
-                found=_SETTINGS,
-                expected="an empty or absent folder",
-                remedy="Give another --folder",
-            )
-        return RunFolder(path)
+            run._settings().check_same(settings, path / _SETTINGS)
+        return run
+
+    def _check_places(self, settings: RunSettings) -> None:
+        raw_uri, work_uri = settings.raw_uri, settings.work_uri
+        check_place(raw_uri, "raw_uri")
+        check_place(work_uri, "work_uri")
+        for folder in (self.path, self.path / _UNITS):
+            refuse_among_raw(raw_uri, file_uri(folder), "--folder")
+        refuse_work_among_raw(raw_uri, work_uri, "work_uri")
 
     @staticmethod
     def open(path: Path) -> RunFolder:
         """Open a run that `iceaggr shard` started. Raises: ConfigError if there is none."""
         path = path.resolve()
-        if not os.path.isfile(path / _SETTINGS):  # False also for a name that none can have
+        obstacle = _no_file(path / _SETTINGS)
+        if obstacle:
             raise ConfigError(
                 "folder holds no run",
                 where=str(path),
-                found=f"no {_SETTINGS}",
+                found=f"{_SETTINGS}: {obstacle}",
                 expected="a folder of `iceaggr shard`",
                 remedy="Start with `iceaggr shard`",
             )
@@ -117,16 +109,24 @@ class RunFolder:
         """Give the folder of the raw events."""
         return self._settings().raw_uri
 
-    def _settings(self) -> _RunSettings:
-        return read_document(_RunSettings, self.path / _SETTINGS)
+    def _settings(self) -> RunSettings:
+        return read_document(RunSettings, self.path / _SETTINGS)
 
     def unit_manifest(self, index: int) -> Path:
         """Name the manifest of one work unit."""
-        return self.path / "units" / f"{index:05d}.json"
+        return self.path / _UNITS / f"{index:05d}.json"
 
     def unit_manifests(self) -> list[Path]:
         """List the manifests of all work units."""
-        return sorted((self.path / "units").glob("*.json"))
+        return sorted((self.path / _UNITS).glob("*.json"))
+
+    def forget_units(self) -> None:
+        """Remove the manifests of all work units, and what was merged from them.
+
+        Raises: OSError.
+        """
+        for path in (*self.unit_manifests(), self.manifest, self.normalization):
+            path.unlink(missing_ok=True)
 
     @property
     def manifest(self) -> Path:
@@ -172,6 +172,14 @@ class RunFolder:
     def verdict(self) -> Path:
         """Name the verdict on promotion."""
         return self.path / "verdict.md"
+
+
+def _no_file(path: Path) -> str:
+    """Say why there is no file to read, '' if there is one."""
+    try:
+        return "" if stat.S_ISREG(path.stat().st_mode) else "no regular file"
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _make(folder: Path) -> None:
