@@ -30,7 +30,7 @@ from iceaggr.config.experiment import parse_config
 from iceaggr.evaluation.calibration import coverage, probability_inside
 from iceaggr.evaluation.event_table import concatenate, join_truth, score_batch
 from iceaggr.evaluation.prediction import predict_batch
-from iceaggr.evaluation.truth import read_truth
+from iceaggr.events.truth import read_truth
 from iceaggr.interfaces import NullTracker
 from iceaggr.models.bundle import load_model
 from iceaggr.normalization import Normalization

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from iceaggr.cli_options import FOLDER, MAX_SEED, Benchmark, Folder, Uri
+from iceaggr.cli_options import FOLDER, MAX_SEED, Benchmark, Folder, Unpredicted, Uri
 from iceaggr.config import ExperimentConfig, PromotionConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
 from iceaggr.progress import StepProgress
@@ -209,16 +209,32 @@ def predict(
             " competition's submission format: event_id, azimuth, zenith)"
         ),
     ],
+    unpredicted: Annotated[
+        Unpredicted | None,
+        typer.Option(
+            help="What an event without a valid pulse gets: nan; zero, that is straight down-going"
+            " (azimuth 0, zenith 0); leave-out, no row. Without it .parquet has nan, and .csv, in"
+            " which a competition wants a direction for every event, zero"
+        ),
+    ] = None,
+    accept_doubtful: Annotated[
+        bool,
+        typer.Option(
+            "--accept-doubtful",
+            help="Predict files that are wrong as a whole or unlike the training data, with a"
+            " warning",
+        ),
+    ] = False,
 ) -> None:
     """Predict the direction of every raw event, labelled or not.
 
-    An event without a valid pulse keeps its row: NaN in .parquet; in .csv,
-    which must have a direction for every event, straight down-going
-    (azimuth 0, zenith 0). The last line counts these events.
+    Files are held to what sharding asks of training data, and to the data
+    that the model was trained on; nothing is written where one is refused.
+    The last line counts the events without a valid pulse.
     """
     from iceaggr.steps.predict import run_predict
 
-    run_predict(model, raw_uri.rstrip("/"), output)
+    run_predict(model, raw_uri.rstrip("/"), output, unpredicted or "", accept_doubtful)
 
 
 @app.command()

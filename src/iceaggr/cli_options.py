@@ -37,6 +37,14 @@ Folder = Annotated[Path, FOLDER]
 Uri = Annotated[str, typer.Option(help="file:///absolute/folder or s3://bucket/folder")]
 
 
+class Unpredicted(StrEnum):
+    """What the file of predictions has for an event without a valid pulse."""
+
+    nan = "nan"
+    zero = "zero"
+    leave_out = "leave-out"
+
+
 class Benchmark(StrEnum):
     """What can be measured."""
 

@@ -18,7 +18,9 @@ from tests.bad_input.scene import Scene
 from tests.bad_input.sound import write_sound
 
 RAW_GROUPS = ("Batch files", "Columns of a batch file", "Single pulses", "Events")
-RAW_GROUPS += ("The meta file", "Places and times", "The geometry", "Settings")
+RAW_GROUPS += ("The meta file", "The truth", "Places and times", "The geometry", "Settings")
+TRAINED_GROUPS = ("Documents between steps", "The truth, later", "Checkpoints and models")
+TRAINED_GROUPS += ("Predictions",)
 
 
 def cases_of(*groups: str) -> list[object]:
@@ -67,7 +69,7 @@ def test_bad_raw_events_and_settings_come_to_their_stated_end(case: Case, scene:
     meet(case, scene)
 
 
-@pytest.mark.parametrize("case", cases_of("Documents between steps", "Checkpoints and models"))
+@pytest.mark.parametrize("case", cases_of(*TRAINED_GROUPS))
 def test_damage_between_steps_comes_to_its_stated_end(case: Case, trained_scene: Scene) -> None:
     meet(case, trained_scene)
 

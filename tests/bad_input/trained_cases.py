@@ -1,4 +1,4 @@
-"""Checkpoints and models, damaged or of another run, and prediction with sound ones."""
+"""Checkpoints and models, damaged or of another run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from iceaggr.models.bundle import DOCUMENT, WEIGHTS
 from tests.bad_input.case import Case, Stops
 from tests.bad_input.document_cases import after, edit, the_file
-from tests.bad_input.event_cases import META, share_an_id
-from tests.bad_input.place_cases import moved_detector
-from tests.bad_input.scene import Scene, iceaggr
+from tests.bad_input.prediction_cases import predict
+from tests.bad_input.scene import Scene
 from tests.models.sealing import edit_sealed
 
 
@@ -28,12 +27,6 @@ def _swap_model(scene: Scene) -> None:
         (other / file.name).write_bytes(file.read_bytes())
     edit_sealed(other / DOCUMENT, lambda d: d["facts"].update(manifest_digest="f" * 16))
     scene.edit_document("model.json", lambda d: d.update(model_uri=other.as_uri()))
-
-
-def _predict(scene: Scene, output: str = "directions.parquet") -> None:
-    model = the_file(scene, "runs/*/training/model").as_uri()
-    path = str(scene.folder / output)
-    iceaggr("predict", "--model", model, "--raw-uri", scene.raw_uri, "--output", path)
 
 
 def _document(scene: Scene) -> Path:
@@ -130,7 +123,7 @@ TRAINED = [
         "prediction stops",
         lambda scene: the_file(scene, f"runs/*/training/model/{DOCUMENT}").unlink(),
         Stops("training/model", r"no model\.json", "a folder with", "Train again"),
-        enter=_predict,
+        enter=predict,
     ),
     Case(
         "model-settings-changed",
@@ -141,7 +134,7 @@ TRAINED = [
             lambda d: d["facts"]["experiment"]["batches"].update(max_doms_per_event=2),
         ),
         Stops(r"model\.json", "content_sha256 '", r"\w{64}", "never edited by hand"),
-        enter=_predict,
+        enter=predict,
     ),
     Case(
         "model-without-a-seal",
@@ -151,7 +144,7 @@ TRAINED = [
             _document(scene), lambda d: (d.pop("content_sha256"), d.update(format_version=1))
         ),
         Stops(r"model\.json", "version 1", "version 2", "train again with this one"),
-        enter=_predict,
+        enter=predict,
     ),
     Case(
         "model-of-newer-settings",
@@ -161,7 +154,7 @@ TRAINED = [
             _document(scene), lambda d: d["facts"]["experiment"]["batches"].update(n_new=2)
         ),
         Stops(r"model\.json facts", "saved by 'iceaggr .*'", "one of n_events", "Use the version"),
-        enter=_predict,
+        enter=predict,
     ),
     Case(
         "model-weights-are-a-pipe",
@@ -169,39 +162,7 @@ TRAINED = [
         "prediction stops and does not wait for it",
         lambda scene: _make_a_pipe(the_file(scene, f"runs/*/training/model/{WEIGHTS}")),
         Stops(WEIGHTS, "not a file, a device, pipe", WEIGHTS, "Train again"),
-        enter=_predict,
-    ),
-    Case(
-        "prediction-over-raw-events",
-        "--output that is a raw file",
-        "refused before the first event: raw events are never written to",
-        lambda scene: None,
-        Stops("--output .*batch_1", "raw/train/batch_1", "outside the raw folder", "another place"),
-        enter=lambda scene: _predict(scene, "raw/train/batch_1.parquet"),
-    ),
-    Case(
-        "prediction-over-a-folder",
-        "--output that is a folder",
-        "refused before the first event",
-        lambda scene: (scene.folder / "directions.parquet").mkdir(),
-        Stops("--output .*directions", "a folder", "a file, or the name of", "another place"),
-        enter=_predict,
-    ),
-    Case(
-        "prediction-for-another-detector",
-        "events of another detector than the model's",
-        "prediction stops",
-        moved_detector,
-        Stops(r"sensor_geometry\.csv", "200 sensors", "the 5160 sensors", "on this detector"),
-        enter=_predict,
-    ),
-    Case(
-        "prediction-id-twice-across-files",
-        "one event_id in two files, to be predicted",
-        "prediction stops before the first event, and names id and files",
-        share_an_id,
-        Stops(META, r"event_id \d+ in batch_id 1, 2", "over all batch files", "added twice"),
-        enter=_predict,
+        enter=predict,
     ),
 ]
 

@@ -10,11 +10,11 @@ import pandas as pd
 
 from iceaggr.config import DataConfig
 from iceaggr.detector import Detector, parse_geometry
-from iceaggr.evaluation.truth import read_truth
 from iceaggr.events.cleaning import Account, clean
 from iceaggr.events.grouping import group_by_dom
 from iceaggr.events.meta import EventTable, count_events, read_event_tables
 from iceaggr.events.pulses import stream_pulses
+from iceaggr.events.truth import read_truth
 from iceaggr.events.unique_ids import refuse_repeated_ids
 from iceaggr.shards.manifest import merge_manifests, parse_manifest
 from iceaggr.shards.planning import plan_shards
@@ -114,8 +114,15 @@ def truth() -> Target:
         assert found is not None
         assert pd.api.types.is_integer_dtype(found["event_id"])
         assert not found["event_id"].isna().any()
-        for name in ("energy_gev", "neutrino_muon_angle"):
-            assert name not in found or pd.api.types.is_numeric_dtype(found[name])
+        assert found["event_id"].is_unique
+        angle = found.get("neutrino_muon_angle", pd.Series(dtype=float)).dropna()
+        assert pd.api.types.is_numeric_dtype(angle)
+        assert angle.between(0, 3.15).all()
+        if "energy_gev" in found:
+            assert (found["energy_gev"] > 0).all()
+            assert np.isfinite(found["energy_gev"].to_numpy(np.float64)).all()
+        assert "topology" not in found or found["topology"].isin(["track", "cascade"]).all()
+        assert "contained" not in found or found["contained"].isin([0, 1]).all()
 
     frame = pd.DataFrame(
         {

@@ -68,7 +68,7 @@ def faulty_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_predict_keeps_the_row_of_an_event_without_a_valid_pulse(
     model_uri: str, faulty_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_predict(model_uri, faulty_uri, tmp_path / "out.parquet") == 40
+    assert run_predict(model_uri, faulty_uri, tmp_path / "out.parquet", accept_doubtful=True) == 40
     table = pd.read_parquet(tmp_path / "out.parquet")
     meta = pd.read_parquet(Path(faulty_uri.removeprefix("file://")) / "test_meta.parquet")
     assert sorted(table["event_id"]) == sorted(meta["event_id"])
@@ -83,7 +83,7 @@ def test_predict_keeps_the_row_of_an_event_without_a_valid_pulse(
 def test_predict_submits_a_direction_for_every_event(
     model_uri: str, faulty_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_predict(model_uri, faulty_uri, tmp_path / "submission.csv")
+    run_predict(model_uri, faulty_uri, tmp_path / "submission.csv", accept_doubtful=True)
     table = pd.read_csv(tmp_path / "submission.csv").set_index("event_id")
     meta = pd.read_parquet(Path(faulty_uri.removeprefix("file://")) / "test_meta.parquet")
     assert sorted(table.index) == sorted(meta["event_id"])
@@ -101,7 +101,7 @@ def test_predict_reports_after_every_batch(
     monkeypatch.setenv("ICEAGGR_PROGRESS_FILE", str(tmp_path / "progress"))
     monkeypatch.setattr("iceaggr.progress._SECONDS_BETWEEN_UPDATES", 0.0)
     monkeypatch.setattr("iceaggr.steps.predict.batches_of", lambda loaded: BatchConfig(n_events=4))
-    run_predict(model_uri, faulty_uri, tmp_path / "out.parquet")
+    run_predict(model_uri, faulty_uri, tmp_path / "out.parquet", accept_doubtful=True)
     lines = [json.loads(line) for line in (tmp_path / "progress").read_text().splitlines()]
     done = [line["done"] for line in lines if line["kind"] == "update"]
     assert done == [5, 9, 13, 17, 20]

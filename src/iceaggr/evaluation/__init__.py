@@ -5,7 +5,7 @@ from iceaggr.evaluation.evaluation import Evaluation, evaluate
 from iceaggr.evaluation.prediction import predict_batches, stream_predictions
 from iceaggr.evaluation.promotion import Verdict, decide_promotion
 from iceaggr.evaluation.report import ReportContext
-from iceaggr.evaluation.truth import read_truth
+from iceaggr.events.truth import read_truth
 
 __all__ = [
     "Comparison",

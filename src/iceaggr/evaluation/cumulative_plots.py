@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from iceaggr.evaluation.baselines import TITLES
 from iceaggr.evaluation.event_table import angles_of
 from iceaggr.evaluation.figure_style import ANGLE_TICKS, GREY, METHOD_LOOK, draw
-from iceaggr.evaluation.slices import TOPOLOGIES
+from iceaggr.events.truth import TOPOLOGIES
 
 FIRST_SHARE = 0.01
 """Share of the best method's events that lie left of a logarithmic axis."""

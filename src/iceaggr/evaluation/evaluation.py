@@ -65,7 +65,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a model and every baseline on the same labelled events.
 
-    truth: simulated truth by event_id (see event_table.TRUTH_COLUMNS), None for real events.
+    truth: simulated truth by event_id (see events.truth), None for real events.
     on_progress: called with the number of events scored so far.  context: what the report says
     about the run, and the detector of the displays.
     Raises: EvaluationError for unlabelled, repeated or no events, or non-finite predictions.

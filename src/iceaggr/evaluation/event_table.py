@@ -14,12 +14,9 @@ from iceaggr.errors import EvaluationError
 from iceaggr.evaluation.baselines import true_direction
 from iceaggr.evaluation.calibration import probability_inside
 from iceaggr.evaluation.prediction import Predictions
+from iceaggr.events.truth import TRUTH_COLUMNS
 
 Columns = dict[str, npt.NDArray[np.generic]]
-
-TRUTH_COLUMNS = ("energy_gev", "topology", "contained", "neutrino_muon_angle")
-"""Simulated truth that evaluation uses when the truth file has it: energy in GeV, `track` or
-`cascade`, vertex inside the array, and the kinematic angle of tracks in radians."""
 
 
 def score_batch(batch: EventBatch, predictions: Predictions) -> Columns:

@@ -24,7 +24,7 @@ from iceaggr.evaluation.calibration import (
     pulls,
 )
 from iceaggr.evaluation.event_table import angles_of, pit_of
-from iceaggr.evaluation.slices import TOPOLOGIES
+from iceaggr.events.truth import TOPOLOGIES
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from iceaggr.evaluation.figure_style import (
     draw,
     log_x_axis,
 )
-from iceaggr.evaluation.slices import TOPOLOGIES, slice_column
+from iceaggr.evaluation.slices import slice_column
+from iceaggr.events.truth import TOPOLOGIES
 
 FloatArray = npt.NDArray[np.floating]
 Bins = list[tuple[float, npt.NDArray[np.bool_]]]

@@ -20,7 +20,7 @@ from iceaggr.evaluation.bootstrap import Estimate
 from iceaggr.evaluation.calibration import Coverage, coverage
 from iceaggr.evaluation.event_table import pit_of
 from iceaggr.evaluation.metrics import MethodSummary, model_estimates
-from iceaggr.evaluation.slices import TOPOLOGIES
+from iceaggr.events.truth import TOPOLOGIES
 
 CAPTIONS = {
     "opening_angle_cumulative": (

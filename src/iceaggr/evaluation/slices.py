@@ -15,8 +15,6 @@ from iceaggr.evaluation.calibration import coverage
 from iceaggr.evaluation.event_table import pit_of
 
 INF = math.inf
-TOPOLOGIES = ("track", "cascade")
-"""Values of the truth's topology column, in the order of figures and tables."""
 
 WITHIN_CAPS = "(within the model's caps)"
 """Said of sizes that are not known beyond the caps on DOMs and pulses (see `event_sizes`)."""

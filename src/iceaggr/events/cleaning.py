@@ -7,6 +7,7 @@ that pulse or event only. Pulses in = kept + rejected, always.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,6 +61,17 @@ class Account:
     rejected_events: Counter[str] = field(default_factory=Counter)
     rejected_pulses: Counter[str] = field(default_factory=Counter)
     rejected_event_ids: list[int] = field(default_factory=list)
+
+
+def merge_accounts(accounts: Iterable[Account]) -> Account:
+    """Add up the counts of accounts, without the ids of rejected events."""
+    total = Account()
+    for account in accounts:
+        for name in ("n_events_in", "n_events_kept", "n_pulses_in", "n_pulses_kept"):
+            setattr(total, name, getattr(total, name) + getattr(account, name))
+        total.rejected_events.update(account.rejected_events)
+        total.rejected_pulses.update(account.rejected_pulses)
+    return total
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,19 @@ def read_raw_events(
     check_sensor_width(detector, layout.geometry_uri)
     account = account if account is not None else Account()
     for file in layout.files:
-        table = event_table_of(store, layout, file)
-        n_rows = int(table.n_pulses.sum())
-        for chunk in stream_pulses(store, file.stored.uri, n_rows, table):
-            cleaned = clean(chunk, table, detector, False, account)
-            if len(cleaned.events):
-                yield group_by_dom(cleaned, table, detector)
+        yield from read_raw_file(store, layout, file, detector, account)
+
+
+def read_raw_file(
+    store: ObjectStore, layout: RawLayout, file: RawFile, detector: Detector, account: Account
+) -> Iterator[DomEvents]:
+    """Read one file of a layout, as `read_raw_events` does."""
+    table = event_table_of(store, layout, file)
+    n_rows = int(table.n_pulses.sum())
+    for chunk in stream_pulses(store, file.stored.uri, n_rows, table):
+        cleaned = clean(chunk, table, detector, False, account)
+        if len(cleaned.events):
+            yield group_by_dom(cleaned, table, detector)
 
 
 def event_table_of(store: ObjectStore, layout: RawLayout, file: RawFile) -> EventTable:

@@ -49,6 +49,18 @@ def refuse_repeated_ids(store: ObjectStore, meta_uri: str, batch_ids: Collection
                     raise _twice(file, row_groups, wanted, repeated, meta_uri)
 
 
+def stream_event_ids(
+    store: ObjectStore, meta_uri: str, batch_ids: Collection[int]
+) -> Iterator[Ids]:
+    """Read the event ids of these batch files: (n,) int64, at most ROWS_PER_READ at a time."""
+    wanted = np.unique(np.fromiter(batch_ids, np.int64))
+    with open_parquet(store, meta_uri) as file:
+        check_columns(file.schema_arrow, META_COLUMNS, meta_uri)
+        groups = [g.index for g in read_row_groups(store, meta_uri) if may_hold(g, wanted)]
+        for _, ids in _read(file, groups, wanted, meta_uri):
+            yield ids
+
+
 def _overlapping(groups: list[RowGroup]) -> Iterator[list[RowGroup]]:
     """Put together what could share an id; a row group of one batch alone is left out."""
     together: list[RowGroup] = []

@@ -16,6 +16,7 @@ from iceaggr.events.meta import count_events
 from iceaggr.events.reading import missing_meta_rows
 from iceaggr.events.unique_ids import refuse_repeated_ids
 from iceaggr.interfaces import ObjectStore
+from iceaggr.shards.truth_coverage import check_truth
 from iceaggr.validation import first_problem, shown
 
 PLAN_VERSION: Literal[1] = 1
@@ -59,12 +60,15 @@ def plan_shards(store: ObjectStore, raw_uri: str, config: DataConfig, out_uri: s
 
     The plan is stored below out_uri/plans/ under a name made from its content.
     Returns one string "<plan_uri>#first:last" per work unit: files [first, last) of the plan.
-    Raises: RawDataError if files and meta file do not fit together, StorageError.
+    Raises: RawDataError if files and meta file do not fit together, or the truth that evaluation
+    will read is wrong; StorageError.
     """
     layout = find_layout(store, raw_uri, "train")
     counts = count_events(store, layout.meta.uri)
     files, notes = _planned_files(layout, counts, config)
-    refuse_repeated_ids(store, layout.meta.uri, [file.batch_id for file in files])
+    batch_ids = [file.batch_id for file in files]
+    refuse_repeated_ids(store, layout.meta.uri, batch_ids)
+    check_truth(store, layout.raw_uri, layout.meta.uri, batch_ids, config)
     plan = ShardPlan(
         raw_uri=layout.raw_uri,
         meta_uri=layout.meta.uri,

@@ -12,6 +12,7 @@ import numpy as np
 
 from iceaggr.detector import Detector
 from iceaggr.errors import RawDataError
+from iceaggr.events.cleaning import Account
 from iceaggr.light_in_ice import C_M_PER_NS
 from iceaggr.shards.manifest import ShardManifest, SourceFile
 from iceaggr.shards.sketches import Sketch
@@ -32,22 +33,31 @@ def refuse_mass_rejection(manifest: ShardManifest, max_share: float) -> None:
     """
     for kind in ("events", "pulses"):
         worst = max(manifest.source_files, key=lambda f: _rejected_share(f, kind), default=None)
-        if worst is not None and _rejected_share(worst, kind) > max_share:
-            # events without a valid pulse are understood by why their pulses were rejected
-            rejected = worst.rejected_events | worst.rejected_pulses
-            reasons = ", ".join(f"{name} {n:,}" for name, n in rejected.items())
-            n_in = getattr(worst, f"n_{kind}_in")
-            raise RawDataError(
-                f"too many {kind} of a raw file were rejected",
-                where=worst.uri,
-                found=f"{_rejected_share(worst, kind):.1%} of {n_in:,} {kind}: {reasons}",
-                expected=f"at most {max_share:.1%} (data.max_rejected_share)",
-                remedy=f"Look at {worst.quarantine_uri}: units, angles, geometry and sensor ids"
-                " come first",
-            )
+        if worst is not None:
+            look_at = f"Look at {worst.quarantine_uri}: units, angles, geometry and sensor ids"
+            refuse_many_rejected(worst, kind, max_share, worst.uri, f"{look_at} come first")
 
 
-def _rejected_share(file: SourceFile, kind: str) -> float:
+def refuse_many_rejected(
+    file: SourceFile | Account, kind: str, max_share: float, where: str, remedy: str
+) -> None:
+    """Stop where a larger share of the events or pulses was rejected. Raises: RawDataError."""
+    if _rejected_share(file, kind) <= max_share:
+        return
+    # events without a valid pulse are understood by why their pulses were rejected
+    rejected = {**file.rejected_events, **file.rejected_pulses}
+    reasons = ", ".join(f"{name} {n:,}" for name, n in rejected.items())
+    n_in = getattr(file, f"n_{kind}_in")
+    raise RawDataError(
+        f"too many {kind} of a raw file were rejected",
+        where=where,
+        found=f"{_rejected_share(file, kind):.1%} of {n_in:,} {kind}: {reasons}",
+        expected=f"at most {max_share:.1%} (data.max_rejected_share)",
+        remedy=remedy,
+    )
+
+
+def _rejected_share(file: SourceFile | Account, kind: str) -> float:
     n_rejected = sum(getattr(file, f"rejected_{kind}").values())
     return float(n_rejected / max(getattr(file, f"n_{kind}_in"), 1))
 

@@ -15,7 +15,7 @@ from iceaggr.config import EvaluationConfig
 from iceaggr.evaluation.evaluation import Evaluation, evaluate
 from iceaggr.evaluation.metrics import method_table, model_estimates
 from iceaggr.evaluation.report import ReportContext
-from iceaggr.evaluation.truth import read_truth
+from iceaggr.events.truth import read_truth
 from iceaggr.interfaces import Tracker
 from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.progress import StepProgress

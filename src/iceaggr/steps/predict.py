@@ -18,35 +18,46 @@ from iceaggr.evaluation.prediction import COLUMNS, PREDICTION_SCHEMA, stream_pre
 from iceaggr.events.cleaning import Account
 from iceaggr.events.layout import RawLayout, find_layout, load_detector
 from iceaggr.events.meta import count_events
-from iceaggr.events.reading import missing_meta_rows, read_raw_events
+from iceaggr.events.reading import missing_meta_rows
 from iceaggr.events.unique_ids import refuse_repeated_ids
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.progress import StepProgress
 from iceaggr.steps.champion import batches_of
 from iceaggr.steps.prediction_file import (
-    UNPREDICTED_DIRECTION,
+    LEAVE_OUT,
+    UNPREDICTED,
+    UNPREDICTED_BY_FORMAT,
     check_output,
     refuse_raw_files,
     write_predictions,
 )
+from iceaggr.steps.prediction_input import PredictionInput
 from iceaggr.storage import open_folder, open_store
 
 
-def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
+def run_predict(
+    model_uri: str,
+    raw_uri: str,
+    output: Path,
+    unpredicted: str = "",
+    accept_doubtful: bool = False,
+) -> int:
     """Write the predicted direction of every raw event to a file.
 
     model_uri: `models:/name@champion`, `models:/name/3`, or the URI of a model folder.
     output: `.parquet` with event_id, azimuth, zenith, kappa, or `.csv` in the format that the
-    public competition takes: event_id, azimuth, zenith. Angles in radians. An event without a
-    valid pulse keeps its row, with UNPREDICTED_DIRECTION; events of the meta file whose raw file is
-    missing have none, and are counted in the last line. Of a raw folder with test/ and train/ only
-    test/ is predicted; the last line names the folder. Memory is bounded whatever the number of
-    events; the file appears when it is complete.
-    Returns the number of events.  Raises: ConfigError, ModelError, RawDataError, also for an
+    public competition takes: event_id, azimuth, zenith. Angles in radians.
+    unpredicted: one of UNPREDICTED, what an event without a valid pulse gets; '' is the format's
+    own. Events of the meta file whose raw file is missing have no row. Both are counted in the last
+    line. Of a raw folder with test/ and train/ only test/ is predicted; the last line names it.
+    accept_doubtful: predict what `PredictionInput` would refuse, and say so in the last line.
+    Memory is bounded whatever the number of events; the file appears when all is well.
+    Returns the number of rows.  Raises: ConfigError, ModelError, RawDataError, also for an
     event_id that two raw files share, DetectorError, TrackingError.
     """
     check_output(output, raw_uri)
+    instead = unpredicted or UNPREDICTED_BY_FORMAT[output.suffix]
     store = open_store()
     with StepProgress("predict") as progress, TemporaryDirectory() as folder:
         loaded = _load(store, model_uri, Path(folder))
@@ -55,16 +66,18 @@ def run_predict(model_uri: str, raw_uri: str, output: Path) -> int:
         refuse_raw_files(output, (layout.geometry_uri, *(stored.uri for stored in raw_files)))
         _check_detector(load_detector(store, layout.geometry_uri), loaded, layout.geometry_uri)
         total, n_without_file = _count(store, layout)
-        account = Account()
-        chunks = read_raw_events(store, raw_uri, detector=loaded.detector, account=account)
-        batches = iter_batches(chunks, loaded.detector, batches_of(loaded))
-        batches = _reported(batches, account, lambda done: _say(progress, done, total))
+        events = PredictionInput(store, layout, loaded, accept_doubtful)
+        batches = iter_batches(events.chunks(), loaded.detector, batches_of(loaded))
+        batches = _reported(batches, events, lambda done: _say(progress, done, total))
         tables = stream_predictions(loaded.model, batches)
-        n_events = write_predictions(_with_rejected(tables, account, output.suffix), output)
+        n_rows = write_predictions(_with_rejected(tables, events, instead), output)
         left_out = f", {n_without_file:,} events have no raw file" if n_without_file else ""
-        words = f"{_rejected(account, output.suffix)}{left_out}"
-        progress.conclude(f"{n_events:,} events of {_folder(store, layout)} in {output}{words}")
-        return n_events
+        words = f"{_rejected(events.account(), instead)}{left_out}"
+        doubts = f"; warning: {', '.join(events.doubts())}" if events.doubts() else ""
+        progress.conclude(
+            f"{n_rows:,} events of {_folder(store, layout)} in {output}{words}{doubts}"
+        )
+        return n_rows
 
 
 def _folder(store: ObjectStore, layout: RawLayout) -> str:
@@ -103,37 +116,39 @@ def _check_detector(found: Detector, loaded: LoadedModel, geometry_uri: str) -> 
 
 
 def _reported(
-    batches: Iterator[EventBatch], account: Account, on_progress: Callable[[int], None]
+    batches: Iterator[EventBatch], events: PredictionInput, on_progress: Callable[[int], None]
 ) -> Iterator[EventBatch]:
     """Pass minibatches on and report after each how many events are done, rejected ones too."""
     n_predicted = 0
     for batch in batches:
         yield batch
         n_predicted += batch.n_events
-        on_progress(n_predicted + sum(account.rejected_events.values()))
+        on_progress(n_predicted + sum(events.account().rejected_events.values()))
 
 
 def _say(progress: StepProgress, done: int, total: int) -> None:
     progress.update(done, total, f"{done:,} of {total:,} events")
 
 
-def _with_rejected(tables: Iterator[pa.Table], account: Account, suffix: str) -> Iterator[pa.Table]:
+def _with_rejected(
+    tables: Iterator[pa.Table], events: PredictionInput, instead: str
+) -> Iterator[pa.Table]:
     """Add a row for every event that was rejected, after those read before it."""
     for table in tables:
-        yield pa.concat_tables([table, _take_rejected(account, suffix)])
-    yield _take_rejected(account, suffix)
+        yield pa.concat_tables([table, _take_rejected(events.rejected_event_ids, instead)])
+    yield _take_rejected(events.rejected_event_ids, instead)
 
 
-def _take_rejected(account: Account, suffix: str) -> pa.Table:
+def _take_rejected(ids: list[int], instead: str) -> pa.Table:
     """Make rows of the rejected ids and forget these, so that memory stays bounded."""
-    event_id = np.array(account.rejected_event_ids, np.int64)
-    account.rejected_event_ids.clear()
-    azimuth, zenith = (np.full(len(event_id), angle) for angle in UNPREDICTED_DIRECTION[suffix])
+    event_id = np.array([] if instead == LEAVE_OUT else ids, np.int64)
+    ids.clear()
+    azimuth, zenith = (np.full(len(event_id), angle) for angle in UNPREDICTED[instead])
     columns = (event_id, azimuth, zenith, np.full(len(event_id), math.nan))
     return pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=PREDICTION_SCHEMA)
 
 
-def _rejected(account: Account, suffix: str) -> str:
+def _rejected(account: Account, instead: str) -> str:
     """Say what could not be used, and what an event that could not be predicted has instead."""
     n_events = account.n_events_in - account.n_events_kept
     n_pulses = account.n_pulses_in - account.n_pulses_kept
@@ -141,9 +156,11 @@ def _rejected(account: Account, suffix: str) -> str:
     if n_pulses:
         words = f"{n_pulses:,} pulses rejected: {dict(account.rejected_pulses)}"
     if n_events:
-        azimuth, zenith = UNPREDICTED_DIRECTION[suffix]
-        instead = f"azimuth {azimuth:g}, zenith {zenith:g}"
-        words = f"{n_events:,} of them without a valid pulse have {instead}; {words}"
+        azimuth, zenith = UNPREDICTED[instead]
+        has = f"of them without a valid pulse have azimuth {azimuth:g}, zenith {zenith:g}"
+        if instead == LEAVE_OUT:
+            has = "more without a valid pulse are left out"
+        words = f"{n_events:,} {has}; {words}"
     return f", {words}"
 
 

@@ -19,9 +19,12 @@ from iceaggr.steps.documents import check_target_file
 from iceaggr.storage.file_store import partial_file, replace_durably
 from iceaggr.storage.uris import FILE_SCHEME, file_path
 
-UNPREDICTED_DIRECTION = {".parquet": (math.nan, math.nan), ".csv": (0.0, 0.0)}
-"""Azimuth and zenith of an event without a valid pulse: NaN, or where the format must have a
-direction for every event, straight down-going, as the fits of `evaluate` do where they fail."""
+LEAVE_OUT = "leave-out"
+UNPREDICTED = {"nan": (math.nan, math.nan), "zero": (0.0, 0.0), LEAVE_OUT: (math.nan, math.nan)}
+"""Azimuth and zenith of an event without a valid pulse: none, straight down-going, or no row."""
+UNPREDICTED_BY_FORMAT = {".parquet": "nan", ".csv": "zero"}
+"""A competition's submission must name a direction for every event; it has that which the fits of
+`evaluate` have where they fail."""
 
 
 def check_output(output: Path, raw_uri: str) -> None:
@@ -29,7 +32,7 @@ def check_output(output: Path, raw_uri: str) -> None:
 
     Raises: ConfigError; StorageError if the raw URI names no place.
     """
-    if output.suffix not in UNPREDICTED_DIRECTION:
+    if output.suffix not in UNPREDICTED_BY_FORMAT:
         raise ConfigError(
             "unknown format",
             where=f"--output {output}",

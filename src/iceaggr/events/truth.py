@@ -1,0 +1,190 @@
+"""Simulated truth: the side files that only evaluation uses, checked when a run is planned.
+
+Nobody trains on them, so a value that cannot be would show after the whole training. Whatever
+evaluation would refuse is refused before anything is sharded, by the same checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from iceaggr.errors import RawDataError
+from iceaggr.events.schema import (
+    FLAG,
+    INTEGER,
+    NUMBER,
+    TEXT,
+    check_columns,
+    open_parquet,
+    reading_again,
+)
+from iceaggr.interfaces import ObjectStore
+
+TRUTH_FOLDER = "truth"
+TRUTH_COLUMNS = ("energy_gev", "topology", "contained", "neutrino_muon_angle")
+"""Simulated truth that evaluation uses when the truth file has it: energy in GeV, `track` or
+`cascade`, vertex inside the array, and the kinematic angle of tracks in radians."""
+TOPOLOGIES = ("track", "cascade")
+"""Values of the topology column, in the order of figures and tables."""
+MAX_ENERGY_GEV = 1e12
+"""Three times the cosmic ray of the highest energy seen, 3.2e11 GeV; beyond it the unit is another.
+Source: Bird et al. 1995, "Detection of a cosmic ray with measured energy well beyond...".
+"""
+
+_KINDS = dict(zip(TRUTH_COLUMNS, (NUMBER, TEXT, FLAG, NUMBER), strict=True))
+_OTHERWISE = "or move the truth folder away: evaluation then goes without it"
+
+Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+def read_truth(store: ObjectStore, raw_uri: str) -> pd.DataFrame | None:
+    """Read `truth/batch_N.parquet` below a raw URI: event_id and those of TRUTH_COLUMNS present.
+
+    Returns None where there is no such folder, as in real data.
+    Raises: RawDataError if a file is not parquet, lacks event_id, has a column of another kind or a
+    value that cannot be, or if an event has two rows.
+    """
+    uris = _truth_uris(store, raw_uri)
+    if not uris:
+        return None
+    tables = [_read_file(store, uri) for uri in uris]
+    _refuse_repeated(uris, [_ids_of(table) for table in tables])
+    # what pandas noted in the files about its own types may be damaged
+    frames = [table.replace_schema_metadata(None).to_pandas() for table in tables]
+    return pd.concat(frames, ignore_index=True)
+
+
+def read_truth_ids(store: ObjectStore, raw_uri: str) -> Ids | None:
+    """Check all truth files one by one and keep their event ids only.
+
+    Returns (T,) int64, ascending; None where there is no truth.  Raises: as `read_truth`.
+    """
+    uris = _truth_uris(store, raw_uri)
+    if not uris:
+        return None
+    ids = [_ids_of(_read_file(store, uri)) for uri in uris]
+    return _refuse_repeated(uris, ids)
+
+
+def _truth_uris(store: ObjectStore, raw_uri: str) -> list[str]:
+    stored = store.list(f"{raw_uri.rstrip('/')}/{TRUTH_FOLDER}/")
+    return [found.uri for found in stored if found.uri.endswith(".parquet")]
+
+
+def _ids_of(table: Any) -> Ids:
+    ids: Ids = table.column("event_id").to_numpy()
+    return ids
+
+
+@reading_again
+def _read_file(store: ObjectStore, uri: str) -> Any:
+    """Read the columns of a truth file that are used, event_id as int64, every value checked."""
+    with open_parquet(store, uri) as file:
+        schema = file.schema_arrow
+        known = {name: kind for name, kind in _KINDS.items() if name in schema.names}
+        check_columns(schema, {"event_id": INTEGER, **known}, uri)
+        table = file.read(columns=["event_id", *known]).select(["event_id", *known])
+        table = table.set_column(0, "event_id", _whole_ids(table.column("event_id"), uri))
+        for name, (is_sound, expected) in _VALUES.items():
+            if name in known:
+                bad = np.flatnonzero(~is_sound(table.column(name)))
+                if len(bad):
+                    raise _impossible(table, name, bad, expected, uri)
+        return table
+
+
+def _whole_ids(column: Any, uri: str) -> Any:
+    try:
+        ids = column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        ids = None
+    if ids is None or ids.null_count:
+        beyond = "numbers beyond 64 signed bits"
+        raise RawDataError(
+            "truth column event_id holds what is no id",
+            where=f"{uri} event_id",
+            found=f"{ids.null_count} nulls" if ids is not None else beyond,
+            expected="in every row the id of an event, at most 2^63 - 1",
+            remedy=f"Write the truth file anew, {_OTHERWISE}",
+        )
+    return ids
+
+
+def _numbers(column: Any) -> npt.NDArray[np.float64]:
+    """Convert to float64; nulls become NaN."""
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    return np.asarray(column.to_numpy(), np.float64)
+
+
+def _is_energy(column: Any) -> Mask:
+    values = _numbers(column)
+    return np.asarray((values > 0) & (values <= MAX_ENERGY_GEV))  # False for NaN
+
+
+def _is_topology(column: Any) -> Mask:
+    known = pa.array(TOPOLOGIES, pa.large_string())
+    return np.asarray(pc.is_in(column.cast(pa.large_string()), known).to_numpy(), bool)
+
+
+def _is_flag(column: Any) -> Mask:
+    return np.isin(_numbers(column), (0, 1))
+
+
+def _is_angle(column: Any) -> Mask:
+    """Accept what is missing: a cascade has no muon. float32 rounds pi up."""
+    values = _numbers(column)
+    return np.asarray(np.isnan(values) | ((values >= 0) & (values <= np.pi + 1e-6)))
+
+
+_VALUES: dict[str, tuple[Callable[[Any], Mask], str]] = {
+    "energy_gev": (_is_energy, f"a number above 0 and at most {MAX_ENERGY_GEV:g} in every row"),
+    "topology": (_is_topology, f"{' or '.join(TOPOLOGIES)} in every row"),
+    "contained": (_is_flag, "true or false in every row"),
+    "neutrino_muon_angle": (_is_angle, "0 to pi, or nothing where there is no muon"),
+}
+
+
+def _impossible(table: Any, name: str, bad: Any, expected: str, uri: str) -> RawDataError:
+    row = int(bad[0])
+    value, event_id = table.column(name)[row].as_py(), table.column("event_id")[row].as_py()
+    more = f", and {len(bad) - 1:,} more of {table.num_rows:,} rows" if len(bad) > 1 else ""
+    return RawDataError(
+        f"truth column {name} holds a value that cannot be",
+        where=f"{uri} {name}",
+        found=f"{_shown(value)} of event_id {event_id} (row {row}){more}",
+        expected=expected,
+        remedy=f"Correct it in the truth file, leave the column out, {_OTHERWISE}",
+    )
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:60] if value is not None else "null"
+
+
+def _refuse_repeated(uris: list[str], ids: list[Ids]) -> Ids:
+    """Give all ids in ascending order. Raises: RawDataError naming an id of two rows."""
+    together = np.sort(np.concatenate(ids))
+    twice = together[1:][together[1:] == together[:-1]]
+    if len(twice):
+        rows = [int(np.count_nonzero(part == twice[0])) for part in ids]
+        raise RawDataError(
+            "truth lists an event twice",
+            where=" and ".join(_holders(uris, rows)),
+            found=f"event_id {twice[0]} in {sum(rows)} rows, and {len(twice) - 1:,} more",
+            expected="one row per event_id over all truth files",
+            remedy=f"Remove what was added twice, {_OTHERWISE}",
+        )
+    return together
+
+
+def _holders(uris: list[str], rows: list[int]) -> Iterator[str]:
+    return (uri for uri, n_rows in zip(uris, rows, strict=True) if n_rows)
