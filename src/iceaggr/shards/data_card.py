@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -28,6 +28,7 @@ UNITS = {"time_ns": "ns", "charge_pe": "p.e.", "x_m": "m", "y_m": "m", "z_m": "m
 COUNTS = ("n_pulses", "n_doms", "n_pulses_per_dom")
 MAX_ABS = 10.0
 N_NAMED_DOMS = 12
+N_NAMED_FILES = 10
 
 
 def data_card_html(
@@ -36,11 +37,13 @@ def data_card_html(
     normalization: Normalization,
     detector: Detector,
     previous: Sketch | None = None,
+    unlike_files: Sequence[str] = (),
 ) -> str:
     """Describe a data set on one HTML page without any outside request.
 
     sketches: split -> sketch, see `load_sketches`.  previous: the train sketch of the data set that
     the last model was trained on; a drift table compares it with the present one.
+    unlike_files: what `files_unlike_the_others` says.
     Raises: ShardError if there is no train split.
     """
     present = {s: sketches[s] for s in SPLITS if s in sketches and sketches[s].n_events}
@@ -69,6 +72,8 @@ def data_card_html(
         n_labelled=every.features["zenith"].n_values,
         detector=_detector_facts(every, detector),
         drift=_drift(present["train"], previous, normalization),
+        unlike_files=unlike_files,
+        n_named_files=N_NAMED_FILES,
         doubtful_times=doubtful_times(present["train"], detector),
         max_abs=MAX_ABS,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from iceaggr.config import NormalizationConfig
@@ -14,6 +14,8 @@ from iceaggr.shards.histograms import FeatureSketch
 from iceaggr.shards.manifest import ShardManifest
 from iceaggr.shards.sketches import Sketch, merge_sketches, split_sketches_from_json
 
+FileSketches = Sequence[tuple[str, Mapping[str, Sketch]]]
+"""URI of each raw file, and its sketches: split -> sketch."""
 MIN_STD, MAX_STD, MAX_MEAN = 0.01, 10.0, 10.0
 
 
@@ -43,17 +45,37 @@ class Statistics:
     normalized: tuple[NormalizedFeature, ...]
 
 
+def load_file_sketches(store: ObjectStore, manifest: ShardManifest) -> FileSketches:
+    """Read the sketches of all source files, in the order of the manifest.
+
+    Raises: StorageError, ShardError naming a missing or damaged sketch.
+    """
+    return [
+        (file.uri, split_sketches_from_json(store.read_bytes(file.sketch_uri), file.sketch_uri))
+        for file in manifest.source_files
+    ]
+
+
 def load_sketches(store: ObjectStore, manifest: ShardManifest) -> dict[str, Sketch]:
     """Read and merge the sketches of all source files: one per split that has any.
 
     Raises: StorageError, ShardError naming a missing or damaged sketch.
     """
+    return merge_files(load_file_sketches(store, manifest))
+
+
+def merge_files(files: FileSketches) -> dict[str, Sketch]:
+    """Merge sketches over all source files: split -> sketch."""
     parts: dict[str, list[Sketch]] = {}
-    for source in manifest.source_files:
-        text = store.read_bytes(source.sketch_uri)
-        for split, sketch in split_sketches_from_json(text, source.sketch_uri).items():
+    for _, splits in files:
+        for split, sketch in splits.items():
             parts.setdefault(split, []).append(sketch)
     return {split: merge_sketches(found) for split, found in parts.items()}
+
+
+def merge_splits(files: FileSketches) -> dict[str, Sketch]:
+    """Merge sketches over the splits: URI of the raw file -> sketch, where it has any events."""
+    return {uri: merge_sketches(splits.values()) for uri, splits in files if splits}
 
 
 def compute_statistics(
