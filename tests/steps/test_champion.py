@@ -15,12 +15,21 @@ from iceaggr.models.bundle import LoadedModel
 from iceaggr.normalization import Normalization
 from iceaggr.shards.reading import read_shard
 from iceaggr.shards.split import TEST, split_idx
-from iceaggr.steps.champion import judge_against, score_champion
+from iceaggr.steps.champion import batches_of, judge_against, score_champion
 from iceaggr.storage import open_store
 from tests.batches.shard_builder import write_shards
 
 N_EVENTS = 600
 OTHER = {"split_salt": "other"}
+
+
+def test_batches_of_a_model_leave_out_the_cache_of_the_machine_that_trained_it() -> None:
+    trained_with = {"max_doms_per_event": 7, "cache_folder": "/scratch/of/another/machine"}
+    experiment = ExperimentConfig.model_validate({"batches": trained_with})
+    model = build_model(ModelConfig(d_model=8, n_heads=1), Normalization.seed())
+    facts = {"experiment": experiment.model_dump(mode="json")}
+    batches = batches_of(LoadedModel(model, icecube86(), facts))
+    assert (batches.max_doms_per_event, batches.cache_folder) == (7, "")
 
 
 def settings(min_shared_events: int = 30) -> PromotionConfig:

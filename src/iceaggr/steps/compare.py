@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from iceaggr.config import EvaluationConfig
-from iceaggr.errors import ConfigError
+from iceaggr.errors import ConfigError, EvaluationError
 from iceaggr.evaluation.comparison import Comparison, compare_runs
 from iceaggr.steps.documents import check_target_file, write_document
 from iceaggr.tracking.run_files import fetch_run_file
@@ -49,10 +49,27 @@ def run_compare(runs: list[str], page: Path | None) -> Comparison:
             # two runs may share a name, never an id
             is_new = file.run_name not in tables
             label = file.run_name if is_new else f"{file.run_name} ({file.run_id[:8]})"
-            tables[label] = pd.read_parquet(file.path)
+            tables[label] = read_event_table(file.path, file.run_name)
     comparison = compare_runs(tables, EvaluationConfig())
     print(comparison.text(), flush=True)
     if page:
         write_document(page, comparison.html)
         print(f"page {page}", flush=True)
     return comparison
+
+
+def read_event_table(path: Path, run_name: str) -> pd.DataFrame:
+    """Read the events of an evaluation, and the checksums of its pages where it has them.
+
+    Raises: EvaluationError if the file is damaged.
+    """
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except (OSError, ValueError) as error:
+        raise EvaluationError(
+            "table of test events is damaged",
+            where=f"run {run_name} {EVENTS_FILE}",
+            found=" ".join(str(error).split())[:200],
+            expected="the table that evaluation wrote",
+            remedy="Compare again; if it stays so, evaluate the run again",
+        ) from error

@@ -59,7 +59,7 @@ def run_evaluate_model(
         loaded = load_model(context.open_store(), pointer.model_uri)
         pointer.check_data(manifest.digest(), loaded.facts)
         evaluation = _evaluate(context, (manifest, loaded), raw_uri, report_context, progress)
-        events = _parquet(evaluation.events)
+        events = parquet_of(evaluation.events)
         headline = EvaluationPointer(
             model_digest=loaded.digest,
             data_digest=manifest.digest(),
@@ -167,9 +167,11 @@ def _angle_table(evaluation: Evaluation) -> tuple[AngleRow, ...]:
     return tuple(rows)
 
 
-def _parquet(events: pd.DataFrame) -> bytes:
+def parquet_of(events: pd.DataFrame) -> bytes:
+    """Write a table of events as parquet, with a checksum of each page."""
     buffer = io.BytesIO()
-    events.to_parquet(buffer, index=False)
+    # whoever fetches the table from the tracking server has no hash of it
+    events.to_parquet(buffer, index=False, write_page_checksum=True)
     return buffer.getvalue()
 
 
