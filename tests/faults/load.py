@@ -3,7 +3,7 @@
     python -m tests.faults.load '{"raw_uri": ..., "work_uri": ..., "folder": ..., "n": 10}'
 
 Prints one line of JSON: per run the resident memory, what of it the C library has given out and not
-got back, open files, threads, child processes, temporary files and seconds.
+got back, open files and sockets, threads, child processes, temporary files and seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,15 +47,27 @@ def traces() -> dict[str, float]:
     library.mallinfo2.restype = _Heap
     heap = library.mallinfo2()
     process = psutil.Process()
+    descriptors = _open_descriptors()
+    n_sockets = sum(name.startswith("socket:") for name in descriptors)
     return {
         "resident_mib": process.memory_info().rss / 2**20,
         "held_mib": (heap.uordblks + heap.hblkhd) / 2**20,
         "python_blocks": sys.getallocatedblocks(),
-        "open_files": process.num_fds(),
+        "open_files": len(descriptors) - n_sockets,
+        "open_sockets": n_sockets,
         "threads": threading.active_count(),
         "child_processes": len(process.children(recursive=True)),
         "temporary_files": len(_temporary_files()),
     }
+
+
+def _open_descriptors() -> list[str]:
+    """Name what each open descriptor leads to; the one that lists them is closed by then."""
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return found
 
 
 def _temporary_files() -> list[str]:
