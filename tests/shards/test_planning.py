@@ -1,4 +1,5 @@
 import json
+import os
 from itertools import pairwise
 
 import pandas as pd
@@ -6,7 +7,7 @@ import pytest
 
 from iceaggr.config import DataConfig
 from iceaggr.errors import RawDataError, ShardError
-from iceaggr.shards.planning import check_unchanged, cut_units, load_work_unit, plan_shards
+from iceaggr.shards.planning import cut_units, load_work_unit, plan_shards
 from iceaggr.storage import open_store
 from tests.events.raw_layout import write_raw_layout
 
@@ -128,13 +129,39 @@ def test_load_work_unit_refuses_a_damaged_plan(tmp_path):
         load_work_unit(STORE, f"{path.as_uri()}#0:1")
 
 
-def test_check_unchanged_refuses_a_raw_file_that_is_gone_or_another(tmp_path):
-    file = files_of(plan(write_raw_layout(tmp_path / "raw", n_files=1), tmp_path))[0]
-    check_unchanged(STORE, file)
-    path = tmp_path / "raw" / "train" / "batch_1.parquet"
-    path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(RawDataError, match=r"changed after it was planned \[.*batch_1.parquet\]"):
-        check_unchanged(STORE, file)
-    path.unlink()
-    with pytest.raises(RawDataError, match=r"raw file is missing \[.*batch_1.parquet\]"):
-        check_unchanged(STORE, file)
+def test_load_work_unit_tells_a_plan_of_another_version_from_a_damaged_one(tmp_path):
+    units = plan(write_raw_layout(tmp_path / "raw", n_files=1), tmp_path)
+    [path] = (tmp_path / "out" / "plans").iterdir()
+    document = json.loads(path.read_text())
+    # as the version before wrote it
+    document |= {"plan_version": 1, "meta_uri": document.pop("meta")["uri"]}
+    path.write_text(json.dumps(document))
+    with pytest.raises(
+        ShardError, match=r"another version .*version 1, expected version 2\. Run plan_shards again"
+    ):
+        load_work_unit(STORE, units[0])
+
+
+def test_plan_shards_names_the_meta_file_that_it_counted(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=1)
+    [unit] = plan(uri, tmp_path)
+    path = tmp_path / "raw" / "train_meta.parquet"
+    stored = STORE.stat(path.as_uri())
+    assert load_work_unit(STORE, unit)[0].meta.model_dump() == vars(stored)
+    pd.read_parquet(path).assign(zenith=1.0).to_parquet(path)
+    assert plan(uri, tmp_path) != [unit]
+
+
+def test_plan_shards_refuses_a_meta_file_that_changes_while_it_is_counted(tmp_path, monkeypatch):
+    uri = write_raw_layout(tmp_path / "raw", n_files=1)
+    path = tmp_path / "raw" / "train_meta.parquet"
+
+    def read_then_replaced(*arguments):
+        os.utime(path, (1, 1))
+
+    monkeypatch.setattr("iceaggr.shards.planning.refuse_repeated_ids", read_then_replaced)
+    with pytest.raises(
+        RawDataError, match=r"changed after it was planned \[.*train_meta.parquet\]"
+    ):
+        plan(uri, tmp_path)
+    assert not (tmp_path / "out").exists()

@@ -80,6 +80,11 @@ def test_times_in_microseconds_are_refused() -> None:
         refuse_times_of_another_unit({"train": with_times(0.001)}, DETECTOR)
 
 
+def test_times_that_are_all_the_same_are_left_to_the_normalisation() -> None:
+    constant = replace(EVENTS, time_ns=np.full(EVENTS.n_pulses, 10_001))  # its spread is rounding
+    refuse_times_of_another_unit({"train": sketch_events(constant, DETECTOR)}, DETECTOR)
+
+
 def test_times_that_spread_far_are_a_warning_on_the_card() -> None:
     assert doubtful_times(TRAIN, DETECTOR) == ""
     wide = with_times(30, after_ns=10_000)

@@ -15,6 +15,7 @@ from iceaggr.config import DataConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import RawDataError, ShardError
 from iceaggr.events.cleaning import EVENT_REASONS, PULSE_REASONS
+from iceaggr.events.meta import read_event_tables
 from iceaggr.shards.format import SPLITS
 from iceaggr.shards.manifest import load_manifest, merge_manifests
 from iceaggr.shards.planning import plan_shards
@@ -254,8 +255,62 @@ def test_shard_unit_refuses_a_meta_file_that_changed_after_planning(tmp_path):
     unit = plan_shards(STORE, uri, DataConfig(), (tmp_path / "out").as_uri())[0]
     path = tmp_path / "raw/train_meta.parquet"
     pd.read_parquet(path).iloc[:-1].to_parquet(path)
-    with pytest.raises(RawDataError, match=r"changed after it was planned.*49 events.*50 events"):
+    with pytest.raises(RawDataError, match=r"changed after it was planned \[.*meta.*tag .*tag"):
         shard_unit(STORE, unit, (tmp_path / "out").as_uri(), DataConfig())
+
+
+def turn_all_events(path):
+    meta = pd.read_parquet(path)
+    meta["azimuth"] = np.mod(meta["azimuth"] + 1, 2 * np.pi).astype(np.float32)
+    meta.to_parquet(path, index=False)
+
+
+def test_units_do_not_take_their_labels_from_two_meta_files(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=2)
+    out_uri = (tmp_path / "out").as_uri()
+    [unit] = plan_shards(STORE, uri, DataConfig(), out_uri)
+    plan_uri = unit.rpartition("#")[0]
+    shard_unit(STORE, f"{plan_uri}#0:1", out_uri, DataConfig())
+    before = contents(tmp_path / "out")
+    turn_all_events(tmp_path / "raw/train_meta.parquet")  # as many rows as before
+    with pytest.raises(
+        RawDataError, match=r"changed after it was planned \[.*train_meta.parquet\]"
+    ):
+        shard_unit(STORE, f"{plan_uri}#1:2", out_uri, DataConfig())
+    assert contents(tmp_path / "out") == before
+
+
+def test_shard_unit_refuses_a_meta_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
+    uri = write_raw_layout(tmp_path / "raw", n_files=1)
+    out_uri = (tmp_path / "out").as_uri()
+    [unit] = plan_shards(STORE, uri, DataConfig(), out_uri)
+
+    def read_and_turned(*arguments):
+        tables = read_event_tables(*arguments)
+        turn_all_events(tmp_path / "raw/train_meta.parquet")
+        return tables
+
+    monkeypatch.setattr("iceaggr.shards.writing.read_event_tables", read_and_turned)
+    with pytest.raises(
+        RawDataError, match=r"changed after it was planned \[.*train_meta.parquet\]"
+    ):
+        shard_unit(STORE, unit, out_uri, DataConfig())
+
+
+def test_shard_unit_counts_the_events_where_the_tag_does_not_tell(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=1)
+    out_uri = (tmp_path / "out").as_uri()
+    [unit] = plan_shards(STORE, uri, DataConfig(), out_uri)
+    path = tmp_path / "raw/train_meta.parquet"
+    meta = STORE.stat(path.as_uri())
+    pd.read_parquet(path).iloc[:-1].to_parquet(path)
+
+    class Forgetful(KilledStore):
+        def stat(self, uri):
+            return meta if uri == meta.uri else STORE.stat(uri)
+
+    with pytest.raises(RawDataError, match=r"changed after it was planned.*49 events.*50 events"):
+        shard_unit(Forgetful(10_000), unit, out_uri, DataConfig())
 
 
 def test_shard_unit_reports_progress_up_to_the_end(tmp_path):

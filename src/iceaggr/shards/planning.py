@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from iceaggr.config import DataConfig
 from iceaggr.errors import RawDataError, ShardError
@@ -16,39 +16,20 @@ from iceaggr.events.meta import count_events
 from iceaggr.events.reading import missing_meta_rows
 from iceaggr.events.unique_ids import refuse_repeated_ids
 from iceaggr.interfaces import ObjectStore
+from iceaggr.shards.planned import PlannedFile, PlannedObject, PlanPart, check_unchanged
 from iceaggr.shards.truth_coverage import check_truth
 from iceaggr.validation import first_problem, shown
 
-PLAN_VERSION: Literal[1] = 1
+PLAN_VERSION: Literal[2] = 2
+"""1 did not say which meta file was counted."""
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PlannedFile(_Document):
-    """One raw file as it was when planned, and how many of its events are used."""
-
-    uri: str
-    batch_id: int
-    n_bytes: int = Field(ge=0)
-    etag: str
-    n_events: int = Field(ge=0)
-    n_events_used: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _uses_no_more_than_there_are(self) -> PlannedFile:
-        if self.n_events_used > self.n_events:
-            raise ValueError(f"at most {self.n_events} events used")
-        return self
-
-
-class ShardPlan(_Document):
+class ShardPlan(PlanPart):
     """All raw files of one run, in file order."""
 
-    plan_version: Literal[1] = PLAN_VERSION
+    plan_version: Literal[2] = PLAN_VERSION
     raw_uri: str
-    meta_uri: str
+    meta: PlannedObject
     geometry_uri: str
     labelled: bool
     notes: tuple[str, ...]
@@ -69,9 +50,12 @@ def plan_shards(store: ObjectStore, raw_uri: str, config: DataConfig, out_uri: s
     batch_ids = [file.batch_id for file in files]
     refuse_repeated_ids(store, layout.meta.uri, batch_ids)
     check_truth(store, layout.raw_uri, layout.meta.uri, batch_ids, config)
+    # its tag is from `stat`, as what it is compared with is: a listing may word tags otherwise
+    meta = PlannedObject(**vars(layout.meta))
+    check_unchanged(store, meta)
     plan = ShardPlan(
         raw_uri=layout.raw_uri,
-        meta_uri=layout.meta.uri,
+        meta=meta,
         geometry_uri=layout.geometry_uri,
         labelled=layout.labelled,
         notes=layout.notes + notes,
@@ -103,6 +87,26 @@ def cut_units(n_bytes: Sequence[int], config: DataConfig) -> list[tuple[int, int
 
 def load_work_unit(store: ObjectStore, work_unit: str) -> tuple[ShardPlan, tuple[PlannedFile, ...]]:
     """Read the plan of a work unit and select its files. Raises: StorageError, ShardError."""
+    plan_uri, first, last = _take_apart(work_unit)
+    plan = _read_plan(store, plan_uri)
+    return plan, _select_files(plan, work_unit, first, last)
+
+
+def load_work_units(
+    store: ObjectStore, work_units: Sequence[str]
+) -> dict[str, tuple[PlannedFile, ...]]:
+    """Give the files of each work unit; a plan is read once. Raises: StorageError, ShardError."""
+    plans: dict[str, ShardPlan] = {}
+    files = {}
+    for work_unit in work_units:
+        plan_uri, first, last = _take_apart(work_unit)
+        if plan_uri not in plans:
+            plans[plan_uri] = _read_plan(store, plan_uri)
+        files[work_unit] = _select_files(plans[plan_uri], work_unit, first, last)
+    return files
+
+
+def _take_apart(work_unit: str) -> tuple[str, int, int]:
     plan_uri, _, span = work_unit.rpartition("#")
     first, _, last = span.partition(":")
     if not (plan_uri and first.isdecimal() and last.isdecimal()):
@@ -113,17 +117,22 @@ def load_work_unit(store: ObjectStore, work_unit: str) -> tuple[ShardPlan, tuple
             expected="'<plan URI>#first:last'",
             remedy="Take one from the list that plan_shards gave",
         )
-    plan = _read_plan(store, plan_uri)
-    files = plan.files[int(first) : int(last)]
-    if len(files) != int(last) - int(first) or not files:
+    return plan_uri, int(first), int(last)
+
+
+def _select_files(
+    plan: ShardPlan, work_unit: str, first: int, last: int
+) -> tuple[PlannedFile, ...]:
+    files = plan.files[first:last]
+    if len(files) != last - first or not files:
         raise ShardError(
             "work unit lies outside its plan",
             where=work_unit,
             found=f"{len(plan.files)} files",
-            expected=f"more than {int(last) - 1} files, and first < last",
+            expected=f"more than {last - 1} files, and first < last",
             remedy="Run plan_shards again",
         )
-    return plan, files
+    return files
 
 
 def _read_plan(store: ObjectStore, uri: str) -> ShardPlan:
@@ -131,6 +140,7 @@ def _read_plan(store: ObjectStore, uri: str) -> ShardPlan:
     try:
         plan = ShardPlan.model_validate_json(data)
     except ValidationError as error:
+        _refuse_other_version(data, uri)
         problem = first_problem(error, ShardPlan)
         raise ShardError(
             "damaged shard plan",
@@ -151,35 +161,25 @@ def _read_plan(store: ObjectStore, uri: str) -> ShardPlan:
     return plan
 
 
+def _refuse_other_version(data: bytes, uri: str) -> None:
+    """Tell a plan of another version, which is sound, from a damaged one. Raises: ShardError."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    version = document.get("plan_version") if isinstance(document, dict) else None
+    if version not in (None, PLAN_VERSION):
+        raise ShardError(
+            "shard plan of another version",
+            where=uri,
+            found=f"version {shown(version)}",
+            expected=f"version {PLAN_VERSION}",
+            remedy="Run plan_shards again with this version of iceaggr",
+        )
+
+
 def _plan_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def check_unchanged(store: ObjectStore, file: PlannedFile) -> None:
-    """Compare a raw file with the plan. Raises: RawDataError if it is gone or another one."""
-    stored = store.stat(file.uri)
-    if stored is None:
-        raise RawDataError(
-            "raw file is missing",
-            where=file.uri,
-            found="no such object",
-            expected=f"{file.n_bytes} bytes, as planned",
-            remedy="Copy it back, or run plan_shards again",
-        )
-    if (stored.etag, stored.n_bytes) != (file.etag, file.n_bytes):
-        found = f"tag {stored.etag}, {stored.n_bytes} bytes"
-        raise changed_after_plan(file.uri, found, f"tag {file.etag}, {file.n_bytes} bytes")
-
-
-def changed_after_plan(uri: str, found: str, expected: str) -> RawDataError:
-    """Word the error of a raw file that is not the planned one."""
-    return RawDataError(
-        "raw file changed after it was planned",
-        where=uri,
-        found=found,
-        expected=expected,
-        remedy="Run plan_shards again once nobody writes to the raw files",
-    )
 
 
 def _planned_files(

@@ -97,12 +97,13 @@ def refuse_times_of_another_unit(sketches: Mapping[str, Sketch], detector: Detec
     train = sketches.get("train")
     if train is None or train.n_pulses < 2:
         return
-    spread, crossing = train.features["time_ns"].std, crossing_ns(detector)
-    if 0 < spread < MIN_CROSSINGS * crossing:  # a constant is told by the normalisation
+    time, crossing = train.features["time_ns"], crossing_ns(detector)
+    # a constant is told by the normalisation
+    if not time.is_constant and time.std < MIN_CROSSINGS * crossing:
         raise RawDataError(
             "pulse times are not in nanoseconds",
             where=f"time of {train.n_events} train events",
-            found=f"a spread (standard deviation) of {spread:.3g}",
+            found=f"a spread (standard deviation) of {time.std:.3g}",
             expected=f"at least {MIN_CROSSINGS * crossing:.3g} ns: light needs {crossing:,.0f} ns"
             " across this detector",
             remedy="Write times in ns, not in microseconds, and the geometry in metres",

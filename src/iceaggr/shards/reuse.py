@@ -12,7 +12,8 @@ from iceaggr.events.meta import EventTable
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.format import FORMAT_VERSION
 from iceaggr.shards.manifest import MANIFEST_VERSION, ShardManifest, parse_manifest
-from iceaggr.shards.planning import PlannedFile, ShardPlan
+from iceaggr.shards.planned import PlannedFile
+from iceaggr.shards.planning import ShardPlan
 from iceaggr.shards.sketches import SKETCH_VERSION
 
 SHARDING_VERSION = 5

@@ -29,13 +29,8 @@ from iceaggr.events.workspace import keep_freed_memory
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.format import SPLITS
 from iceaggr.shards.manifest import ShardEntry, ShardManifest, SourceFile, Split, merge_manifests
-from iceaggr.shards.planning import (
-    PlannedFile,
-    ShardPlan,
-    changed_after_plan,
-    check_unchanged,
-    load_work_unit,
-)
+from iceaggr.shards.planned import PlannedFile, changed_after_plan, check_unchanged
+from iceaggr.shards.planning import ShardPlan, load_work_unit
 from iceaggr.shards.quarantine import QuarantineFile
 from iceaggr.shards.reuse import as_planned, content_key, reusable_manifest
 from iceaggr.shards.shard_writer import ShardWriter
@@ -88,8 +83,7 @@ def shard_unit(
     plan, files = load_work_unit(store, work_unit)
     detector = load_detector(store, plan.geometry_uri)
     check_sensor_width(detector, plan.geometry_uri)
-    batch_ids = [file.batch_id for file in files]
-    tables = read_event_tables(store, plan.meta_uri, batch_ids, plan.labelled)
+    tables = _tables_as_planned(store, plan, [file.batch_id for file in files])
     unit = _Unit(store, plan, tables, detector, config, store_uri.rstrip("/"))
     n_events = sum(file.n_events_used for file in files)
     n_done = 0
@@ -105,14 +99,24 @@ def shard_unit(
     return merge_manifests(manifests)
 
 
+def _tables_as_planned(
+    store: ObjectStore, plan: ShardPlan, batch_ids: list[int]
+) -> dict[int, EventTable]:
+    """Read the meta file that was planned: all work units take their labels from one."""
+    check_unchanged(store, plan.meta)
+    tables = read_event_tables(store, plan.meta.uri, batch_ids, plan.labelled)
+    check_unchanged(store, plan.meta)
+    return tables
+
+
 def _job(unit: _Unit, file: PlannedFile) -> _Job:
     plan = unit.plan
     if file.batch_id not in unit.tables:
-        raise missing_meta_rows(file.uri, file.batch_id, plan.meta_uri)
+        raise missing_meta_rows(file.uri, file.batch_id, plan.meta.uri)
     full = unit.tables[file.batch_id]
     if full.n_events != file.n_events:
         raise changed_after_plan(
-            plan.meta_uri, f"{full.n_events} events", f"{file.n_events} events"
+            plan.meta.uri, f"{full.n_events} events", f"{file.n_events} events"
         )
     check_unchanged(unit.store, file)
     key = content_key(file, full, unit.detector, unit.config)
