@@ -107,7 +107,12 @@ def _data_steps(
     place: Callable[..., Any], form: dict[str, Any], run: dict[str, Any]
 ) -> dict[str, Any]:
     """Draw the steps up to the statistics; gives manifest and normalisation."""
-    plan = place(plan_shards(raw_uri=form["raw_uri"], **run), cpu="1", memory="8Gi")
+    plan = place(
+        # so that settings which need a GPU fail at once in a run that has none
+        plan_shards(raw_uri=form["raw_uri"], gpu_count=form["train_gpu_count"], **run),
+        cpu="1",
+        memory="8Gi",
+    )
     with dsl.ParallelFor(plan.output, name="shard", parallelism=PARALLEL_SHARD_TASKS) as work_unit:
         sharded = shard_events(work_unit=work_unit, **run)
         place(sharded, cpu=form["shard_cpu"], memory=form["shard_memory"])

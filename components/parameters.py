@@ -14,7 +14,8 @@ MEANINGS = {
     "work_uri": "Folder in object storage for everything the pipeline makes.",
     "raw_uri": "Folder of the raw events: train/batch_N.parquet, train_meta.parquet.",
     # of training, wherever it runs
-    "gpu_count": 'GPUs of each machine as text, one process each; "0" = CPU.',
+    "gpu_count": 'GPUs of each machine as text, one process each; "0" = CPU, "configured" = one'
+    " process on training.device.",
     "max_train_minutes": "Wall-clock limit of training in minutes; 0 = as configured.",
     "start_from": '"scratch", "champion", or "configured".',
     # artifacts of more than one step

@@ -14,10 +14,11 @@ def plan_shards(
     experiment_name: str,
     run_id: str,
     config: dict,
+    gpu_count: str,
 ) -> list[str]:
     """List the raw files and cut them into work units of about equal size, a short string each."""
     from iceaggr.steps.context import make_context
     from iceaggr.steps.plan_shards import run_plan_shards
 
     context = make_context(run_id, experiment_name, work_uri, config)
-    return run_plan_shards(context, raw_uri)
+    return run_plan_shards(context, raw_uri, gpu_count)

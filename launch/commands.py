@@ -29,7 +29,7 @@ from launch.result_screen import print_results
 from launch.run_form import DROPDOWNS, check_allowed
 from launch.services import service_environment
 from launch.simulated_data import ensure_simulated_events
-from launch.value_checks import check_folders, check_minutes
+from launch.value_checks import check_device, check_folders, check_gpus_here, check_minutes
 
 STATE_FOLDER = Path(os.environ.get("ICEAGGR_STATE_FOLDER") or ".iceaggr")
 DEFAULT_CONFIG_PATH = Path(__file__).parent.parent / "configs" / "laptop.yaml"
@@ -42,6 +42,7 @@ class RunRequest:
     raw_uri: str
     config: ExperimentConfig
     max_train_minutes: float
+    gpu_count: str
     start_from: str
     experiment_name: str
     work_uri: str
@@ -83,6 +84,13 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
         max_train_minutes: Annotated[
             float, typer.Option(min=0.0, help="Limit of training; 0 = as configured")
         ] = 0.0,
+        gpu_count: Annotated[
+            str,
+            typer.Option(
+                help="GPUs of this machine that train, one process each; 0 = CPU, configured = one"
+                " process as training.device says (auto: a GPU if there is one)"
+            ),
+        ] = "configured",
         start_from: Annotated[
             str, typer.Option(help="Weights to begin with: scratch, champion, or configured")
         ] = "configured",
@@ -100,6 +108,7 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
             raw_uri=raw_uri,
             config=load_config(config),
             max_train_minutes=max_train_minutes,
+            gpu_count=gpu_count,
             start_from=start_from,
             experiment_name=experiment_name,
             work_uri=work_uri,
@@ -123,6 +132,8 @@ def _check_request(request: RunRequest) -> None:
         "--start-from", request.start_from, DROPDOWNS["train_start_from"], where="command line"
     )
     check_minutes(request.max_train_minutes, where="--max-train-minutes")
+    check_device(request.config, request.gpu_count, where="--gpu-count and training.device")
+    check_gpus_here(request.config, request.gpu_count)
     if request.summary_path:
         _check_writable(request.summary_path)
 
@@ -171,6 +182,7 @@ def _arguments(request: RunRequest, raw_uri: str) -> dict[str, Any]:
     return {
         "config": request.config.model_dump(mode="json"),
         "experiment_name": request.experiment_name,
+        "train_gpu_count": request.gpu_count,
         "train_max_minutes": request.max_train_minutes,
         "train_start_from": request.start_from,
         "raw_uri": raw_uri,

@@ -21,7 +21,8 @@ MEANINGS = {
     "shard_cpu": 'Cores of each sharding task, such as "2".',
     "shard_memory": 'Memory of each sharding task, such as "4Gi".',
     "train_cpu": 'Cores of each training machine, such as "4".',
-    "train_gpu_count": "GPUs of each training machine, as text: KFP drops numbers; 0 = CPU.",
+    "train_gpu_count": "GPUs of each training machine, as text: KFP drops numbers; 0 = CPU, which"
+    " training.device of config must allow.",
     "train_gpu_type": "Kubernetes resource name of the GPU.",
     "train_max_minutes": "Wall-clock limit of training in minutes; 0 = as configured.",
     "train_memory": 'Memory of each training machine, such as "16Gi"; /dev/shm counts.',

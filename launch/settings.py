@@ -13,7 +13,7 @@ from iceaggr.addresses import without_credentials
 from iceaggr.config import load_config, parse_config
 from iceaggr.errors import ConfigError
 from launch.run_form import check_allowed
-from launch.value_checks import check_folders, check_values
+from launch.value_checks import check_device, check_folders, check_values
 
 _CONFIG = "config"
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
@@ -73,6 +73,7 @@ def run_values(
         values[_CONFIG] = _checked_config(configs)
     check_values(values, sources)
     _check_folders(parameters, values, sources)
+    _check_device(parameters, values, sources)
     return values
 
 
@@ -108,6 +109,19 @@ def _check_folders(
     # the one of both that was stated
     where = sources.get("work_uri") or sources.get("raw_uri", "defaults")
     check_folders(raw, work, where=where)
+
+
+def _check_device(
+    parameters: dict[str, Any], values: dict[str, Any], sources: dict[str, str]
+) -> None:
+    gpu_count, config = (
+        values.get(name, parameters.get(name, {}).get("defaultValue"))
+        for name in ("train_gpu_count", _CONFIG)
+    )
+    if gpu_count is not None:
+        stated = sources.get("train_gpu_count", "default of train_gpu_count")
+        where = f"{stated} and training.device"
+        check_device(parse_config(config or {}), str(gpu_count), where=where)
 
 
 def _setting(line: str, source: str) -> _Setting:

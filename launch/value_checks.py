@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from iceaggr.addresses import without_credentials
+from iceaggr.config import ExperimentConfig
 from iceaggr.errors import ConfigError
+from iceaggr.steps.training_choices import TrainingChoices
 from launch.names import check_display_name
 
 # Source: quantity.go of k8s.io/apimachinery: sign, digits, then a binary or decimal suffix
@@ -48,6 +50,31 @@ def check_minutes(minutes: float, where: str) -> None:
     """Check a limit of training. Raises: ConfigError."""
     if not _is_limit(minutes):
         raise ConfigError("not a limit of training", where=where, found=minutes, expected=_MINUTES)
+
+
+def check_device(config: ExperimentConfig, gpu_count: str, where: str) -> None:
+    """Check that settings and number of GPUs do not contradict each other. Raises: ConfigError."""
+    try:
+        TrainingChoices(gpu_count=gpu_count).applied_to(config)
+    except ConfigError as error:
+        raise ConfigError(
+            error.what,
+            where=where,
+            found=error.found,
+            expected=error.expected,
+            remedy=error.remedy,
+        ) from None
+
+
+def check_gpus_here(config: ExperimentConfig, gpu_count: str) -> None:
+    """Check that this machine has the GPUs that a run insists on. Raises: TrainingError."""
+    choices = TrainingChoices(gpu_count=gpu_count)
+    training = choices.applied_to(config).training
+    if training.device == "cuda":
+        # slow to import, and otherwise not needed here
+        from iceaggr.training.device import check_gpus
+
+        check_gpus(training, choices.n_processes)
 
 
 def check_values(values: dict[str, Any], sources: Mapping[str, str]) -> None:

@@ -1,12 +1,15 @@
 """Commands that do more than pass their arguments on."""
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from iceaggr import cli
 from iceaggr.config import PromotionConfig
-from iceaggr.errors import ConfigError
+from iceaggr.errors import ConfigError, TrainingError
+from iceaggr.steps.run_folder import RunFolder
 from iceaggr.tracking.registry import ModelRegistry
+from tests.training.small_runs import small_config, small_inputs
 
 
 @pytest.fixture
@@ -73,3 +76,41 @@ def test_folder_that_no_folder_can_be_called_holds_no_run(tmp_path):
     result = CliRunner().invoke(cli.app, ["stats", "--folder", str(tmp_path / ("x" * 300))])
     assert isinstance(result.exception, ConfigError)
     assert "folder holds no run" in str(result.exception)
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """Write the documents that `iceaggr train` finds in the folder of a run."""
+
+    def write(**training):
+        config = small_config(training=training)
+        inputs = small_inputs(tmp_path / "data", config)
+        work_uri = (tmp_path / "work").as_uri()
+        run = RunFolder.create(tmp_path / "run", "file:///raw", work_uri, "x", config)
+        run.manifest.write_text(inputs.manifest.to_json())
+        run.normalization.write_text(inputs.normalization.to_json())
+        return ["train", "--folder", str(run.path)]
+
+    return write
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_train_stops_where_the_gpus_of_the_settings_or_the_option_are_missing(run_folder):
+    command = run_folder(device="cuda")
+    result = CliRunner().invoke(cli.app, command)
+    assert isinstance(result.exception, TrainingError)
+    assert "no GPU for this process [training.device]: found 0 usable" in str(result.exception)
+    result = CliRunner().invoke(cli.app, [*command, "--gpu-count", "4"])
+    assert "not a GPU for each process" in str(result.exception)
+
+
+def test_train_refuses_no_gpus_for_settings_that_want_one(run_folder):
+    result = CliRunner().invoke(cli.app, [*run_folder(device="cuda"), "--gpu-count", "0"])
+    assert isinstance(result.exception, ConfigError)
+    assert "found device cuda and 0 GPUs" in str(result.exception)
+
+
+def test_train_says_where_it_trained(run_folder):
+    result = CliRunner().invoke(cli.app, run_folder(device="cpu", n_epochs=1))
+    assert result.exception is None
+    assert "min on cpu, validation" in result.output

@@ -122,21 +122,23 @@ def check(
 def train(
     folder: Folder,
     max_train_minutes: Annotated[float, typer.Option(min=0.0, help="0 = as configured")] = 0.0,
-    gpu_count: Annotated[str, typer.Option(help="GPUs; 0 = CPU")] = "0",
+    gpu_count: Annotated[
+        str,
+        typer.Option(help="GPUs, one process each; 0 = CPU, configured = as training.device says"),
+    ] = "configured",
     start_from: Annotated[
         str, typer.Option(help="scratch, champion, or configured")
     ] = "configured",
 ) -> None:
     """Train the configured model; interrupted, it goes on from its last checkpoint."""
     from iceaggr.steps.run_folder import RunFolder
-    from iceaggr.steps.train_model import run_train_model
+    from iceaggr.steps.train_here import run_train_here
     from iceaggr.steps.training_choices import TrainingChoices
 
     with RunFolder.open(folder).alone() as run:
-        run_train_model(
+        run_train_here(
             run.context(),
-            run.manifest,
-            run.normalization,
+            (run.manifest, run.normalization),
             model_path=run.model,
             choices=TrainingChoices(max_train_minutes, gpu_count, start_from),
         )

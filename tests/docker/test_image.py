@@ -56,6 +56,7 @@ def test_image_runs_plan_shards_as_kfp_would(run_in_image, mlflow_service, tmp_p
         "experiment_name": "image-test",
         "run_id": "image-test-run",
         "config": config.model_dump(mode="json"),
+        "gpu_count": "0",
     }
     command = component_command(plan_shards_component, tmp_path, parameters)
     scratch = tmp_path / "scratch"

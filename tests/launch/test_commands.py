@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 
+from iceaggr.config import ExperimentConfig
 from launch import commands
 
 
@@ -42,12 +44,41 @@ def refused(monkeypatch, capsys, tmp_path):
         (["--max-train-minutes", "inf"], "not a limit of training [--max-train-minutes]"),
         (["--experiment-name", ""], "not a name [--experiment-name]"),
         (["--start-from", "champ"], "--start-from has another value than allowed"),
+        (["--gpu-count", "many"], "bad GPU count [--gpu-count"),
     ],
 )
 def test_run_refuses_what_no_step_can_use(refused, arguments, message):
     line = refused(*arguments)
     assert message in line
     assert "canary" not in line
+
+
+@pytest.fixture
+def wants_gpu(tmp_path):
+    path = tmp_path / "wants_gpu.yaml"
+    path.write_text("training: {device: cuda}")
+    return str(path)
+
+
+def test_run_refuses_settings_for_a_gpu_on_a_run_without(refused, wants_gpu):
+    line = refused("--config", wants_gpu, "--gpu-count", "0")
+    assert "name another device than the run has [--gpu-count and training.device]" in line
+    assert "found device cuda and 0 GPUs" in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_run_finds_out_first_that_the_gpus_are_missing(refused, wants_gpu):
+    assert "no GPU for this process [training.device]" in refused("--config", wants_gpu)
+    line = refused("--gpu-count", "4")
+    assert "not a GPU for each process [training.device]: found 0 usable GPUs" in line
+
+
+def test_run_leaves_the_device_to_the_settings_unless_told():
+    request = {"raw_uri": "", "work_uri": "file:///w", "experiment_name": "x"}
+    request |= {"config": ExperimentConfig(), "max_train_minutes": 0.0, "start_from": "configured"}
+    request |= {"gpu_count": "configured", "simulate_events": 100, "summary_path": None}
+    arguments = commands._arguments(commands.RunRequest(**request), "file:///raw")
+    assert arguments["train_gpu_count"] == "configured"
 
 
 @pytest.mark.parametrize("name", ["", "absent/figures.json", "/proc/figures.json"])

@@ -45,6 +45,31 @@ def test_run_values_refuses_another_type(setting):
         run_values(PARAMETERS, [setting], None)
 
 
+GPU_PARAMETERS = {
+    **PARAMETERS,
+    "train_gpu_count": {"parameterType": "STRING", "literals": ["0", "1"], "defaultValue": "0"},
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        (["config.training.device=cuda"], "default of train_gpu_count and training.device"),
+        (["config.training.device=cpu", "train_gpu_count=1"], "--set train_gpu_count=1 and"),
+    ],
+)
+def test_run_values_refuses_a_device_that_the_run_does_not_have(settings, where):
+    with pytest.raises(ConfigError, match=f"name another device than the run has .{where}"):
+        run_values(GPU_PARAMETERS, settings, None)
+
+
+def test_run_values_lets_device_and_gpus_agree():
+    settings = ["config.training.device=cuda", "train_gpu_count=1"]
+    values = run_values(GPU_PARAMETERS, settings, None)
+    assert values["config"]["training"]["device"] == "cuda"
+    assert run_values(GPU_PARAMETERS, ["train_gpu_count=1"], None) == {"train_gpu_count": "1"}
+
+
 def test_run_values_says_in_words_which_type_is_wanted():
     with pytest.raises(ConfigError, match=r"--set share=much.*expected a number\.$"):
         run_values(PARAMETERS, ["share=much"], None)

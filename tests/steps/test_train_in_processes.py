@@ -51,7 +51,11 @@ def train(context, documents, tmp_path, launch):
 def test_train_in_processes_trains_together_and_hands_the_result_on(context, documents, tmp_path):
     facts = train(context, documents, tmp_path, lambda uri: run_here(uri, 2))
     pointer = json.loads((tmp_path / "model.json").read_text())
-    assert facts.labels == {"model_uri": pointer["model_uri"], "started_from": "scratch"}
+    assert facts.labels == {
+        "model_uri": pointer["model_uri"],
+        "started_from": "scratch",
+        "trained_on": "cpu in 2 processes",
+    }
     assert facts.figures["n_steps"] == pointer["n_steps"] > 0
     store = context.open_store()
     assert store.stat(f"{pointer['model_uri']}/model.json") is not None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +13,7 @@ from iceaggr.config import ModelConfig, TrainingConfig
 from iceaggr.errors import TrainingError
 from iceaggr.models import build_model
 from iceaggr.normalization import Normalization
-from iceaggr.training.device import autocast, choose_device, placed, positioned
+from iceaggr.training.device import autocast, check_gpus, choose_device, placed, positioned
 from tests.batches.batch_builder import random_event_batch
 
 CPU = torch.device("cpu")
@@ -99,6 +100,29 @@ def test_batch_whose_features_fail_reaches_the_check_that_names_its_events() -> 
     assert loaded.features is None
 
 
+def refuse_the_second(batch: EventBatch) -> None:
+    if torch.equal(batch.time_ns, random_event_batch(2, seed=1).time_ns):
+        raise TrainingError("a bad batch")
+
+
+def test_batches_are_checked_ahead_by_a_thread_of_their_own() -> None:
+    threads: list[threading.Thread] = []
+
+    def check(batch: EventBatch) -> None:
+        threads.append(threading.current_thread())
+        refuse_the_second(batch)
+
+    batches = placed(positioned(CountingLoader(), epoch=0), CPU, check=check)
+    # the refused one is handed out in its turn: its error belongs to its step
+    assert [one.is_sound for one in batches] == [True, False]
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+
+
+def test_batches_nobody_checked_do_not_count_as_sound() -> None:
+    assert not any(one.is_sound for one in placed(positioned(CountingLoader(), epoch=0), CPU))
+
+
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_process_without_a_gpu_of_its_own_is_refused(
     monkeypatch: pytest.MonkeyPatch, device: str
@@ -106,8 +130,18 @@ def test_process_without_a_gpu_of_its_own_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     config = TrainingConfig.model_validate({"device": device})
-    with pytest.raises(TrainingError, match=r"no GPU for this process.*found 1 usable.*least 2"):
+    with pytest.raises(TrainingError, match=r"not a GPU for each process.*found 1 usable.*least 2"):
         choose_device(config, local_rank=1)
+
+
+def test_machine_with_a_gpu_for_each_process_trains_on_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device, on_gpus in (("auto", True), ("cuda", True), ("cpu", False)):
+        config = TrainingConfig.model_validate({"device": device})
+        assert check_gpus(config, 2) is on_gpus
 
 
 def test_device_cpu_is_taken_even_where_there_is_a_gpu() -> None:
@@ -128,6 +162,8 @@ def test_precision_of_the_forward_pass_on_a_cpu(precision: str, dtype: torch.dty
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_copies_are_whole_when_read_ahead() -> None:
     device = torch.device("cuda", 0)
-    for one in placed(positioned(CountingLoader(), epoch=0), device):
+    loaded = placed(positioned(CountingLoader(), epoch=0), device, check=refuse_the_second)
+    for one, is_sound in zip(loaded, (True, False), strict=True):
+        assert one.is_sound is is_sound
         assert one.placed.time_ns.is_cuda
         assert torch.equal(one.placed.time_ns.cpu(), one.host.time_ns)

@@ -161,6 +161,13 @@ def test_gpu_asked_for_and_missing_is_an_error(tmp_path: Path) -> None:
         train(inputs)
 
 
+def test_run_says_in_the_tracker_where_it_trained(tmp_path: Path) -> None:
+    tracker = RecordingTracker()
+    result = train(small_inputs(tmp_path, small_config(training={"n_epochs": 1}), tracker=tracker))
+    assert (tracker.tags["training/device"], tracker.tags["training/n_processes"]) == ("cpu", "1")
+    assert (result.device, result.n_processes) == ("cpu", 1)
+
+
 def test_device_auto_says_what_it_took(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="iceaggr"):
         train(small_inputs(tmp_path, small_config(training={"device": "auto", "n_epochs": 1})))

@@ -22,19 +22,40 @@ def wait_for(device: torch.device) -> None:
 
 def busy_share(take_step: Callable[[], None], n_steps: int, device: torch.device) -> float:
     """Measure the share of the time in which at least one kernel or copy runs, over some steps."""
-    wait_for(device)
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        began = time.perf_counter()
-        for _ in range(n_steps):
-            take_step()
-        wait_for(device)
-        seconds = time.perf_counter() - began
-    runs = [
-        (event.time_range.start, event.time_range.end)
-        for event in profiled.events()
-        if event.device_type == DeviceType.CUDA
-    ]
-    return covered(np.array(runs, np.float64).reshape(-1, 2)) / 1e6 / seconds
+    meter = BusyMeter(device)
+    meter.start()
+    for _ in range(n_steps):
+        take_step()
+    meter.stop()
+    return meter.share
+
+
+class BusyMeter:
+    """Profiles a GPU between start and stop; share is that of the time in which it was busy."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.share = 0.0
+        self._profile = profile(activities=[ProfilerActivity.CUDA])
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Wait for the device, then begin."""
+        wait_for(self.device)
+        self._profile.start()
+        self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        """Wait for the device, end, and add up what ran."""
+        wait_for(self.device)
+        seconds = time.perf_counter() - self._began
+        self._profile.stop()
+        runs = [
+            (event.time_range.start, event.time_range.end)
+            for event in self._profile.events() or ()
+            if event.device_type == DeviceType.CUDA
+        ]
+        self.share = covered(np.array(runs, np.float64).reshape(-1, 2)) / 1e6 / seconds
 
 
 def covered(intervals: npt.NDArray[np.float64]) -> float:

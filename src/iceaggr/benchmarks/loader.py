@@ -161,9 +161,10 @@ def _copy_seconds(manifest: ShardManifest, n_batch_bytes: int) -> float:
     return time.perf_counter() - began
 
 
-def sharded_events() -> str:
-    """Shard the benchmark's raw events once; returns the URI of the manifest."""
-    raw_uri = repeated_raw_events(N_SIMULATED, N_REPEATS)
+def sharded_events(n_simulated: int | None = None, n_repeats: int | None = None) -> str:
+    """Shard raw events once, by default N_SIMULATED and N_REPEATS; gives the manifest's URI."""
+    n_simulated = N_SIMULATED if n_simulated is None else n_simulated
+    raw_uri = repeated_raw_events(n_simulated, N_REPEATS if n_repeats is None else n_repeats)
     config = DataConfig()
     digest = raw_uri.rstrip("/").rsplit("-", 1)[-1]
     folder = cache_folder() / f"shards-{digest}"

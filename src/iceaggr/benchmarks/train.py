@@ -1,4 +1,4 @@
-"""How fast the model trains: forward, loss, backward and optimiser step on simulated events."""
+"""How fast the model trains on simulated events: bare steps, and the whole loop beside them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from iceaggr.batches.collation import collate
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.benchmarks.gpu_busy import N_PROFILED_STEPS, busy_share, wait_for
+from iceaggr.benchmarks.training_loop import bench_loop
 from iceaggr.config import BatchConfig, ExperimentConfig, load_config
 from iceaggr.detector import icecube86
 from iceaggr.events.reading import read_raw_events
@@ -39,12 +40,14 @@ SEED = 77
 
 
 def bench_train(config_path: str | Path | None = None) -> dict[str, Any]:
-    """Time training steps of a configuration on simulated events, batches in memory.
+    """Time training steps of a configuration, batches in memory, and the loop around them.
 
     config_path: a YAML configuration; None takes the defaults, which are the baseline's network.
-    Returns events_per_s, model_tflops_per_s, matmul_tflops_per_s (the peak, measured in the same
-    run), share_of_matmul_peak, peak_memory_gib (of the process, or of the GPU), what was run, and
-    on a GPU gpu_busy_share, the share of the time in which it computes.
+    Returns, of forward, loss, backward and optimiser step on batches that lie on the device:
+    events_per_s, model_tflops_per_s, matmul_tflops_per_s (the peak, measured in the same run),
+    share_of_matmul_peak, peak_memory_gib (of the process, or of the GPU) and what was run; on a GPU
+    step_gpu_busy_share, the share of the time in which it computes. Of the whole loop, which reads
+    shards: what `bench_loop` gives, gpu_busy_share among it.
     Raises: ConfigError.
     """
     config = load_config(config_path) if config_path else ExperimentConfig()
@@ -80,8 +83,8 @@ def bench_train(config_path: str | Path | None = None) -> dict[str, Any]:
         "peak_memory_gib": _peak_memory_gib(device),
     }
     if device.type == "cuda":
-        measured["gpu_busy_share"] = busy_share(steps.take, N_PROFILED_STEPS, device)
-    return measured
+        measured["step_gpu_busy_share"] = busy_share(steps.take, N_PROFILED_STEPS, device)
+    return measured | bench_loop(config, device, step_s=seconds / n_steps)
 
 
 def simulated_batches(config: BatchConfig, n_batches: int) -> list[EventBatch]:

@@ -12,7 +12,7 @@ from iceaggr.steps.documents import ModelPointer, write_document
 from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.steps.training_inputs import load_training_inputs
 from iceaggr.steps.training_start import begin_from, choose_start
-from iceaggr.training import TrainingProgress, train
+from iceaggr.training import TrainingProgress, TrainingResult, train
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,14 @@ def run_train_model(
             "validation_opening_angle_deg": result.last_validation_opening_angle_deg,
         }
         progress.conclude(
-            f"from {start.words}: {result.n_steps:,} steps in {result.minutes:.1f} min,"
-            f" validation {result.last_validation_opening_angle_deg:.2f} deg"
+            f"from {start.words}: {result.n_steps:,} steps in {result.minutes:.1f} min on"
+            f" {_place(result)}, validation {result.last_validation_opening_angle_deg:.2f} deg"
         )
-        labels = {"model_uri": result.model_uri, "started_from": start.words}
+        labels = {
+            "model_uri": result.model_uri,
+            "started_from": start.words,
+            "trained_on": _place(result),
+        }
         return TrainingFacts(labels, figures)
 
 
@@ -74,6 +78,11 @@ def _logged(choices: TrainingChoices, context: RunContext) -> dict[str, object]:
         "gpu_count": choices.gpu_count,
         "start_from": context.config.training.start_from,
     }
+
+
+def _place(result: TrainingResult) -> str:
+    n_processes = f" in {result.n_processes} processes" if result.n_processes > 1 else ""
+    return f"{result.device}{n_processes}"
 
 
 def _words(point: TrainingProgress) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 N_FEATURES_AHEAD = 2
 """Batches whose features a CPU computes ahead of the step that uses them."""
 
+Check = Callable[[EventBatch], None]
+"""Raises TrainingError for a batch that must not reach the model."""
+
 
 def choose_device(config: TrainingConfig, local_rank: int = 0) -> torch.device:
     """Choose the device, and say in the log which one `auto` took.
@@ -30,24 +33,37 @@ def choose_device(config: TrainingConfig, local_rank: int = 0) -> torch.device:
     Raises: TrainingError if a GPU is asked for and there is none, or if there are GPUs but none is
     left for this process: a run on both kinds of device would wait for itself forever.
     """
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    needs_gpu = config.device == "cuda" or (config.device == "auto" and n_gpus > 0)
-    if needs_gpu and n_gpus <= local_rank:
-        raise TrainingError(
-            "no GPU for this process",
-            where="training.device",
-            found=f"{n_gpus} usable GPUs",
-            expected=f"at least {local_rank + 1}",
-            remedy="Start one process per GPU, set training.device to cpu, or run where CUDA sees "
-            "more GPUs",
-        )
-    if not needs_gpu:
-        logger.info("training on the CPU (device %s, %d GPUs seen)", config.device, n_gpus)
+    if not check_gpus(config, local_rank + 1):
+        logger.info("training on the CPU (device %s)", config.device)
         return torch.device("cpu")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
-    logger.info("training on %s (device %s)", torch.cuda.get_device_name(device), config.device)
+    logger.info("training on %s (device %s)", device_name(device), config.device)
     return device
+
+
+def check_gpus(config: TrainingConfig, n_processes: int) -> bool:
+    """Tell whether this machine trains on GPUs, one for each of its processes.
+
+    Raises: TrainingError if it should and there are fewer.
+    """
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    needs_gpu = config.device == "cuda" or (config.device == "auto" and n_gpus > 0)
+    if needs_gpu and n_gpus < n_processes:
+        raise TrainingError(
+            "no GPU for this process" if n_processes == 1 else "not a GPU for each process",
+            where="training.device",
+            found=f"{n_gpus} usable GPUs",
+            expected=f"at least {n_processes}",
+            remedy="Start one process per GPU, set training.device to cpu, or run where CUDA sees "
+            "more GPUs",
+        )
+    return needs_gpu
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device for people: cpu, or the model of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def autocast(device: torch.device, config: TrainingConfig) -> AbstractContextManager[object]:
@@ -62,12 +78,14 @@ class LoadedBatch:
     """A batch as loaded, on the device, and where the epoch stands once it is used.
 
     features: what the network sees of it, where that was computed ahead.
+    is_sound: it was checked ahead, and nothing was wrong
     """
 
     host: EventBatch
     placed: EventBatch
     position: dict[str, int]
     features: Features | None = None
+    is_sound: bool = False
 
 
 def positioned(
@@ -89,30 +107,45 @@ def placed(
     batches: Iterable[tuple[EventBatch, dict[str, int]]],
     device: torch.device,
     model: DirectionModel | None = None,
+    check: Check | None = None,
 ) -> Iterator[LoadedBatch]:
-    """Put each batch on the device.
+    """Put each batch on the device, and do ahead of its step what can be done.
 
     For a GPU the next batch is copied from pinned memory while the present one is computed. On a
     CPU the features of the next batches are computed by a thread meanwhile, if a model is given:
-    its classical fits are long runs of small operations, which leave the other cores idle.
+    its classical fits are long runs of small operations, which leave the other cores idle. The same
+    thread checks the batches. One that does not pass is handed out all the same, so that its turn
+    in the order of steps comes before its error.
     """
-    if device.type != "cuda":
-        if model is not None:
-            yield from _with_features(batches, model)
-            return
+    if device.type == "cpu" and model is None and check is None:
         for batch, position in batches:
             yield LoadedBatch(batch, batch, position)
         return
+    # one thread of its own for these small operations: more would only wait for each other
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        if device.type == "cuda":
+            yield from _copied(batches, device, check, pool)
+        else:
+            yield from _with_features(batches, model, check, pool)
+
+
+def _copied(
+    batches: Iterable[tuple[EventBatch, dict[str, int]]],
+    device: torch.device,
+    check: Check | None,
+    pool: ThreadPoolExecutor,
+) -> Iterator[LoadedBatch]:
     stream = torch.cuda.Stream(device)
     ready: LoadedBatch | None = None
     for batch, position in batches:
+        checked = pool.submit(_is_sound, batch, check)
         with torch.cuda.stream(stream):
             copy = batch.pin_memory().to(device, non_blocking=True)
         if ready is not None:
             yield ready
         torch.cuda.current_stream(device).wait_stream(stream)
         _belongs_to(torch.cuda.current_stream(device), copy)
-        ready = LoadedBatch(batch, copy, position)
+        ready = LoadedBatch(batch, copy, position, is_sound=checked.result())
     if ready is not None:
         yield ready
 
@@ -125,26 +158,45 @@ def _belongs_to(stream: torch.cuda.Stream, batch: EventBatch) -> None:
 
 
 def _with_features(
-    batches: Iterable[tuple[EventBatch, dict[str, int]]], model: DirectionModel
+    batches: Iterable[tuple[EventBatch, dict[str, int]]],
+    model: DirectionModel | None,
+    check: Check | None,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[LoadedBatch]:
-    waiting: deque[tuple[EventBatch, dict[str, int], Future[Features] | None]] = deque()
-    # one thread of its own for these small operations: more would only wait for each other
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for batch, position in batches:
-            # a process whose share of the epoch has run out gets an empty batch
-            future = pool.submit(model.features_of, batch) if batch.n_events else None
-            waiting.append((batch, position, future))
-            if len(waiting) > N_FEATURES_AHEAD:
-                yield _loaded(*waiting.popleft())
-        while waiting:
-            yield _loaded(*waiting.popleft())
+    waiting: deque[Future[LoadedBatch]] = deque()
+    for batch, position in batches:
+        waiting.append(pool.submit(_prepared, batch, position, model, check))
+        if len(waiting) > N_FEATURES_AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
-def _loaded(
-    batch: EventBatch, position: dict[str, int], features: Future[Features] | None
+def _prepared(
+    batch: EventBatch,
+    position: dict[str, int],
+    model: DirectionModel | None,
+    check: Check | None,
 ) -> LoadedBatch:
-    if features is None or features.exception() is not None:
+    is_sound = _is_sound(batch, check)
+    # a process whose share of the epoch has run out gets an empty batch
+    if model is None or not batch.n_events:
+        return LoadedBatch(batch, batch, position, is_sound=is_sound)
+    try:
+        features = model.features_of(batch)
+    except Exception:
         # what spoils the features comes up again: in the check of the batch, which names the
         # events, or else in the model
-        return LoadedBatch(batch, batch, position)
-    return LoadedBatch(batch, batch, position, features.result())
+        features = None
+    return LoadedBatch(batch, batch, position, features, is_sound)
+
+
+def _is_sound(batch: EventBatch, check: Check | None) -> bool:
+    """Tell whether a batch was checked and passed; why not, its turn will tell."""
+    if check is None:
+        return False
+    try:
+        check(batch)
+    except Exception:
+        return False
+    return True

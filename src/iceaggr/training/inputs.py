@@ -70,6 +70,8 @@ class TrainingResult:
     n_steps, n_events_seen: over all restarts
     stopped: "epochs" or "time", whichever ended first
     minutes: training and validation, over all restarts
+    device: what computed in the last attempt, "cpu" or the model of the GPU
+    n_processes: of the last attempt, over all machines
     """
 
     model_uri: str
@@ -79,6 +81,8 @@ class TrainingResult:
     n_events_seen: int
     stopped: str
     minutes: float
+    device: str
+    n_processes: int
 
 
 @dataclass(frozen=True)

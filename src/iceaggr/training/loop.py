@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 from torch import nn
@@ -99,7 +100,8 @@ class Loop:
         state, loader = self.state, self.parts.train_loader
         with closing(positioned(loader, state.epoch, state.loader_position)) as batches:
             step = self.parts.step
-            for loaded in self._timed(placed(batches, step.device, step.model)):
+            ahead = partial(self._check, where="read ahead")
+            for loaded in self._timed(placed(batches, step.device, step.model, ahead)):
                 self._take_step(loaded)
                 self._do_what_is_due()
                 if state.stopped:
@@ -129,7 +131,7 @@ class Loop:
 
     def _take_step(self, loaded: LoadedBatch) -> None:
         state, parts = self.state, self.parts
-        n_events, some_are_empty = self._agree(loaded.host)
+        n_events, some_are_empty = self._agree(loaded)
         state.n_batches_in_epoch += 1
         state.loader_position = loaded.position
         if some_are_empty:
@@ -143,15 +145,19 @@ class Loop:
         state.n_events_seen += n_events
         self._n_events_here += n_events
 
-    def _agree(self, host: EventBatch) -> tuple[int, bool]:
+    def _check(self, batch: EventBatch, where: str) -> None:
+        check_batch(batch, self.parts.normalizer, self.parts.config.normalization, where)
+
+    def _agree(self, loaded: LoadedBatch) -> tuple[int, bool]:
         """Check the batch in every process: events over all of them, and whether one has none."""
         where = f"step {self.state.step + 1}"
         problem: TrainingError | None = None
         try:
-            check_batch(host, self.parts.normalizer, self.parts.config.normalization, where)
+            if not loaded.is_sound:
+                self._check(loaded.host, where)
         except TrainingError as error:
             problem = error
-        everyone = self.parts.processes.gather([float(problem is not None), host.n_events])
+        everyone = self.parts.processes.gather([float(problem is not None), loaded.host.n_events])
         if problem is not None:
             raise problem
         if everyone[:, 0].any():

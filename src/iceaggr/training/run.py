@@ -15,13 +15,14 @@ from iceaggr.normalization import Normalizer
 from iceaggr.training.checkpoint import CheckpointFolder
 from iceaggr.training.compilation import compile_for
 from iceaggr.training.curves import CurveWindow
-from iceaggr.training.device import choose_device
+from iceaggr.training.device import choose_device, device_name
 from iceaggr.training.distributed import Processes, joined_processes
 from iceaggr.training.inputs import ProgressCallback, TrainingInputs, TrainingResult
 from iceaggr.training.interruption import Interruption, TrainingInterruptedError
 from iceaggr.training.keeper import Keeper
 from iceaggr.training.loop import Loop, LoopParts
 from iceaggr.training.reporting import Reporter
+from iceaggr.training.rounding import fixed_threads
 from iceaggr.training.state import RunState, run_identity
 from iceaggr.training.step import OptimiserStep
 from iceaggr.training.validation import Validator
@@ -32,18 +33,22 @@ logger = logging.getLogger(__name__)
 def train(inputs: TrainingInputs, on_progress: ProgressCallback | None = None) -> TrainingResult:
     """Train a model, or resume the run found in the output folder, and save it.
 
-    A step-driven run (max_minutes 0) that was killed at any moment and resumed on a CPU ends with
-    the same weights, bit for bit. on_progress is called at each point of the curves.
+    A step-driven run (max_minutes 0) that was killed at any moment and resumed on a CPU of the same
+    kind, with the same torch and as many cores, ends with the same weights, bit for bit: it goes on
+    with as many threads as before. Where one of these differs it goes on, too, and says so in a
+    warning and in the tag training/rounding_changed.
+    on_progress is called at each point of the curves.
     Raises: TrainingInterruptedError after SIGTERM (exit code 75, the same call goes on);
     TrainingError on bad inputs, divergence, no learning, or a lost, foreign or damaged checkpoint.
     """
     settings = inputs.config.training
     with joined_processes(use_gpu=settings.device != "cpu" and torch.cuda.is_available()) as group:
         device = choose_device(settings, group.local_rank)
+        _tell_place(inputs, group, device)
         parts = build_parts(inputs, group, device, on_progress)
         try:
-            with Interruption() as interruption:
-                state = parts.keeper.restore()
+            with Interruption() as interruption, fixed_threads():
+                state = _resume(inputs, parts)
                 if not state.is_finished:
                     Loop(parts, state, interruption).run()
                 return _finish(inputs, parts, state)
@@ -53,6 +58,21 @@ def train(inputs: TrainingInputs, on_progress: ProgressCallback | None = None) -
                 status = "interrupted" if interrupted else "failed"
                 inputs.tracker.set_tags({"training/status": status, "training/reason": str(error)})
             raise
+
+
+def _resume(inputs: TrainingInputs, parts: LoopParts) -> RunState:
+    state = parts.keeper.restore()
+    changes = parts.keeper.rounding_changes
+    if changes and parts.processes.is_main:
+        inputs.tracker.set_tags({"training/rounding_changed": "; ".join(changes)})
+    return state
+
+
+def _tell_place(inputs: TrainingInputs, processes: Processes, device: torch.device) -> None:
+    if processes.is_main:
+        name, n_processes = device_name(device), processes.world_size
+        logger.info("this process is one of %d, on %s", n_processes, name)
+        inputs.tracker.set_tags({"training/device": name, "training/n_processes": str(n_processes)})
 
 
 def build_parts(
@@ -123,6 +143,8 @@ def _finish(inputs: TrainingInputs, parts: LoopParts, state: RunState) -> Traini
         n_events_seen=state.n_events_seen,
         stopped=state.stopped,
         minutes=state.elapsed_s / 60,
+        device=device_name(parts.step.device),
+        n_processes=parts.processes.world_size,
     )
 
 
