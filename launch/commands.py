@@ -18,7 +18,8 @@ from rich.console import Console
 from components.image import EXAMPLE_IMAGE, IMAGE
 from iceaggr.config import ExperimentConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
-from iceaggr.storage.uris import check_place
+from iceaggr.storage.apart import refuse_among_raw
+from iceaggr.storage.uris import check_place, file_uri
 from launch.cluster_commands import add_cluster_commands
 from launch.compilation import compile_pipeline
 from launch.display import RunDisplay
@@ -126,7 +127,9 @@ def _check_request(request: RunRequest) -> None:
     if request.raw_uri:
         check_place(request.raw_uri, "--raw-uri")
     check_place(request.work_uri, "--work-uri")
-    check_folders(request.raw_uri, request.work_uri, where="--raw-uri and --work-uri")
+    raw_uri, _ = _raw_events(request)
+    check_folders(raw_uri, request.work_uri, where="--work-uri")
+    refuse_among_raw(raw_uri, file_uri(STATE_FOLDER), where="ICEAGGR_STATE_FOLDER")
     check_display_name(request.experiment_name, where="--experiment-name")
     check_allowed(
         "--start-from", request.start_from, DROPDOWNS["train_start_from"], where="command line"
@@ -135,6 +138,7 @@ def _check_request(request: RunRequest) -> None:
     check_device(request.config, request.gpu_count, where="--gpu-count and training.device")
     check_gpus_here(request.config, request.gpu_count)
     if request.summary_path:
+        refuse_among_raw(raw_uri, file_uri(request.summary_path), where="--summary")
         _check_writable(request.summary_path)
 
 

@@ -11,6 +11,7 @@ from iceaggr.addresses import without_credentials
 from iceaggr.config import ExperimentConfig
 from iceaggr.errors import ConfigError
 from iceaggr.steps.training_choices import TrainingChoices
+from iceaggr.storage.apart import refuse_work_among_raw
 from launch.names import check_display_name
 
 # Source: quantity.go of k8s.io/apimachinery: sign, digits, then a binary or decimal suffix
@@ -36,14 +37,9 @@ _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
 def check_folders(raw_uri: str, work_uri: str, where: str) -> None:
-    """Check that results have a folder of their own. Raises: ConfigError."""
-    if raw_uri and raw_uri.rstrip("/") == work_uri.rstrip("/"):
-        raise ConfigError(
-            "raw events and results in one folder",
-            where=where,
-            found=f"raw_uri and work_uri {without_credentials(raw_uri)!r}",
-            expected="two folders: nothing is written among the raw events",
-        )
+    """Check that results have a folder outside the raw events. Raises: ConfigError."""
+    if raw_uri:
+        refuse_work_among_raw(raw_uri.rstrip("/"), work_uri.rstrip("/"), where)
 
 
 def check_minutes(minutes: float, where: str) -> None:

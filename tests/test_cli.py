@@ -6,9 +6,10 @@ from typer.testing import CliRunner
 
 from iceaggr import cli
 from iceaggr.config import PromotionConfig
-from iceaggr.errors import ConfigError, TrainingError
+from iceaggr.errors import ConfigError, RawDataError, TrainingError
 from iceaggr.steps.run_folder import RunFolder
 from iceaggr.tracking.registry import ModelRegistry
+from tests.events.raw_layout import write_raw_layout
 from tests.training.small_runs import small_config, small_inputs
 
 
@@ -76,6 +77,39 @@ def test_folder_that_no_folder_can_be_called_holds_no_run(tmp_path):
     result = CliRunner().invoke(cli.app, ["stats", "--folder", str(tmp_path / ("x" * 300))])
     assert isinstance(result.exception, ConfigError)
     assert "folder holds no run" in str(result.exception)
+
+
+def shard_command(folder, *options):
+    raw_uri = write_raw_layout(folder / "raw", n_files=3, n_events_per_file=20, mean_pulses=20)
+    return ["shard", "--raw-uri", raw_uri, "--folder", str(folder / "run"), *options]
+
+
+def test_what_the_machine_refuses_outside_a_step_is_one_line(tmp_path, monkeypatch, capsys):
+    command = shard_command(tmp_path)
+    (tmp_path / "run" / "units" / "00000.json").mkdir(parents=True)
+    monkeypatch.setattr("sys.argv", ["iceaggr", *command])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: a folder has the name of the local file [{tmp_path}/run/units/")
+
+
+def test_shard_goes_on_over_its_folder_where_it_stopped(tmp_path):
+    command = shard_command(tmp_path)
+    damaged = tmp_path / "raw" / "train" / "batch_3.parquet"
+    sound = damaged.read_bytes()
+    damaged.write_bytes(sound[: len(sound) // 2])
+    assert isinstance(CliRunner().invoke(cli.app, command).exception, RawDataError)
+    stats = CliRunner().invoke(cli.app, ["stats", "--folder", str(tmp_path / "run")])
+    assert "work units were not sharded" in str(stats.exception)
+    assert not (tmp_path / "run" / "manifest.json").exists()
+    damaged.write_bytes(sound)
+    again = CliRunner().invoke(cli.app, command)
+    assert again.exception is None
+    assert "2 of 3 files reused" in again.output
+    stats = CliRunner().invoke(cli.app, ["stats", "--folder", str(tmp_path / "run")])
+    assert stats.exception is None
+    assert "3 raw files: 2 sharded before, 1 new" in stats.output
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import typer
 from iceaggr.cli_options import FOLDER, MAX_SEED, Benchmark, Folder, Unpredicted, Uri
 from iceaggr.config import ExperimentConfig, PromotionConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
+from iceaggr.machine_errors import as_machine_error
 from iceaggr.progress import StepProgress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -25,10 +26,14 @@ def main() -> None:
     """Run a command; every expected error ends in one line on stderr and exit code 1."""
     try:
         app()
-    except IceaggrError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        # what the machine refuses outside a step is told like what it refuses inside one
+        told = error if isinstance(error, IceaggrError) else as_machine_error(error)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         # an interrupted training has a code of its own, which asks for a retry
-        sys.exit(getattr(error, "exit_code", 1))
+        sys.exit(getattr(told, "exit_code", 1))
 
 
 @app.command()
@@ -69,15 +74,20 @@ def shard(
     work_uri: Annotated[str, typer.Option(help="Where shards go; empty = FOLDER/work")] = "",
     experiment_name: Annotated[str, typer.Option(help="MLflow experiment")] = "iceaggr",
 ) -> None:
-    """Plan and write the shards of all raw files; what is already there is reused."""
+    """Plan and write the shards of all raw files; what is already there is reused.
+
+    The same command over the same folder goes on with what an interrupted one left to do.
+    """
     from iceaggr.steps.plan_shards import run_plan_shards
     from iceaggr.steps.run_folder import RunFolder
     from iceaggr.steps.shard_events import run_shard_events
 
     settings = load_config(config) if config else ExperimentConfig()
     with RunFolder.create(folder, raw_uri, work_uri, experiment_name, settings).alone() as run:
+        # they may be of another plan; what they name is found again by its content
+        run.forget_units()
         context = run.context()
-        for index, work_unit in enumerate(run_plan_shards(context, raw_uri.rstrip("/"))):
+        for index, work_unit in enumerate(run_plan_shards(context, run.raw_uri)):
             run_shard_events(context, work_unit, run.unit_manifest(index))
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from iceaggr.shards.manifest import parse_manifest
 from iceaggr.steps.run_folder import RunFolder
 from tests.bad_input.case import Case, Stops
 from tests.bad_input.place_cases import move_a_sensor
@@ -32,7 +34,7 @@ def edit(path: Path, change: Any) -> None:
     path.write_text(json.dumps(document))
 
 
-def _plan_changed(scene: Scene) -> None:
+def _plan_changed(scene: Scene, **change: object) -> None:
     """Change the plan between planning and sharding."""
     from iceaggr.config import load_config
     from iceaggr.steps.plan_shards import run_plan_shards
@@ -42,7 +44,7 @@ def _plan_changed(scene: Scene) -> None:
     run = RunFolder.create(scene.folder / "other", scene.raw_uri, "", "iceaggr", config)
     [unit] = run_plan_shards(run.context(), scene.raw_uri)
     [plan] = (scene.folder / "other" / "work" / "plans").iterdir()
-    edit(plan, lambda document: document.update(labelled=False))
+    edit(plan, lambda document: document.update(change))
     run_shard_events(run.context(), unit, run.unit_manifest(0))
 
 
@@ -53,7 +55,15 @@ SHARDED = [
         "sharding stops: a plan is named by its content",
         lambda scene: None,
         Stops(r"plans/\w+\.json", r"content \w{16}", r"content \w{16}", "plan_shards again"),
-        enter=_plan_changed,
+        enter=lambda scene: _plan_changed(scene, labelled=False),
+    ),
+    Case(
+        "plan-of-another-version",
+        "plan of the version before",
+        "sharding stops and names both versions",
+        lambda scene: None,
+        Stops(r"plans/\w+\.json", "version 1", "version 2", "plan_shards again with this version"),
+        enter=lambda scene: _plan_changed(scene, plan_version=1),
     ),
     Case(
         "manifest-tampered",
@@ -105,6 +115,59 @@ SHARDED = [
         lambda scene: _make_a_folder(scene.run / "units" / "00000.json"),
         Stops(r"units/00000\.json", "a folder", "the document of an earlier step", AGAIN),
         enter=after("stats"),
+    ),
+    Case(
+        "unit-manifest-missing",
+        "a unit manifest deleted, or sharding ended before it was written",
+        "`iceaggr stats` stops and says how many work units and events are missing",
+        lambda scene: (scene.run / "units" / "00000.json").unlink(),
+        Stops(
+            r"plans/\w+\.json",
+            "manifests of 0 work units",
+            r"all 1 that were planned; missing are 0:\d with \d+ events of batch_1",
+            "the same `iceaggr shard` command",
+        ),
+        enter=after("stats"),
+    ),
+    Case(
+        "unit-manifest-of-another-plan",
+        "a unit manifest of a raw file that was not planned",
+        "`iceaggr stats` stops and names the file",
+        lambda scene: _claim_another_file(scene.run / "units"),
+        Stops(r"batch_99\.parquet", "tag e", "only the raw files of the plan", AGAIN),
+        enter=after("stats"),
+    ),
+    Case(
+        "work-units-missing",
+        "the list of work units deleted",
+        "`iceaggr stats` stops: nobody can tell whether all is there",
+        lambda scene: the_file(scene, "runs/*/work_units.json").unlink(),
+        Stops(r"work_units\.json", "no such object", "that plan_shards wrote", AGAIN),
+        enter=after("stats"),
+    ),
+    Case(
+        "step-lock-is-a-pipe",
+        "step.lock that is a pipe",
+        "the command stops and does not wait for it",
+        lambda scene: _make_a_pipe(scene.run / "step.lock"),
+        Stops(r"step\.lock", "a device, pipe or socket", "a regular file", "Remove"),
+        enter=after("stats"),
+    ),
+    Case(
+        "step-lock-is-a-folder",
+        "step.lock that is a folder",
+        "the command stops and names it",
+        lambda scene: _make_a_folder(scene.run / "step.lock"),
+        Stops(r"step\.lock", "Is a directory", "a regular file", "Remove"),
+        enter=after("stats"),
+    ),
+    Case(
+        "run-folder-of-another-run",
+        "`iceaggr shard` over a run of other settings",
+        "refused: every setting that differs is named",
+        lambda scene: scene.edit_document("run.json", lambda d: d.update(raw_uri="file:///other")),
+        Stops(r"run\.json", "^raw_uri 'file:///other'$", "raw_uri 'file:///", "another --folder"),
+        enter=Scene.shard,
     ),
     Case(
         "shard-bit-flipped",
@@ -180,6 +243,24 @@ SHARDED = [
 def _make_a_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
+
+
+def _make_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _claim_another_file(units: Path) -> None:
+    """Add the manifest of a unit whose raw file the plan does not have, under a sound seal."""
+    manifest = parse_manifest((units / "00000.json").read_bytes(), "unit")
+    empty: dict[str, Any] = dict.fromkeys(
+        ("n_events_in", "n_events_kept", "n_pulses_in", "n_pulses_kept"), 0
+    )
+    empty |= {"rejected_events": {}, "rejected_pulses": {}}
+    empty |= {"uri": "file:///batch_99.parquet", "etag": "e"}
+    source = manifest.source_files[0].model_copy(update=empty)
+    other = manifest.model_copy(update={"source_files": (source,), "shards": ()})
+    (units / "00001.json").write_text(other.to_json())
 
 
 def _unbalance(path: Path) -> None:

@@ -10,7 +10,7 @@ from iceaggr.steps.plan_shards import run_plan_shards
 from iceaggr.steps.run_folder import RunFolder
 from iceaggr.steps.shard_events import run_shard_events
 from tests.bad_input.case import Accepts, Case, Quarantines, Stops
-from tests.bad_input.scene import Scene
+from tests.bad_input.scene import Scene, iceaggr
 
 GEOMETRY = r"sensor_geometry\.csv"
 FORMAT = r"docs/data_formats\.md"
@@ -41,6 +41,10 @@ def _plan_change_shard(scene: Scene) -> None:
     scene.change_pulses(lambda frame: frame.assign(charge=2 * frame["charge"]))
     os.utime(scene.batch(), (1, 1))
     run_shard_events(run.context(), unit, run.unit_manifest(0))
+
+
+def _shard(scene: Scene, *options: str) -> None:
+    iceaggr("shard", "--raw-uri", scene.raw_uri, *options)
 
 
 def _uri(uri: str) -> object:
@@ -75,6 +79,25 @@ PLACES = [
         "refused before anything is written, and not quoted",
         _uri("s3://AKIACANARY:canary/secret@bucket/raw"),
         Stops("^raw_uri$", r"^'s3://\*\*\*@bucket/raw'$", "s3://bucket/key", "AWS_SECRET_ACCESS"),
+    ),
+    Case(
+        "run-folder-among-raw-events",
+        "--folder that is the raw folder",
+        "refused before anything is written: raw events are never written to",
+        lambda scene: None,
+        Stops("^--folder$", "/raw in file:.*/raw$", "outside the raw folder", "another place"),
+        enter=lambda scene: _shard(scene, "--folder", str(scene.raw)),
+    ),
+    Case(
+        "work-among-raw-events",
+        "--work-uri below the raw folder, through a link",
+        "refused before anything is written: raw events are never written to",
+        lambda scene: (scene.folder / "link").symlink_to(scene.raw / "train"),
+        Stops("^work_uri$", "/link/work in file:.*/raw$", "outside the raw folder", "another"),
+        enter=lambda scene: _shard(
+            scene,
+            *("--folder", str(scene.run), "--work-uri", f"{scene.folder.as_uri()}/link/work"),
+        ),
     ),
     Case(
         "keys-with-spaces-and-unicode",

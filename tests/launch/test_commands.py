@@ -39,7 +39,19 @@ def refused(monkeypatch, capsys, tmp_path):
         (["--raw-uri", "file://raw"], "not a storage URI"),
         (["--raw-uri", "s3:///raw"], "not a storage URI"),
         (["--work-uri", "file:///work/../raw"], "URI climbs out of its folder"),
-        (["--raw-uri", "file:///d/", "--work-uri", "file:///d"], "raw events and results in one"),
+        (
+            ["--raw-uri", "file:///d/", "--work-uri", "file:///d"],
+            "among the raw events [--work-uri]",
+        ),
+        (
+            ["--raw-uri", "s3://b/d", "--work-uri", "s3://b/d/work"],
+            "found s3://b/d/work in s3://b/d",
+        ),
+        (
+            ["--work-uri", "s3://iceaggr/raw/simulated-100000/w"],
+            "among the raw events [--work-uri]",
+        ),
+        (["--raw-uri", "file:///d", "--summary", "/d/f.json"], "among the raw events [--summary]"),
         (["--raw-uri", "https://ana:canary@host/raw"], "found 'https://***@host/raw'"),
         (["--max-train-minutes", "inf"], "not a limit of training [--max-train-minutes]"),
         (["--experiment-name", ""], "not a name [--experiment-name]"),

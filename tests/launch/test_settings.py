@@ -198,14 +198,22 @@ def test_run_values_lays_fields_over_the_default_of_the_graph():
 
 
 @pytest.mark.parametrize(
-    "settings", [["raw_uri=s3://b/work/"], ["work_uri=s3://b/raw"], ["raw_uri=s3://b/work"]]
+    "settings",
+    [
+        ["raw_uri=s3://b/work/"],
+        ["work_uri=s3://b/raw"],
+        ["raw_uri=s3://b/work"],
+        ["work_uri=s3://b/raw/work"],
+        ["raw_uri=s3://b"],
+        ["raw_uri=s3://b/work/shards"],
+    ],
 )
 def test_run_values_refuses_results_among_the_raw_events(settings):
     parameters = {
         name: {"parameterType": "STRING", "defaultValue": f"s3://b/{name[:-4]}"}
         for name in ("raw_uri", "work_uri")
     }
-    with pytest.raises(ConfigError, match=r"raw events and results in one folder .--set "):
+    with pytest.raises(ConfigError, match=r"among the raw events .--set "):
         run_values(parameters, settings, None)
 
 

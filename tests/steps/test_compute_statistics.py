@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from iceaggr.config import ExperimentConfig
 from iceaggr.detector import icecube86
+from iceaggr.errors import ShardError
+from iceaggr.shards.manifest import ShardManifest, merge_manifests, parse_manifest
+from iceaggr.shards.planned import PlannedFile, PlannedObject
+from iceaggr.shards.planning import ShardPlan
 from iceaggr.shards.sketches import split_sketches_to_json
 from iceaggr.shards.sketching import sketch_events
 from iceaggr.steps.compute_statistics import run_compute_statistics
 from iceaggr.steps.context import RunContext
+from iceaggr.steps.planned_units import write_work_units
 from iceaggr.storage import open_store
 from tests.shards.dom_events_builder import random_dom_events
 from tests.shards.shard_manifest_builder import manifest_of
@@ -23,6 +32,33 @@ def context(tmp_path: Path) -> RunContext:
     return RunContext("run", "x", work_uri, ExperimentConfig(), tracked=False)
 
 
+def plan_of(manifest: ShardManifest, work_uri: str) -> str:
+    """Store a plan of the raw files of a manifest; gives its one work unit."""
+    files = [
+        PlannedFile(
+            uri=source.uri,
+            batch_id=index,
+            n_bytes=source.n_bytes,
+            etag=source.etag,
+            n_events=source.n_events_in,
+            n_events_used=source.n_events_in,
+        )
+        for index, source in enumerate(manifest.source_files)
+    ]
+    plan = ShardPlan(
+        raw_uri="s3://a",
+        meta=PlannedObject(uri="s3://a/train_meta.parquet", n_bytes=1, etag="etag"),
+        geometry_uri="icecube86",
+        labelled=True,
+        notes=(),
+        files=tuple(files),
+    )
+    data = json.dumps(plan.model_dump()).encode()
+    uri = f"{work_uri}/plans/{hashlib.sha256(data).hexdigest()[:16]}.json"
+    open_store().write_bytes(uri, data)
+    return f"{uri}#0:{len(files)}"
+
+
 def data_card(context: RunContext, folder: Path, seed: int, place: str = "a") -> str:
     """Run the step on a data set of its own, and give its data card."""
     sketches = {"train": sketch_events(random_dom_events(200, seed=seed), icecube86())}
@@ -31,6 +67,7 @@ def data_card(context: RunContext, folder: Path, seed: int, place: str = "a") ->
     unit, card = folder / "unit.json", folder / "card.html"
     manifest = manifest_of(sketches, uri=f"s3://{place}/b.parquet", sketch_uri=sketch_uri)
     unit.write_text(manifest.to_json())
+    write_work_units(open_store(), context, [plan_of(manifest, context.work_uri)])
     run_compute_statistics(
         context,
         [unit],
@@ -51,3 +88,40 @@ def test_retry_compares_with_the_data_set_before_while_that_exists(
     assert drift in data_card(context, tmp_path, seed=2, place="elsewhere")
     (tmp_path / "sketch-1.json").unlink()
     assert "Drift" not in data_card(context, tmp_path, seed=2)
+
+
+def test_run_that_was_not_planned_is_refused(context: RunContext, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"no plan of this run \[.*runs/run/work_units\.json\]"):
+        run_compute_statistics(
+            context,
+            [],
+            manifest_path=tmp_path / "manifest.json",
+            normalization_path=tmp_path / "normalization.json",
+            data_card_path=tmp_path / "card.html",
+        )
+
+
+def test_raw_file_unlike_the_others_is_told_on_the_card_and_in_the_last_line(
+    context: RunContext, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    units = []
+    for number in range(3):
+        events = random_dom_events(60, seed=number)
+        if number == 1:
+            events = replace(events, charge_pe=1000 * events.charge_pe)
+        sketches = {"train": sketch_events(events, icecube86())}
+        sketch_uri = (tmp_path / f"sketch-{number}.json").as_uri()
+        open_store().write_bytes(sketch_uri, split_sketches_to_json(sketches).encode())
+        manifest = manifest_of(sketches, uri=f"s3://a/<b>{number}", sketch_uri=sketch_uri)
+        source = manifest.source_files[0].model_copy(update={"content_key": str(number)})
+        units.append(tmp_path / f"unit-{number}.json")
+        units[-1].write_text(manifest.model_copy(update={"source_files": (source,)}).to_json())
+    whole = merge_manifests(parse_manifest(unit.read_text(), str(unit)) for unit in units)
+    write_work_units(open_store(), context, [plan_of(whole, context.work_uri)])
+    documents = {f"{name}_path": tmp_path / name for name in ("manifest", "normalization")}
+    run_compute_statistics(context, units, data_card_path=tmp_path / "card.html", **documents)
+    card = (tmp_path / "card.html").read_text()
+    assert "Look at these raw files: 1 of 3 is unlike the others." in card
+    assert re.search(r"<li>s3://a/&lt;b&gt;1 \(60 events\): charge_pe has mean 1[\d,.]+", card)
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line.endswith("; warning: 1 raw file is unlike the others, see the data card")

@@ -9,7 +9,9 @@ from pathlib import Path
 from iceaggr.errors import ShardError, StorageError
 from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.progress import StepProgress
+from iceaggr.shards.coverage import check_coverage
 from iceaggr.shards.data_card import data_card_html
+from iceaggr.shards.file_plausibility import files_unlike_the_others, refuse_implausible_files
 from iceaggr.shards.manifest import ShardManifest, load_manifest, merge_manifests, parse_manifest
 from iceaggr.shards.plausibility import (
     doubtful_times,
@@ -19,10 +21,17 @@ from iceaggr.shards.plausibility import (
 )
 from iceaggr.shards.recorded_detector import load_recorded_detector
 from iceaggr.shards.sketches import Sketch
-from iceaggr.shards.statistics import compute_statistics, load_sketches
+from iceaggr.shards.statistics import (
+    compute_statistics,
+    load_file_sketches,
+    load_sketches,
+    merge_files,
+    merge_splits,
+)
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import read_file, write_document
 from iceaggr.steps.manifest_facts import manifest_facts, reuse_words
+from iceaggr.steps.planned_units import read_work_units
 
 log = logging.getLogger(__name__)
 
@@ -38,25 +47,31 @@ def run_compute_statistics(
     """Merge what the sharding tasks wrote and fit the normalisation on the train split.
 
     Returns the counts of events and pulses.
-    Raises: ShardError; RawDataError if much of a raw file was rejected, all labels are one
-    direction or times are of another unit; NormalizationError naming the feature that is unusable.
+    Raises: ShardError, also if a planned work unit is missing; RawDataError if much of a raw file
+    was rejected, or if all labels are one direction or times are of another unit, in all data or
+    in one raw file; NormalizationError naming the feature that is unusable.
     """
     with (
         StepProgress("compute_statistics", run_id=context.run_id) as progress,
         context.tracking("compute_statistics") as tracker,
     ):
         store = context.open_store()
-        manifest = merge_manifests(
+        manifests = [
             parse_manifest(
                 read_file(path, "manifest of a work unit", "Shard the raw events again"), str(path)
             )
             for path in unit_manifest_paths
-        )
+        ]
+        check_coverage(store, read_work_units(store, context), manifests)
+        manifest = merge_manifests(manifests)
         refuse_mass_rejection(manifest, context.config.data.max_rejected_share)
-        sketches = load_sketches(store, manifest)
+        file_sketches = load_file_sketches(store, manifest)
+        sketches, files = merge_files(file_sketches), merge_splits(file_sketches)
         refuse_one_direction(manifest, sketches)
         detector = load_recorded_detector(store, manifest)
         refuse_times_of_another_unit(sketches, detector)
+        refuse_implausible_files(files, detector)
+        unlike = files_unlike_the_others(files)
         statistics = compute_statistics(manifest, sketches, context.config.normalization)
         write_document(manifest_path, manifest.to_json())
         write_document(normalization_path, statistics.normalization.to_json())
@@ -66,18 +81,25 @@ def run_compute_statistics(
             statistics.normalization,
             detector,
             previous=_previous_sketch(context, store, manifest),
+            unlike_files=unlike,
         )
         write_document(data_card_path, card)
         facts = manifest_facts(manifest)
         _track(tracker, manifest, facts, card, statistics.normalization.to_json())
         _point_to_latest(context, store, manifest)
-        doubt = doubtful_times(statistics.sketches["train"], detector)
+        doubts = (doubtful_times(statistics.sketches["train"], detector), _told(unlike))
         progress.conclude(
             f"{reuse_words(facts)}; {facts['pulses_in']:,.0f} pulses in ="
             f" {facts['pulses_kept']:,.0f} kept + {facts['pulses_rejected']:,.0f} rejected"
-            + (f"; warning: {doubt}" if doubt else "")
+            + "".join(f"; warning: {doubt}" for doubt in doubts if doubt)
         )
         return facts
+
+
+def _told(unlike: list[str]) -> str:
+    """Point to the sentences on the data card; '' where there are none."""
+    count = {0: "", 1: "1 raw file is"}.get(len(unlike), f"{len(unlike)} raw files are")
+    return f"{count} unlike the others, see the data card" if count else ""
 
 
 def _latest_uri(context: RunContext) -> str:

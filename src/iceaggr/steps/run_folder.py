@@ -73,12 +73,12 @@ class RunFolder:
     def open(path: Path) -> RunFolder:
         """Open a run that `iceaggr shard` started. Raises: ConfigError if there is none."""
         path = path.resolve()
-        obstacle = _no_file(path / _SETTINGS)
+        obstacle = _no_settings(path / _SETTINGS)
         if obstacle:
             raise ConfigError(
                 "folder holds no run",
                 where=str(path),
-                found=f"{_SETTINGS}: {obstacle}",
+                found=obstacle,
                 expected="a folder of `iceaggr shard`",
                 remedy="Start with `iceaggr shard`",
             )
@@ -174,12 +174,14 @@ class RunFolder:
         return self.path / "verdict.md"
 
 
-def _no_file(path: Path) -> str:
+def _no_settings(path: Path) -> str:
     """Say why there is no file to read, '' if there is one."""
     try:
-        return "" if stat.S_ISREG(path.stat().st_mode) else "no regular file"
-    except OSError as error:
-        return error.strerror or str(error)
+        return "" if stat.S_ISREG(path.stat().st_mode) else f"{path.name} that is no regular file"
+    except PermissionError as error:
+        return f"{path.name}: {error.strerror}"
+    except OSError:  # none there, or a name that none can have
+        return f"no {path.name}"
 
 
 def _make(folder: Path) -> None:

@@ -49,7 +49,7 @@ def _open_lock(path: Path) -> BinaryIO:
     except OSError as error:
         told = as_machine_error(error)
         if told is None or error.errno == errno.EISDIR:
-            raise _no_lock(path, error.strerror) from None
+            raise _no_lock(path, error.strerror or str(error)) from None
         raise told from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
