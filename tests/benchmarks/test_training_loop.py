@@ -32,9 +32,15 @@ def few_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bench_loop_reports_what_it_measured() -> None:
     figures = bench_loop(CONFIG, CPU, step_s=1.0)
-    assert set(figures) == {"loop_events_per_s", "loop_share_of_step", "waiting_share"}
+    assert set(figures) == {
+        "loop_events_per_s",
+        "loop_share_of_step",
+        "loop_cpu_share_of_step",
+        "waiting_share",
+    }
     assert figures["loop_events_per_s"] > 0
     assert figures["loop_share_of_step"] > 0
+    assert figures["loop_cpu_share_of_step"] > 0
     assert 0 <= figures["waiting_share"] < 1
 
 

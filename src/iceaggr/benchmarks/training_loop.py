@@ -36,8 +36,8 @@ from iceaggr.training.state import RunState
 from iceaggr.training.step import StepOutcome
 
 N_SIMULATED = 5_000
-N_ROUNDS = 3
-SECONDS_PER_WINDOW = 6.0
+N_ROUNDS = 5
+SECONDS_PER_WINDOW = 3.0
 MAX_STEPS_PER_WINDOW = 200
 
 
@@ -45,8 +45,10 @@ def bench_loop(config: ExperimentConfig, device: torch.device, step_s: float) ->
     """Measure the loop of a configuration on simulated events in local shards.
 
     step_s: about how long a step takes, in seconds
-    Returns loop_events_per_s, loop_share_of_step (its ratio to the bare steps), waiting_share (of
-    the time, for batches) and, on a GPU, gpu_busy_share of the loop. Medians of N_ROUNDS.
+    Returns loop_events_per_s, loop_share_of_step (its ratio to the bare steps),
+    loop_cpu_share_of_step (the same by processor time, hardly moved by a busy machine),
+    waiting_share (of the time, for batches) and, on a GPU, gpu_busy_share of the loop. Medians of
+    N_ROUNDS.
     """
     n_steps = int(min(max(2, SECONDS_PER_WINDOW / step_s), MAX_STEPS_PER_WINDOW))
     with tempfile.TemporaryDirectory(prefix="iceaggr-bench-") as folder:
@@ -54,7 +56,7 @@ def bench_loop(config: ExperimentConfig, device: torch.device, step_s: float) ->
         rounds = [bench.take_turns() for _ in range(N_ROUNDS)]
         figures = {
             name: statistics.median(getattr(one, name) for one in rounds)
-            for name in ("loop_events_per_s", "loop_share_of_step", "waiting_share")
+            for name in vars(rounds[0])
         }
         if device.type == "cuda":
             figures["gpu_busy_share"] = bench.busy_share()
@@ -67,6 +69,7 @@ class _Round:
 
     loop_events_per_s: float
     loop_share_of_step: float
+    loop_cpu_share_of_step: float
     waiting_share: float
 
 
@@ -100,17 +103,20 @@ class _LoopBench:
         self.state = RunState()
         self.points: list[TrainingProgress] = []
         self.timed: list[EventBatch] = []
+        self.loop_cpu_s = 0.0
         self.interruption = Interruption()
         self.meter: BusyMeter | None = None
 
     def take_turns(self) -> _Round:
         """Time a stretch of the loop, then bare steps on the batches of its second window."""
         self._run_loop()
-        bare_events_per_s = self._bare_events_per_s(self.timed)
+        n_events = sum(batch.n_events for batch in self.timed)
+        bare_s, bare_cpu_s = self._take_bare_steps(self.timed)
         loop = self.points[1]
         return _Round(
             loop_events_per_s=loop.events_per_s,
-            loop_share_of_step=loop.events_per_s / bare_events_per_s,
+            loop_share_of_step=loop.events_per_s * bare_s / n_events,
+            loop_cpu_share_of_step=bare_cpu_s / self.loop_cpu_s,
             waiting_share=loop.data_wait_share,
         )
 
@@ -135,24 +141,27 @@ class _LoopBench:
         self.points.append(point)
         if len(self.points) == 1:
             self.window.batches = []
+            self.loop_cpu_s = -time.process_time()
             if self.meter is not None:
                 self.meter.start()
         elif len(self.points) == 2:
+            self.loop_cpu_s += time.process_time()
             if self.meter is not None:
                 self.meter.stop()
             self.timed = list(self.window.batches)
             self.interruption.requested = True
 
-    def _bare_events_per_s(self, batches: list[EventBatch]) -> float:
+    def _take_bare_steps(self, batches: list[EventBatch]) -> tuple[float, float]:
+        """Take a step on each batch: seconds by the clock, and of all cores."""
         step = self.parts.step
         rate = step.config.training.learning_rate
         wait_for(self.device)
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         for batch in batches:
             loaded = LoadedBatch(batch, batch, {})
             step.take(loaded, self.state.step + 1, self.state.progress, rate, batch.n_events)
         wait_for(self.device)
-        return sum(batch.n_events for batch in batches) / (time.perf_counter() - began)
+        return time.perf_counter() - began, time.process_time() - cpu_began
 
 
 def _endless(config: ExperimentConfig, n_steps: int) -> ExperimentConfig:

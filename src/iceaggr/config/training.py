@@ -65,7 +65,9 @@ class TrainingConfig(Section):
     seed: Seed = 0
     """Seed of weights and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto = a GPU if there is one; cuda = fail without one."""
+    """auto = a GPU if there is one; cuda = fail without one. A number of GPUs given to the run
+    (--gpu-count, train_gpu_count of the form) decides for auto and must not contradict the others:
+    0 = cpu, more = cuda."""
 
 
 class LearningCheckConfig(Section):
