@@ -8,6 +8,7 @@ from tests.bad_input.prediction_cases import PREDICTIONS
 from tests.bad_input.raw_cases import COLUMNS, FILES, PULSES
 from tests.bad_input.service_cases import SERVICES
 from tests.bad_input.settings_cases import SETTINGS
+from tests.bad_input.several_files_cases import SEVERAL_FILES
 from tests.bad_input.trained_cases import TRAINED
 from tests.bad_input.truth_cases import AFTER_TRAINING, TRUTHS
 
@@ -16,6 +17,7 @@ GROUPS: dict[str, list[Case]] = {
     "Columns of a batch file": COLUMNS,
     "Single pulses": PULSES,
     "Events": EVENTS,
+    "Several raw files": SEVERAL_FILES,
     "The meta file": META_FILE,
     "The truth": TRUTHS,
     "Places and times": PLACES,

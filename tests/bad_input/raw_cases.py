@@ -199,23 +199,26 @@ def _one(name: str, words: str, column: str, value: object, reason: str, dtype: 
     )
 
 
-def _null_charge(scene: Scene) -> None:
-    table = pq.read_table(scene.batch())
-    values = table.column("charge").to_pylist()
-    values[2] = None
-    index = table.column_names.index("charge")
-    table = table.set_column(index, "charge", pa.array(values, pa.float32()))
-    pq.write_table(table, scene.batch())
+def _null(name: str, column: str) -> Case:
+    """One pulse with one value missing, in a column of its documented type."""
+
+    def damage(scene: Scene) -> None:
+        table = pq.read_table(scene.batch())
+        values = table.column(column).to_pylist()
+        values[2] = None
+        index = table.column_names.index(column)
+        nulls = pa.array(values, table.schema.field(column).type)
+        pq.write_table(table.set_column(index, column, nulls), scene.batch())
+
+    outcome = "the pulse is rejected as `value_missing`"
+    return Case(name, f"{column} null", outcome, damage, Quarantines(pulses={"value_missing": 1}))
 
 
 PULSES = [
-    Case(
-        "charge-null",
-        "charge null",
-        "the pulse is rejected as `value_missing`",
-        _null_charge,
-        Quarantines(pulses={"value_missing": 1}),
-    ),
+    _null("charge-null", "charge"),
+    _null("time-null", "time"),
+    _null("sensor-null", "sensor_id"),
+    _null("auxiliary-null", "auxiliary"),
     _one("charge-nan", "charge NaN", "charge", np.nan, "charge_not_finite", np.float32),
     _one("charge-infinite", "charge infinite", "charge", np.inf, "charge_not_finite", np.float32),
     _one("charge-zero", "charge zero", "charge", 0, "charge_not_positive", np.float32),

@@ -18,6 +18,7 @@ from tests.bad_input.scene import Scene
 from tests.bad_input.sound import write_sound
 
 RAW_GROUPS = ("Batch files", "Columns of a batch file", "Single pulses", "Events")
+RAW_GROUPS += ("Several raw files",)
 RAW_GROUPS += ("The meta file", "The truth", "Places and times", "The geometry", "Settings")
 TRAINED_GROUPS = ("Documents between steps", "The truth, later", "Checkpoints and models")
 TRAINED_GROUPS += ("Predictions",)
