@@ -15,6 +15,11 @@ from iceaggr.config import LossConfig
 
 _TINY = 1e-12
 
+NATS_OF_IGNORANCE = math.log(4 * math.pi)
+"""Negative log-likelihood, 2.53 nats, of whoever knows nothing: all directions alike, kappa 0."""
+ANGLE_OF_IGNORANCE = math.pi / 2
+"""Mean opening angle, in radians, of whoever knows nothing."""
+
 
 class Prediction(Protocol):
     """What the losses need to know of a prediction: vector (B, 3) of length kappa."""
@@ -38,9 +43,32 @@ def direction_loss(
     if config.kind == "angle":
         return angle_loss(output.vector, true_direction)
     likelihood = von_mises_fisher_loss(output.vector, true_direction)
-    if config.kind == "von_mises_fisher" or progress < config.angle_from_progress:
+    if _is_likelihood_alone(config, progress):
         return likelihood
     return angle_loss(output.vector, true_direction) + config.likelihood_share * likelihood
+
+
+def loss_of_ignorance(config: LossConfig, progress: float) -> float:
+    """Give the mean loss of whoever knows nothing: radians or nats, as `direction_loss`.
+
+    progress: share of the training done, in [0, 1].
+    """
+    if config.kind == "angle":
+        return ANGLE_OF_IGNORANCE
+    if _is_likelihood_alone(config, progress):
+        return NATS_OF_IGNORANCE
+    return ANGLE_OF_IGNORANCE + config.likelihood_share * NATS_OF_IGNORANCE
+
+
+def trains_kappa(config: LossConfig, progress: float = 1.0) -> bool:
+    """Tell whether the loss asks for a true kappa at this point; the angle alone does not."""
+    if config.kind == "angle":
+        return False
+    return _is_likelihood_alone(config, progress) or config.likelihood_share > 0
+
+
+def _is_likelihood_alone(config: LossConfig, progress: float) -> bool:
+    return config.kind == "von_mises_fisher" or progress < config.angle_from_progress
 
 
 def angle_loss(vector: Tensor, true_direction: Tensor) -> Tensor:

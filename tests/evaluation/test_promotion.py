@@ -9,7 +9,7 @@ import pytest
 from iceaggr.config import PromotionConfig
 from iceaggr.errors import EvaluationError
 from iceaggr.evaluation.calibration import LEVELS
-from iceaggr.evaluation.promotion import decide_promotion
+from iceaggr.evaluation.promotion import decide_promotion, refuse_false_confidence
 
 CONFIG = PromotionConfig(min_sigma=2.0)
 
@@ -167,3 +167,29 @@ def test_repeated_events_are_an_error():
 def test_first_model_needs_the_constant_baseline():
     with pytest.raises(EvaluationError, match="first champion has no rival"):
         decide_promotion(event_table().drop(columns="constant_angle_deg"), None, CONFIG)
+
+
+def test_first_model_of_ruined_confidence_is_refused():
+    ruined = event_table(kappa=81_377.0)
+    verdict = decide_promotion(ruined, None, CONFIG)
+    assert verdict.promote, "its angles alone would do"
+    refused = refuse_false_confidence(verdict, ruined, CONFIG)
+    assert not refused.promote
+    assert refused.reason.startswith("not promoted: its confidence is worse than none: negative")
+    assert "2.531 is that of knowing nothing" in refused.reason
+    assert "though better than the best constant" in refused.reason
+
+
+def test_model_of_grossly_wrong_coverage_is_refused_whatever_its_rival():
+    timid = event_table(-1.0, kappa=2.0, seed=1)
+    tolerant = PromotionConfig(max_calibration_loss=1.0)
+    verdict = decide_promotion(timid, event_table(), tolerant)
+    refused = refuse_false_confidence(verdict, timid, tolerant)
+    assert verdict.promote
+    assert not refused.promote
+    assert "coverage is off by more than 25 points" in refused.reason
+
+
+def test_model_of_true_confidence_passes():
+    verdict = decide_promotion(event_table(), None, CONFIG)
+    assert refuse_false_confidence(verdict, event_table(), CONFIG) == verdict

@@ -7,18 +7,15 @@ import torch
 from torch import nn
 
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.config import NormalizationConfig, TrainingConfig
+from iceaggr.config import NormalizationConfig
 from iceaggr.errors import TrainingError
 from iceaggr.normalization import Normalization, Normalizer
 from iceaggr.training.guards import (
     GradientNorms,
     TakenStep,
     check_batch,
-    check_learning_goes_on,
     check_step,
-    learning_problem,
 )
-from iceaggr.training.validation import ValidationResult
 from tests.batches.batch_builder import random_event_batch
 
 CONFIG = NormalizationConfig()
@@ -106,10 +103,10 @@ def test_step_refuses_a_gradient_norm_that_overflows(batch: EventBatch) -> None:
 
 def test_spoiled_weights_are_named(batch: EventBatch) -> None:
     model = nn.Linear(2, 2)
-    TakenStep.of(model, batch, torch.ones(4), FINE, "step 3").check(model)
+    TakenStep.of(model.state_dict(), batch, torch.ones(4), FINE, "step 3").check(model)
     with torch.no_grad():
         model.weight[0, 0] = float("inf")
-    taken = TakenStep.of(model, batch, torch.ones(4), FINE, "step 3")
+    taken = TakenStep.of(model.state_dict(), batch, torch.ones(4), FINE, "step 3")
     with pytest.raises(TrainingError, match=r"spoiled the weights \[step 3\].*found weight; event"):
         taken.check(model)
 
@@ -117,52 +114,6 @@ def test_spoiled_weights_are_named(batch: EventBatch) -> None:
 def test_step_looked_at_later_names_the_gradients_of_its_time(batch: EventBatch) -> None:
     model = nn.Linear(2, 2)
     spoiled = GradientNorms(("weight", "bias"), torch.tensor([1.0, float("nan")]))
-    taken = TakenStep.of(model, batch, torch.ones(4), spoiled, "step 3")
+    taken = TakenStep.of(model.state_dict(), batch, torch.ones(4), spoiled, "step 3")
     with pytest.raises(TrainingError, match=r"gradient is not finite \[step 3\].*found bias;"):
         taken.check(model)
-
-
-def result(gain: float, error: float, length: float) -> ValidationResult:
-    return ValidationResult(
-        n_events=100,
-        loss=1.5,
-        opening_angle_deg=88.0 - gain,
-        median_opening_angle_deg=88.0,
-        constant_opening_angle_deg=88.0,
-        gain_deg=gain,
-        gain_error_deg=error,
-        mean_vector_length=length,
-        mean_z=0.0,
-        true_mean_z=0.0,
-        seconds=1.0,
-    )
-
-
-@pytest.mark.parametrize(
-    ("gain", "error", "length", "problem"),
-    [
-        (3.0, 1.0, 0.5, ""),
-        (1.9, 1.0, 0.5, "no better than the best constant"),
-        (-3.0, 1.0, 0.5, "no better than the best constant"),
-        (float("nan"), 1.0, 0.5, "no better than the best constant"),
-        (3.0, 1.0, 0.99, "collapsed to one direction"),
-    ],
-)
-def test_learning_problem_is_put_in_words(
-    gain: float, error: float, length: float, problem: str
-) -> None:
-    found = learning_problem(result(gain, error, length), TrainingConfig())
-    assert (problem in found) if problem else found == ""
-
-
-def test_run_that_does_not_learn_is_only_watched_unless_configured() -> None:
-    problem = check_learning_goes_on(result(0.0, 1.0, 0.5), TrainingConfig(), step=10**6)
-    assert "no better" in problem
-
-
-def test_run_that_does_not_learn_stops_from_the_configured_step_on() -> None:
-    config = TrainingConfig(stop_if_not_learning_after_n_steps=100)
-    bad = result(0.0, 1.0, 0.5)
-    assert "no better" in check_learning_goes_on(bad, config, step=99)
-    with pytest.raises(TrainingError, match=r"does not learn \[step 100, 100 validation events\]"):
-        check_learning_goes_on(bad, config, step=100)

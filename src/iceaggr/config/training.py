@@ -56,8 +56,11 @@ class TrainingConfig(Section):
     max_validation_events: int = Field(10_000, ge=1, le=MAX_EVENTS)
     """Validation stops after the minibatch that completes this many events, each time the same."""
     stop_if_not_learning_after_n_steps: int = Field(0, ge=0, le=10**9)
-    """Validations from this step on stop a run that is collapsed or no better than the best
-    constant prediction; 0 = only log it."""
+    """Validations from this step on stop a run that is collapsed, no better than the best constant
+    prediction, worse than its seed, or more confident than it may be; 0 = only log it."""
+    stop_if_diverged: bool = True
+    """Stop a ruined run, at any step: a likelihood far worse than that of knowing nothing, or an
+    angle far worse than that of the fit it started from; false = only log it."""
     max_mean_vector_length: float = Field(0.98, gt=0, le=1)
     """Predictions count as collapsed when the mean of the unit vectors is longer than this."""
     log_every_n_steps: int = Field(50, ge=1, le=1_000_000)

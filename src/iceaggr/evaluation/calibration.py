@@ -61,6 +61,20 @@ def probability_inside(angle_rad: FloatArray, kappa: FloatArray) -> FloatArray:
     return np.where(kappa < 1e-9, lost_cosine / 2.0, inside)
 
 
+def negative_log_likelihood(angle_rad: FloatArray, kappa: FloatArray) -> FloatArray:
+    """Compute the negative log-likelihood of each event's true direction: (N,) nats.
+
+    angle_rad, kappa: (N,) opening angle in radians and concentration >= 0. Whoever knows nothing,
+    kappa 0, has ln(4 pi) = 2.53 for every event.
+    Raises: EvaluationError if the shapes differ or a kappa is negative or not finite.
+    Source: density kappa / (2 pi (1 - exp(-2 kappa))) exp(-kappa (1 - cos psi)).
+    """
+    angle_rad, kappa = _checked(angle_rad, kappa)
+    kappa = np.maximum(kappa, 1e-9)
+    log_norm = np.log(-np.expm1(-2.0 * kappa) / kappa) + math.log(2.0 * math.pi)
+    return log_norm + kappa * 2.0 * np.sin(angle_rad / 2.0) ** 2
+
+
 def containment_angle(kappa: FloatArray, level: float) -> FloatArray:
     """Find the radius of the region that holds an event with probability `level`.
 

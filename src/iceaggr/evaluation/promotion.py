@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from iceaggr.evaluation.calibration import (
     calibration_gap,
     calibration_loss,
     coverage,
+    negative_log_likelihood,
 )
 from iceaggr.evaluation.event_table import pit_of
 
@@ -33,6 +34,41 @@ class Verdict:
     margin_error_deg: float
     n_events: int
     compared_with: str
+
+
+IGNORANCE_NATS = math.log(4.0 * math.pi)
+"""Negative log-likelihood of whoever knows nothing."""
+
+
+def refuse_false_confidence(
+    verdict: Verdict, challenger: pd.DataFrame, config: PromotionConfig
+) -> Verdict:
+    """Refuse a model whose kappa says less than nothing, or is grossly wrong, whatever its rival.
+
+    challenger: event table with opening_angle_deg, kappa. Not for models whose loss trains no
+    kappa. Returns the verdict as it was, or one that refuses with the reason before it.
+    """
+    if not verdict.promote:
+        return verdict
+    angle_rad = np.deg2rad(_angles(challenger, "opening"))
+    nats = negative_log_likelihood(angle_rad, challenger["kappa"].to_numpy(np.float64))
+    mean, error = float(nats.mean()), float(nats.std(ddof=1) / math.sqrt(len(nats)))
+    pit = pit_of(challenger)
+    why = ""
+    if not mean < IGNORANCE_NATS:
+        why = (
+            f"its confidence is worse than none: negative log-likelihood {mean:,.3f} ± {error:,.3f}"
+            f" nats per event, {IGNORANCE_NATS:.3f} is that of knowing nothing"
+        )
+    elif calibration_gap(pit) > config.max_calibration_gap:
+        why = (
+            f"its coverage is off by more than {100 * config.max_calibration_gap:g} points:"
+            f" {_shares(pit)} of events lie in their {_levels()} % regions"
+        )
+    if not why:
+        return verdict
+    though = verdict.reason.removeprefix("promoted: ")
+    return replace(verdict, promote=False, reason=f"not promoted: {why}; though {though}")
 
 
 def decide_promotion(

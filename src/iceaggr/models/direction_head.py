@@ -45,4 +45,5 @@ class DirectionHead(nn.Module):
                 raw = (rotation * raw[:, :, None]).sum(1)
         length = (raw.square().sum(-1, keepdim=True) + 1e-12).sqrt()
         kappa = torch.sinh(length.clamp(max=MAX_LENGTH))
-        return DirectionOutput(raw * (kappa / length))
+        seed = None if rotation is None else rotation[:, 2]
+        return DirectionOutput(raw * (kappa / length), seed)

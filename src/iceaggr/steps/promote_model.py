@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 
 from iceaggr.errors import TrackingError
-from iceaggr.evaluation.promotion import Verdict, decide_promotion
+from iceaggr.evaluation.promotion import Verdict, decide_promotion, refuse_false_confidence
 from iceaggr.interfaces import ObjectStore, Tracker
+from iceaggr.losses import trains_kappa
 from iceaggr.models.bundle import load_model
 from iceaggr.progress import StepProgress
 from iceaggr.shards.manifest import ShardManifest
@@ -160,6 +161,8 @@ def _decide(
             fetched = registry.fetch(rival.uri, Path(folder))
             loaded = load_model(open_folder(Path(folder)), fetched)
         verdict = judge_against(loaded, store, manifest, events, settings)
+    if trains_kappa(context.config.loss):
+        verdict = refuse_false_confidence(verdict, events, settings)
     tags = {"verdict": verdict.reason, "data_digest": manifest.digest()}
     if verdict.compared_with:
         tags["margin_deg"] = f"{verdict.margin_deg:.4f} ± {verdict.margin_error_deg:.4f}"

@@ -1,22 +1,18 @@
-"""Guards: nothing that is not finite reaches the weights, and a run that learns nothing is seen."""
+"""Guards: nothing that is not finite reaches the weights, a validation or a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.config import NormalizationConfig, TrainingConfig
+from iceaggr.config import NormalizationConfig
 from iceaggr.errors import NormalizationError, TrainingError
 from iceaggr.normalization import check_inputs
-
-if TYPE_CHECKING:
-    from iceaggr.training.validation import ValidationResult
 
 N_NAMED = 10
 """Event ids or parameters that an error lists."""
@@ -90,7 +86,7 @@ def check_step(
     """
     if bool(torch.isfinite(event_loss.sum() + gradients.total)):
         return
-    spoiled = _not_finite((name, p.detach()) for name, p in model.named_parameters())
+    spoiled = not_finite(model.state_dict().items())
     bad_events = ~torch.isfinite(event_loss)
     if spoiled:
         what, found = "a weight is not finite", f"{spoiled}; {_events(event_id)}"
@@ -99,7 +95,7 @@ def check_step(
         found = f"{int(bad_events.sum())} of {len(bad_events)} events, "
         found += _events(event_id[bad_events])
     else:
-        names = _not_finite(zip(gradients.names, gradients.norms, strict=True))
+        names = not_finite(zip(gradients.names, gradients.norms, strict=True))
         what = "a gradient is not finite"
         found = f"{names or 'their norm overflows'}; {_events(event_id)}"
     raise TrainingError(
@@ -115,7 +111,8 @@ def check_step(
 class TakenStep:
     """What a step left, to be looked at when the next one is under way: looking waits.
 
-    numbers: (3,) on the host: sum of the loss, norm of all gradients, of all weights
+    kept: what the step left by name: weights, buffers and, where there is one, their average
+    numbers: (3,) on the host: sum of the loss, norm of all gradients, of everything that is kept
     arrived: when a GPU has sent them, or None on a CPU
     """
 
@@ -123,20 +120,22 @@ class TakenStep:
     gradients: GradientNorms
     event_id: Tensor
     where: str
+    kept: Mapping[str, Tensor]
     numbers: Tensor
     arrived: torch.cuda.Event | None
 
     @classmethod
     def of(
         cls,
-        model: nn.Module,
+        kept: Mapping[str, Tensor],
         batch: EventBatch,
         event_loss: Tensor,
         gradients: GradientNorms,
         where: str,
     ) -> TakenStep:
         """Note what a step on a batch left behind, without waiting for it."""
-        weights = torch.stack(torch._foreach_norm([p.detach() for p in model.parameters()]))
+        tensors = [value for value in kept.values() if value.is_floating_point()]
+        weights = torch.stack(torch._foreach_norm(tensors))
         numbers = torch.stack(
             [event_loss.sum(), gradients.total, torch.linalg.vector_norm(weights)]
         )
@@ -146,16 +145,16 @@ class TakenStep:
             numbers = torch.empty_like(numbers, device="cpu").pin_memory().copy_(numbers, True)
             arrived = torch.cuda.Event()
             arrived.record()
-        return cls(event_loss, gradients, batch.event_id, where, numbers, arrived)
+        return cls(event_loss, gradients, batch.event_id, where, kept, numbers, arrived)
 
     def check(self, model: nn.Module) -> None:
-        """Look. Raises: TrainingError naming the events, and the parameters that are spoiled."""
+        """Look. Raises: TrainingError naming the events, and the tensors that are spoiled."""
         if self.arrived is not None:
             self.arrived.synchronize()
         if bool(torch.isfinite(self.numbers).all()):
             return
         check_step(self.event_loss, self.gradients, self.event_id, model, self.where)
-        names = _not_finite((name, p.detach()) for name, p in model.named_parameters())
+        names = not_finite(self.kept.items())
         raise TrainingError(
             "the optimiser step spoiled the weights",
             where=self.where,
@@ -165,45 +164,47 @@ class TakenStep:
         )
 
 
-def learning_problem(result: ValidationResult, config: TrainingConfig) -> str:
-    """Say what is wrong with a validation in words; empty when the model learns.
+def check_kept(kept: Mapping[str, Tensor], where: str) -> None:
+    """Refuse to validate or to save what is not finite; waits for the device once.
 
-    Learning means a smaller mean opening angle than the best constant on the same events, by more
-    than two standard errors of the difference event by event.
+    kept: weights, buffers, averages and moments by name, of any number type.
+    Raises: TrainingError naming the tensors.
     """
-    if result.mean_vector_length > config.max_mean_vector_length:
-        return (
-            f"predictions have collapsed to one direction: their mean vector has length "
-            f"{result.mean_vector_length:.3f}, more than {config.max_mean_vector_length:g}"
-        )
-    if not result.gain_deg > 2 * result.gain_error_deg:
-        return (
-            f"no better than the best constant prediction: {result.opening_angle_deg:.2f} against "
-            f"{result.constant_opening_angle_deg:.2f} degrees, gain {result.gain_deg:.2f} "
-            f"+- {result.gain_error_deg:.2f}"
-        )
-    return ""
+    answers: dict[torch.device, list[Tensor]] = {}
+    for value in kept.values():
+        # counters of the optimiser may lie on the host while the rest lies on a GPU
+        answers.setdefault(value.device, []).append(torch.isfinite(value).all())
+    if all(bool(torch.stack(of_device).all()) for of_device in answers.values()):
+        return
+    raise TrainingError(
+        "what training keeps is not finite",
+        where=where,
+        found=not_finite(kept.items()),
+        expected="finite weights, averages and moments",
+        remedy="The last good checkpoint is kept: the same command goes on from it",
+    )
 
 
-def check_learning_goes_on(result: ValidationResult, config: TrainingConfig, step: int) -> str:
-    """Stop a run that does not learn, when so configured; returns the problem in words, or "".
+def check_predictions(vector: Tensor, loss: Tensor, event_id: Tensor, where: str) -> None:
+    """Refuse to score predictions that are not finite, which have no opening angle.
 
-    Raises: TrainingError from step `stop_if_not_learning_after_n_steps` on.
+    vector: (B, 3) predicted.  loss: (B,).  event_id: (B,).
+    Raises: TrainingError naming the events.
     """
-    problem = learning_problem(result, config)
-    limit = config.stop_if_not_learning_after_n_steps
-    if problem and limit and step >= limit:
-        raise TrainingError(
-            "the model does not learn",
-            where=f"step {step}, {result.n_events} validation events",
-            found=problem,
-            expected=f"learning after {limit} steps",
-            remedy="Check inputs and labels first (iceaggr check), then the learning rate",
-        )
-    return problem
+    bad = ~(torch.isfinite(vector).all(dim=-1) & torch.isfinite(loss))
+    if not bad.any():
+        return
+    raise TrainingError(
+        "a prediction is not finite",
+        where=where,
+        found=f"{int(bad.sum())} of {len(bad)} events, {_events(event_id[bad])}",
+        expected="a finite vector and loss for every event",
+        remedy="The last good checkpoint is kept; look at these events or lower the learning rate",
+    )
 
 
-def _not_finite(named: Iterable[tuple[str, Tensor]]) -> str:
+def not_finite(named: Iterable[tuple[str, Tensor]]) -> str:
+    """List the names of tensors that hold a number that is not finite; "" if there is none."""
     names = [name for name, tensor in named if not bool(torch.isfinite(tensor).all())]
     more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
     return ", ".join(names[:N_NAMED]) + more

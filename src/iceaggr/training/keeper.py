@@ -12,6 +12,7 @@ from torch import Tensor
 from iceaggr.errors import TrainingError
 from iceaggr.training.checkpoint import Checkpoint, CheckpointFolder
 from iceaggr.training.distributed import Processes
+from iceaggr.training.guards import not_finite
 from iceaggr.training.optimizer import optimizer_tensors, restore_optimizer
 from iceaggr.training.rounding import Rounding, go_on_with
 from iceaggr.training.state import (
@@ -50,9 +51,9 @@ class Keeper:
     def save(self, state: RunState) -> None:
         """Write a checkpoint; every process must call it together, for its random state.
 
-        Raises: TrainingError if the last step has spoiled the weights; the old one is kept.
+        Raises: TrainingError if anything to be written is not finite; the old one is kept.
         """
-        self.step.check_last()
+        self.step.check_kept(f"checkpoint of step {state.step}")
         everyone = self.processes.gather_objects(
             (random_state(), asdict(Rounding.present(self.step.device)))
         )
@@ -127,10 +128,11 @@ class Keeper:
 
     def _load(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         step = self.step
+        for group, named in tensors.items():
+            spoiled = not_finite(named.items())
+            if spoiled:
+                raise ValueError(f"{spoiled} is not finite ({group})")
         step.model.load_state_dict(tensors["model"])
-        spoiled = [n for n, value in step.model.state_dict().items() if not value.isfinite().all()]
-        if spoiled:
-            raise ValueError(f"{spoiled[0]} is not finite")
         restore_optimizer(step.optimizer, step.model, tensors["optimizer"])
         if step.average is not None:
             step.average.load(tensors["average"])

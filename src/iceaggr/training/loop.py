@@ -196,7 +196,10 @@ class Loop:
         if validate:
             self._validate()
         if save:
-            self._save()
+            # the steps since the last point count too: what is kept is good, or not written over
+            self._log()
+            if not self.parts.reporter.n_diverged_windows(self.state):
+                self._save()
 
     def _reserve_s(self) -> float:
         """Expect how long the last step, validation and checkpoint take."""
@@ -210,7 +213,7 @@ class Loop:
 
     def _validate(self) -> None:
         started = time.monotonic()
-        self.parts.step.check_last()
+        self.parts.step.check_kept(f"validation of step {self.state.step}")
         with self.parts.step.best_weights() as model:
             result = self.parts.validator.run(
                 model, self.state.progress, lambda: self.interruption.requested

@@ -107,9 +107,7 @@ def build_parts(
             n_events=inputs.manifest.n_events("validation"),
         ),
         keeper=Keeper(folder, step, run_identity(inputs, processes.world_size), processes),
-        reporter=Reporter(
-            CurveWindow(device), config.training, processes, inputs.tracker, on_progress
-        ),
+        reporter=Reporter(CurveWindow(device), config, processes, inputs.tracker, on_progress),
         processes=processes,
     )
 

@@ -24,6 +24,7 @@ _NOT_IDENTITY = {
         "checkpoint_every_minutes",
         "checkpoint_every_n_epochs",
         "log_every_n_steps",
+        "stop_if_diverged",
         "start_from",  # what came of it counts: the weights, below
     },
     "model": {"max_rows_kept"},  # what is not kept is recomputed with the same random numbers

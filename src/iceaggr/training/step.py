@@ -16,8 +16,8 @@ from iceaggr.models import DirectionModel
 from iceaggr.training.averaging import AveragedWeights
 from iceaggr.training.device import LoadedBatch, autocast
 from iceaggr.training.distributed import Processes
-from iceaggr.training.guards import GradientNorms, TakenStep, check_step
-from iceaggr.training.optimizer import build_optimizer, set_learning_rate
+from iceaggr.training.guards import GradientNorms, TakenStep, check_kept, check_step
+from iceaggr.training.optimizer import build_optimizer, optimizer_tensors, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ class OptimiserStep:
         self._parallel_model = processes.wrap(self.model, device)
         self._last: TakenStep | None = None
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._kept = {name: value.detach() for name, value in self.model.state_dict().items()}
+        if self.average is not None:
+            self._kept |= {f"average/{name}": t for name, t in self.average.tensors.items()}
 
     @contextmanager
     def best_weights(self) -> Iterator[DirectionModel]:
@@ -66,11 +69,19 @@ class OptimiserStep:
         """Check what the last step left, before it is used again or written anywhere.
 
         Not at the end of the step itself: by now the device has long computed the answer.
-        Raises: TrainingError naming that step, its events and the spoiled parameters.
+        Raises: TrainingError naming that step, its events and the spoiled tensors.
         """
         last, self._last = self._last, None
         if last is not None:
             last.check(self.model)
+
+    def check_kept(self, where: str) -> None:
+        """Check all that is validated or written: weights, buffers, average, optimiser's moments.
+
+        Raises: TrainingError naming the tensors that are not finite.
+        """
+        self.check_last()
+        check_kept(self._kept | optimizer_tensors(self.optimizer, self.model), where)
 
     def take(
         self,
@@ -102,6 +113,7 @@ class OptimiserStep:
         self._step_if_finite(event_loss.detach(), gradients, batch, where)
         if self.average is not None:
             self.average.update(self.model, step)
+        self._last = TakenStep.of(self._kept, batch, event_loss.detach(), gradients, where)
         return StepOutcome(event_loss.detach(), output.vector.detach(), gradients.total)
 
     def _step_if_finite(
@@ -118,4 +130,3 @@ class OptimiserStep:
             self._parameters, self.config.training.max_gradient_norm, gradients.total
         )
         self.optimizer.step()
-        self._last = TakenStep.of(self.model, batch, event_loss, gradients, where)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from iceaggr.angles import opening_angle
 from iceaggr.config import ExperimentConfig
 from iceaggr.errors import TrainingError
-from iceaggr.losses import direction_loss
+from iceaggr.losses import NATS_OF_IGNORANCE, direction_loss, von_mises_fisher_loss
+from iceaggr.models import DirectionOutput
 from iceaggr.training.device import autocast, placed, positioned
 from iceaggr.training.distributed import Processes
-from iceaggr.training.guards import check_batch
+from iceaggr.training.guards import check_batch, check_predictions
 from iceaggr.training.inputs import BatchSource
 
 N_CONSTANTS = 300
@@ -33,6 +34,11 @@ class ValidationResult:
     gain_deg, gain_error_deg: constant minus model, event by event: mean and its standard error
     mean_vector_length: length of the mean predicted unit vector; 1 = always the same direction
     mean_z, true_mean_z: mean z of the predicted and the true unit vectors
+    negative_log_likelihood, negative_log_likelihood_error: von Mises-Fisher with the predicted
+        kappa, nats: mean and its standard error; whoever knows nothing has ln(4 pi) = 2.53
+    seed_opening_angle_deg: mean of the classical fit that the model starts from, on the same
+        events; None for a model that starts from none
+    gain_over_seed_deg, gain_over_seed_error_deg: seed minus model, event by event, or None
     """
 
     n_events: int
@@ -45,11 +51,41 @@ class ValidationResult:
     mean_vector_length: float
     mean_z: float
     true_mean_z: float
+    negative_log_likelihood: float
+    negative_log_likelihood_error: float
     seconds: float
+    seed_opening_angle_deg: float | None = None
+    gain_over_seed_deg: float | None = None
+    gain_over_seed_error_deg: float | None = None
+
+    @property
+    def information_nats(self) -> float:
+        """Give what the predictions know beyond nothing; negative = confidence worse than none."""
+        return NATS_OF_IGNORANCE - self.negative_log_likelihood
 
     def metrics(self) -> dict[str, float]:
-        """Name the scores as points of curves."""
-        return {f"validation/{name}": float(value) for name, value in vars(self).items()}
+        """Name the scores as points of curves; what a model does not have is left out."""
+        scores = {**vars(self), "information_nats": self.information_nats}
+        return {
+            f"validation/{name}": float(value)
+            for name, value in scores.items()
+            if value is not None
+        }
+
+
+@dataclass(frozen=True)
+class ValidatedBatch:
+    """What a validation keeps of a batch, on the CPU.
+
+    event_id, loss: (B,).  vector: (B, 3) predicted.  true: (B, 3) unit vectors
+    seed: (B, 3) unit vectors of the classical fit that the model starts from, or None
+    """
+
+    event_id: Tensor
+    vector: Tensor
+    true: Tensor
+    loss: Tensor
+    seed: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +114,8 @@ class Validator:
     ) -> ValidationResult | None:
         """Score the model; None if the run was asked to stop meanwhile.
 
-        Raises: TrainingError if there is no validation event or an input is bad.
+        Raises: TrainingError if there is no validation event, an input is bad, or a prediction is
+        not finite.
         """
         started = time.monotonic()
         was_training = model.training
@@ -98,12 +135,14 @@ class Validator:
                 expected="at least one batch",
                 remedy="Use more events or a larger data.validation_share",
             )
-        predicted, true, loss = (torch.cat(tensors) for tensors in zip(*everyone, strict=True))
-        return _score(predicted, true, loss, time.monotonic() - started)
+        together = _joined(everyone)
+        # every process sees all events here, so that all of them stop
+        check_predictions(together.vector, together.loss, together.event_id, "validation")
+        return _score(together, time.monotonic() - started)
 
     def _collect(
         self, model: nn.Module, progress: float, interrupted: Callable[[], bool]
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+    ) -> list[ValidatedBatch]:
         limit = math.ceil(self.config.training.max_validation_events / self.processes.world_size)
         parts = []
         n_events = 0
@@ -118,8 +157,15 @@ class Validator:
                 with autocast(self.device, self.config.training):
                     output = model(batch)
                     loss = direction_loss(output, batch.direction, self.config.loss, progress)
+                seed = None if output.seed is None else output.seed.float().cpu()
                 parts.append(
-                    (output.direction.float().cpu(), batch.direction.cpu(), loss.float().cpu())
+                    ValidatedBatch(
+                        event_id=batch.event_id.cpu(),
+                        vector=output.vector.float().cpu(),
+                        true=batch.direction.cpu(),
+                        loss=loss.float().cpu(),
+                        seed=seed,
+                    )
                 )
                 n_events += batch.n_events
                 if n_events >= limit or interrupted():
@@ -127,25 +173,64 @@ class Validator:
         return parts
 
 
-def _score(predicted: Tensor, true: Tensor, loss: Tensor, seconds: float) -> ValidationResult:
-    angle = opening_angle(predicted.double(), true.double())
-    constant = opening_angle(best_constant(true.double()).expand_as(true), true.double())
-    gain = torch.rad2deg(constant - angle)
-    n_events = len(angle)
-    mean_vector = predicted.double().mean(dim=0)
+def _joined(parts: list[ValidatedBatch]) -> ValidatedBatch:
+    seeds = [part.seed for part in parts if part.seed is not None]
+    return ValidatedBatch(
+        event_id=torch.cat([part.event_id for part in parts]),
+        vector=torch.cat([part.vector for part in parts]),
+        true=torch.cat([part.true for part in parts]),
+        loss=torch.cat([part.loss for part in parts]),
+        seed=torch.cat(seeds) if seeds else None,
+    )
+
+
+def _score(events: ValidatedBatch, seconds: float) -> ValidationResult:
+    true = events.true.double()
+    predicted = DirectionOutput(events.vector).direction.double()
+    angle = _angle_deg(predicted, true)
+    constant = _angle_deg(best_constant(true).expand_as(true), true)
+    gain, gain_error = _mean_and_error(constant - angle)
+    nats, nats_error = _mean_and_error(von_mises_fisher_loss(events.vector, true).double())
+    mean_vector = predicted.mean(dim=0)
     return ValidationResult(
-        n_events=n_events,
-        loss=float(loss.double().mean()),
-        opening_angle_deg=float(torch.rad2deg(angle.mean())),
-        median_opening_angle_deg=float(torch.rad2deg(angle.median())),
-        constant_opening_angle_deg=float(torch.rad2deg(constant.mean())),
-        gain_deg=float(gain.mean()),
-        gain_error_deg=float(gain.std() / math.sqrt(n_events)) if n_events > 1 else math.inf,
+        n_events=len(angle),
+        loss=float(events.loss.double().mean()),
+        opening_angle_deg=float(angle.mean()),
+        median_opening_angle_deg=float(angle.median()),
+        constant_opening_angle_deg=float(constant.mean()),
+        gain_deg=gain,
+        gain_error_deg=gain_error,
         mean_vector_length=float(mean_vector.norm()),
         mean_z=float(mean_vector[2]),
-        true_mean_z=float(true[:, 2].double().mean()),
+        true_mean_z=float(true[:, 2].mean()),
+        negative_log_likelihood=nats,
+        negative_log_likelihood_error=nats_error,
         seconds=seconds,
+        **_seed_scores(events.seed, true, angle),
     )
+
+
+def _seed_scores(seed: Tensor | None, true: Tensor, angle_deg: Tensor) -> dict[str, float]:
+    if seed is None:
+        return {}
+    of_seed = _angle_deg(seed.double(), true)
+    gain, error = _mean_and_error(of_seed - angle_deg)
+    return {
+        "seed_opening_angle_deg": float(of_seed.mean()),
+        "gain_over_seed_deg": gain,
+        "gain_over_seed_error_deg": error,
+    }
+
+
+def _angle_deg(predicted: Tensor, true: Tensor) -> Tensor:
+    return torch.rad2deg(opening_angle(predicted, true))
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Average over events: (N,) float64 to the mean and its standard error."""
+    n_events = len(values)
+    error = float(values.std() / math.sqrt(n_events)) if n_events > 1 else math.inf
+    return float(values.mean()), error
 
 
 def best_constant(true: Tensor) -> Tensor:
