@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from iceaggr.angles import opening_angle
 from iceaggr.config import LossConfig
-from iceaggr.losses import angle_loss, direction_loss, von_mises_fisher_loss
+from iceaggr.losses import angle_loss, direction_loss, loss_of_ignorance, von_mises_fisher_loss
 from iceaggr.models import DirectionOutput
 
 KAPPAS = (1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4, 8e4)
@@ -126,3 +127,30 @@ def test_direction_loss_refuses_progress_outside_the_run() -> None:
     output, true = DirectionOutput(random_units(2, 7)), random_units(2, 8)
     with pytest.raises(ValueError, match=r"progress is 1.5"):
         direction_loss(output, true, LossConfig(), 1.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "progress", "expected"),
+    [
+        ("angle", 0.5, math.pi / 2),
+        ("von_mises_fisher", 0.9, math.log(4 * math.pi)),
+        ("von_mises_fisher_then_angle", 0.1, math.log(4 * math.pi)),
+        ("von_mises_fisher_then_angle", 0.9, math.pi / 2 + 0.3 * math.log(4 * math.pi)),
+    ],
+)
+def test_loss_of_ignorance_is_that_of_kappa_zero(
+    kind: Any, progress: float, expected: float
+) -> None:
+    config = LossConfig(kind=kind, likelihood_share=0.3)
+    assert loss_of_ignorance(config, progress) == pytest.approx(expected)
+    # directions at a right angle, the mean of all, with next to no confidence
+    vector, true = torch.tensor([[1e-5, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+    found = direction_loss(DirectionOutput(vector), true, config, progress)
+    assert float(found) == pytest.approx(expected, abs=1e-4)
+
+
+def test_direction_of_a_vector_that_is_not_finite_is_not_a_direction() -> None:
+    vector = torch.tensor([[float("nan"), 0.0, 1.0], [float("inf"), 0.0, 0.0], [0.0, 0.0, 0.0]])
+    direction = DirectionOutput(vector).direction
+    assert not torch.isfinite(direction[:2]).all(dim=-1).any()
+    assert torch.equal(direction[2], torch.tensor([0.0, 0.0, 1.0]))

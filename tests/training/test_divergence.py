@@ -106,6 +106,12 @@ def test_young_confidence_a_little_worse_than_none_is_no_divergence() -> None:
     assert "confidence is worse than none" in problem
 
 
+def test_overfitted_model_is_no_ruin_while_its_training_loss_is_fine() -> None:
+    overfitted = confident(NATS_OF_IGNORANCE + 6.0)
+    assert divergence(overfitted, VMF, 0.5, train_excess=-2.0) == ""
+    assert "far worse than none" in divergence(overfitted, VMF, 0.5, train_excess=0.5)
+
+
 def test_model_worse_than_its_seed_does_not_learn_and_far_worse_has_diverged() -> None:
     assert learning_problem(seeded(2.0), small_config(), 0.5) == ""
     assert learning_problem(seeded(-0.1), small_config(), 0.5) == "", "within its error"

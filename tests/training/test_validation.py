@@ -132,3 +132,40 @@ def test_validation_metrics_are_points_of_named_curves(tmp_path: Path) -> None:
     metrics = result.metrics()
     assert metrics["validation/opening_angle_deg"] == result.opening_angle_deg
     assert all(name.startswith("validation/") for name in metrics)
+
+
+class Seeded(nn.Module):
+    """Predicts as Tilted does, from a seed that is the truth; certain, and so wrongly confident."""
+
+    def forward(self, batch: EventBatch) -> DirectionOutput:
+        assert batch.direction is not None
+        tilted = nn.functional.normalize(batch.direction + torch.tensor([0.0, 0.0, 0.5]), dim=-1)
+        return DirectionOutput(1000 * tilted, seed=batch.direction)
+
+
+def test_validation_measures_likelihood_and_the_seed_on_the_same_events() -> None:
+    result = validator(FixedBatches(4)).run(Seeded(), 0.0, lambda: False)
+    assert result is not None
+    assert result.seed_opening_angle_deg == pytest.approx(0.0, abs=0.1)
+    assert result.gain_over_seed_deg == pytest.approx(-result.opening_angle_deg, abs=0.1)
+    assert result.negative_log_likelihood > 10
+    metrics = result.metrics()
+    assert metrics["validation/information_nats"] == pytest.approx(
+        math.log(4 * math.pi) - result.negative_log_likelihood
+    )
+    plain = validator(FixedBatches(4)).run(Tilted(), 0.0, lambda: False)
+    assert plain is not None
+    assert "validation/gain_over_seed_deg" not in plain.metrics()
+
+
+class SpoiledEvent(nn.Module):
+    def forward(self, batch: EventBatch) -> DirectionOutput:
+        assert batch.direction is not None
+        vector = batch.direction.clone()
+        vector[2] = float("nan")
+        return DirectionOutput(vector)
+
+
+def test_prediction_that_is_not_finite_is_never_scored() -> None:
+    with pytest.raises(TrainingError, match=r"prediction is not finite \[validation\].*2 of 16 ev"):
+        validator(FixedBatches(2)).run(SpoiledEvent(), 0.0, lambda: False)

@@ -28,14 +28,20 @@ N_SIGMA = 2.0
 """Standard errors that a difference on the validation events must exceed."""
 
 
-def divergence(result: ValidationResult, loss: LossConfig, progress: float) -> str:
+def divergence(
+    result: ValidationResult, loss: LossConfig, progress: float, train_excess: float | None = None
+) -> str:
     """Say in words why a validation shows a ruined model; empty when it does not.
 
     progress: share of the training done, which tells whether the loss asks for a true kappa.
+    train_excess: training loss minus that of ignorance at the last point of the curve, if any: a
+    network that is too sure of new events but right about those it trained with is overfitted.
     """
+    is_overfitted = train_excess is not None and train_excess < 0
     excess = -result.information_nats
     error = result.negative_log_likelihood_error
-    if trains_kappa(loss, progress) and excess > max(DIVERGED_NATS, N_SIGMA * error):
+    is_false = trains_kappa(loss, progress) and excess > max(DIVERGED_NATS, N_SIGMA * error)
+    if is_false and not is_overfitted:
         return f"confidence is far worse than none: {_nats(result)}"
     lost = -(result.gain_over_seed_deg or 0.0)
     if lost > max(DIVERGED_DEG, N_SIGMA * (result.gain_over_seed_error_deg or 0.0)):
@@ -73,7 +79,11 @@ def learning_problem(result: ValidationResult, config: ExperimentConfig, progres
 
 
 def check_validation(
-    result: ValidationResult, config: ExperimentConfig, progress: float, step: int
+    result: ValidationResult,
+    config: ExperimentConfig,
+    progress: float,
+    step: int,
+    train_excess: float | None = None,
 ) -> str:
     """Stop a run that is ruined or does not learn, as configured; returns the problem in words.
 
@@ -81,7 +91,7 @@ def check_validation(
     `stop_if_not_learning_after_n_steps` on.
     """
     where = f"step {step}, {result.n_events} validation events"
-    ruin = divergence(result, config.loss, progress)
+    ruin = divergence(result, config.loss, progress, train_excess)
     if ruin and config.training.stop_if_diverged:
         raise _diverged(where, ruin)
     problem = ruin or learning_problem(result, config, progress)

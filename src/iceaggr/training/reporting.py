@@ -17,6 +17,8 @@ from iceaggr.training.validation import ValidationResult
 
 logger = logging.getLogger(__name__)
 
+EXCESS = "train/loss_above_ignorance"
+"""Training loss minus that of whoever knows nothing."""
 N_DIVERGED = "train/n_diverged_windows"
 """Windows in a row whose loss is ruin; kept with the metrics, so that it survives a restart."""
 
@@ -52,7 +54,7 @@ class Reporter:
         is_ruin = excess > ruinous_excess(loss, progress)
         n_diverged = (self.n_diverged_windows(state) + 1) if is_ruin else 0
         counters = {
-            "train/loss_above_ignorance": excess,
+            EXCESS: excess,
             N_DIVERGED: float(n_diverged),
             "train/progress": state.progress,
             "train/n_events_seen": float(state.n_events_seen),
@@ -103,7 +105,8 @@ class Reporter:
         state.best_validation_opening_angle_deg = angle if best is None else min(best, angle)
         state.last_validation_opening_angle_deg = angle
         self._record({**result.metrics(), "validation/epoch": float(state.epoch)}, state)
-        problem = check_validation(result, self.config, state.progress, state.step)
+        excess = state.metrics.get(EXCESS)
+        problem = check_validation(result, self.config, state.progress, state.step, excess)
         # said when it begins and when it ends, not at every validation in between
         if bool(problem) != self._had_problem:
             logger.warning("step %d: %s", state.step, problem or "the model has begun to learn")
