@@ -110,6 +110,15 @@ def test_overfitted_model_is_no_ruin_while_its_training_loss_is_fine() -> None:
     overfitted = confident(NATS_OF_IGNORANCE + 6.0)
     assert divergence(overfitted, VMF, 0.5, train_excess=-2.0) == ""
     assert "far worse than none" in divergence(overfitted, VMF, 0.5, train_excess=0.5)
+    config = small_config(loss={"kind": "von_mises_fisher"})
+    assert learning_problem(overfitted, config, 0.5, train_excess=-2.0) == ""
+    assert "worse than none" in learning_problem(overfitted, config, 0.5, train_excess=0.5)
+
+
+def test_model_that_knows_its_events_by_heart_may_fall_behind_its_seed() -> None:
+    behind = seeded(-10.0)
+    assert divergence(behind, VMF, 0.5, train_excess=-2.0) == ""
+    assert learning_problem(behind, small_config(), 0.5, train_excess=-2.0) == ""
 
 
 def test_model_worse_than_its_seed_does_not_learn_and_far_worse_has_diverged() -> None:

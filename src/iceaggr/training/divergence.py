@@ -37,11 +37,12 @@ def divergence(
     train_excess: training loss minus that of ignorance at the last point of the curve, if any: a
     network that is too sure of new events but right about those it trained with is overfitted.
     """
-    is_overfitted = train_excess is not None and train_excess < 0
+    if _is_overfitted(train_excess):
+        return ""
     excess = -result.information_nats
     error = result.negative_log_likelihood_error
     is_false = trains_kappa(loss, progress) and excess > max(DIVERGED_NATS, N_SIGMA * error)
-    if is_false and not is_overfitted:
+    if is_false:
         return f"confidence is far worse than none: {_nats(result)}"
     lost = -(result.gain_over_seed_deg or 0.0)
     if lost > max(DIVERGED_DEG, N_SIGMA * (result.gain_over_seed_error_deg or 0.0)):
@@ -49,12 +50,19 @@ def divergence(
     return ""
 
 
-def learning_problem(result: ValidationResult, config: ExperimentConfig, progress: float) -> str:
+def learning_problem(
+    result: ValidationResult,
+    config: ExperimentConfig,
+    progress: float,
+    train_excess: float | None = None,
+) -> str:
     """Say what is wrong with a validation in words; empty when the model learns.
 
     Learning means a smaller mean opening angle than the best constant on the same events, and not
     a larger one than the seed's, a spread of directions, and a likelihood not below that of
-    ignorance where the loss trains kappa; differences count beyond two standard errors.
+    ignorance where the loss trains kappa; differences count beyond two standard errors. Against
+    seed and ignorance an overfitted model may fall behind: it learns, if by heart.
+    train_excess: as for `divergence`
     """
     limit = config.training.max_mean_vector_length
     if result.mean_vector_length > limit:
@@ -68,6 +76,8 @@ def learning_problem(result: ValidationResult, config: ExperimentConfig, progres
             f"{result.constant_opening_angle_deg:.2f} degrees, gain {result.gain_deg:.2f} "
             f"+- {result.gain_error_deg:.2f}"
         )
+    if _is_overfitted(train_excess):
+        return ""
     lost = -(result.gain_over_seed_deg or 0.0)
     if lost > N_SIGMA * (result.gain_over_seed_error_deg or 0.0):
         return f"worse than the fit that the model started from: {_against_seed(result)}"
@@ -76,6 +86,10 @@ def learning_problem(result: ValidationResult, config: ExperimentConfig, progres
     if trains_kappa(config.loss, progress) and excess > N_SIGMA * error:
         return f"confidence is worse than none: {_nats(result)}"
     return ""
+
+
+def _is_overfitted(train_excess: float | None) -> bool:
+    return train_excess is not None and train_excess < 0
 
 
 def check_validation(
@@ -94,7 +108,7 @@ def check_validation(
     ruin = divergence(result, config.loss, progress, train_excess)
     if ruin and config.training.stop_if_diverged:
         raise _diverged(where, ruin)
-    problem = ruin or learning_problem(result, config, progress)
+    problem = ruin or learning_problem(result, config, progress, train_excess)
     limit = config.training.stop_if_not_learning_after_n_steps
     if problem and limit and step >= limit:
         raise TrainingError(
