@@ -40,6 +40,7 @@ RANKS = {
     "steps": 6,
     "cli_options": 7,
     "cli": 7,
+    "cli_steps": 7,
 }
 CLIENT_ROOMS = {
     "boto3": {"storage"},
