@@ -38,7 +38,7 @@ class PromotionConfig(Section):
     """The paired gain in mean opening angle must exceed this many of its standard errors."""
     max_calibration_loss: float = Field(0.02, ge=0, le=1)
     """By how much the challenger's mean coverage error may exceed the champion's."""
-    max_calibration_gap: float = Field(0.25, ge=0, le=1)
+    max_calibration_gap: float = Field(0.25, gt=0, le=1)
     """No model is promoted whose coverage at 50, 68 and 90 % is off by more than this on average;
     models of loss.kind angle, which trains no kappa, are not asked."""
     min_shared_events: int = Field(500, ge=2, le=MAX_EVENTS)
