@@ -1,7 +1,6 @@
 """The launching step as KFP calls it, against a stand-in Kubernetes whose job really trains."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from kubernetes import client
 
 from components.train_on_machines import train_on_machines
 from iceaggr.errors import ConfigError
+from iceaggr.local_services.ports import choose_ports
 from iceaggr.machines.job_api import JobApi
 from iceaggr.steps import context
 from tests.machines.kubernetes_stand_in import KubernetesStandIn
@@ -72,12 +72,6 @@ def arguments(tmp_path, monkeypatch):
     }
 
 
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
-
-
 def play_trainer(server):
     """Do what Trainer does with a job: run its command on every node, here on one machine."""
     while not server.created:
@@ -86,7 +80,8 @@ def play_trainer(server):
     trainer = job["spec"]["trainer"]
     n = trainer["numNodes"]
     meeting = {"PET_NNODES": str(n), "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"])}
-    meeting |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": free_port()}
+    port = choose_ports({"meeting": 0})["meeting"]
+    meeting |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
     nodes = [
         subprocess.Popen(
             [sys.executable, *trainer["command"][1:]],

@@ -4,7 +4,6 @@ import json
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from iceaggr.local_services.ports import choose_ports
 from tests.manifests.rendering import find, render
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
@@ -42,12 +42,6 @@ pathlib.Path("/tmp/found.json").write_text(
 """
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @contextmanager
 def postgresql():
     """Run PostgreSQL as an ordinary user, which it insists on; gives its port."""
@@ -55,8 +49,9 @@ def postgresql():
     if program is None:
         pytest.skip("PostgreSQL is not installed")
     # not below pytest's own folder, which is private to this user
+    port = choose_ports({"postgresql": 0})["postgresql"]
     with tempfile.TemporaryDirectory() as name:
-        yield from _run_postgresql(Path(program).resolve().parent, Path(name), free_port())
+        yield from _run_postgresql(Path(program).resolve().parent, Path(name), port)
 
 
 def _run_postgresql(programs: Path, folder: Path, port: int):
@@ -93,7 +88,7 @@ def test_tracking_server_keeps_runs_in_postgresql_and_artifacts_in_the_store(
 ):
     server = find(render("standalone"), "Deployment", "mlflow")
     (container,) = server["spec"]["template"]["spec"]["containers"]
-    port = free_port()
+    port = choose_ports({"mlflow": 0})["mlflow"]
     command = " ".join([*container["command"], *container["args"]])
     command = command.replace("--port=5000", f"--port={port}")
     assert "'" not in command

@@ -1,12 +1,7 @@
 """The policy documents, enforced by a real SeaweedFS with the arguments of the manifest."""
 
 import json
-import os
-import socket
-import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import boto3
@@ -17,15 +12,15 @@ from botocore.exceptions import ClientError
 from iceaggr.config import ExperimentConfig
 from iceaggr.errors import StorageError
 from iceaggr.events.simulation import SimulationConfig, simulate
-from iceaggr.local_services.processes import start_process
 from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.writing import shard_unit
 from iceaggr.storage import open_store
 from manifests.new_credentials import identities, new_keys
 from tests.events.raw_layout import write_raw_layout
 from tests.faults.pipeline_runs import STEPS, TinyRun
-from tests.manifests.rendering import find, render
+from tests.manifests.object_store_server import object_store_server
 from tests.manifests.tracking_server import tracking_server
+from tests.manifests.waiting import answers
 
 pytestmark = pytest.mark.integration
 
@@ -34,58 +29,16 @@ RAW_URI = "s3://iceaggr/raw/simulated"
 WORK_URI = "s3://iceaggr/work"
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        # gRPC takes the port plus 10,000
-        port = listener.getsockname()[1]
-    return port if port < 50_000 else free_port()
-
-
-def answers(url: str) -> bool:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(url, timeout=2) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """The object store of the `standalone` overlay; gives its address and the keys of its users."""
-    folder = tmp_path_factory.mktemp("seaweedfs")
-    (folder / "data").mkdir()
     keys = new_keys()
-    (folder / "identities.json").write_text(identities(keys))
-    server = find(render("standalone"), "StatefulSet", "object-store")
-    (container,) = server["spec"]["template"]["spec"]["containers"]
-    _, *flags = container["command"]
-    ports = {name: free_port() for name in ("s3", "master", "volume", "filer")}
-    arguments = [
-        argument.replace("/data", str(folder / "data"))
-        .replace("/etc/seaweedfs", str(folder))
-        .replace("=8333", f"={ports['s3']}")
-        for argument in container["args"]
-    ]
-    arguments += [f"-{name}.port={ports[name]}" for name in ("master", "volume", "filer")]
-    program = str(Path(sys.executable).parent / "weed")
-    # like a pod, it finds no keys in its environment, which it would take for an administrator's
-    plain = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
-    process = start_process("weed", [program, *flags, *arguments], folder / "log", plain)
-    url = f"http://127.0.0.1:{ports['s3']}"
-    try:
-        deadline = time.monotonic() + 60
-        probe = url + container["readinessProbe"]["httpGet"]["path"]
-        while not answers(probe):
-            assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
-            time.sleep(0.2)
+    with object_store_server(tmp_path_factory.mktemp("seaweedfs"), keys) as url:
         admin = open_store(environment(url, keys["admin"]))
+        deadline = time.monotonic() + 60
         for bucket in ("iceaggr", "mlflow"):
             make_bucket(admin, bucket, deadline)
         yield url, keys
-    finally:
-        process.stop(1.0)
 
 
 def environment(url, pair):

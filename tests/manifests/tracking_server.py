@@ -1,15 +1,13 @@
 """The tracking server of the `standalone` overlay on this machine, on a file for a database."""
 
 import os
-import socket
 import sys
-import time
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
 
+from iceaggr.local_services.ports import LOOPBACK, choose_ports
 from iceaggr.local_services.processes import start_process
 from tests.manifests.rendering import find, render
+from tests.manifests.waiting import wait_until_well
 
 
 @contextmanager
@@ -17,10 +15,8 @@ def tracking_server(folder, store_environment):
     """Run the manifest's command with its variables; gives the address."""
     server = find(render("standalone"), "Deployment", "mlflow")
     (container,) = server["spec"]["template"]["spec"]["containers"]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    arguments = [a.replace("0.0.0.0", "127.0.0.1") for a in container["args"]]
+    port = choose_ports({"mlflow": 0})["mlflow"]
+    arguments = [a.replace("0.0.0.0", LOOPBACK) for a in container["args"]]
     arguments = [
         a.replace("=5000", f"={port}").replace("workers=2", "workers=1") for a in arguments
     ]
@@ -29,21 +25,9 @@ def tracking_server(folder, store_environment):
     command = [sys.executable, "-m", *container["command"], *arguments]
     log = folder / "mlflow.log"
     process = start_process("mlflow", command, log, {**os.environ, **plain, **store_environment})
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://{LOOPBACK}:{port}"
     try:
-        deadline = time.monotonic() + 120
-        while not _is_well(f"{url}/health"):
-            assert time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(0.3)
+        wait_until_well(process, f"{url}/health", log, within_s=120)
         yield url
     finally:
         process.stop(5.0)
-
-
-def _is_well(url):
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(url, timeout=2) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
