@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from iceaggr.evaluation.plots import _bins, _medians
+from iceaggr.evaluation.profiles import bins_of, medians
 
 
 @pytest.mark.parametrize("min_events", [1, 7, 100])
 def test_bins_hold_every_event_once_and_enough_of_them(min_events):
     values = np.random.default_rng(0).exponential(30.0, 500)
-    bins = _bins(values, (0.0, 1.0, 2.0, 50.0, 51.0, 60.0), min_events)
+    bins = bins_of(values, (0.0, 1.0, 2.0, 50.0, 51.0, 60.0), min_events)
     assert np.array_equal(sum(inside.astype(int) for _, inside in bins), np.ones(500, int))
     assert all(inside.sum() >= min_events for _, inside in bins)
     assert [x for x, _ in bins] == sorted(x for x, _ in bins)
@@ -17,19 +17,19 @@ def test_bins_hold_every_event_once_and_enough_of_them(min_events):
 
 def test_bins_are_those_of_the_edges_when_all_are_full():
     values = np.arange(40.0)
-    bins = _bins(values, (0.0, 10.0, 20.0, 40.0), 10)
+    bins = bins_of(values, (0.0, 10.0, 20.0, 40.0), 10)
     assert [(x, int(inside.sum())) for x, inside in bins] == [(4.5, 10), (14.5, 10), (29.5, 20)]
 
 
 def test_there_is_no_bin_when_events_are_too_few():
-    assert _bins(np.arange(9.0), (0.0, 5.0, 9.0), 10) == []
+    assert bins_of(np.arange(9.0), (0.0, 5.0, 9.0), 10) == []
 
 
 def test_median_error_is_that_of_repeated_samples():
     rng = np.random.default_rng(1)
-    medians = np.median(rng.exponential(1.0, (4000, 200)), axis=1)
+    of_samples = np.median(rng.exponential(1.0, (4000, 200)), axis=1)
     errors = [
-        _medians(rng.exponential(1.0, 200), [(0.0, np.ones(200, bool))])[1].mean()
+        medians(rng.exponential(1.0, 200), [(0.0, np.ones(200, bool))])[1].mean()
         for _ in range(200)
     ]
-    assert np.mean(errors) == pytest.approx(medians.std(), rel=0.1)
+    assert np.mean(errors) == pytest.approx(of_samples.std(), rel=0.1)

@@ -7,7 +7,7 @@ import pytest
 from iceaggr.config import DataConfig
 from iceaggr.errors import ShardError
 from iceaggr.shards.coverage import check_coverage
-from iceaggr.shards.manifest import merge_manifests
+from iceaggr.shards.merging import merge_manifests
 from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.writing import shard_unit
 from iceaggr.storage import open_store

@@ -6,7 +6,7 @@ import pytest
 
 from iceaggr.config import DataConfig
 from iceaggr.errors import DetectorError, ShardError
-from iceaggr.shards.manifest import merge_manifests
+from iceaggr.shards.merging import merge_manifests
 from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.recorded_detector import load_recorded_detector
 from iceaggr.shards.writing import shard_unit

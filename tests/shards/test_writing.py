@@ -12,7 +12,7 @@ from iceaggr.errors import RawDataError, ShardError
 from iceaggr.events.cleaning import EVENT_REASONS, PULSE_REASONS
 from iceaggr.events.meta import read_event_tables
 from iceaggr.shards.format import SPLITS
-from iceaggr.shards.manifest import merge_manifests
+from iceaggr.shards.merging import merge_manifests
 from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.reading import read_shard
 from iceaggr.shards.sketches import split_sketches_from_json

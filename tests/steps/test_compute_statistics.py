@@ -13,7 +13,8 @@ import pytest
 from iceaggr.config import ExperimentConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import ShardError
-from iceaggr.shards.manifest import ShardManifest, merge_manifests, parse_manifest
+from iceaggr.shards.manifest import ShardManifest, parse_manifest
+from iceaggr.shards.merging import merge_manifests
 from iceaggr.shards.planned import PlannedFile, PlannedObject
 from iceaggr.shards.planning import ShardPlan
 from iceaggr.shards.sketches import split_sketches_to_json

@@ -19,7 +19,8 @@ from iceaggr.config import BatchConfig, DataConfig
 from iceaggr.detector import icecube86
 from iceaggr.interfaces import ObjectStore
 from iceaggr.normalization import Normalization, Normalizer
-from iceaggr.shards.manifest import ShardManifest, load_manifest, merge_manifests
+from iceaggr.shards.manifest import ShardManifest, load_manifest
+from iceaggr.shards.merging import merge_manifests
 from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.writing import shard_unit
 from iceaggr.storage import open_store

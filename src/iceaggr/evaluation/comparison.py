@@ -136,7 +136,14 @@ def _shared_events(events_by_name: Mapping[str, pd.DataFrame]) -> dict[str, pd.D
             remedy="Compare runs on the same data and split salt",
         )
     shared = {name: table.loc[index] for name, table in tables.items()}
-    true = first.loc[index, ["true_azimuth", "true_zenith"]].to_numpy()
+    _check_true_directions(shared)
+    return shared
+
+
+def _check_true_directions(shared: Mapping[str, pd.DataFrame]) -> None:
+    """Refuse tables that give an event, by its id, other true directions than the first does."""
+    first = next(iter(shared.values()))
+    true = first[["true_azimuth", "true_zenith"]].to_numpy()
     for name, table in shared.items():
         # compare through the cosine, so that azimuth 0 and 2 pi agree
         change = table[["true_azimuth", "true_zenith"]].to_numpy() - true
@@ -145,11 +152,10 @@ def _shared_events(events_by_name: Mapping[str, pd.DataFrame]) -> dict[str, pd.D
             raise EvaluationError(
                 "runs disagree on the true directions",
                 where=name,
-                found=f"{int(far.any(axis=1).sum())} of {len(index)} shared events",
+                found=f"{int(far.any(axis=1).sum())} of {len(first)} shared events",
                 expected="the same direction for the same event_id",
                 remedy="Event ids were reused for other events: compare runs on one data set",
             )
-    return shared
 
 
 def _difference(

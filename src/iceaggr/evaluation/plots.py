@@ -5,31 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from iceaggr.evaluation.baselines import TITLES
-from iceaggr.evaluation.event_table import angles_of
 from iceaggr.evaluation.figure_style import (
     ANGLE_TICKS,
     BLACK,
     BLUE,
     GREEN,
-    GREY,
     ORANGE,
-    VERMILLION,
     angle_axis,
     draw,
     log_x_axis,
 )
+from iceaggr.evaluation.profiles import bins_of, paint_profile, say_too_few
 from iceaggr.evaluation.slices import slice_column
 from iceaggr.events.truth import TOPOLOGIES
-
-FloatArray = npt.NDArray[np.floating]
-Bins = list[tuple[float, npt.NDArray[np.bool_]]]
 
 COUNT_EDGES = tuple(float(2 ** (0.5 * step)) for step in range(4, 36))
 AZIMUTH_EDGES = tuple(np.linspace(0.0, 60.0, 13))
@@ -45,7 +38,7 @@ def draw_against_energy(events: pd.DataFrame, classical: str, min_events: int) -
         for axes, topology in zip(panels, TOPOLOGIES, strict=True):
             chosen = events[events["topology"] == topology]
             binning = ("energy_gev", ENERGY_EDGES)
-            _paint_profile(axes, chosen, binning, (classical, min_events))
+            paint_profile(axes, chosen, binning, (classical, min_events))
             if "neutrino_muon_angle" in chosen and topology == "track":
                 _paint_kinematic_floor(axes, chosen, min_events)
             log_x_axis(axes, (1,))
@@ -88,7 +81,7 @@ def draw_against_azimuth(events: pd.DataFrame, classical: str, min_events: int) 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         binning = ("azimuth_mod_60_deg", AZIMUTH_EDGES)
-        _paint_profile(axes, events, binning, (classical, min_events))
+        paint_profile(axes, events, binning, (classical, min_events))
         angle_axis(axes)
         axes.set_xlim(0, 60)
         axes.set_xlabel("True azimuth mod 60° [deg]")
@@ -132,7 +125,7 @@ def draw_bias(events: pd.DataFrame, min_events: int) -> bytes:
             bias = events[f"bias_{axis}"].to_numpy()
             bins = [
                 (centre + offset, bias[inside].mean(), bias[inside].std() / np.sqrt(inside.sum()))
-                for centre, inside in _bins(cosine, COSINE_EDGES, min_events)
+                for centre, inside in bins_of(cosine, COSINE_EDGES, min_events)
             ]
             if bins:
                 x, mean, error = np.array(bins).T
@@ -142,7 +135,7 @@ def draw_bias(events: pd.DataFrame, min_events: int) -> bytes:
         if axes.has_data():
             axes.legend()
         else:
-            _say_too_few(axes)
+            say_too_few(axes)
         axes.axhline(0.0, color=BLACK, linewidth=0.8)
         axes.set_xlim(-1, 1)
         axes.set_xticks((-1, -0.5, 0, 0.5, 1))
@@ -166,7 +159,7 @@ def _draw_by_topology(
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
         for axes, (name, chosen) in zip(panels, parts.items(), strict=True):
-            _paint_profile(axes, chosen, binning, comparison)
+            paint_profile(axes, chosen, binning, comparison)
             label(axes)
             title = "All events" if name == "all" else f"{name.capitalize()}s"
             axes.set_title(f"{title} ({len(chosen):,} events)")
@@ -185,71 +178,11 @@ def _legend_below(figure: Figure, panel: Axes) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
-def _paint_profile(
-    axes: Axes,
-    events: pd.DataFrame,
-    binning: tuple[str, tuple[float, ...]],
-    comparison: tuple[str, int],
-) -> None:
-    column, edges = binning
-    classical, min_events = comparison
-    bins = _bins(slice_column(events, column), edges, min_events)
-    if not bins:
-        _say_too_few(axes)
-        return
-    angle_deg, classical_deg = angles_of(events, "model"), angles_of(events, classical)
-    x = [centre for centre, _ in bins]
-    low, high = np.array([np.quantile(angle_deg[inside], [0.16, 0.84]) for _, inside in bins]).T
-    axes.fill_between(x, low, high, color=VERMILLION, alpha=0.2, label="Model, 16–84 %")
-    median, error = _medians(angle_deg, bins)
-    look: dict[str, Any] = {"marker": "o", "color": VERMILLION, "linewidth": 2.2}
-    axes.errorbar(x, median, error, capsize=2, label="Model, median ± error", **look)
-    median, error = _medians(classical_deg, bins)
-    look = {"marker": "x", "color": BLACK, "linestyle": "--"}
-    axes.errorbar(x, median, error, capsize=2, label=f"{TITLES[classical]}, median", **look)
-
-
-def _medians(angle_deg: FloatArray, bins: Bins) -> tuple[FloatArray, FloatArray]:
-    """Take the median in each bin, (K,), and its distance to the ends of its 68 % interval, (2, K).
-
-    Source: the median's rank has a standard deviation of sqrt(n) / 2.
-    """
-    found = []
-    for _, inside in bins:
-        half = min(0.5 / np.sqrt(inside.sum()), 0.5)
-        found.append(np.quantile(angle_deg[inside], [0.5 - half, 0.5, 0.5 + half]))
-    low, median, high = np.array(found).T
-    return median, np.array([median - low, high - median])
-
-
 def _paint_kinematic_floor(axes: Axes, events: pd.DataFrame, min_events: int) -> None:
     floor = np.rad2deg(events["neutrino_muon_angle"].to_numpy())
-    bins = _bins(events["energy_gev"].to_numpy(), ENERGY_EDGES, min_events)
+    bins = bins_of(events["energy_gev"].to_numpy(), ENERGY_EDGES, min_events)
     if not bins:
         return
     x = [centre for centre, _ in bins]
     median = [np.nanmedian(floor[inside]) for _, inside in bins]
     axes.plot(x, median, color=BLUE, linestyle=":", label="Neutrino–muon angle, median")
-
-
-def _say_too_few(axes: Axes) -> None:
-    axes.text(0.5, 0.5, "too few events", transform=axes.transAxes, ha="center", color=GREY)
-
-
-def _bins(values: FloatArray, edges: tuple[float, ...], min_events: int) -> Bins:
-    """Cut into bins with enough events: the median value inside (its place on x) and the mask.
-
-    Neighbours are merged from below until min_events are inside; what is left at the end joins the
-    last bin, and so does what lies beyond the edges: every event is in one bin, or there is none.
-    """
-    masks: list[npt.NDArray[np.bool_]] = []
-    pending = np.zeros(len(values), bool)
-    place = np.searchsorted(edges[1:-1], values, side="right")
-    for number in range(len(edges) - 1):
-        pending = pending | (place == number)
-        if pending.sum() >= min_events:
-            masks.append(pending)
-            pending = np.zeros(len(values), bool)
-    if masks:
-        masks[-1] = masks[-1] | pending
-    return [(float(np.median(values[inside])), inside) for inside in masks]

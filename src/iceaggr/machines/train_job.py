@@ -78,6 +78,23 @@ def job_name(run_id: str) -> str:
 
 def build_train_job(order: TrainJobOrder) -> dict[str, Any]:
     """Build the object to send. Raises: ConfigError if the machines cannot be described so."""
+    try:
+        job = models.TrainerV1alpha1TrainJob.from_dict(_document(order))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            "machines cannot be described so",
+            where=".".join(map(str, first["loc"])),
+            found=repr(first.get("input")),
+            expected=first["msg"],
+            remedy="Correct the value in the run form",
+        ) from None
+    assert job is not None, "from_dict gives None for None only"
+    built: dict[str, Any] = job.to_dict()
+    return built
+
+
+def _document(order: TrainJobOrder) -> dict[str, Any]:
     machines = order.machines
     resources: dict[str, str] = {"cpu": machines.cpu, "memory": machines.memory}
     if machines.n_gpus:
@@ -85,7 +102,7 @@ def build_train_job(order: TrainJobOrder) -> dict[str, Any]:
     metadata: dict[str, Any] = {"name": order.name, "labels": {RUN_LABEL: order.name[8:]}}
     if order.owner is not None:
         metadata["ownerReferences"] = [_owner(*order.owner)]
-    document = {
+    return {
         "apiVersion": _API_VERSION,
         "kind": "TrainJob",
         "metadata": metadata,
@@ -103,20 +120,6 @@ def build_train_job(order: TrainJobOrder) -> dict[str, Any]:
             **_placement(machines, order.service_account),
         },
     }
-    try:
-        job = models.TrainerV1alpha1TrainJob.from_dict(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(
-            "machines cannot be described so",
-            where=".".join(map(str, first["loc"])),
-            found=repr(first.get("input")),
-            expected=first["msg"],
-            remedy="Correct the value in the run form",
-        ) from None
-    assert job is not None, "from_dict gives None for None only"
-    built: dict[str, Any] = job.to_dict()
-    return built
 
 
 def _placement(machines: Machines, service_account: str) -> dict[str, Any]:

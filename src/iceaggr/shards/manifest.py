@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -202,61 +200,3 @@ def _damaged(where: str, found: str, expected: str) -> ShardError:
 def load_manifest(store: ObjectStore, uri: str) -> ShardManifest:
     """Read a manifest from storage. Raises: StorageError, ShardError."""
     return parse_manifest(store.read_bytes(uri), where=uri)
-
-
-def merge_manifests(manifests: Iterable[ShardManifest]) -> ShardManifest:
-    """Join the manifests of all work units: sources sorted by name, shards by their content.
-
-    Training draws its events in the order of the shards. Their names hold the etag of the raw
-    file, so an order by name would change with a copy of the data, under the same data digest.
-    Raises: ShardError if there are none, they disagree on how events were split or on the
-    detector, or a source file occurs twice.
-    """
-    parts = list(manifests)
-    if not parts:
-        raise ShardError(
-            "no shard manifests to merge",
-            where="unit manifests",
-            found="none",
-            expected="at least one work unit",
-            remedy="Run plan_shards and shard_events first",
-        )
-    shared = {"source_files", "shards"}
-    first = parts[0].model_dump(exclude=shared)
-    for part in parts[1:]:
-        other = part.model_dump(exclude=shared)
-        differing = [name for name in first if other[name] != first[name]]
-        if differing:
-            raise ShardError(
-                "work units were sharded differently",
-                where=", ".join(source.uri for source in part.source_files),
-                found=", ".join(f"{name} {shown(other[name])}" for name in differing),
-                expected=", ".join(f"{name} {shown(first[name])}" for name in differing),
-                remedy="Shard all units with one configuration and one geometry",
-            )
-    sources = sorted((s for p in parts for s in p.source_files), key=lambda s: s.uri)
-    uris = [source.uri for source in sources]
-    twice = _twice(uris)
-    if twice:
-        raise ShardError(
-            "source file occurs in two work units",
-            where=twice[0],
-            found=f"{uris.count(twice[0])} times",
-            expected="each raw file once",
-            remedy="Run plan_shards again and give each unit's manifest once",
-        )
-    same = _twice([source.content_key for source in sources])
-    if same:
-        raise ShardError(
-            "two source files hold the same events",
-            where=", ".join(s.uri for s in sources if s.content_key == same[0]),
-            found=f"content key {same[0]} more than once",
-            expected="other events in each file",
-            remedy="Remove one of them",
-        )
-    shards = sorted((e for p in parts for e in p.shards), key=lambda e: (e.split, e.blake3))
-    return ShardManifest(**first, source_files=tuple(sources), shards=tuple(shards))
-
-
-def _twice(names: list[str]) -> list[str]:
-    return sorted(name for name, n_times in Counter(names).items() if n_times > 1)

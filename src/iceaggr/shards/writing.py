@@ -28,7 +28,8 @@ from iceaggr.events.schema import reading_again
 from iceaggr.events.workspace import keep_freed_memory
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.format import SPLITS
-from iceaggr.shards.manifest import ShardEntry, ShardManifest, SourceFile, Split, merge_manifests
+from iceaggr.shards.manifest import ShardEntry, ShardManifest, SourceFile, Split
+from iceaggr.shards.merging import merge_manifests
 from iceaggr.shards.planned import PlannedFile, changed_after_plan, check_unchanged
 from iceaggr.shards.planning import ShardPlan, load_work_unit
 from iceaggr.shards.quarantine import QuarantineFile

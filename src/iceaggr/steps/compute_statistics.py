@@ -12,7 +12,8 @@ from iceaggr.progress import StepProgress
 from iceaggr.shards.coverage import check_coverage
 from iceaggr.shards.data_card import data_card_html
 from iceaggr.shards.file_plausibility import files_unlike_the_others, refuse_implausible_files
-from iceaggr.shards.manifest import ShardManifest, load_manifest, merge_manifests, parse_manifest
+from iceaggr.shards.manifest import ShardManifest, load_manifest, parse_manifest
+from iceaggr.shards.merging import merge_manifests
 from iceaggr.shards.plausibility import (
     doubtful_times,
     refuse_mass_rejection,
@@ -56,15 +57,7 @@ def run_compute_statistics(
         context.tracking("compute_statistics") as tracker,
     ):
         store = context.open_store()
-        manifests = [
-            parse_manifest(
-                read_file(path, "manifest of a work unit", "Shard the raw events again"), str(path)
-            )
-            for path in unit_manifest_paths
-        ]
-        check_coverage(store, read_work_units(store, context), manifests)
-        manifest = merge_manifests(manifests)
-        refuse_mass_rejection(manifest, context.config.data.max_rejected_share)
+        manifest = _merged_manifest(context, store, unit_manifest_paths)
         file_sketches = load_file_sketches(store, manifest)
         sketches, files = merge_files(file_sketches), merge_splits(file_sketches)
         refuse_one_direction(manifest, sketches)
@@ -73,8 +66,9 @@ def run_compute_statistics(
         refuse_implausible_files(files, detector)
         unlike = files_unlike_the_others(files)
         statistics = compute_statistics(manifest, sketches, context.config.normalization)
+        normalization = statistics.normalization.to_json()
         write_document(manifest_path, manifest.to_json())
-        write_document(normalization_path, statistics.normalization.to_json())
+        write_document(normalization_path, normalization)
         card = data_card_html(
             manifest,
             statistics.sketches,
@@ -85,15 +79,34 @@ def run_compute_statistics(
         )
         write_document(data_card_path, card)
         facts = manifest_facts(manifest)
-        _track(tracker, manifest, facts, card, statistics.normalization.to_json())
+        _track(tracker, manifest, facts, card, normalization)
         _point_to_latest(context, store, manifest)
         doubts = (doubtful_times(statistics.sketches["train"], detector), _told(unlike))
-        progress.conclude(
-            f"{reuse_words(facts)}; {facts['pulses_in']:,.0f} pulses in ="
-            f" {facts['pulses_kept']:,.0f} kept + {facts['pulses_rejected']:,.0f} rejected"
-            + "".join(f"; warning: {doubt}" for doubt in doubts if doubt)
-        )
+        progress.conclude(_conclusion(facts, [doubt for doubt in doubts if doubt]))
         return facts
+
+
+def _merged_manifest(
+    context: RunContext, store: ObjectStore, unit_manifest_paths: list[Path]
+) -> ShardManifest:
+    """Read what the sharding tasks wrote; whole as planned, and not mostly rejected."""
+    remedy = "Shard the raw events again"
+    manifests = [
+        parse_manifest(read_file(path, "manifest of a work unit", remedy), str(path))
+        for path in unit_manifest_paths
+    ]
+    check_coverage(store, read_work_units(store, context), manifests)
+    manifest = merge_manifests(manifests)
+    refuse_mass_rejection(manifest, context.config.data.max_rejected_share)
+    return manifest
+
+
+def _conclusion(facts: dict[str, float], doubts: list[str]) -> str:
+    return (
+        f"{reuse_words(facts)}; {facts['pulses_in']:,.0f} pulses in ="
+        f" {facts['pulses_kept']:,.0f} kept + {facts['pulses_rejected']:,.0f} rejected"
+        + "".join(f"; warning: {doubt}" for doubt in doubts)
+    )
 
 
 def _told(unlike: list[str]) -> str:
