@@ -37,7 +37,7 @@ test-training: setup
 
 test-all: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[sdk]"
-	$(BIN)/pytest
+	$(BIN)/pytest --hypothesis-profile=exploring
 
 # every reader of outside bytes under a coverage-guided fuzzer; corpus and findings in build/fuzz
 FUZZ_MINUTES ?= 60
