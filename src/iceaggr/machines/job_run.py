@@ -17,6 +17,7 @@ from iceaggr.machines.train_job import TrainJobOrder, build_train_job, job_name
 from iceaggr.training.interruption import TrainingInterruptedError
 
 _PATIENCE_S = 600.0
+_END_OF_LOG_S = 50.0
 _Answer = TypeVar("_Answer")
 
 
@@ -198,4 +199,4 @@ def _log_follower(
     finally:
         over.set()
         # the end of the log may still be on its way; a log that hangs must not keep the step
-        thread.join(10 * pause_s)
+        thread.join(_END_OF_LOG_S)
