@@ -51,7 +51,9 @@ class Ending:
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         for each in _SIGNALS:
-            signal.signal(each, signal.SIG_IGN)  # once is enough: the rest is cleaning up
+            # once is enough: the rest is cleaning up. Not SIG_IGN: a step that KFP starts even now
+            # would inherit it, and not hear that it is to end
+            signal.signal(each, _nothing)
         self._asked.set()
         with contextlib.suppress(OSError):  # the terminal may be gone
             name = signal.Signals(number).name
@@ -81,6 +83,10 @@ class Ending:
         while not over.wait(_LOOK_EVERY_S):
             if self._asked.is_set():
                 steps.terminate()
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    pass
 
 
 class _Steps:

@@ -18,7 +18,7 @@ from launch.ending import Ending
 # tests that run under nohup hand their deafness down
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 folder, sleep = sys.argv[1], [sys.executable, "-c", sys.argv[2]]
-service = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
+service = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"],
     start_new_session=True)
 try:
     with Ending() as ending, ending.taking_along(), ThreadPoolExecutor(1) as pool:
@@ -56,7 +56,7 @@ def test_ending_takes_the_steps_along_and_leaves_the_services_to_their_block(tmp
     wait_for(tmp_path / "first")
     steps = [p for p in psutil.Process(run.pid).children() if str(tmp_path) in p.cmdline()[-1]]
     run.send_signal(number)
-    output, errors = run.communicate(timeout=30)
+    output, errors = run.communicate(timeout=120)
     assert run.returncode == 128 + number
     assert output == "service runs\n"
     assert errors == f"ended by {name}: stopping the steps\n"
@@ -66,8 +66,26 @@ def test_ending_takes_the_steps_along_and_leaves_the_services_to_their_block(tmp
     assert not (tmp_path / "second").exists() or (tmp_path / "second.saved").exists()
 
 
+LATE_STEP = """
+import os, signal, subprocess, sys
+from launch.ending import Ending
+hears = "import signal; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)"
+with Ending():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        subprocess.run([sys.executable, "-c", hears])
+"""
+
+
+def test_step_that_is_started_after_the_signal_can_be_told_to_end():
+    command = [sys.executable, "-c", LATE_STEP]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "True\n")
+
+
 def wait_for(path):
-    for _ in range(300):
+    for _ in range(1200):
         if path.exists():
             return
         time.sleep(0.1)
