@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -148,15 +149,13 @@ def test_position_counts_the_batches_handed_out_not_those_read_ahead(
     assert one.position == {"epoch": 5, "n_events_done": 32}
 
 
-def loader_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("iceaggr-batches")]
-
-
 @pytest.mark.parametrize("how", ["close", "forget", "exhaust"])
-def test_threads_end_with_the_iterator(manifest: ShardManifest, how: str) -> None:
+def test_threads_end_with_the_iterator(
+    manifest: ShardManifest, how: str, own_threads: Callable[[], set[threading.Thread]]
+) -> None:
     iterator = loader(manifest, BatchConfig(n_events=4, n_workers=3)).epoch(0)
     next(iterator)
-    assert loader_threads()
+    assert own_threads()
     if how == "close":
         iterator.close()  # type: ignore[attr-defined]
     elif how == "exhaust":
@@ -164,18 +163,20 @@ def test_threads_end_with_the_iterator(manifest: ShardManifest, how: str) -> Non
     else:
         del iterator
         gc.collect()
-    assert not loader_threads()
+    assert not own_threads()
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_a_damaged_shard_is_named_in_the_consumer(tmp_path: Path, n_workers: int) -> None:
+def test_a_damaged_shard_is_named_in_the_consumer(
+    tmp_path: Path, n_workers: int, own_threads: Callable[[], set[threading.Thread]]
+) -> None:
     damaged = write_shards(tmp_path, SIZES)
     entry = damaged.shards[4]
     path = Path(entry.uri.removeprefix("file://"))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ShardError, match=entry.uri):
         list(loader(damaged, BatchConfig(n_events=16, n_workers=n_workers)).epoch(0))
-    assert not loader_threads()
+    assert not own_threads()
 
 
 def test_a_foreign_sensor_is_refused_with_its_shard_named(manifest: ShardManifest) -> None:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 
 import pytest
 
 from iceaggr.batches.workers import in_order, workers
-
-
-def thread_names() -> set[str]:
-    return {t.name for t in threading.enumerate() if t.name.startswith("iceaggr-batches")}
 
 
 def tasks(executor: Executor, n: int, started: list[int]) -> Iterator[tuple[Future[int], str]]:
@@ -42,12 +38,14 @@ def test_in_order_starts_only_as_many_tasks_as_asked() -> None:
             assert len(started) == n_taken + 3
 
 
-def test_workers_end_when_left_with_tasks_waiting() -> None:
+def test_workers_end_when_left_with_tasks_waiting(
+    own_threads: Callable[[], set[threading.Thread]],
+) -> None:
     with workers(2) as executor:
         results = in_order(tasks(executor, 100, []), n_ahead=50)
         next(results)
-        assert thread_names()
-    assert not thread_names()
+        assert own_threads()
+    assert not own_threads()
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])

@@ -44,11 +44,12 @@ def test_speed_leaves_out_validation_and_checkpoints() -> None:
     window = CurveWindow(torch.device("cpu"))
     up = [[0.0, 0.0, 1.0]] * 10
     window.add(StepOutcome(torch.ones(10), torch.tensor(up), torch.ones(())), labelled(up))
-    window._started -= 101.0
-    window.waited(0.25)
+    # so long that the seconds of this test itself are lost in it
+    window._started -= 10_100.0
+    window.waited(2_500.0)
     window.paused(100.0)
     point = window.point(Processes(), learning_rate=0.5)
-    assert point.events_per_s == pytest.approx(10.0, rel=0.2)
+    assert point.events_per_s == pytest.approx(0.001, rel=0.2)
     assert point.data_wait_share == pytest.approx(0.25, rel=0.2)
 
 
