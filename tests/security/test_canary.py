@@ -1,6 +1,7 @@
 import base64
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -30,9 +31,16 @@ def test_leaks_finds_nothing_where_nothing_is():
 
 def test_command_lines_are_seen():
     with CommandLines() as lines:
-        command = [sys.executable, "-c", "import time; time.sleep(0.3)", "canary-argument"]
-        subprocess.run(command, check=True)
-    assert leaks(lines.found(), {"it": "canary-argument"})
+        command = [sys.executable, "-c", "input()", "canary-argument"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE):
+            until = time.monotonic() + 60
+            while not seen(lines) and time.monotonic() < until:
+                time.sleep(0.05)
+    assert seen(lines)
+
+
+def seen(lines):
+    return leaks(lines.found(), {"it": "canary-argument"})
 
 
 def test_files_below_insists_on_private_files_being_private(tmp_path):

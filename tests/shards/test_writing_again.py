@@ -93,17 +93,27 @@ shard_unit(open_store(), sys.argv[1], sys.argv[2], DataConfig(n_events_per_shard
 """
 
 
-def test_shard_unit_finishes_what_a_process_began_that_was_killed(tmp_path):
-    uri = write_raw_layout(tmp_path / "raw", n_files=1, n_events_per_file=400)
-    config, out_uri = DataConfig(n_events_per_shard=2), (tmp_path / "out").as_uri()
-    unit = plan_shards(STORE, uri, config, out_uri)[0]
-    process = subprocess.Popen([sys.executable, "-c", SHARDING_PROCESS, unit, out_uri])
-    while process.poll() is None and not list(tmp_path.glob("out/shards/*/*.arrow")):
+def killed_amid_its_shards(unit, folder):
+    """Kill a process that shards a unit; False if it had finished before, on a busy machine."""
+    process = subprocess.Popen([sys.executable, "-c", SHARDING_PROCESS, unit, folder.as_uri()])
+    while process.poll() is None and not list(folder.glob("shards/*/*.arrow")):
         time.sleep(0.001)
     process.kill()
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
-    assert not list(tmp_path.glob("out/shards/*/manifest.json"))
+    assert process.wait() in (0, -signal.SIGKILL)
+    return not list(folder.glob("shards/*/manifest.json"))
+
+
+def test_shard_unit_finishes_what_a_process_began_that_was_killed(tmp_path):
+    uri = write_raw_layout(tmp_path / "raw", n_files=1, n_events_per_file=400)
+    config = DataConfig(n_events_per_shard=2)
+    for attempt in range(5):
+        folder = tmp_path / f"out-{attempt}"
+        out_uri = folder.as_uri()
+        unit = plan_shards(STORE, uri, config, out_uri)[0]
+        if killed_amid_its_shards(unit, folder):
+            break
+    assert list(folder.glob("shards/*/*.arrow"))
+    assert not list(folder.glob("shards/*/manifest.json"))
     manifest = shard_unit(STORE, unit, out_uri, config)
     alone = shard_all(uri, tmp_path / "alone", config)
     assert manifest.digest() == alone.digest()
