@@ -29,7 +29,7 @@ def run_with_kills(folder: Path, n_kills: int, seed: int) -> int:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr

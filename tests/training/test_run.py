@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from iceaggr.errors import TrainingError
 from iceaggr.models.bundle import load_model
 from iceaggr.training import (
     TrainingProgress,
+    loop,
     train,
+    validation,
 )
 from iceaggr.training.checkpoint import CheckpointFolder
 from tests.training.small_runs import (
@@ -77,7 +81,16 @@ def test_one_batch_is_overfitted(tmp_path: Path) -> None:
     assert angles[-1] < 20
 
 
-def test_time_limit_ends_the_run_validation_included(tmp_path: Path) -> None:
+@pytest.fixture
+def steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ten milliseconds pass from one look at the clock to the next, on a busy machine, too."""
+    ticks = itertools.count(1)
+    clock = SimpleNamespace(monotonic=lambda: next(ticks) / 100)
+    for module in (loop, validation):
+        monkeypatch.setattr(module, "time", clock)
+
+
+def test_time_limit_ends_the_run_validation_included(tmp_path: Path, steady_clock: None) -> None:
     training = {"n_epochs": 100_000, "max_minutes": 3 / 60, "schedule": "one_cycle"}
     tracker = RecordingTracker()
     config = small_config(training={**training, "checkpoint_every_n_epochs": 1000})
