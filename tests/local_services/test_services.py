@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -31,7 +32,7 @@ def test_services_keep_their_data_over_a_restart_by_other_processes(tmp_path):
         assert all(service.is_running for service in services.status())
         addresses = services.start()  # already running: only tells where
         assert addresses.s3_endpoint in started.stdout
-        with urllib.request.urlopen(f"{addresses.mlflow_uri}/version", timeout=5) as answer:
+        with urllib.request.urlopen(f"{addresses.mlflow_uri}/version", timeout=30) as answer:
             assert answer.status == 200
         open_store(addresses.env).write_bytes("s3://iceaggr/kept", b"data")
         _check_secrets_are_private(services.folder, addresses.env["AWS_SECRET_ACCESS_KEY"])
@@ -64,7 +65,7 @@ def test_answer_of_another_server_on_the_port_is_not_taken_for_ours(tmp_path):
     state = ServiceState(services.folder)
     state.save_processes({"tracking server": process})
     with pytest.raises(ServiceError, match="tracking server ended while it started"):
-        services._await("tracking server", 5000, lambda: True, time.monotonic() + 20)
+        services._await("tracking server", 5000, lambda: True, time.monotonic() + 60)
 
 
 def _check_secrets_are_private(folder, secret):
@@ -74,7 +75,8 @@ def _check_secrets_are_private(folder, secret):
     for process in ServiceState(folder).processes().values():
         leader = psutil.Process(process.pid)
         for member in [leader, *leader.children(recursive=True)]:
-            assert secret not in " ".join(member.cmdline())
+            with suppress(psutil.NoSuchProcess):  # what has ended shows nothing
+                assert secret not in " ".join(member.cmdline())
 
 
 def _holds(path: Path, secret: str) -> bool:
@@ -82,7 +84,9 @@ def _holds(path: Path, secret: str) -> bool:
 
 
 def _is_alive(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @pytest.mark.integration
@@ -164,8 +168,8 @@ def test_service_that_never_answers_is_given_up(tmp_path, monkeypatch):
     script.write_text("#!/bin/sh\necho still thinking\nexec sleep 60\n")
     script.chmod(0o700)
     monkeypatch.setattr(object_store, "_program", lambda: str(script))
-    services = LocalServices(tmp_path / "state", ready_within_s=1.0)
-    with pytest.raises(ServiceError, match=r"does not answer.*still thinking.*within 1 s"):
+    services = LocalServices(tmp_path / "state", ready_within_s=3.0)
+    with pytest.raises(ServiceError, match=r"does not answer.*still thinking.*within 3 s"):
         services.start()
     assert not any(service.is_running for service in services.status())
 

@@ -17,6 +17,10 @@ from iceaggr.errors import ServiceError
 
 _LOG_TAIL_LINES = 8
 _POLL_S = 0.05
+_KILLED_WITHIN_S = 30.0
+"""A process that the disk keeps waiting ends only when that has answered."""
+_SAME_START_S = 5.0
+"""Times of starting are told by the clock of the machine, which may have been set meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class ServiceProcess:
         """Tell whether the leader is this very process and still runs."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started_at) < 1.0
+            same = abs(process.create_time() - self.started_at) < _SAME_START_S
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
@@ -51,7 +55,7 @@ class ServiceProcess:
         Raises: ServiceError if something survives even that.
         """
         members = self._members()
-        for sent, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+        for sent, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILLED_WITHIN_S)):
             for member in members:
                 with suppress(psutil.NoSuchProcess):
                     member.send_signal(sent)
@@ -76,7 +80,7 @@ class ServiceProcess:
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 in_group = os.getpgid(process.pid) == self.pid
-                not_older = process.create_time() > self.started_at - 1.0
+                not_older = process.create_time() > self.started_at - _SAME_START_S
                 if in_group and not_older and process.status() != psutil.STATUS_ZOMBIE:
                     members.append(process)
         return members

@@ -52,7 +52,9 @@ class LocalServices:
     if they do not run; of several such blocks, in other processes too, the last one stops them.
     """
 
-    def __init__(self, state_folder: str | Path = ".iceaggr", ready_within_s: float = 90.0) -> None:
+    def __init__(
+        self, state_folder: str | Path = ".iceaggr", ready_within_s: float = 180.0
+    ) -> None:
         self.folder = Path(state_folder).absolute() / "services"
         self._ready_within_s = ready_within_s
         self._state = ServiceState(self.folder)
