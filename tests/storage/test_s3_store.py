@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import socket
 import threading
 
 import pytest
@@ -200,6 +201,10 @@ def test_store_that_has_answered_before_is_waited_for(monkeypatch):
     store = store_at(server)
     assert store.read_bytes("s3://bucket/x") == _Flaky.content
     end(server)
+    # bound and not listening: it refuses callers and keeps the port from other servers
+    keeper = socket.socket()
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    keeper.bind(server.server_address)
     waits = []
 
     def wait(seconds):
@@ -208,7 +213,8 @@ def test_store_that_has_answered_before_is_waited_for(monkeypatch):
             waits.append(serve(server.server_port))
 
     monkeypatch.setattr(s3_client, "sleep", wait)
-    assert store.read_bytes("s3://bucket/x") == _Flaky.content
+    with keeper:
+        assert store.read_bytes("s3://bucket/x") == _Flaky.content
     *seconds, again = waits
     end(again)
     assert seconds == sorted(seconds), "waits grow"

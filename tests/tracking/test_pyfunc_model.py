@@ -129,5 +129,5 @@ def post(uri, pulses):
     request = urllib.request.Request(
         f"{uri}/invocations", body.encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         return pd.DataFrame(json.loads(answer.read())["predictions"])

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from iceaggr.errors import TrackingError
-from iceaggr.tracking import open_tracker
+from iceaggr.tracking import open_tracker, run_lookup
 from iceaggr.tracking.outbox import RECORDS
 from iceaggr.tracking.replay import replay
 from iceaggr.tracking.sending import RunSender
@@ -45,7 +45,9 @@ def history(tracker, key):
 
 
 @pytest.mark.integration
-def test_steps_that_start_together_share_one_run(mlflow_service):
+def test_steps_that_start_together_share_one_run(mlflow_service, monkeypatch):
+    # they agree as long as no run takes longer to create; on a busy machine one may
+    monkeypatch.setattr(run_lookup, "_SETTLE_S", 6.0)
     run_id = unique_id()
     with ThreadPoolExecutor(4) as pool:
         trackers = list(pool.map(lambda step: opened(step, run_id), "abcd"))
@@ -189,7 +191,8 @@ def test_outage_delays_nothing_and_loses_nothing(door):
     for step in range(1, 400):
         tracker.log_metrics({"loss": float(step)}, step)
     tracker.log_text("text", "from/the_outage.txt")
-    assert time.monotonic() - before < 1.0
+    # were they sent at once, each would wait for the server: minutes
+    assert time.monotonic() - before < 15
     assert tracker.flush(within_s=1.0) > 0
     door.open()
     assert tracker.flush() == 0
@@ -233,7 +236,7 @@ def test_missing_server_is_told_within_seconds():
     before = time.monotonic()
     with pytest.raises(TrackingError, match=r"not reachable \[http://127\.0\.0\.1:9\]: found"):
         opened(uri="http://127.0.0.1:9")
-    assert time.monotonic() - before < 6
+    assert time.monotonic() - before < 20
 
 
 def test_missing_address_is_told(monkeypatch):
