@@ -67,7 +67,7 @@ def run_pipeline(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[s
         env=environment,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1500,
     )
 
 
@@ -154,7 +154,7 @@ def check_prediction(tmp_path: Path) -> None:
     output = tmp_path / "directions.parquet"
     command = [sys.executable, "-m", "iceaggr.cli", "predict"]
     options = ["--model", "models:/end-to-end@champion", "--raw-uri", uri, "--output", str(output)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_parquet(output)
     assert list(table.columns) == ["event_id", "azimuth", "zenith", "kappa"]

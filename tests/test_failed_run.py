@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -58,8 +59,9 @@ def kill_training_after_a_checkpoint(run: subprocess.Popen[str]) -> None:
         assert time.monotonic() < until, "no checkpoint appears"
         time.sleep(0.2)
     for process in psutil.Process(run.pid).children(recursive=True):
-        if "train_model" in " ".join(process.cmdline()):
-            process.send_signal(signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            if "train_model" in " ".join(process.cmdline()):
+                process.send_signal(signal.SIGKILL)
 
 
 def test_run_that_is_killed_half_way_is_closed_and_cleaned_up(tmp_path, mlflow_service):

@@ -15,7 +15,8 @@ def test_bench_loader_reports_what_it_measured(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(loader, "N_SIMULATED", 300)
     monkeypatch.setattr(loader, "N_REPEATS", 2)
-    monkeypatch.setattr(loader, "N_ROUNDS", 1)
+    # medians: a copy of a millisecond may be interrupted for longer than all else takes
+    monkeypatch.setattr(loader, "N_ROUNDS", 3)
     result = loader.bench_loader()
     manifest = loader.listed_manifest(loader.sharded_events())
     assert result["n_events"] == manifest.n_events("train") > 0

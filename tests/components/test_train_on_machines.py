@@ -89,12 +89,12 @@ def play_trainer(server):
         )
         for rank in range(n)
     ]
-    codes = [node.wait(100) for node in nodes]
+    codes = [node.wait(500) for node in nodes]
     server.end(job["metadata"]["name"], "Failed" if any(codes) else "Complete", str(codes))
 
 
 def test_train_on_machines_trains_on_two_nodes_and_hands_the_model_on(server, arguments):
-    trainer = threading.Thread(target=play_trainer, args=(server,))
+    trainer = threading.Thread(target=play_trainer, args=(server,), daemon=True)
     trainer.start()
     train_on_machines.python_func(**arguments)
     trainer.join()

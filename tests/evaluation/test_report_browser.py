@@ -9,6 +9,7 @@ from iceaggr.evaluation import compare_runs, evaluate
 from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
 
 CHROMIUM = Path("/usr/bin/chromium")
+PATIENCE_MS = 180_000
 
 pytestmark = [
     pytest.mark.integration,
@@ -35,9 +36,12 @@ def test_page_shows_every_figure_without_errors_or_requests(pages, name, tmp_pat
     outer.write_text('<iframe sandbox src="report.html" width="1200" height="900"></iframe>')
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
+            executable_path=str(CHROMIUM),
+            args=["--no-sandbox", "--disable-gpu"],
+            timeout=PATIENCE_MS,
         )
         page = browser.new_page()
+        page.set_default_timeout(PATIENCE_MS)
         errors: list[str] = []
         requests: list[str] = []
         page.on("console", lambda message: errors.append(message.text))

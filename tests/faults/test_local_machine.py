@@ -39,7 +39,7 @@ def test_each_lack_of_the_machine_is_one_clear_error(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout)

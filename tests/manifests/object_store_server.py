@@ -41,7 +41,7 @@ def _started(folder):
         process = start_process("weed", command, folder / "log", plain)
         try:
             url = f"http://{LOOPBACK}:{ports['s3']}{probe}"
-            wait_until_well(process, url, folder / "log", within_s=60)
+            wait_until_well(process, url, folder / "log", within_s=180)
             return process, ports
         except BaseException as error:
             process.stop(1.0)

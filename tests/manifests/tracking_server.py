@@ -27,7 +27,7 @@ def tracking_server(folder, store_environment):
     process = start_process("mlflow", command, log, {**os.environ, **plain, **store_environment})
     url = f"http://{LOOPBACK}:{port}"
     try:
-        wait_until_well(process, f"{url}/health", log, within_s=120)
+        wait_until_well(process, f"{url}/health", log, within_s=300)
         yield url
     finally:
         process.stop(5.0)

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,17 +18,25 @@ def test_simulation_leaves_no_process_when_it_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "simulate.py"
     script.write_text(code)
     with subprocess.Popen([sys.executable, str(script)]) as run:
-        workers = wait_for_workers(run.pid)
-        run.kill()
-    _, alive = psutil.wait_procs(workers, timeout=20)
+        try:
+            workers = wait_for_workers(run.pid)
+        finally:
+            run.kill()
+    _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
 
 
+def command_line(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
 def wait_for_workers(parent_id: int) -> list[psutil.Process]:
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         found = psutil.Process(parent_id).children(recursive=True)
-        if sum("spawn_main" in " ".join(process.cmdline()) for process in found) == 2:
+        if sum("spawn_main" in command_line(process) for process in found) == 2:
             time.sleep(2)  # until they are at work
             return found
         time.sleep(0.2)
