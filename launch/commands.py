@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from components.image import EXAMPLE_IMAGE, IMAGE
+from iceaggr.cli_options import MAX_SIMULATED_EVENTS
 from iceaggr.config import ExperimentConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
 from iceaggr.storage.apart import refuse_among_raw
@@ -101,7 +102,12 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
             str, typer.Option(help="Folder for shards, checkpoints and models")
         ] = "s3://iceaggr/work",
         simulate_events: Annotated[
-            int, typer.Option(min=100, help="Events to simulate when no --raw-uri is given")
+            int,
+            typer.Option(
+                min=100,
+                max=MAX_SIMULATED_EVENTS,
+                help="Events to simulate when no --raw-uri is given",
+            ),
         ] = 100_000,
     ) -> None:
         """Run the whole pipeline on this machine."""

@@ -9,7 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from iceaggr.cli_options import MAX_SEED, Benchmark, Unpredicted, Uri
+from iceaggr.cli_options import (
+    MAX_PROCESSES,
+    MAX_SEED,
+    MAX_SIMULATED_EVENTS,
+    Benchmark,
+    Unpredicted,
+    Uri,
+)
 from iceaggr.cli_steps import check, evaluate, promote, shard, stats, train
 from iceaggr.errors import IceaggrError
 from iceaggr.machine_errors import as_machine_error
@@ -35,10 +42,14 @@ def main() -> None:
 @app.command()
 def simulate(
     out: Uri,
-    events: Annotated[int, typer.Option(min=1, help="Events to simulate")],
-    events_per_file: Annotated[int, typer.Option(min=1, help="Events per raw file")] = 10_000,
+    events: Annotated[
+        int, typer.Option(min=1, max=MAX_SIMULATED_EVENTS, help="Events to simulate")
+    ],
+    events_per_file: Annotated[
+        int, typer.Option(min=1, max=MAX_SIMULATED_EVENTS, help="Events per raw file")
+    ] = 10_000,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same seed, same bytes")] = 0,
-    processes: Annotated[int, typer.Option(min=0, help="0 = one per core")] = 0,
+    processes: Annotated[int, typer.Option(min=0, max=MAX_PROCESSES, help="0 = one per core")] = 0,
     test: Annotated[bool, typer.Option("--test", help="Write test/ without labels")] = False,
 ) -> None:
     """Simulate raw events in the layout of the public competition set."""

@@ -12,6 +12,9 @@ from iceaggr.errors import ConfigError
 
 MAX_SEED = 2**31 - 1
 """Of a simulation, which has it among the leading digits of the event ids."""
+MAX_SIMULATED_EVENTS = 10**9
+"""Of one seed, whose event ids would run into those of the next."""
+MAX_PROCESSES = 4096
 
 
 def named_folder(text: str) -> Path:

@@ -48,6 +48,11 @@ def test_method_table_has_gain_and_what_only_the_model_has(summaries_and_events)
     assert mine.loc["bias_z", "value"] == pytest.approx(events["bias_z"].mean())
     assert mine.loc["kappa_median", "value"] == pytest.approx(events["kappa"].median())
     metrics = flat_metrics(events, summaries)
+    nats = mine.loc["negative_log_likelihood"]
+    name = "test_kappa/negative_log_likelihood"
+    assert [nats["value"], nats["error"]] == pytest.approx(
+        [metrics[name], metrics[f"{name}_error"]]
+    )
     assert mine.loc["bias_z", "error"] == pytest.approx(metrics["test_bias/z_error"])
     assert mine.loc["coverage_68", "value"] == pytest.approx(metrics["test_kappa/coverage_68"])
 

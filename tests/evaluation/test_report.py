@@ -10,6 +10,7 @@ from iceaggr.evaluation.bootstrap import Estimate
 from iceaggr.evaluation.report import (
     _calibration_sentence,
     _gain_sentence,
+    _likelihood_sentence,
     coverage_rows,
     plus_minus,
 )
@@ -52,6 +53,12 @@ def test_gain_is_named_only_beyond_its_error(value, text):
 def test_calibration_is_judged_by_all_levels(power, claim):
     pit = np.linspace(0, 1, 5001) ** power
     assert claim in _calibration_sentence(pit)
+
+
+def test_likelihood_is_told_beside_that_of_claiming_nothing():
+    told = _likelihood_sentence(estimate(1.234, 0.01))
+    assert told.endswith("1.234 ± 0.010 nats per event; claiming nothing has 2.531.")
+    assert "would be better" in _likelihood_sentence(estimate(2.6, 0.01))
 
 
 def test_calibration_of_the_wrong_shape_is_called_that():

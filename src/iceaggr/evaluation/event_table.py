@@ -12,7 +12,7 @@ from iceaggr.angles import azimuth_zenith, opening_angle
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.errors import EvaluationError
 from iceaggr.evaluation.baselines import true_direction
-from iceaggr.evaluation.calibration import probability_inside
+from iceaggr.evaluation.calibration import negative_log_likelihood, probability_inside
 from iceaggr.evaluation.prediction import Predictions
 from iceaggr.events.truth import TRUTH_COLUMNS
 
@@ -139,6 +139,12 @@ def pit_of(events: pd.DataFrame) -> npt.NDArray[np.float64]:
     """Compute the probability integral transform of each event: (N,), see `probability_inside`."""
     angle_rad = np.deg2rad(angles_of(events, "model"))
     return np.asarray(probability_inside(angle_rad, events["kappa"].to_numpy()), np.float64)
+
+
+def nats_of(events: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """Compute the model's negative log-likelihood of each true direction: (N,) nats."""
+    angle_rad = np.deg2rad(angles_of(events, "model"))
+    return np.asarray(negative_log_likelihood(angle_rad, events["kappa"].to_numpy()), np.float64)
 
 
 def _segment_sums(

@@ -23,7 +23,7 @@ from iceaggr.evaluation.calibration import (
     coverage,
     pulls,
 )
-from iceaggr.evaluation.event_table import angles_of, pit_of
+from iceaggr.evaluation.event_table import angles_of, nats_of, pit_of
 from iceaggr.events.truth import TOPOLOGIES
 
 
@@ -91,7 +91,8 @@ def flat_metrics(events: pd.DataFrame, summaries: list[MethodSummary]) -> dict[s
     test/...                      the model: opening angles, share above 90 deg, number of events
     test_error/...                standard errors of those
     test_track/, test_cascade/... the model and the baselines on one topology
-    test_kappa/...                calibration: coverage with its error, mean coverage error (gap)
+    test_kappa/...                calibration: coverage with its error, mean coverage error (gap);
+                                  negative log-likelihood in nats per event, ignorance has 2.53
     test_bias/...                 mean of predicted minus true unit vector with its error
     test_baselines/...            each baseline, and the model's paired gain over it with its error
     test_speed/...                microseconds per event
@@ -148,6 +149,10 @@ def _calibration_metrics(events: pd.DataFrame) -> dict[str, float]:
         metrics |= {name: found.share, f"{name}_error": found.error}
     metrics["test_kappa/median"] = float(np.median(kappa))
     metrics["test_kappa/gap"] = calibration_gap(pit)
+    nats = nats_of(events)
+    metrics["test_kappa/negative_log_likelihood"] = float(nats.mean())
+    error = float(nats.std(ddof=1)) / math.sqrt(len(nats)) if len(nats) > 1 else math.nan
+    metrics["test_kappa/negative_log_likelihood_error"] = error
     metrics["test_kappa/pull_median"] = float(np.median(pulls(angle_rad, kappa)))
     for axis in ("x", "y", "z"):
         bias = events[f"bias_{axis}"]
@@ -159,8 +164,9 @@ def _calibration_metrics(events: pd.DataFrame) -> dict[str, float]:
 def model_estimates(events: pd.DataFrame, config: EvaluationConfig) -> dict[str, Estimate]:
     """Estimate what only the model has, on all events.
 
-    Returns bias_x, bias_y, bias_z (mean of predicted minus true unit vector), kappa_median, and
-    coverage_50 and so on (share of events inside their own region).
+    Returns bias_x, bias_y, bias_z (mean of predicted minus true unit vector), kappa_median,
+    negative_log_likelihood (nats), and coverage_50 and so on (share of events inside their own
+    region).
     """
     rng = np.random.default_rng(config.seed)
     sampling = (config.n_bootstrap, config.confidence, rng)
@@ -170,6 +176,7 @@ def model_estimates(events: pd.DataFrame, config: EvaluationConfig) -> dict[str,
     }
     kappa = events["kappa"].to_numpy()
     found["kappa_median"] = estimate_median(kappa, *sampling)
+    found["negative_log_likelihood"] = estimate_mean(nats_of(events), *sampling)
     pit = pit_of(events)
     for level in LEVELS:
         n_inside = int((pit <= level).sum())

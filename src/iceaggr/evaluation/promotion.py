@@ -18,6 +18,7 @@ from iceaggr.evaluation.calibration import (
     negative_log_likelihood,
 )
 from iceaggr.evaluation.event_table import pit_of
+from iceaggr.losses import NATS_OF_IGNORANCE
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,6 @@ class Verdict:
     compared_with: str
 
 
-IGNORANCE_NATS = math.log(4.0 * math.pi)
-"""Negative log-likelihood of whoever knows nothing."""
-
-
 def refuse_false_confidence(
     verdict: Verdict, challenger: pd.DataFrame, config: PromotionConfig
 ) -> Verdict:
@@ -55,10 +52,10 @@ def refuse_false_confidence(
     mean, error = float(nats.mean()), float(nats.std(ddof=1) / math.sqrt(len(nats)))
     pit = pit_of(challenger)
     why = ""
-    if not mean < IGNORANCE_NATS:
+    if not mean < NATS_OF_IGNORANCE:
         why = (
             f"its confidence is worse than none: negative log-likelihood {mean:,.3f} ± {error:,.3f}"
-            f" nats per event, {IGNORANCE_NATS:.3f} is that of knowing nothing"
+            f" nats per event, {NATS_OF_IGNORANCE:.3f} is that of knowing nothing"
         )
     elif calibration_gap(pit) > config.max_calibration_gap:
         why = (

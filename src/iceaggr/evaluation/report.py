@@ -21,6 +21,7 @@ from iceaggr.evaluation.calibration import Coverage, coverage
 from iceaggr.evaluation.event_table import pit_of
 from iceaggr.evaluation.metrics import MethodSummary, model_estimates
 from iceaggr.events.truth import TOPOLOGIES
+from iceaggr.losses import NATS_OF_IGNORANCE
 
 CAPTIONS = {
     "opening_angle_cumulative": (
@@ -120,6 +121,8 @@ def render_report(
     """
     summaries: list[MethodSummary] = results["summaries"]
     displays = {name: png for name, png in figures.items() if name.startswith("event_")}
+    of_model = model_estimates(events, config)
+    verdict = verdict_sentences(events, summaries, results["reference"])
     return (
         environment()
         .get_template("evaluation_report.html.j2")
@@ -130,14 +133,14 @@ def render_report(
             min_events=min(config.min_events_per_bin, MIN_EVENTS_DRAWN),
             summaries=summaries,
             reference=TITLES[results["reference"]],
-            verdict=verdict_sentences(events, summaries, results["reference"]),
+            verdict=[*verdict, _likelihood_sentence(of_model["negative_log_likelihood"])],
             figures={name: png for name, png in figures.items() if name not in displays},
             displays=displays,
             captions=CAPTIONS,
             wide=[name for name, png in figures.items() if _aspect(png) > WIDE_FROM],
             slices=group_slices(results["slices"]),
             coverages=coverage_rows(events),
-            of_model=model_estimates(events, config),
+            of_model=of_model,
             settings=yaml.safe_dump(_plain(context.settings), sort_keys=False),
         )
     )
@@ -157,6 +160,15 @@ def verdict_sentences(
         if gain is not None:
             sentences.append(_gain_sentence(_in_sentence(TITLES[rival]), gain))
     return [*sentences, _calibration_sentence(pit_of(events))]
+
+
+def _likelihood_sentence(nats: Estimate) -> str:
+    """Say what direction and kappa together are worth, against knowing nothing."""
+    useless = "" if nats.value < NATS_OF_IGNORANCE else ", and would be better"
+    return (
+        f"Negative log-likelihood {plus_minus(nats)} nats per event; claiming nothing has"
+        f" {NATS_OF_IGNORANCE:.3f}{useless}."
+    )
 
 
 def _calibration_sentence(pit: np.ndarray) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from iceaggr.cli_options import MAX_PROCESSES, MAX_SEED, MAX_SIMULATED_EVENTS
 from iceaggr.errors import RawDataError
 from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.events.simulation import run as run_module
@@ -196,3 +197,15 @@ def test_worker_processes_start_without_torch():
 def test_energies_in_the_wrong_order_are_refused():
     with pytest.raises(ValueError, match=r"min_energy_gev 1000000000\.0 is not below"):
         SimulationConfig(min_energy_gev=1e9)
+
+
+def test_every_number_has_two_bounds_and_those_of_the_command_are_the_same():
+    fields = SimulationConfig.model_json_schema()["properties"]
+    numbers = {name: of for name, of in fields.items() if of["type"] in ("integer", "number")}
+    for name, of in numbers.items():
+        assert {"minimum", "exclusiveMinimum"} & set(of), name
+        assert {"maximum", "exclusiveMaximum"} & set(of), name
+    assert numbers["n_events"]["maximum"] == MAX_SIMULATED_EVENTS
+    assert numbers["n_events_per_file"]["maximum"] == MAX_SIMULATED_EVENTS
+    assert numbers["n_processes"]["maximum"] == MAX_PROCESSES
+    assert numbers["seed"]["exclusiveMaximum"] == MAX_SEED + 1

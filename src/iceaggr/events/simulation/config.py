@@ -11,23 +11,28 @@ from iceaggr.config import Section
 N_EVENTS_PER_BLOCK = 500
 """Events that share one random stream; fixed, so that data never depend on files or processes."""
 
+N_EVENT_IDS_PER_SEED = 1_000_000_000
+"""Event ids are seed * this + number, so data of different seeds never share an id."""
+MAX_ENERGY_GEV = 1e12
+"""Ten times beyond the highest energies of the cosmos that were ever seen."""
+
 
 class SimulationConfig(Section):
     """Which events are simulated and how they are stored."""
 
-    n_events: int = Field(20_000, ge=1)
+    n_events: int = Field(20_000, ge=1, le=N_EVENT_IDS_PER_SEED)
     """Triggered events to write."""
-    n_events_per_file: int = Field(5_000, ge=1)
+    n_events_per_file: int = Field(5_000, ge=1, le=N_EVENT_IDS_PER_SEED)
     """Events in one batch file; the last file may hold fewer."""
     seed: int = Field(1, ge=0, lt=2**31)
     """Seed of every random stream; also the leading digits of the event ids."""
-    n_processes: int = Field(0, ge=0)
+    n_processes: int = Field(0, ge=0, le=4096)
     """Worker processes; 0 = one per core, 1 = in the caller. The data do not depend on it."""
     labels: bool = True
     """Write train/ with directions and truth; False = test/ without either."""
-    min_energy_gev: float = Field(60.0, gt=10)
+    min_energy_gev: float = Field(60.0, gt=10, le=MAX_ENERGY_GEV)
     """Lower end of the neutrino energy spectrum, in GeV."""
-    max_energy_gev: float = Field(1e7, gt=10)
+    max_energy_gev: float = Field(1e7, gt=10, le=MAX_ENERGY_GEV)
     """Upper end of the neutrino energy spectrum, in GeV."""
     spectral_index: float = Field(2.35, gt=1, le=4)
     """Most neutrino energies are drawn from E^-index before the trigger."""
@@ -35,7 +40,7 @@ class SimulationConfig(Section):
     """Share of interactions drawn from E^-1 instead: the origin of the giant events."""
     cascade_share: float = Field(0.50, ge=0, le=1)
     """Share of cascades among the interactions tried, before the trigger."""
-    max_photons_per_source: int = Field(300, ge=10)
+    max_photons_per_source: int = Field(300, ge=10, le=1_000_000)
     """A sensor that sees more photons from one source follows this many, each with more weight."""
 
     @model_validator(mode="after")

@@ -15,9 +15,6 @@ from iceaggr.events.simulation.ice import Floats
 from iceaggr.events.simulation.interactions import INTERACTIONS, inside_array
 from iceaggr.events.simulation.sensors import Ints
 
-N_EVENT_IDS_PER_SEED = 1_000_000_000
-"""Event ids are seed * this + number, so data of different seeds never share an id."""
-
 
 def _pulse_schema() -> pa.Schema:
     """Describe the pulses with the event id as pandas index, as in the competition's files."""

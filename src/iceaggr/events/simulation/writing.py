@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 
 from iceaggr.errors import RawDataError
 from iceaggr.events.simulation.block import SimulatedEvents, join_events
-from iceaggr.events.simulation.config import SimulationConfig
+from iceaggr.events.simulation.config import N_EVENT_IDS_PER_SEED, SimulationConfig
 from iceaggr.events.simulation.layout import (
-    N_EVENT_IDS_PER_SEED,
     PULSE_SCHEMA,
     geometry_csv,
     meta_table,
