@@ -18,13 +18,15 @@ from kfp_server_api import V2beta1GetHealthzResponse
 
 from iceaggr.addresses import refuse_credentials, without_credentials
 from iceaggr.errors import ConfigError
-from launch.api_errors import HOST_VARIABLE, SubmissionError, api_errors
+from iceaggr.patience import ask_patiently, first_contact_s
+from launch.api_errors import HOST_VARIABLE, ServerAwayError, SubmissionError, api_errors
 from launch.credential_files import check_authority, read_credential
 
 _UI_VARIABLE = "KF_PIPELINES_UI_ENDPOINT"
 # of the service of the API server, which has no pages: HTTP, and its neighbour for gRPC
 _API_PORTS = (8888, 8887)
-_PROBE_TIMEOUT_S = 20
+_PROBE_TIMEOUT_S = (5, 20)
+"""To connect, and to answer."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +99,17 @@ def connect(connection: Connection) -> kfp.Client:
 
     Raises: ConfigError for no address, a file that is missing or holds something else, two ways of
     authentication, a password in the address or a missing namespace;
-    SubmissionError if the server does not answer or refuses the credentials.
+    SubmissionError if the server does not answer (in a pod: within the minute that a first contact
+    may take) or refuses the credentials.
     """
     credentials = _credentials(connection)
     check_address(connection)
     _check_presence(connection)
-    with api_errors(address(connection)), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with contextlib.redirect_stdout(io.StringIO()):
-            client = _Client(
-                connection.namespace, host=connection.host or None, verify_ssl=True, **credentials
-            )
-        health = client.get_kfp_healthz()
+    client, health = ask_patiently(
+        lambda: _open(connection, credentials),
+        is_away=lambda error: isinstance(error, ServerAwayError),
+        patience_s=first_contact_s(),
+    )
     if health.multi_user and not client.get_user_namespace():
         raise ConfigError(
             "this installation has several users and needs to know whose run it is",
@@ -117,6 +118,16 @@ def connect(connection: Connection) -> kfp.Client:
             expected="the namespace of your profile",
         )
     return client
+
+
+def _open(connection: Connection, credentials: dict[str, Any]) -> tuple[kfp.Client, Any]:
+    with api_errors(address(connection)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.redirect_stdout(io.StringIO()):
+            client = _Client(
+                connection.namespace, host=connection.host or None, verify_ssl=True, **credentials
+            )
+        return client, client.get_kfp_healthz()
 
 
 def _check_presence(connection: Connection) -> None:

@@ -19,6 +19,7 @@ RANKS = {
     "validation": 0,
     "addresses": 1,
     "machine_errors": 1,
+    "patience": 1,
     "progress": 1,
     "verified": 1,
     "storage": 1,

@@ -160,7 +160,6 @@ def test_concurrent_promotions_have_one_winner(mlflow_service, name, versions):
 
 
 def test_registry_waits_for_a_server_that_comes_back(mlflow_service, name, versions, monkeypatch):
-    monkeypatch.setattr(connection, "_REPEAT_AFTER_S", 0.1)
     door = Door(mlflow_service.mlflow_uri)
     door.open()
     registry = ModelRegistry(door.uri)
@@ -208,7 +207,6 @@ def lose_first_answer(monkeypatch, owner, method):
         return answer
 
     monkeypatch.setattr(owner, method, losing)
-    monkeypatch.setattr(connection, "_REPEAT_AFTER_S", 0.1)
     return calls
 
 

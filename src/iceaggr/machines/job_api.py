@@ -11,11 +11,13 @@ import urllib3
 from kubernetes import client, config
 
 from iceaggr.errors import TrainingError
+from iceaggr.patience import FIRST_CONTACT_S, ask_patiently
 
 _GROUP, _VERSION, _PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 _PATH = ("group", "version", "namespace", "plural", "name")
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_TIMEOUT_S = 30
+_TIMEOUT_S = (5, 30)
+"""To connect, and to answer."""
 _NOT_FOUND, _CONFLICT, _FIRST_SERVER_ERROR, _TOO_MANY = 404, 409, 500, 429
 
 
@@ -117,10 +119,17 @@ class JobApi:
             )
 
     def account_of(self, pod: str) -> str:
-        """Name the service account that a pod runs with."""
-        with _errors(f"reading pod {pod}"):
-            found = self._core.read_namespaced_pod(pod, self.namespace, _request_timeout=_TIMEOUT_S)
+        """Name the service account that a pod runs with; waits for an API server that is away."""
+        found = ask_patiently(
+            lambda: self._read_pod(pod),
+            is_away=lambda error: isinstance(error, KubernetesAwayError),
+            patience_s=FIRST_CONTACT_S,
+        )
         return str(found.spec.service_account_name or "")
+
+    def _read_pod(self, pod: str) -> Any:
+        with _errors(f"reading pod {pod}"):
+            return self._core.read_namespaced_pod(pod, self.namespace, _request_timeout=_TIMEOUT_S)
 
     def main_pod(self, name: str) -> MainPod | None:
         """Find the pod of rank 0, None until it has started; after a restart, the newest."""

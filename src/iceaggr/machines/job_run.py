@@ -14,6 +14,7 @@ from iceaggr.errors import TrainingError
 from iceaggr.machines.job_api import JobApi, KubernetesAwayError
 from iceaggr.machines.pod_log import PodLog
 from iceaggr.machines.train_job import TrainJobOrder, build_train_job, job_name
+from iceaggr.patience import ask_patiently
 from iceaggr.training.interruption import TrainingInterruptedError
 
 _PATIENCE_S = 600.0
@@ -136,14 +137,12 @@ def _wait(api: JobApi, name: str, stop: threading.Event, pause_s: float) -> tupl
 
 def _patiently(request: Callable[[], _Answer], pause_s: float) -> _Answer:
     """Repeat a request while the server is away. Raises: KubernetesAwayError after a long time."""
-    until = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            return request()
-        except KubernetesAwayError:
-            if time.monotonic() > until:
-                raise
-        time.sleep(pause_s)
+    return ask_patiently(
+        request,
+        is_away=lambda error: isinstance(error, KubernetesAwayError),
+        patience_s=_PATIENCE_S,
+        longest_pause_s=pause_s,
+    )
 
 
 def stop_train_job(api: JobApi, run_id: str, pause_s: float = 5.0) -> bool:

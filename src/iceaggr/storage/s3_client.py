@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import threading
@@ -17,6 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from iceaggr.addresses import refuse_credentials
 from iceaggr.errors import StorageError
+from iceaggr.patience import first_contact_s
 from iceaggr.storage.s3_errors import (
     NotS3Error,
     explain,
@@ -33,6 +35,7 @@ _PATIENT_ATTEMPTS = 8
 _WORDLESS_ATTEMPTS = 2
 """A refusal without a reason may mean expired credentials, but more often means wrong ones."""
 _LONGEST_WAIT_S = 20.0
+_FIRST_CONTACT_WAIT_S = 5.0
 _PATIENCE_S = 300.0
 """No further attempt after this time: a store that hangs lets each one last minutes."""
 _SAID_BY_S3 = {
@@ -53,9 +56,10 @@ class S3Client:
     """Makes requests and tells failures as StorageError.
 
     botocore repeats a failed request twice by itself. Beyond that we wait, up to about a minute
-    and a half (five minutes if it accepts requests and never answers), but only for a store that
-    has answered this process before: a store that was never there is a wrong address, and says so
-    at once. Credentials that have expired are read anew, unless they stand in the environment,
+    and a half (five minutes if it accepts requests and never answers), for a store that has
+    answered this process before. A store that was never there is a wrong address, and says so: at
+    once on a machine of one's own, in a pod after the minute that a first contact may take.
+    Credentials that have expired are read anew, unless they stand in the environment,
     which cannot change. Shared by threads; a forked process reconnects.
     """
 
@@ -80,21 +84,28 @@ class S3Client:
 
     def attempt(self, request: Callable[[Any], Answer]) -> Answer:
         """Run a request like `call`, but let boto3's own error out."""
-        deadline = time.monotonic() + _PATIENCE_S
-        for n_failed in range(1, _PATIENT_ATTEMPTS + 1):
+        started = time.monotonic()
+        for n_failed in itertools.count(1):
             try:
                 answer = request(self._connected())
                 self._has_answered = True
                 return answer
             except (ClientError, BotoCoreError, OSError) as error:
-                known = isinstance(error, ClientError) or self._has_answered
-                last = n_failed == _PATIENT_ATTEMPTS or time.monotonic() > deadline
+                self._has_answered |= isinstance(error, ClientError)
                 renewed = self._renew(error, n_failed)
-                if last or not known or not (renewed or is_transient(error)):
+                if not (renewed or is_transient(error)) or self._is_over(n_failed, started):
                     raise
             wait_s = min(0.5 * 2 ** (n_failed - 1), _LONGEST_WAIT_S)
+            if not self._has_answered:
+                wait_s = min(wait_s, _FIRST_CONTACT_WAIT_S)
             sleep(wait_s * random.uniform(0.7, 1.3))  # workers must not come back together
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _is_over(self, n_failed: int, started: float) -> bool:
+        waited_s = time.monotonic() - started
+        if self._has_answered:
+            return n_failed >= _PATIENT_ATTEMPTS or waited_s > _PATIENCE_S
+        return waited_s >= first_contact_s(self._environment)
 
     def note_answer(self) -> None:
         """Remember that the store is there although the request has not ended yet."""

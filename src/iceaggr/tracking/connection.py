@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from iceaggr.addresses import refuse_credentials, without_credentials
 from iceaggr.errors import TrackingError
+from iceaggr.patience import ask_patiently
 
 _PROBE_TIMEOUT_S = 5.0
 _REFUSED_FOR_GOOD = {
@@ -30,7 +30,6 @@ _REFUSED_FOR_GOOD = {
 _NOT_ALLOWED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
 PATIENCE_S = 90.0
 """How long the registry, which cannot do without its server, waits for one that is away."""
-_REPEAT_AFTER_S = 3.0
 # MLflow's own defaults repeat a request for minutes; the outbox repeats instead, without blocking.
 _QUICK_REQUESTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -80,15 +79,12 @@ def connect(tracking_uri: str, patience_s: float = 0.0) -> MlflowClient:
     for name, value in _QUICK_REQUESTS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its progress notes are not ours
-    deadline = time.monotonic() + patience_s
-    while uri.startswith(("http://", "https://")):
-        try:
-            _probe(uri)
-            break
-        except ServerAwayError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(_REPEAT_AFTER_S)
+    if uri.startswith(("http://", "https://")):
+        ask_patiently(
+            lambda: _probe(uri),
+            is_away=lambda error: isinstance(error, ServerAwayError),
+            patience_s=patience_s,
+        )
     with as_tracking_error("tracking server refused the connection", uri):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -143,14 +139,11 @@ def patient(method: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
 
     @wraps(method)
     def repeating(*arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return method(*arguments, **options)
-            except TrackingError as error:
-                if not is_away(error) or time.monotonic() > deadline:
-                    raise
-            time.sleep(_REPEAT_AFTER_S)
+        return ask_patiently(
+            lambda: method(*arguments, **options),
+            is_away=lambda error: isinstance(error, TrackingError) and is_away(error),
+            patience_s=PATIENCE_S,
+        )
 
     return repeating
 

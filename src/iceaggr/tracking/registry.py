@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from iceaggr.errors import TrackingError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import DOCUMENT
+from iceaggr.patience import first_contact_s
 from iceaggr.storage.uris import file_uri
 from iceaggr.tracking.connection import as_tracking_error, connect, patient
 from iceaggr.tracking.model_package import BUNDLE, build_package, fetch_bundle
@@ -38,12 +39,14 @@ PREVIOUS_TAG = "previous_champion"
 class ModelRegistry:
     """The registry of one tracking server; an empty URI means the server of the runs.
 
-    patience_s: how long to wait for a server that is away.
+    patience_s: how long to wait for a server that is away; in a pod a minute at least.
     Raises: TrackingError from every method, naming the model.
     """
 
     def __init__(self, tracking_uri: str = "", patience_s: float = 0.0) -> None:
-        self._client: MlflowClient = connect(tracking_uri or tracking_server(), patience_s)
+        self._client: MlflowClient = connect(
+            tracking_uri or tracking_server(), max(patience_s, first_contact_s())
+        )
 
     @patient
     def register(

@@ -18,6 +18,7 @@ from typing import Literal
 from mlflow import MlflowClient
 
 from iceaggr.errors import TrackingError
+from iceaggr.patience import first_contact_s
 from iceaggr.tracking.connection import is_away, refuse_password
 from iceaggr.tracking.outbox import Outbox
 from iceaggr.tracking.run_lookup import attached_run_id, checked_run_id, tracking_server
@@ -203,8 +204,8 @@ def open_tracker(
     Under Kubeflow's MLflow plugin it is the run that the plugin made. An empty `tracking_uri`
     means the plugin's endpoint or MLFLOW_TRACKING_URI.
     must_answer: False goes on without a server, and sends everything when it is back.
-    Raises: TrackingError, within seconds, if no server answers or it refuses; ConfigError if its
-    address holds a password.
+    Raises: TrackingError if no server answers, within seconds or, in a pod, after the minute of a
+    first contact; TrackingError at once if it refuses; ConfigError if its address holds a password.
     """
     server = tracking_uri or tracking_server()
     refuse_password(server)
@@ -218,7 +219,7 @@ def open_tracker(
     spool = Path(tempfile.mkdtemp(prefix=f"{SPOOL_PREFIX}{step}-"))
     sender = LateSender(target, spool)
     try:
-        sender.open()
+        sender.open(first_contact_s())
     except TrackingError as error:
         if must_answer or not is_away(error):
             shutil.rmtree(spool)

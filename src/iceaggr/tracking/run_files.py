@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from iceaggr.errors import TrackingError
+from iceaggr.patience import first_contact_s
 from iceaggr.tracking.connection import as_tracking_error, connect
 
 _N_NAMED = 5
@@ -34,7 +35,7 @@ def fetch_run_file(run: str, artifact_path: str, into: Path) -> RunFile:
     into: local folder.
     Raises: TrackingError if no run or several are meant, or it has no such file.
     """
-    client = connect("")
+    client = connect("", first_contact_s())
     with as_tracking_error("cannot look for the run", run):
         found = _find_run(client, run)
     name, run_id = str(found.info.run_name), str(found.info.run_id)

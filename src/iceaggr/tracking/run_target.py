@@ -34,12 +34,13 @@ class RunTarget:
     run_name: str
     run_id: str = ""
 
-    def open(self) -> tuple[MlflowClient, RunTarget]:
+    def open(self, patience_s: float = 0.0) -> tuple[MlflowClient, RunTarget]:
         """Find or create the run. Returns a client, and the target with the run's id.
 
-        Raises: TrackingError, within seconds, if no server answers.
+        patience_s: how long to wait for a server that is away.
+        Raises: TrackingError, within seconds after the patience, if no server answers.
         """
-        client = connect(self.tracking_uri)
+        client = connect(self.tracking_uri, patience_s)
         for _ in range(N_TRIES - 1):
             try:
                 return client, self._opened(client)
@@ -97,9 +98,12 @@ class LateSender:
             )
         return self._opened[0]
 
-    def open(self) -> RunSender:
-        """Open the run and set it running again if it had ended. Raises: TrackingError."""
-        client, target = self._target.open()
+    def open(self, patience_s: float = 0.0) -> RunSender:
+        """Open the run and set it running again if it had ended.
+
+        patience_s: how long to wait for a server that is away.  Raises: TrackingError.
+        """
+        client, target = self._target.open(patience_s)
         with as_tracking_error("cannot open the run", client.tracking_uri):
             if client.get_run(target.run_id).info.status in _ENDED:
                 client.update_run(target.run_id, status="RUNNING")

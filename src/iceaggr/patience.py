@@ -1,0 +1,73 @@
+"""Asking a service that is away again: one way to do it, for every client of the project.
+
+A request is made again while its service may come back, with growing pauses, until the patience is
+over. What can never succeed is told at once. How long is the choice of each caller; how long a
+service may stay silent before its address counts as wrong is the same for all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+log = logging.getLogger(__name__)
+
+FIRST_CONTACT_S = 60.0
+"""How long the first contact of a pod may take.
+
+Network policies are programmed after a pod has started. Until the network plugin knows the pod,
+each of its connections is refused or dropped: seconds as a rule, more on a busy node.
+"""
+_IN_A_POD = "KUBERNETES_SERVICE_HOST"
+
+Answer = TypeVar("Answer")
+
+
+def first_contact_s(environment: Mapping[str, str] = os.environ) -> float:
+    """Give how long a service that never answered is asked again.
+
+    Returns FIRST_CONTACT_S in a pod; 0 elsewhere, where silence means a wrong address.
+    """
+    return FIRST_CONTACT_S if environment.get(_IN_A_POD) else 0.0
+
+
+def ask_patiently(
+    request: Callable[[], Answer],
+    *,
+    is_away: Callable[[Exception], bool],
+    patience_s: float,
+    first_pause_s: float = 0.5,
+    longest_pause_s: float = 5.0,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Answer:
+    """Make a request, and make it again while its service is away.
+
+    The first failure is logged, so that nobody wonders what the process waits for.
+    request: may run more than once
+    is_away: tells of an error whether the same request may succeed later
+    sleep: waits so many seconds; an Event's `wait` ends the pause early
+    Raises: what the request raises; at once if its service is not away, else when no further
+    attempt begins within `patience_s` seconds.
+    """
+    until, pause_s, told = time.monotonic() + patience_s, first_pause_s, False
+    while True:
+        try:
+            return request()
+        except Exception as error:
+            left_s = until - time.monotonic()
+            if not is_away(error) or left_s <= 0:
+                raise
+            if not told:
+                log.warning("%s; asking again for %.0f s", _first_line(error), left_s)
+                told = True
+        # many processes that lost the same service must not come back together
+        sleep(min(pause_s * random.uniform(0.7, 1.3), left_s))
+        pause_s = min(2 * pause_s, longest_pause_s)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
