@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,11 +26,11 @@ from launch.cluster_commands import add_cluster_commands
 from launch.compilation import compile_pipeline
 from launch.display import RunDisplay
 from launch.ending import Ending
-from launch.local_run import run_here
+from launch.local_run import LocalRun, PipelineRunError, run_here
 from launch.names import check_display_name
 from launch.result_screen import print_results
 from launch.run_form import DROPDOWNS, check_allowed
-from launch.services import service_environment
+from launch.services import Addresses, service_environment
 from launch.simulated_data import ensure_simulated_events
 from launch.value_checks import check_device, check_folders, check_gpus_here, check_minutes
 
@@ -179,11 +180,22 @@ def _run(make_pipeline: Callable[..., Any], request: RunRequest) -> None:
             with ending.taking_along():
                 make_pipeline(cluster=False)(**_arguments(request, raw_uri))
 
-        finished = run_here(steps, folder, RunDisplay(console), prepare)
-        summary = json.loads(finished.output("promote_model", "summary").read_text())
-        report = STATE_FOLDER.absolute() / f"report-{summary['run_name']}.html"
-        shutil.copyfile(finished.output("evaluate_model", "report"), report)
-        print_results(console, summary, report, folder / "kfp.log", addresses)
+        try:
+            run_here(steps, folder, RunDisplay(console), prepare)
+        except PipelineRunError:
+            # a run whose figures are there failed at promotion only: they are shown all the same
+            with suppress(PipelineRunError):
+                _show(request, LocalRun(folder), console, addresses)
+            raise
+        _show(request, LocalRun(folder), console, addresses)
+
+
+def _show(request: RunRequest, run: LocalRun, console: Console, addresses: Addresses) -> None:
+    """Print the last screen and write the figures. Raises: PipelineRunError if there are none."""
+    summary = json.loads(run.output("promote_model", "summary").read_text())
+    report = STATE_FOLDER.absolute() / f"report-{summary['run_name']}.html"
+    shutil.copyfile(run.output("evaluate_model", "report"), report)
+    print_results(console, summary, report, run.folder / "kfp.log", addresses)
     if request.summary_path:
         request.summary_path.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
 

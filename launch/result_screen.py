@@ -33,7 +33,8 @@ def print_results(
 
 
 def _verdict_colour(summary: dict[str, Any]) -> str:
-    return "green" if summary["promoted"] else "yellow"
+    """Red is a decision that could not be made, yellow one against the model."""
+    return {"promoted": "green", "refused": "yellow"}.get(summary["promotion"], "red")
 
 
 def _angle_table(summary: dict[str, Any]) -> Table:

@@ -32,17 +32,17 @@ def event_table(shift_deg: float = 0.0, kappa: float = 20.0, seed: int = 0) -> p
 def test_challenger_is_promoted_when_better_by_more_than_its_error():
     verdict = decide_promotion(event_table(-1.0, kappa=23.0, seed=1), event_table(), CONFIG)
     assert verdict.promote
-    assert verdict.margin_deg == pytest.approx(1.0, abs=0.2)
-    assert verdict.margin_error_deg == pytest.approx(0.5 * np.sqrt(2 / 500), rel=0.2)
-    assert verdict.n_events == 500
+    assert verdict.comparison.margin_deg == pytest.approx(1.0, abs=0.2)
+    assert verdict.comparison.error_deg == pytest.approx(0.5 * np.sqrt(2 / 500), rel=0.2)
+    assert verdict.comparison.n_events == 500
     assert verdict.reason.startswith("promoted: better than the champion by ")
 
 
 def test_challenger_is_refused_when_the_gain_is_within_its_error():
     same = decide_promotion(event_table(-0.02, seed=1), event_table(), CONFIG)
     assert not same.promote
-    margin, error = f"{same.margin_deg:.3f}", f"{same.margin_error_deg:.3f}"
-    assert abs(same.margin_deg) < same.margin_error_deg
+    margin, error = f"{same.comparison.margin_deg:.3f}", f"{same.comparison.error_deg:.3f}"
+    assert abs(same.comparison.margin_deg) < same.comparison.error_deg
     assert same.reason == (
         f"not promoted: cannot be told from the champion ({margin} ± {error} deg on 500 paired"
         " test events); required are 2 σ and 0.01 deg"
@@ -52,14 +52,14 @@ def test_challenger_is_refused_when_the_gain_is_within_its_error():
 def test_challenger_is_refused_when_worse():
     verdict = decide_promotion(event_table(1.0, seed=1), event_table(), CONFIG)
     assert not verdict.promote
-    assert verdict.margin_deg < 0
+    assert verdict.comparison.margin_deg < 0
     assert "worse than the champion by" in verdict.reason
 
 
 def test_champion_is_not_replaced_by_itself():
     verdict = decide_promotion(event_table(), event_table(), PromotionConfig(min_sigma=0.0))
     assert not verdict.promote
-    assert "no different from the champion" in verdict.reason
+    assert "not promoted: equal to the champion on 500" in verdict.reason
 
 
 def test_pairing_is_by_event_and_not_by_row():
@@ -193,3 +193,21 @@ def test_model_of_grossly_wrong_coverage_is_refused_whatever_its_rival():
 def test_model_of_true_confidence_passes():
     verdict = decide_promotion(event_table(), None, CONFIG)
     assert refuse_false_confidence(verdict, event_table(), CONFIG) == verdict
+
+
+@pytest.mark.parametrize("noise_deg", [0.0, 1e-6, -1e-6, 4e-4])
+def test_models_that_differ_by_less_than_is_shown_are_equal_and_neither_is_promoted(noise_deg):
+    champion = event_table()
+    nearly = champion.assign(opening_angle_deg=champion["opening_angle_deg"] + noise_deg)
+    lax = PromotionConfig(min_sigma=0.0, min_gain_deg=0.0)
+    verdict = decide_promotion(nearly, champion, lax)
+    assert not verdict.promote
+    assert verdict.reason.startswith("not promoted: equal to the champion ")
+    assert "0.000 ±" not in verdict.reason
+
+
+def test_equal_calibration_is_not_called_worse_by_nothing():
+    champion = event_table()
+    better = champion.assign(opening_angle_deg=champion["opening_angle_deg"] - 0.02)
+    reason = decide_promotion(better, champion, PromotionConfig(max_calibration_loss=1.0)).reason
+    assert "by 0.0 ±" not in reason

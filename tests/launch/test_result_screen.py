@@ -22,6 +22,7 @@ SUMMARY = {
     "started_from": "scratch",
     "model_uri": "models:/iceaggr-direction/1",
     "promoted": False,
+    "promotion": "refused",
     "reason": "not promoted: [reason]",
 }
 
@@ -35,11 +36,11 @@ def tracking_uri(tmp_path_factory):
 def screen(tracking_uri):
     """Print the screen for files of a folder; gives its text."""
 
-    def show(folder, colours=False, **addresses):
+    def show(folder, colours=False, summary=SUMMARY, **addresses):
         output = io.StringIO()
         console = Console(file=output, width=200, force_terminal=colours)
         where = Addresses(tracking_uri, **addresses)
-        print_results(console, SUMMARY, folder / "report.html", folder / "kfp.log", where)
+        print_results(console, summary, folder / "report.html", folder / "kfp.log", where)
         return output.getvalue()
 
     return show
@@ -57,6 +58,16 @@ def test_print_results_colours_the_verdict_alone(screen):
     text = screen(Path("/data"), colours=True, stay_up=True)
     assert "\x1b[33mnot promoted: [reason]\x1b[0m" in text
     assert "\x1b[33m" not in text.replace("\x1b[33mnot promoted", "")
+
+
+@pytest.mark.parametrize(
+    ("promotion", "colour"),
+    [("promoted", 32), ("refused", 33), ("not comparable", 31), ("not compared", 31)],
+)
+def test_print_results_tells_a_decision_from_one_that_could_not_be_made(screen, promotion, colour):
+    summary = SUMMARY | {"promotion": promotion, "reason": "why"}
+    text = screen(Path("/data"), colours=True, summary=summary, stay_up=True)
+    assert f"verdict  \x1b[{colour}mwhy\x1b[0m" in text
 
 
 @pytest.mark.parametrize("stay_up", [True, False])

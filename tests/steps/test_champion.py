@@ -91,11 +91,11 @@ def test_champion_of_another_split_is_judged_on_the_test_events_of_both(
     scored = score_champion(champion, open_store(), manifest, events)
     expected = decide_promotion(fair, scored[scored["event_id"].isin(fair["event_id"])], settings())
     verdict = judged(champion, manifest, events, settings(), **data)
-    assert verdict.n_events == len(fair)
+    assert verdict.comparison.n_events == len(fair)
     assert verdict.promote
-    assert (verdict.margin_deg, verdict.margin_error_deg) == (
-        expected.margin_deg,
-        expected.margin_error_deg,
+    assert (verdict.comparison.margin_deg, verdict.comparison.error_deg) == (
+        expected.comparison.margin_deg,
+        expected.comparison.error_deg,
     )
     assert verdict.reason == (
         f"{expected.reason}; left out are {N_EVENTS - len(fair)} that are no test events of the"
@@ -107,7 +107,7 @@ def test_challenger_is_refused_when_too_few_test_events_are_shared(champion, man
     n_fair = len(fair_events(events, "other", 0.1, 0.1))
     verdict = judged(champion, manifest, events, settings(n_fair + 1), **OTHER)
     assert not verdict.promote
-    assert verdict.compared_with == ""
+    assert verdict.outcome == "not comparable"
     assert verdict.reason.startswith(
         f"not promoted: only {n_fair} of 600 test events are test events of the champion's split"
         " (split_salt other, validation_share 0.1, test_share 0.1) too, required are "
@@ -119,7 +119,7 @@ def test_challenger_is_refused_when_too_few_test_events_are_shared(champion, man
 def test_few_events_suffice_when_the_splits_are_the_same(champion, manifest, events):
     few = fair_events(events.head(256), "iceaggr-1", 0.1, 0.1)  # all in the champion's first batch
     verdict = judge_against(champion, open_store(), manifest, few, settings(N_EVENTS))
-    assert 2 < len(few) == verdict.n_events
+    assert 2 < len(few) == verdict.comparison.n_events
     assert "left out" not in verdict.reason
 
 
@@ -137,7 +137,7 @@ def test_challenger_is_not_compared_with_a_champion_of_another_detector(
     detector = replace(icecube86(), **damage(icecube86()))
     other = replace(champion, detector=detector)
     verdict = judge_against(other, open_store(), manifest, events, settings())
-    assert (verdict.promote, verdict.compared_with) == (False, "")
+    assert (verdict.promote, verdict.outcome) == (False, "not comparable")
     assert verdict.reason == (
         f"not promoted: the champion was trained with another detector ({difference}) than the"
         " test events'; train it on events of this detector, or begin under another"
@@ -149,7 +149,7 @@ def test_champion_whose_sensors_stand_within_a_centimetre_is_compared(champion, 
     near = replace(icecube86(), xyz_m=icecube86().xyz_m + 0.009)
     other = replace(champion, detector=near)
     verdict = judge_against(other, open_store(), manifest, events, settings())
-    assert verdict.compared_with == "champion"
+    assert verdict.comparison.rival == "champion"
 
 
 def test_challenger_is_refused_when_the_champion_hides_its_split(champion, manifest, events):

@@ -1,4 +1,4 @@
-"""A tracking server that goes away for good after the first step: the run still finishes."""
+"""A tracking server that goes away for good after the first step: all but promotion succeeds."""
 
 import json
 
@@ -74,26 +74,31 @@ def run_later_steps(run, context, units):
     return promotion.run_promote_model(context, run.manifest, run.model, run.evaluation, **paths)
 
 
-def test_run_finishes_without_its_server_and_says_where_its_metrics_lie(door, run):
+def test_run_without_its_server_fails_at_promotion_alone_and_says_where_its_metrics_lie(door, run):
     context = run.context()
     units = run_plan_shards(context, run.raw_uri)
     door.shut()
-    result = run_later_steps(run, context, units)
-    assert run_close_run(context, "SUCCEEDED") == "FINISHED"
-    assert not result["promoted"]
-    assert "registry was away" in result["reason"]
-    assert context.unsent_uri in result["reason"]
-    assert open_store().list(result["model_uri"])
+    with pytest.raises(promotion.PromotionError) as told:
+        run_later_steps(run, context, units)
+    assert str(told.value).startswith("promotion did not happen: tracking server not reachable [")
+    assert context.unsent_uri in str(told.value)
+    assert run_close_run(context, "FAILED") == "FAILED"
+    summary = json.loads(run.summary.read_text())
+    assert (summary["promoted"], summary["promotion"]) == (False, "not compared")
+    assert summary["reason"].startswith("promotion did not happen: ")
+    assert "not promoted" not in summary["reason"]
+    assert run.verdict.read_text().endswith(f"{summary['reason']}\n")
+    assert open_store().list(summary["model_uri"])
 
     door.open()
     assert main([context.unsent_uri]) == 0
     with context.tracking("look", end="FINISHED") as tracker:
         client, run_id = tracker.client, tracker.run_id
     data = client.get_run(run_id).data
-    summary = json.loads(run.summary.read_text())
+    assert (data.tags["promoted"], data.tags["promotion"]) == ("undecided", "not compared")
     assert data.metrics["test/mean_deg"] == pytest.approx(summary["mean_opening_angle_deg"])
     assert client.get_metric_history(run_id, "train/loss")
-    assert data.tags["step/close_run"].startswith("done on ")
+    assert "step/close_run" in data.tags
     reports = [file.path for file in client.list_artifacts(run_id, "evaluation")]
     names = {"report.html", "methods.csv", "bins.csv"}
     assert {f"evaluation/{name}" for name in names} <= set(reports)

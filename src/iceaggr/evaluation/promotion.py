@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,21 +21,84 @@ from iceaggr.evaluation.calibration import (
 from iceaggr.evaluation.event_table import pit_of
 from iceaggr.losses import NATS_OF_IGNORANCE
 
+EQUAL_WITHIN_DEG = 0.0005
+"""Differences below this are shown as 0.000 deg: such models are equal, and none is better."""
+_EQUAL_WITHIN_POINTS = 0.05
+
+Outcome = Literal["promoted", "refused", "not comparable", "not compared"]
+"""Refused is a decision. Of models that are not comparable (other detector, other split) none can
+be better; not compared means that the registry failed, and that the decision is still to be made.
+"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Opening angles of two models on the same test events.
+
+    rival: the champion, or what stands for it
+    margin_deg: mean of rival minus challenger, degrees, positive when the challenger is better;
+    error_deg: its standard error
+    n_left_out: test events of the challenger that the rival may have been trained with;
+    rival_split: the split that says so.
+    """
+
+    rival: str
+    margin_deg: float
+    error_deg: float
+    n_events: int
+    n_left_out: int = 0
+    rival_split: str = ""
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the models differ by less than what is shown."""
+        return max(abs(self.margin_deg), self.error_deg) < EQUAL_WITHIN_DEG
+
+    def wins(self, limits: PromotionConfig) -> bool:
+        """Tell whether the challenger is better beyond its error, and by enough."""
+        beyond_error = self.margin_deg > limits.min_sigma * self.error_deg
+        return beyond_error and self.margin_deg >= limits.min_gain_deg and not self.is_equal
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Coverage of the challenger, and of the champion if there is one, on the same events.
+
+    shares: in words, of the regions of LEVELS.  loss: by how much the challenger's mean coverage
+    error exceeds the champion's, a share of 1; error: its standard error.
+    """
+
+    shares: str
+    champion_shares: str = ""
+    loss: float = 0.0
+    error: float = 0.0
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether to promote, and why.
+    """Whether to promote, and what that was decided on; `reason` words it.
 
-    margin_deg: mean of rival minus challenger opening angle on the same events, degrees, positive
-    when the challenger is better; margin_error_deg: its standard error.
+    calibration: looked at only if the angles win.  false_confidence: why kappa is not to be
+    trusted, '' if it is.  obstacle, remedy: what stood in the way of a comparison.
     """
 
-    promote: bool
-    reason: str
-    margin_deg: float
-    margin_error_deg: float
-    n_events: int
-    compared_with: str
+    outcome: Outcome
+    limits: PromotionConfig
+    comparison: Comparison | None = None
+    calibration: Calibration | None = None
+    false_confidence: str = ""
+    obstacle: str = ""
+    remedy: str = ""
+
+    @property
+    def promote(self) -> bool:
+        """Whether the challenger becomes the champion."""
+        return self.outcome == "promoted"
+
+    @property
+    def reason(self) -> str:
+        """Say what was decided and why, in one sentence."""
+        return _worded(self)
 
 
 def refuse_false_confidence(
@@ -62,10 +126,7 @@ def refuse_false_confidence(
             f"its coverage is off by more than {100 * config.max_calibration_gap:g} points:"
             f" {_shares(pit)} of events lie in their {_levels()} % regions"
         )
-    if not why:
-        return verdict
-    though = verdict.reason.removeprefix("promoted: ")
-    return replace(verdict, promote=False, reason=f"not promoted: {why}; though {though}")
+    return replace(verdict, outcome="refused", false_confidence=why) if why else verdict
 
 
 def decide_promotion(
@@ -82,29 +143,73 @@ def decide_promotion(
     challenger = _by_event(challenger, "challenger")
     rival, rival_deg = _rival(challenger, champion)
     difference = rival_deg - challenger["opening_angle_deg"].to_numpy()
-    margin = float(difference.mean())
     error = float(difference.std(ddof=1) / math.sqrt(len(difference)))
-    promote = margin > config.min_sigma * error and margin >= config.min_gain_deg
-    needed = f"required are {config.min_sigma:g} σ and {config.min_gain_deg:g} deg"
-    reason = f"{_compared(margin, error, len(difference), rival)}; {needed}"
-    if promote and champion is not None:
-        promote, reason = _check_calibration(challenger, champion, config, reason)
-    elif promote:
-        shares = _shares(pit_of(challenger))
-        reason += f"; calibration: {shares} of events lie in their {_levels()} % regions"
-    sentence = f"{'promoted' if promote else 'not promoted'}: {reason}"
-    return Verdict(promote, sentence, margin, error, len(difference), rival)
+    compared = Comparison(rival, float(difference.mean()), error, len(difference))
+    if not compared.wins(config):
+        return Verdict("refused", config, compared)
+    calibration = _calibration(challenger, champion)
+    held = calibration.loss <= config.max_calibration_loss
+    return Verdict("promoted" if held else "refused", config, compared, calibration)
 
 
-def _compared(margin: float, error: float, n_events: int, rival: str) -> str:
+def _worded(verdict: Verdict) -> str:
+    if verdict.comparison is None:
+        if verdict.outcome == "not compared":
+            return f"promotion did not happen: {verdict.obstacle}. {verdict.remedy}"
+        return f"not promoted: {verdict.obstacle}; {verdict.remedy}"
+    limits, compared = verdict.limits, verdict.comparison
+    parts = [
+        _compared_words(compared),
+        f"required are {limits.min_sigma:g} σ and {limits.min_gain_deg:g} deg",
+    ]
+    lead = ""
+    if verdict.calibration is not None:
+        words = _calibration_words(verdict.calibration, limits.max_calibration_loss)
+        if verdict.calibration.loss > limits.max_calibration_loss:
+            lead = f"{words}; though "
+        else:
+            parts.append(words)
+    if verdict.false_confidence:
+        lead = f"{verdict.false_confidence}; though "
+    if compared.n_left_out:
+        parts.append(
+            f"left out are {compared.n_left_out:,} that are no test events of the champion's split"
+            f" ({compared.rival_split})"
+        )
+    decided = "promoted" if verdict.promote else "not promoted"
+    return f"{decided}: {lead}{'; '.join(parts)}"
+
+
+def _compared_words(compared: Comparison) -> str:
     """Say what the difference is, and only what is beyond its error."""
-    on_events = f"on {n_events:,} paired test events"
-    if margin == 0 and error == 0:
-        return f"no different from the {rival} {on_events}"
+    margin, error, rival = compared.margin_deg, compared.error_deg, compared.rival
+    on_events = f"on {compared.n_events:,} paired test events"
+    if compared.is_equal:
+        exactly = "" if margin == 0 and error == 0 else f" to {EQUAL_WITHIN_DEG:g} deg"
+        return f"equal to the {rival}{exactly} {on_events}"
     if abs(margin) <= error:
         return f"cannot be told from the {rival} ({margin:.3f} ± {error:.3f} deg {on_events})"
     direction = "better" if margin > 0 else "worse"
     return f"{direction} than the {rival} by {abs(margin):.3f} ± {error:.3f} deg {on_events}"
+
+
+def _calibration_words(calibration: Calibration, allowed: float) -> str:
+    if not calibration.champion_shares:
+        return f"calibration: {calibration.shares} of events lie in their {_levels()} % regions"
+    loss, error = 100 * calibration.loss, 100 * calibration.error
+    by = f"by {loss:.1f} ± {error:.1f} points"
+    measured = (
+        f"{calibration.shares} of events lie in their {_levels()} % regions, of the champion's"
+        f" {calibration.champion_shares}"
+    )
+    if calibration.loss > allowed:
+        worse = "is worse" if loss > error else "may be worse"
+        return f"calibration {worse} {by}, more than the allowed {100 * allowed:g}: {measured}"
+    if loss < _EQUAL_WITHIN_POINTS:
+        return f"calibration is not worse: {measured}"
+    if loss > error:
+        return f"calibration is worse {by}, within the allowed {100 * allowed:g}: {measured}"
+    return f"calibration is not worse beyond its error ({by}): {measured}"
 
 
 def _rival(
@@ -149,26 +254,13 @@ def _angles(events: pd.DataFrame, method: str) -> np.ndarray[tuple[int], np.dtyp
     return events[f"{method}_angle_deg"].to_numpy(np.float64)
 
 
-def _check_calibration(
-    challenger: pd.DataFrame, champion: pd.DataFrame, config: PromotionConfig, reason: str
-) -> tuple[bool, str]:
+def _calibration(challenger: pd.DataFrame, champion: pd.DataFrame | None) -> Calibration:
     new = pit_of(challenger)
+    if champion is None:
+        return Calibration(_shares(new))
     old = pit_of(_by_event(champion, "champion"))
     loss, error = calibration_loss(new, old)
-    by = f"by {100 * loss:.1f} ± {100 * error:.1f} points"
-    allowed = f"the allowed {100 * config.max_calibration_loss:g}"
-    measured = (
-        f"{_shares(new)} of events lie in their {_levels()} % regions, of the champion's"
-        f" {_shares(old)}"
-    )
-    if loss > config.max_calibration_loss:
-        worse = "is worse" if loss > error else "may be worse"
-        return False, f"calibration {worse} {by}, more than {allowed}: {measured}; though {reason}"
-    if loss > error:
-        return True, f"{reason}; calibration is worse {by}, within {allowed}: {measured}"
-    if loss > 0:
-        return True, f"{reason}; calibration is not worse beyond its error ({by}): {measured}"
-    return True, f"{reason}; calibration is not worse: {measured}"
+    return Calibration(_shares(new), _shares(old), loss, error)
 
 
 def _shares(pit: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:

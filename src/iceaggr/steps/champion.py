@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -39,25 +38,31 @@ def judge_against(
     difference = _detector_difference(champion.detector, store, manifest)
     if difference:
         return _not_comparable(
+            settings,
             f"the champion was trained with another detector ({difference}) than the test events'",
             "train it on events of this detector",
         )
     split = split_of(champion.facts)
     if not split:
-        return _not_comparable("the champion does not say by which split it was trained")
+        return _not_comparable(settings, "the champion does not say by which split it was trained")
     fair = events[kept_for_testing(split, events["event_id"].to_numpy(np.int64))]
     if len(fair) == len(events):
         return decide_promotion(events, score_champion(champion, store, manifest, events), settings)
-    other = f"the champion's split ({', '.join(f'{key} {split[key]}' for key in split)})"
+    rival_split = ", ".join(f"{key} {split[key]}" for key in split)
     if len(fair) < settings.min_shared_events:
         return _not_comparable(
-            f"only {len(fair):,} of {len(events):,} test events are test events of {other} too,"
-            f" required are {settings.min_shared_events:,}"
+            settings,
+            f"only {len(fair):,} of {len(events):,} test events are test events of the champion's"
+            f" split ({rival_split}) too, required are {settings.min_shared_events:,}",
         )
     rival = score_champion(champion, store, manifest, events)
     verdict = decide_promotion(fair, rival[rival["event_id"].isin(fair["event_id"])], settings)
-    note = f"; left out are {len(events) - len(fair):,} that are no test events of {other}"
-    return replace(verdict, reason=verdict.reason + note)
+    compared = verdict.comparison
+    assert compared is not None
+    n_left_out = len(events) - len(fair)
+    return replace(
+        verdict, comparison=replace(compared, n_left_out=n_left_out, rival_split=rival_split)
+    )
 
 
 def _detector_difference(detector: Detector, store: ObjectStore, manifest: ShardManifest) -> str:
@@ -67,9 +72,11 @@ def _detector_difference(detector: Detector, store: ObjectStore, manifest: Shard
     return detector.difference_from(load_recorded_detector(store, manifest))
 
 
-def _not_comparable(why: str, remedy: str = "train with its split") -> Verdict:
-    reason = f"not promoted: {why}; {remedy}, or begin under another promotion.model_name"
-    return Verdict(False, reason, math.nan, math.nan, 0, "")
+def _not_comparable(
+    settings: PromotionConfig, why: str, remedy: str = "train with its split"
+) -> Verdict:
+    remedy = f"{remedy}, or begin under another promotion.model_name"
+    return Verdict("not comparable", settings, obstacle=why, remedy=remedy)
 
 
 def score_champion(

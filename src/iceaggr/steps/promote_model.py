@@ -1,18 +1,22 @@
-"""Step 7: register the model; champion or not, with the reason."""
+"""Step 7: register the model; champion or not, with the reason.
+
+A registry that cannot be asked leaves the decision open. Then the figures are written all the same,
+and the step fails: a run that could not decide must not look like one that decided against it.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
-import math
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 
-from iceaggr.errors import TrackingError
+from iceaggr.errors import IceaggrError, TrackingError
 from iceaggr.evaluation.promotion import Verdict, decide_promotion, refuse_false_confidence
 from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.losses import trains_kappa
@@ -30,7 +34,7 @@ from iceaggr.steps.documents import (
 from iceaggr.steps.summary import description, make_summary
 from iceaggr.steps.training_inputs import read_manifest
 from iceaggr.storage import open_folder
-from iceaggr.tracking.connection import PATIENCE_S, is_away
+from iceaggr.tracking.connection import PATIENCE_S, ServerAwayError
 from iceaggr.tracking.registered_model import ChampionChangedError, RegisteredModel
 from iceaggr.tracking.registry import ModelRegistry
 
@@ -53,7 +57,8 @@ def run_promote_model(
 
     Returns the headline of the summary, which is also written to storage and to summary_path.
     Raises: ConfigError without a tracking server; EvaluationError if the evaluation is not of this
-    model and data; TrackingError, ModelError. Nothing is registered or promoted then.
+    model and data; PromotionError, after the summary was written, if the model could not be
+    registered or compared. Nothing is promoted then.
     """
     context.require_registry("promotion")
     with (
@@ -66,15 +71,8 @@ def run_promote_model(
         headline = read_document(EvaluationPointer, evaluation_path)
         _check_evaluated(store, manifest, pointer, headline)
         events = pd.read_parquet(io.BytesIO(headline.read_events(store)))
-        try:
-            registry = ModelRegistry(patience_s=PATIENCE_S)
-            pointer = pointer.model_copy(update={"mlflow_run_id": _run_of(pointer, tracker)})
-            registered, verdict = _judge(context, store, manifest, pointer, events, registry)
-            model_uri = registered.uri
-        except TrackingError as error:
-            if not is_away(error):
-                raise
-            model_uri, verdict = pointer.model_uri, _without_registry(context, pointer, error)
+        pointer = pointer.model_copy(update={"mlflow_run_id": _run_of(pointer, tracker)})
+        model_uri, verdict, failure = _judge(context, store, manifest, pointer, events)
         summary = {
             **make_summary(manifest, headline, model_uri, verdict, tracker.run_id),
             "run_name": context.run_name,
@@ -86,8 +84,10 @@ def run_promote_model(
         write_document(verdict_path, f"**{model_uri}**\n\n{verdict.reason}\n")
         _track(tracker, model_uri, verdict, text)
         tracker.set_tags({"mlflow.note.content": description(summary)})
+        if failure is not None:
+            raise failure
         progress.conclude(verdict.reason)
-        return {name: summary[name] for name in ("model_uri", "promoted", "reason")}
+        return {name: summary[name] for name in ("model_uri", "promoted", "promotion", "reason")}
 
 
 def _check_evaluated(
@@ -104,14 +104,8 @@ def _run_of(pointer: ModelPointer, tracker: Tracker) -> str:
     return pointer.mlflow_run_id or tracker.run_id
 
 
-def _without_registry(context: RunContext, pointer: ModelPointer, error: TrackingError) -> Verdict:
-    """Decide without a registry: nothing is promoted, and nothing that was computed is lost."""
-    reason = (
-        f"not promoted: the model registry was away for {PATIENCE_S:.0f} s ({error.where}). The"
-        f" model lies in {pointer.model_uri}, the metrics in {context.unsent_uri}; send them with"
-        f" `python -m iceaggr.tracking.replay {context.unsent_uri}` when the server is back"
-    )
-    return Verdict(False, reason, math.nan, math.nan, 0, "")
+class PromotionError(TrackingError):
+    """The model could not be registered, or not be compared: whether it is better stays open."""
 
 
 def _judge(
@@ -120,9 +114,59 @@ def _judge(
     manifest: ShardManifest,
     pointer: ModelPointer,
     events: pd.DataFrame,
-    registry: ModelRegistry,
-) -> tuple[RegisteredModel, Verdict]:
-    registered = registry.register(
+) -> tuple[str, Verdict, PromotionError | None]:
+    """Register and decide. Returns the model's URI, the verdict, and what stood in the way."""
+    model_uri = pointer.model_uri
+    try:
+        registry = ModelRegistry(patience_s=PATIENCE_S)
+        registered = _register(context, store, pointer, registry)
+        model_uri = registered.uri
+        return (
+            model_uri,
+            _decide_against(context, store, manifest, registered, events, registry),
+            None,
+        )
+    except IceaggrError as error:
+        failure = _failure(context, pointer, error)
+        verdict = Verdict(
+            "not compared",
+            context.config.promotion,
+            obstacle=str(error).rstrip("."),
+            remedy=_what_next(context, pointer, error),
+        )
+        if model_uri != pointer.model_uri and not isinstance(error, ServerAwayError):
+            with suppress(TrackingError):
+                registry.record_verdict(registered, {"verdict": verdict.reason})
+        return model_uri, verdict, failure
+
+
+def _failure(context: RunContext, pointer: ModelPointer, error: IceaggrError) -> PromotionError:
+    failure = PromotionError(
+        f"promotion did not happen: {error.what}",
+        where=error.where,
+        found=error.found,
+        expected=error.expected,
+        remedy=f"{error.remedy.rstrip('.')}. {_what_next(context, pointer, error)}",
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _what_next(context: RunContext, pointer: ModelPointer, error: IceaggrError) -> str:
+    """Say where everything lies, and how the decision is made when the cause is mended."""
+    text = f"The model lies in {pointer.model_uri}"
+    if isinstance(error, ServerAwayError):
+        text += f", what MLflow was not told in {context.unsent_uri}"
+    return (
+        f"{text}. When that is mended, run this step again: Retry in Kubeflow goes on here,"
+        " `iceaggr promote --folder` does it by hand"
+    )
+
+
+def _register(
+    context: RunContext, store: ObjectStore, pointer: ModelPointer, registry: ModelRegistry
+) -> RegisteredModel:
+    return registry.register(
         store,
         pointer.model_uri,
         context.config.promotion.model_name,
@@ -133,12 +177,23 @@ def _judge(
             "started_from": pointer.started_from,
         },
     )
+
+
+def _decide_against(
+    context: RunContext,
+    store: ObjectStore,
+    manifest: ShardManifest,
+    registered: RegisteredModel,
+    events: pd.DataFrame,
+    registry: ModelRegistry,
+) -> Verdict:
+    """Decide, and again if another run has promoted its model meanwhile."""
     for _ in range(MAX_DECISIONS - 1):
         try:
-            return registered, _decide(context, store, manifest, registered, events, registry)
+            return _decide(context, store, manifest, registered, events, registry)
         except ChampionChangedError as error:
             logger.warning("deciding again: %s", error)
-    return registered, _decide(context, store, manifest, registered, events, registry)
+    return _decide(context, store, manifest, registered, events, registry)
 
 
 def _decide(
@@ -164,8 +219,8 @@ def _decide(
     if trains_kappa(context.config.loss):
         verdict = refuse_false_confidence(verdict, events, settings)
     tags = {"verdict": verdict.reason, "data_digest": manifest.digest()}
-    if verdict.compared_with:
-        tags["margin_deg"] = f"{verdict.margin_deg:.4f} ± {verdict.margin_error_deg:.4f}"
+    if compared := verdict.comparison:
+        tags["margin_deg"] = f"{compared.margin_deg:.4f} ± {compared.error_deg:.4f}"
     if verdict.promote:
         registry.set_champion(registered, champion, tags)
     else:
@@ -174,18 +229,22 @@ def _decide(
 
 
 def _track(tracker: Tracker, model_uri: str, verdict: Verdict, text: str) -> None:
-    tracker.log_metrics({"verdict/promoted": float(verdict.promote)})
-    if verdict.compared_with:
+    if verdict.outcome != "not compared":  # no figure would be true
+        tracker.log_metrics({"verdict/promoted": float(verdict.promote)})
+    if compared := verdict.comparison:
         tracker.log_metrics(
             {
-                "verdict/margin_deg": verdict.margin_deg,
-                "verdict/margin_error_deg": verdict.margin_error_deg,
+                "verdict/margin_deg": compared.margin_deg,
+                "verdict/margin_error_deg": compared.error_deg,
             }
         )
     tracker.set_tags(
         {
             "verdict": verdict.reason,
-            "promoted": str(verdict.promote).lower(),
+            "promoted": "undecided"
+            if verdict.outcome == "not compared"
+            else str(verdict.promote).lower(),
+            "promotion": verdict.outcome,
             "model_version": model_uri,
         }
     )

@@ -19,6 +19,7 @@ def make_summary(
 ) -> dict[str, Any]:
     """Collect the figures of a whole run, with stable names."""
     model, line_fit = headline.row("model"), headline.row("line_fit")
+    compared = verdict.comparison
     counts = {name: int(value) for name, value in manifest_facts(manifest).items()}
     return {
         **counts,
@@ -34,9 +35,10 @@ def make_summary(
         "mlflow_run_id": mlflow_run_id,
         "model_uri": model_uri,
         "promoted": verdict.promote,
+        "promotion": verdict.outcome,
         "reason": verdict.reason,
-        "margin_deg": verdict.margin_deg if verdict.compared_with else None,
-        "margin_error_deg": verdict.margin_error_deg if verdict.compared_with else None,
+        "margin_deg": compared.margin_deg if compared else None,
+        "margin_error_deg": compared.error_deg if compared else None,
         "report_uri": headline.report_uri,
         "events_uri": headline.events_uri,
         "table": [row.model_dump() for row in headline.table],
