@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from iceaggr.detector import icecube86, parse_geometry
-from iceaggr.events import dom_events
+from iceaggr.events import dom_events, schema
 from iceaggr.events.cleaning import Account, clean
 from iceaggr.events.grouping import group_by_dom, sort_by_dom
 from tests.events.test_cleaning import chunk_of, table_of
@@ -76,7 +76,7 @@ def test_sort_by_dom_copies_what_group_by_dom_gathers(monkeypatch, n_rows):
     table, detector = table_of(n_pulses), icecube86()
     cleaned = clean(chunk_of(n_pulses, **columns), table, detector, True, Account())
     found = sort_by_dom(cleaned, table, detector, rng.permutation(50))
-    for name in dom_events.PULSE_VALUES:
+    for name in schema.PULSE_NAMES:
         expected = getattr(found.gathered(), name)
         copied = np.empty(found.n_pulses, found.pulse_dtype(name))
         found.copy_pulses(name, out=copied)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from iceaggr.batches.ragged import IntArray, offsets_of, ragged_rows
 from iceaggr.config import BatchConfig
 from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.schema import PULSE_NAMES
 
 N_TIME_SLICES = 16
 """Slices of equal population over which the kept rows of a segment are spread."""
@@ -183,7 +184,5 @@ def _select(
         event_dom_offsets=offsets_of(dom_keep)[events.event_dom_offsets],
         sensor_id=events.sensor_id[dom_keep],
         dom_pulse_offsets=offsets_of(n_pulses[dom_keep]),
-        time_ns=events.time_ns.take(pulses, mode="clip"),
-        charge_pe=events.charge_pe.take(pulses, mode="clip"),
-        auxiliary=events.auxiliary.take(pulses, mode="clip"),
+        **{name: getattr(events, name).take(pulses, mode="clip") for name in PULSE_NAMES},
     )

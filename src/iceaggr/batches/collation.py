@@ -17,7 +17,8 @@ from iceaggr.batches.event_pool import EventPool
 from iceaggr.batches.ragged import IntArray, offsets_of, ragged_rows
 from iceaggr.config import BatchConfig
 from iceaggr.detector import Detector
-from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.dom_events import DOM_NAMES, EVENT_NAMES, DomEvents
+from iceaggr.events.schema import PULSE_NAMES
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,7 @@ class Gatherer:
             xyz_m=self.table.xyz_m.take(sensor_idx, axis=0, mode="clip"),
             efficiency=self.table.efficiency.take(sensor_idx, mode="clip"),
             dom_pulse_offsets=offsets_of(_take(pool.dom_n_pulses, doms)),
-            time_ns=_take(pool.time_ns, pulses),
-            charge_pe=_take(pool.charge_pe, pulses),
-            auxiliary=_take(pool.auxiliary.view(np.uint8), pulses).view(np.bool_),
+            pulses={name: _take(column, pulses) for name, column in pool.pulses.items()},
         )
         edges = offsets_of(np.array([len(part) for part in rows_of_batches])).tolist()
         return [self._batch(whole, first, end) for first, end in pairwise(edges)]
@@ -93,9 +92,7 @@ class Gatherer:
             xyz_m=torch.from_numpy(whole.xyz_m[d]),
             efficiency=torch.from_numpy(whole.efficiency[d]),
             dom_pulse_offsets=torch.from_numpy(dom_pulse_offsets),
-            time_ns=torch.from_numpy(whole.time_ns[n]),
-            charge_pe=torch.from_numpy(whole.charge_pe[n]),
-            auxiliary=torch.from_numpy(whole.auxiliary[n]),
+            **{name: torch.from_numpy(column[n]) for name, column in whole.pulses.items()},
             direction=direction,
             n_doms_dropped=int(doms_dropped.sum()),
             n_pulses_dropped=int(pulses_dropped.sum()),
@@ -115,13 +112,13 @@ class _Columns:
     xyz_m: npt.NDArray[np.float32]
     efficiency: npt.NDArray[np.float32]
     dom_pulse_offsets: IntArray
-    time_ns: npt.NDArray[np.float32]
-    charge_pe: npt.NDArray[np.float32]
-    auxiliary: npt.NDArray[np.bool_]
+    pulses: dict[str, npt.NDArray[Any]]
 
 
 def _take(column: npt.NDArray[Any], rows: Tensor) -> npt.NDArray[Any]:
-    return torch.from_numpy(column).index_select(0, rows).numpy()
+    # torch selects bytes several times as fast as booleans
+    raw = column.view(np.uint8) if column.dtype == np.bool_ else column
+    return torch.from_numpy(raw).index_select(0, rows).numpy().view(column.dtype)
 
 
 def collate(
@@ -150,17 +147,12 @@ def select_events(events: DomEvents, event_rows: IntArray) -> DomEvents:
     doms = ragged_rows(events.event_dom_offsets[event_rows], n_doms)
     pulse_offsets = events.event_pulse_offsets()
     pulses = ragged_rows(pulse_offsets[event_rows], np.diff(pulse_offsets)[event_rows])
+    rows = {EVENT_NAMES: event_rows, DOM_NAMES: doms, PULSE_NAMES: pulses}
     return replace(
         events,
-        event_id=events.event_id[event_rows],
-        azimuth=events.azimuth[event_rows],
-        zenith=events.zenith[event_rows],
         event_dom_offsets=offsets_of(n_doms),
-        sensor_id=events.sensor_id[doms],
         dom_pulse_offsets=offsets_of(np.diff(events.dom_pulse_offsets)[doms]),
-        time_ns=events.time_ns[pulses],
-        charge_pe=events.charge_pe[pulses],
-        auxiliary=events.auxiliary[pulses],
+        **{name: getattr(events, name)[of] for names, of in rows.items() for name in names},
     )
 
 

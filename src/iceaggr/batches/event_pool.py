@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from iceaggr.config import BatchConfig
 from iceaggr.detector import Detector
 from iceaggr.errors import DetectorError, ShardError
 from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.schema import PULSE_VALUES
 from iceaggr.shards.manifest import ShardEntry
 
 
@@ -46,6 +48,7 @@ class Extent:
 
 
 NOTHING = Extent(0, 0, 0)
+_DOM_COLUMNS = ("sensor_idx", "dom_n_pulses")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class EventPool:
     dom_start, n_doms, pulse_start, n_pulses: (B,) int64, the rows of each event.
     n_doms_dropped, n_pulses_dropped: (B,) int64, what the caps left out.
     sensor_idx: (D,) int32, row in the detector's table.  dom_n_pulses: (D,) int32.
-    time_ns, charge_pe: (N,) float32.  auxiliary: (N,) bool.
+    pulses: each of `schema.PULSE_VALUES`, (N,) of its type in a minibatch.
     """
 
     event_id: IntArray
@@ -69,9 +72,7 @@ class EventPool:
     n_pulses_dropped: IntArray
     sensor_idx: npt.NDArray[np.int32]
     dom_n_pulses: npt.NDArray[np.int32]
-    time_ns: npt.NDArray[np.float32]
-    charge_pe: npt.NDArray[np.float32]
-    auxiliary: npt.NDArray[np.bool_]
+    pulses: dict[str, npt.NDArray[Any]]
 
     @classmethod
     def with_room_for(cls, extent: Extent) -> EventPool:
@@ -88,28 +89,17 @@ class EventPool:
             n_pulses_dropped=np.zeros(b, np.int64),
             sensor_idx=np.empty(d, np.int32),
             dom_n_pulses=np.empty(d, np.int32),
-            time_ns=np.empty(n, np.float32),
-            charge_pe=np.empty(n, np.float32),
-            auxiliary=np.empty(n, np.bool_),
+            pulses={value.name: np.empty(n, value.batched) for value in PULSE_VALUES},
         )
 
     def first(self, extent: Extent) -> EventPool:
         """Give a view of the first rows, to be filled anew."""
         b, d, n = extent.n_events, extent.n_doms, extent.n_pulses
+        of_events = [f.name for f in fields(self) if f.name not in (*_DOM_COLUMNS, "pulses")]
         return EventPool(
-            event_id=self.event_id[:b],
-            direction=self.direction[:b],
-            dom_start=self.dom_start[:b],
-            n_doms=self.n_doms[:b],
-            pulse_start=self.pulse_start[:b],
-            n_pulses=self.n_pulses[:b],
-            n_doms_dropped=self.n_doms_dropped[:b],
-            n_pulses_dropped=self.n_pulses_dropped[:b],
-            sensor_idx=self.sensor_idx[:d],
-            dom_n_pulses=self.dom_n_pulses[:d],
-            time_ns=self.time_ns[:n],
-            charge_pe=self.charge_pe[:n],
-            auxiliary=self.auxiliary[:n],
+            **{name: getattr(self, name)[:b] for name in of_events},
+            **{name: getattr(self, name)[:d] for name in _DOM_COLUMNS},
+            pulses={name: column[:n] for name, column in self.pulses.items()},
         )
 
     @classmethod
@@ -147,9 +137,8 @@ class EventPool:
         self.n_pulses_dropped[b] = dropped.n_pulses
         self.sensor_idx[d] = _sensor_idx(capped.sensor_id, detector)
         self.dom_n_pulses[d] = np.diff(capped.dom_pulse_offsets)
-        self.time_ns[n] = capped.time_ns
-        self.charge_pe[n] = capped.charge_pe
-        self.auxiliary[n] = capped.auxiliary
+        for name, column in self.pulses.items():
+            column[n] = getattr(capped, name)
 
     def is_labelled(self) -> bool:
         """Tell whether the events have directions.

@@ -11,26 +11,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from iceaggr.errors import RawDataError
-from iceaggr.events.schema import PULSE_COLUMNS, check_columns
+from iceaggr.events.dom_events import PulseArrays
+from iceaggr.events.schema import (
+    FLAG,
+    NUMBER,
+    PULSE_COLUMNS,
+    PULSE_VALUES,
+    Kind,
+    check_columns,
+)
 
 
 @dataclass(frozen=True)
-class Pulses:
+class Pulses(PulseArrays):
     """Pulses as they lie in a batch file.
 
     event_id:   (N,) int64
     sensor_id:  (N,) any integer type
-    time_ns:    (N,) int64
-    charge_pe:  (N,) float32 or float64
-    auxiliary:  (N,) bool
     is_missing: (N,) bool, a value of the pulse is null or its time is not a number
     """
 
     event_id: npt.NDArray[np.int64]
     sensor_id: npt.NDArray[np.integer]
-    time_ns: npt.NDArray[np.int64]
-    charge_pe: npt.NDArray[np.floating]
-    auxiliary: npt.NDArray[np.bool_]
     is_missing: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -68,17 +70,29 @@ def decode_checked(rows: Any, uri: str) -> Pulses:
         if column.null_count:
             is_missing |= column.is_null().to_numpy(zero_copy_only=False)
             columns[name] = pc.fill_null(column, _nothing(column.type))
-    time, not_a_number = _time_ns(columns["time"], uri)
-    if not_a_number is not None:
-        is_missing |= not_a_number
+    values = {}
+    for value in PULSE_VALUES:
+        column = columns[value.raw_name]
+        values[value.name], not_a_number = _value(column, value.kind, value.raw_name, uri)
+        if not_a_number is not None:
+            is_missing |= not_a_number
     return Pulses(
         event_id=_event_id(columns["event_id"], uri),
         sensor_id=_numpy(columns["sensor_id"]),
-        time_ns=time,
-        charge_pe=_charge(columns["charge"]),
-        auxiliary=_flag(columns["auxiliary"], uri),
         is_missing=is_missing,
+        **values,
     )
+
+
+def _value(
+    column: Any, kind: Kind, name: str, uri: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Read one value of every pulse, and mark those that are no number."""
+    if kind == FLAG:
+        return _flag(column, name, uri), None
+    if kind == NUMBER:
+        return _number(column), None
+    return _whole(column, name, uri)
 
 
 def _nothing(kind: Any) -> Any:
@@ -107,21 +121,21 @@ def _event_id(column: Any, uri: str) -> npt.NDArray[np.int64]:
         ) from None
 
 
-def _charge(column: Any) -> npt.NDArray[np.floating]:
-    charge = _numpy(column)
-    if charge.dtype in (np.float32, np.float64):
-        return charge
+def _number(column: Any) -> npt.NDArray[np.floating]:
+    number = _numpy(column)
+    if number.dtype in (np.float32, np.float64):
+        return number
     # float16 fits float32, and integers up to 2^53 fit float64: nothing is rounded
-    return charge.astype(np.float32 if charge.dtype == np.float16 else np.float64)
+    return number.astype(np.float32 if number.dtype == np.float16 else np.float64)
 
 
-def _flag(column: Any, uri: str) -> npt.NDArray[np.bool_]:
+def _flag(column: Any, name: str, uri: str) -> npt.NDArray[np.bool_]:
     if pa.types.is_boolean(column.type):
         return _unpacked(column)
     flag = _numpy(column)
     if len(flag) and (flag.min() < 0 or flag.max() > 1):
         raise RawDataError(
-            "raw column auxiliary is not a flag",
+            f"raw column {name} is not a flag",
             where=uri,
             found=f"values from {flag.min()} to {flag.max()}",
             expected="0 and 1 only",
@@ -139,20 +153,22 @@ def _unpacked(column: Any) -> npt.NDArray[np.bool_]:
     return bits[shift:].view(np.bool_)
 
 
-def _time_ns(column: Any, uri: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
-    time = _numpy(column)
-    if time.dtype == np.uint64:
-        return np.minimum(time, np.uint64(2**62)).astype(np.int64), None
-    if time.dtype.kind in "iu":
-        return time.astype(np.int64, copy=False), None
-    finite = np.isfinite(time)
-    whole = np.where(finite, time, 0).astype(np.float64).clip(-(2.0**62), 2.0**62)
+def _whole(
+    column: Any, name: str, uri: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
+    number = _numpy(column)
+    if number.dtype == np.uint64:
+        return np.minimum(number, np.uint64(2**62)).astype(np.int64), None
+    if number.dtype.kind in "iu":
+        return number.astype(np.int64, copy=False), None
+    finite = np.isfinite(number)
+    whole = np.where(finite, number, 0).astype(np.float64).clip(-(2.0**62), 2.0**62)
     fraction = np.flatnonzero(whole != np.floor(whole))
     if len(fraction):
         raise RawDataError(
-            "raw column time is not in whole nanoseconds",
+            f"raw column {name} is not in whole nanoseconds",
             where=uri,
-            found=f"time {whole[fraction[0]]}",
+            found=f"{name} {whole[fraction[0]]}",
             expected="integers, or floats without a fraction",
             remedy="Choose the rounding yourself when writing the raw file: none is done here",
         )

@@ -12,9 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from iceaggr.events.schema import PULSE_NAMES
+
 N_ROWS_PER_COPY = 1 << 15
 """Their times or charges fit into the cache of one core."""
-PULSE_VALUES = ("time_ns", "charge_pe", "auxiliary")
+EVENT_NAMES = ("event_id", "azimuth", "zenith")
+DOM_NAMES = ("sensor_id",)
 
 
 @dataclass(frozen=True)
@@ -62,19 +65,24 @@ class EventDoms:
 
 
 @dataclass(frozen=True)
-class DomEvents(EventDoms):
-    """Events with the pulses of each DOM sorted by time.
+class PulseArrays:
+    """What each pulse carries: one field for each of `schema.PULSE_VALUES`.
 
     time_ns:   (N,) int64
     charge_pe: (N,) float32 or float64, as in the raw file
-    auxiliary: (N,) bool
+    auxiliary: (N,) bool, True = not part of the trigger decision
     """
 
     time_ns: npt.NDArray[np.int64]
     charge_pe: npt.NDArray[np.floating]
     auxiliary: npt.NDArray[np.bool_]
 
-    PULSE_FIELDS = PULSE_VALUES
+
+@dataclass(frozen=True)
+class DomEvents(PulseArrays, EventDoms):
+    """Events with the pulses of each DOM sorted by time."""
+
+    PULSE_FIELDS = PULSE_NAMES
 
     @property
     def n_pulses(self) -> int:
@@ -82,11 +90,11 @@ class DomEvents(EventDoms):
         return len(self.time_ns)
 
     def copy_pulses(self, name: str, out: npt.NDArray[Any]) -> None:
-        """Copy one of PULSE_VALUES into (N,) of its type."""
+        """Copy one of PULSE_NAMES into (N,) of its type."""
         out[:] = getattr(self, name)
 
     def pulse_dtype(self, name: str) -> np.dtype[Any]:
-        """Give the type of one of PULSE_VALUES."""
+        """Give the type of one of PULSE_NAMES."""
         return getattr(self, name).dtype
 
 
@@ -95,7 +103,7 @@ class SortedEvents(EventDoms):
     """DomEvents whose pulses still lie in the order of the raw file, to be copied only once.
 
     pulse_rows: (N,) int64, the row of each pulse in raw_pulses
-    raw_pulses: the columns PULSE_VALUES, with other pulses besides
+    raw_pulses: the columns PULSE_NAMES, with other pulses besides
     """
 
     pulse_rows: npt.NDArray[np.int64]
@@ -104,7 +112,7 @@ class SortedEvents(EventDoms):
     PULSE_FIELDS = ("pulse_rows",)
 
     def copy_pulses(self, name: str, out: npt.NDArray[Any]) -> None:
-        """Copy one of PULSE_VALUES into (N,) of its type."""
+        """Copy one of PULSE_NAMES into (N,) of its type."""
         column = self.raw_pulses[name]
         for start in range(0, len(out), N_ROWS_PER_COPY):
             rows = self.pulse_rows[start : start + N_ROWS_PER_COPY]
@@ -116,12 +124,12 @@ class SortedEvents(EventDoms):
             column.take(rows, out=out[start : start + len(rows)], mode="clip")
 
     def pulse_dtype(self, name: str) -> np.dtype[Any]:
-        """Give the type of one of PULSE_VALUES."""
+        """Give the type of one of PULSE_NAMES."""
         return self.raw_pulses[name].dtype
 
     def gathered(self) -> DomEvents:
         """Copy the pulses into their order."""
         doms = {field.name: getattr(self, field.name) for field in fields(EventDoms)}
         # quicker than [pulse_rows]
-        pulses = {name: self.raw_pulses[name].take(self.pulse_rows) for name in PULSE_VALUES}
+        pulses = {name: self.raw_pulses[name].take(self.pulse_rows) for name in PULSE_NAMES}
         return DomEvents(**doms, **pulses)

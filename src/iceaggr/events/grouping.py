@@ -7,8 +7,9 @@ import numpy.typing as npt
 
 from iceaggr.detector import Detector
 from iceaggr.events.cleaning import CleanChunk
-from iceaggr.events.dom_events import PULSE_VALUES, DomEvents, SortedEvents
+from iceaggr.events.dom_events import DomEvents, SortedEvents
 from iceaggr.events.meta import EventTable
+from iceaggr.events.schema import PULSE_NAMES
 
 
 def group_by_dom(
@@ -55,7 +56,7 @@ def sort_by_dom(
         sensor_id=detector.sensor_id.take(dom_sensor_idx).astype(np.int32),
         dom_pulse_offsets=np.append(first, len(group)),
         pulse_rows=pulse_order,
-        raw_pulses={name: getattr(cleaned.pulses, name) for name in PULSE_VALUES},
+        raw_pulses={name: getattr(cleaned.pulses, name) for name in PULSE_NAMES},
     )
 
 

@@ -16,6 +16,7 @@ from iceaggr.events.grouping import group_by_dom
 from iceaggr.events.layout import RawFile, RawLayout, find_layout, load_detector
 from iceaggr.events.meta import EventTable, read_event_tables
 from iceaggr.events.pulses import stream_pulses
+from iceaggr.events.schema import PULSE_VALUES
 from iceaggr.interfaces import ObjectStore
 
 
@@ -99,9 +100,7 @@ def raw_columns(events: DomEvents) -> tuple[pd.DataFrame, pd.DataFrame]:
     pulses = pd.DataFrame(
         {
             "sensor_id": sensor_id[order],
-            "time": events.time_ns[order],
-            "charge": events.charge_pe[order],
-            "auxiliary": events.auxiliary[order],
+            **{value.raw_name: getattr(events, value.name)[order] for value in PULSE_VALUES},
         },
         index=pd.Index(events.event_id[event[order]], name="event_id"),
     )

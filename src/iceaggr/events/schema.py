@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -53,12 +54,41 @@ TEXT = Kind(
     ),
 )
 
+NANOSECONDS = Kind("an integer or float type holding whole nanoseconds", NUMBER.accepts)
+
+
+@dataclass(frozen=True)
+class PulseValue:
+    """A measured value of a pulse, on its way from the raw file to the minibatch.
+
+    name:     in memory and in shards, with its unit
+    raw_name: its column of a batch file
+    kind:     decides how the column is read: INTEGER and NANOSECONDS become int64, FLAG bool, and
+              NUMBER keeps its float type
+    stored:   its Arrow type in a shard; None: the float type of the raw file
+    batched:  its numpy type in a minibatch
+    """
+
+    name: str
+    raw_name: str
+    kind: Kind
+    stored: Any
+    batched: type[np.generic]
+
+
+PULSE_VALUES = (
+    PulseValue("time_ns", "time", NANOSECONDS, pa.int64(), np.float32),
+    PulseValue("charge_pe", "charge", NUMBER, None, np.float32),
+    PulseValue("auxiliary", "auxiliary", FLAG, pa.bool_(), np.bool_),
+)
+"""The one list of what a pulse carries. A new value also needs its field in `PulseArrays`
+(`dom_events`) and in `EventBatch`; reading, shards, quarantine, caps and batches follow."""
+PULSE_NAMES = tuple(value.name for value in PULSE_VALUES)
+
 PULSE_COLUMNS = {
     "event_id": INTEGER,
     "sensor_id": INTEGER,
-    "time": NUMBER,
-    "charge": NUMBER,
-    "auxiliary": FLAG,
+    **{value.raw_name: value.kind for value in PULSE_VALUES},
 }
 """Columns of a batch file, one row per pulse; event_id may also be its pandas index."""
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from iceaggr.events.dom_events import PULSE_VALUES, DomEvents, SortedEvents
+from iceaggr.events.dom_events import DomEvents, SortedEvents
+from iceaggr.events.schema import PULSE_NAMES
 
 _HEADROOM = 1.5
 # from malloc.h of glibc
@@ -32,7 +33,7 @@ def keep_freed_memory() -> None:
 
 
 class PulseColumns:
-    """Grows columns of pulses, one for each of PULSE_VALUES, in memory that can be used again."""
+    """Grows columns of pulses, one for each of PULSE_NAMES, in memory that can be used again."""
 
     def __init__(self) -> None:
         self._memory: dict[str, npt.NDArray[Any]] = {}
@@ -41,7 +42,7 @@ class PulseColumns:
     def add(self, events: DomEvents | SortedEvents) -> None:
         """Append the pulses of some events; those of one shard have one type of charge."""
         start, stop = self.n_pulses, self.n_pulses + events.n_pulses
-        for name in PULSE_VALUES:
+        for name in PULSE_NAMES:
             column = self._with_room(name, stop, events.pulse_dtype(name))
             events.copy_pulses(name, out=column[start:stop])
         self.n_pulses = stop

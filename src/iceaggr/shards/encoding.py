@@ -19,6 +19,7 @@ from iceaggr.events.cleaning import (
 )
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.grouping import falls_within
+from iceaggr.events.schema import PULSE_NAMES, PULSE_VALUES
 from iceaggr.shards.format import shard_schema
 
 MAX_PULSES_PER_SHARD = 8_000_000
@@ -57,21 +58,18 @@ class _Pieces(io.RawIOBase):
 
 
 def _record_batch(events: DomEvents) -> Any:
-    schema = shard_schema(pa.from_numpy_dtype(events.charge_pe.dtype))
+    float_types = {
+        value.name: pa.from_numpy_dtype(events.pulse_dtype(value.name))
+        for value in PULSE_VALUES
+        if value.stored is None
+    }
+    schema = shard_schema(float_types)
     doms_type = schema.field("doms").type
     dom_type = doms_type.value_type
     pulses_type = dom_type.field("pulses").type
-    packed = np.packbits(events.auxiliary, bitorder="little")
-    n_pulses = events.n_pulses
-    pulses = _struct(
-        pulses_type.value_type,
-        [
-            _plain(pa.int64(), events.time_ns),
-            _plain(schema_charge(schema), events.charge_pe),
-            pa.Array.from_buffers(pa.bool_(), n_pulses, [None, pa.py_buffer(packed)]),
-        ],
-        n_pulses,
-    )
+    pulse_type = pulses_type.value_type
+    values = [_plain(field.type, getattr(events, field.name)) for field in pulse_type]
+    pulses = _struct(pulse_type, values, events.n_pulses)
     pulse_lists = _lists(pulses_type, events.dom_pulse_offsets, pulses)
     doms = _struct(dom_type, [_plain(pa.int32(), events.sensor_id), pulse_lists], events.n_doms)
     columns = [
@@ -112,28 +110,26 @@ def decode_shard(data: Any, where: str) -> DomEvents:
         event_dom_offsets=_numpy(doms.offsets).astype(np.int64),
         sensor_id=_numpy(dom_rows.field("sensor_id")),
         dom_pulse_offsets=_numpy(pulse_lists.offsets).astype(np.int64),
-        time_ns=_numpy(pulses.field("time_ns")),
-        charge_pe=_numpy(pulses.field("charge_pe")),
-        auxiliary=_flags(pulses.field("auxiliary")),
+        **{name: _pulse_value(pulses.field(name)) for name in PULSE_NAMES},
     )
     _check_offsets(events, where)
     _check_values(events, where)
     return events
 
 
-def schema_charge(schema: Any) -> Any:
-    """Find the charge type of a shard schema."""
-    dom_type = schema.field("doms").type.value_type
-    return dom_type.field("pulses").type.value_type.field("charge_pe").type
+def _float_types(schema: Any) -> dict[str, Any]:
+    """Find the types of the pulse values that keep the float type of their raw file."""
+    pulse = schema.field("doms").type.value_type.field("pulses").type.value_type
+    return {value.name: pulse.field(value.name).type for value in PULSE_VALUES if not value.stored}
 
 
 def _check_schema(found: Any, where: str) -> None:
     try:
-        expected = shard_schema(schema_charge(found))
+        expected = shard_schema(_float_types(found))
     except (KeyError, AttributeError, TypeError, ValueError):
-        expected = shard_schema(pa.float32())
-    is_float = schema_charge(expected) in (pa.float32(), pa.float64())
-    if not (is_float and found.equals(expected, check_metadata=False)):
+        expected = shard_schema(dict.fromkeys(PULSE_NAMES, pa.float32()))
+    are_floats = set(_float_types(expected).values()) <= {pa.float32(), pa.float64()}
+    if not (are_floats and found.equals(expected, check_metadata=False)):
         raise _damaged(where, f"schema {' '.join(str(found).split())}", "the shard schema")
     version_key = b"iceaggr_shard_version"
     version = (found.metadata or {}).get(version_key)
@@ -217,9 +213,16 @@ def _only_chunk(table: Any, name: str) -> Any:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
+def _pulse_value(column: Any) -> npt.NDArray[Any]:
+    return _flags(column) if pa.types.is_boolean(column.type) else _numpy(column)
+
+
 def _plain(arrow_type: Any, values: npt.NDArray[Any]) -> Any:
     # straight from the memory of numpy: no copy, and no search for nulls
-    buffer = pa.py_buffer(np.ascontiguousarray(values))
+    packed = values.dtype == np.bool_
+    buffer = pa.py_buffer(
+        np.packbits(values, bitorder="little") if packed else np.ascontiguousarray(values)
+    )
     return pa.Array.from_buffers(arrow_type, len(values), [None, buffer])
 
 

@@ -9,15 +9,19 @@ A shard is one Arrow IPC file with one row per event:
                   time_ns: int64, charge_pe: double | float, auxiliary: bool>>>>
 
 DOMs are sorted by sensor_id within an event, pulses by time within a DOM (stable: equal times keep
-the order of the raw file). Nothing is rounded: charge keeps the float type of its raw file.
+the order of the raw file). Nothing is rounded: charge keeps the float type of its raw file. Which
+values a pulse has is said in `schema.PULSE_VALUES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 from blake3 import blake3
+
+from iceaggr.events.schema import PULSE_VALUES
 
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
@@ -36,13 +40,15 @@ def shard_hash(*pieces: Any) -> str:
     return hasher.hexdigest()
 
 
-def shard_schema(charge_type: pa.DataType) -> pa.Schema:
-    """Build the schema of a shard whose raw file holds charges of the given float type."""
+def shard_schema(float_types: Mapping[str, pa.DataType]) -> pa.Schema:
+    """Build the schema of a shard.
+
+    float_types: of the pulse values that keep the float type of their raw file, by name.
+    """
     pulse = pa.struct(
         [
-            pa.field("time_ns", pa.int64(), nullable=False),
-            pa.field("charge_pe", charge_type, nullable=False),
-            pa.field("auxiliary", pa.bool_(), nullable=False),
+            pa.field(value.name, value.stored or float_types[value.name], nullable=False)
+            for value in PULSE_VALUES
         ]
     )
     dom = pa.struct(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from iceaggr.events.cleaning import EVENT_REASONS, PULSE_REASONS, CleanChunk
 from iceaggr.events.meta import EventTable
 from iceaggr.events.pulses import PulseChunk
+from iceaggr.events.schema import PULSE_VALUES
 
 SCHEMA = pa.schema(
     [
@@ -21,9 +22,7 @@ SCHEMA = pa.schema(
         pa.field("pulse_index", pa.int64()),
         pa.field("pulse_reason", pa.string()),
         pa.field("sensor_id", pa.int64()),
-        pa.field("time", pa.int64()),
-        pa.field("charge", pa.float64()),
-        pa.field("auxiliary", pa.bool_()),
+        *(pa.field(value.raw_name, value.stored or pa.float64()) for value in PULSE_VALUES),
     ]
 )
 """One row per rejected pulse; a rejected event without pulses has one row without pulse columns."""
@@ -73,9 +72,7 @@ def _pulse_rows(chunk: PulseChunk, cleaned: CleanChunk, table: EventTable) -> An
             "pulse_index": chunk.first_pulse + rows,
             "pulse_reason": _names(cleaned.pulse_reason[rows], PULSE_REASONS),
             "sensor_id": pulses.sensor_id.astype(np.int64),
-            "time": pulses.time_ns,
-            "charge": pulses.charge_pe.astype(np.float64),
-            "auxiliary": pulses.auxiliary,
+            **{value.raw_name: getattr(pulses, value.name) for value in PULSE_VALUES},
         },
         schema=SCHEMA,
     )
