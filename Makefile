@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 # `make run` trains this long; the laptop configuration itself asks for 10
 TRAIN_MINUTES ?= 5
 
+# what a shell sets for another Python, or another pip, is not for this one
+unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONWARNINGS \
+  PYTHONOPTIMIZE PYTHONINSPECT PIP_USER PIP_TARGET PIP_PREFIX
+
 .PHONY: setup run test test-training test-all fuzz nightly lint up down bench gpu image manifests sbom audit
 
 setup: $(VENV)/.installed

@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from iceaggr.errors import ConfigError
-from iceaggr.local_services import LocalServices
+from iceaggr.local_services.environment import of_a_run
+from iceaggr.local_services.services import LocalServices
 
 _STORE_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID")
 
@@ -28,7 +29,8 @@ class Addresses:
 def service_environment(state_folder: Path, console: Console) -> Iterator[Addresses]:
     """Give the block an object store and a tracking server in its environment.
 
-    With MLFLOW_TRACKING_URI set, the user's own services are taken as they are. Otherwise the ones
+    With MLFLOW_TRACKING_URI set, the user's own services are taken as they are, with all settings
+    of the shell. Otherwise none of those that speak of stores and servers count: the services
     of `make up` are used if they run; else they are started, and stopped by the last run that uses
     them.
     Raises: ConfigError if only one of the two services is configured.
@@ -43,7 +45,9 @@ def service_environment(state_folder: Path, console: Console) -> Iterator[Addres
         console.print("starting the object store and the MLflow server")
     with services as started:
         before = dict(os.environ)
-        os.environ.update(started.env)
+        replaced = of_a_run(before, started.env)
+        os.environ.clear()
+        os.environ.update(replaced)
         try:
             yield Addresses(started.mlflow_uri, stay_up=services.stay_up)
         finally:

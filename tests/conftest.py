@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from iceaggr.local_services import LocalServices
+from iceaggr.local_services.services import LocalServices
 
 # no deadline: how long an example takes says more about what else the machine does
 settings.register_profile("steady", deadline=None, derandomize=True)

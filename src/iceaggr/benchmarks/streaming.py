@@ -18,7 +18,7 @@ import torch
 from iceaggr.benchmarks.loader import listed_manifest, load_epoch, sharded_events
 from iceaggr.config import BatchConfig
 from iceaggr.interfaces import ObjectStore
-from iceaggr.local_services import LocalServices
+from iceaggr.local_services.services import LocalServices
 from iceaggr.shards.manifest import ShardEntry, ShardManifest
 from iceaggr.storage import UriStore, open_store
 

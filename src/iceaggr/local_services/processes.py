@@ -133,6 +133,6 @@ def died(name: str, log: Path) -> ServiceError:
 
 def log_tail(log: Path) -> str:
     """Join the last lines of a log into one."""
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    lines = log.read_text(errors="replace", encoding="utf-8").splitlines() if log.exists() else []
     kept = [line.strip() for line in lines if line.strip()][-_LOG_TAIL_LINES:]
     return " | ".join(kept) or "(nothing was logged)"

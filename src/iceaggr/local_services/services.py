@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 import urllib.error
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iceaggr.errors import ServiceError, StorageError
-from iceaggr.local_services import object_store
+from iceaggr.local_services import environment, object_store
 from iceaggr.local_services.ports import LOOPBACK, choose_ports
 from iceaggr.local_services.processes import died, log_tail, start_process
 from iceaggr.local_services.state import ServiceState, Use, locked, write_private
@@ -28,7 +27,7 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True)
 class ServiceAddresses:
-    """Where the services listen, and the environment that child processes need to use them."""
+    """Where the services listen, and the variables by which a process finds them."""
 
     s3_endpoint: str
     mlflow_uri: str
@@ -139,13 +138,11 @@ class LocalServices:
         )
         self._state.save_ports(ports)
         addresses = self._addresses()
-        environment = {**os.environ, **addresses.env}
         try:
-            # its users stand in a file; keys of the shell it would take for an administrator's
-            without_keys = {k: v for k, v in environment.items() if not k.startswith("AWS_")}
             command = object_store.object_store_command(self.folder, ports)
-            self._launch(STORE, command, without_keys)
-            self._launch(TRACKING, self._mlflow_command(ports["mlflow"]), environment)
+            self._launch(STORE, command, environment.of_the_store(os.environ, self.folder))
+            command = self._mlflow_command(ports["mlflow"])
+            self._launch(TRACKING, command, environment.of_the_server(os.environ, addresses.env))
             deadline = time.monotonic() + self._ready_within_s
             health = f"{addresses.mlflow_uri}/health"
             self._await(STORE, ports["s3"], lambda: _buckets_exist(addresses.env), deadline)
@@ -153,12 +150,11 @@ class LocalServices:
         except BaseException:
             self._stop_all()
             raise
-        lines = [f"export {key}={shlex.quote(value)}\n" for key, value in addresses.env.items()]
-        write_private(self.folder / "env.sh", "".join(lines))
+        write_private(self.folder / "env.sh", environment.shell_script(addresses.env))
         return addresses
 
-    def _launch(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:
-        process = start_process(name, command, self._log(name), environment)
+    def _launch(self, name: str, command: list[str], variables: Mapping[str, str]) -> None:
+        process = start_process(name, command, self._log(name), variables)
         self._state.save_processes({**self._state.processes(), name: process})
 
     def _await(self, name: str, port: int, is_ready: Callable[[], bool], deadline: float) -> None:
@@ -188,7 +184,7 @@ class LocalServices:
     def _lost_a_port(self) -> bool:
         """Tell whether somebody took a port between our looking and the service's binding."""
         logs = [self._log(name) for name in (STORE, TRACKING)]
-        told = [log.read_text(errors="replace") for log in logs if log.exists()]
+        told = [log.read_text(errors="replace", encoding="utf-8") for log in logs if log.exists()]
         return any("address already in use" in text for text in told)
 
     def _mlflow_command(self, port: int) -> list[str]:
@@ -207,20 +203,7 @@ class LocalServices:
         access_key, secret_key = self._state.credentials()
         s3_endpoint = f"http://{LOOPBACK}:{ports['s3']}"
         mlflow_uri = f"http://{LOOPBACK}:{ports['mlflow']}"
-        direct = ",".join(filter(None, [os.environ.get("NO_PROXY"), LOOPBACK, "localhost"]))
-        env = {
-            "AWS_ENDPOINT_URL": s3_endpoint,
-            "AWS_ENDPOINT_URL_S3": s3_endpoint,
-            "AWS_ACCESS_KEY_ID": access_key,
-            "AWS_SECRET_ACCESS_KEY": secret_key,
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "MLFLOW_TRACKING_URI": mlflow_uri,
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "NO_PROXY": direct,
-            "no_proxy": direct,
-        }
+        env = environment.client_settings(s3_endpoint, mlflow_uri, access_key, secret_key)
         return ServiceAddresses(s3_endpoint, mlflow_uri, env)
 
 

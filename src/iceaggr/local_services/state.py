@@ -62,7 +62,7 @@ class ServiceState:
     def _load(self, name: str) -> dict[str, Any]:
         path = self._folder / name
         try:
-            return dict(json.loads(path.read_text()))
+            return dict(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return {}
         except (ValueError, OSError) as error:
@@ -83,7 +83,7 @@ def write_private(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(partial, path)
 
@@ -92,7 +92,7 @@ def write_private(path: Path, text: str) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Let one process at a time start or stop the services of a folder."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -105,7 +105,7 @@ class Use:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = (folder / "in_use").open("w")
+        self._file = (folder / "in_use").open("w", encoding="utf-8")
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
     @contextmanager
