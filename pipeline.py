@@ -6,9 +6,19 @@ python pipeline.py submit --set raw_uri=URI      the same graph on a cluster
 python pipeline.py schedule --cron "0 0 3 * * 0" the same graph every Sunday
 """
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+if __name__ == "__main__":
+    # the library of this checkout, whatever PYTHONPATH holds
+    sys.path.insert(1, str(Path(__file__).parent / "src"))
+    from iceaggr.entry import begin
+
+    # before the imports below, which take seconds
+    begin()
+
 from typing import Any
 
 import yaml
@@ -30,7 +40,7 @@ from launch.run_form import MEANINGS
 
 PIPELINE_NAME = "iceaggr-direction"
 DEFAULT_CONFIG: dict[str, Any] = yaml.safe_load(
-    (Path(__file__).parent / "configs" / "laptop.yaml").read_text()
+    (Path(__file__).parent / "configs" / "laptop.yaml").read_text(encoding="utf-8")
 )
 PARALLEL_SHARD_TASKS = 16
 RUN_DEADLINE_HOURS = 14 * 24
@@ -163,6 +173,7 @@ def _training_on_cluster(
 
 
 if __name__ == "__main__":
+    from iceaggr.entry import run
     from launch.commands import main
 
-    main(make_pipeline)
+    run(lambda: main(make_pipeline))

@@ -11,6 +11,11 @@ the time. What is finished is kept in FOLDER/ablations and not trained again; --
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
+
 import argparse
 import json
 import re
@@ -53,7 +58,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    plan = yaml.safe_load(asked.rows.read_text())
+    plan = yaml.safe_load(asked.rows.read_text(encoding="utf-8"))
     names = list(plan["rows"]) if asked.only is None else asked.only
     if not asked.table:
         for name in names:
@@ -80,7 +85,7 @@ def train_row(run: RunFolder, plan: dict[str, Any], name: str, seed: int) -> Non
     seconds = time.process_time() - began
     events = judge(run, result.model_uri, config)
     facts = {"row": name, "seed": seed, "n_events_seen": result.n_events_seen, "core_s": seconds}
-    target.with_suffix(".json").write_text(json.dumps(facts))
+    target.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
     events.to_parquet(target)
     print(f"{name}, seed {seed}: {events['opening_angle_deg'].mean():.2f} deg, {seconds:.0f} s")
 
@@ -156,7 +161,7 @@ def _finished(folder: Path, name: str) -> dict[int, pd.DataFrame]:
     runs = {}
     for path in sorted((folder / "ablations").glob(f"{_slug(name)}-seed*.parquet")):
         events = pd.read_parquet(path)
-        facts = json.loads(path.with_suffix(".json").read_text())
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         events.attrs["core_s"] = facts["core_s"]
         runs[int(facts["seed"])] = events
     return runs
@@ -171,4 +176,6 @@ def _slug(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    from iceaggr.entry import run
+
+    run(main)

@@ -7,6 +7,11 @@ Prints one row per step: time, rate, and the resident memory of its process at t
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
+
 import argparse
 import multiprocessing
 import resource
@@ -88,11 +93,15 @@ def watched(step: Callable[..., None], arguments: tuple[object, ...]) -> tuple[f
 def _resident_mib(pid: int | None) -> float:
     try:
         return (
-            int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+            int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
+            * resource.getpagesize()
+            / 2**20
         )
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
 
 
 if __name__ == "__main__":
-    main()
+    from iceaggr.entry import run
+
+    run(main)

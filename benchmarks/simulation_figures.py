@@ -5,6 +5,11 @@ Usage: python benchmarks/simulation_figures.py [N_EVENTS] [SEED]
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
+
 import os
 import sys
 import tempfile
@@ -41,4 +46,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from iceaggr.entry import run
+
+    run(main)

@@ -153,7 +153,7 @@ def _check_writable(path: Path) -> None:
     """Find out before hours of work, not after them."""
     is_new = not path.exists()
     try:
-        path.open("a").close()
+        path.open("a", encoding="utf-8").close()
         if is_new:
             path.unlink()
     except OSError as error:
@@ -191,13 +191,16 @@ def _run(make_pipeline: Callable[..., Any], request: RunRequest) -> None:
 
 
 def _show(request: RunRequest, run: LocalRun, console: Console, addresses: Addresses) -> None:
-    """Print the last screen and write the figures. Raises: PipelineRunError if there are none."""
-    summary = json.loads(run.output("promote_model", "summary").read_text())
+    """Write the figures and print the last screen. Raises: PipelineRunError if there are none."""
+    summary = json.loads(run.output("promote_model", "summary").read_text(encoding="utf-8"))
     report = STATE_FOLDER.absolute() / f"report-{summary['run_name']}.html"
     shutil.copyfile(run.output("evaluate_model", "report"), report)
-    print_results(console, summary, report, run.folder / "kfp.log", addresses)
     if request.summary_path:
-        request.summary_path.write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
+        # before the screen, which a closed terminal or pipe may not take
+        request.summary_path.write_text(
+            json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
+    print_results(console, summary, report, run.folder / "kfp.log", addresses)
 
 
 def _arguments(request: RunRequest, raw_uri: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def compile_pipeline(pipeline: Any, output: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline, str(path))
-        documents = list(yaml.safe_load_all(path.read_text()))
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     add_dropdowns(documents[0]["root"], DROPDOWNS)
     write_documents(output, documents, sort_keys=True)
     return output
@@ -36,7 +36,7 @@ def compile_pipeline(pipeline: Any, output: Path) -> Path:
 def write_documents(output: Path, documents: list[dict[str, Any]], *, sort_keys: bool) -> None:
     """Write objects as one stream of YAML. Raises: ConfigError if the file cannot be written."""
     try:
-        output.write_text(yaml.safe_dump_all(documents, sort_keys=sort_keys))
+        output.write_text(yaml.safe_dump_all(documents, sort_keys=sort_keys), encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             "cannot write the compiled pipeline",

@@ -7,6 +7,11 @@ same content the same name.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
+
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,4 +81,6 @@ def write_pipeline_objects(
 
 
 if __name__ == "__main__":
-    typer.run(write_pipeline_objects)
+    from iceaggr.entry import run
+
+    run(lambda: typer.run(write_pipeline_objects))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import locale
 import logging
 import os
 import shutil
@@ -21,6 +22,7 @@ from typing import Any
 
 from kfp import local
 
+import iceaggr
 from iceaggr.errors import IceaggrError
 from iceaggr.progress import PROGRESS_FILE_VARIABLE
 from iceaggr.tracking.run import SPOOL_PREFIX
@@ -77,7 +79,9 @@ def run_here(
             failure = error
     if failure is not None:
         raise _failure(
-            list(_messages(progress_path.read_text().splitlines())), failure, log_path
+            list(_messages(progress_path.read_text(encoding="utf-8").splitlines())),
+            failure,
+            log_path,
         ) from None
     return LocalRun(folder)
 
@@ -103,7 +107,18 @@ def _for_steps(progress_path: Path) -> Iterator[None]:
     # compiled layers are worth keeping for the next run
     compiled = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)
-    os.environ.update({PROGRESS_FILE_VARIABLE: str(progress_path), "TMPDIR": str(scratch)})
+    # KFP reads what the steps print in the encoding of the shell, and strictly
+    readable = f"{locale.getencoding()}:backslashreplace"
+    own_code = str(Path(iceaggr.__file__).parents[1])
+    os.environ.update(
+        {
+            PROGRESS_FILE_VARIABLE: str(progress_path),
+            "TMPDIR": str(scratch),
+            "PYTHONIOENCODING": readable,
+            # PYTHONPATH may hold another library than this process has
+            "PYTHONPATH": os.pathsep.join(filter(None, [own_code, before.get("PYTHONPATH")])),
+        }
+    )
     try:
         yield
     finally:
@@ -139,7 +154,7 @@ def _kfp_log(path: Path) -> Iterator[None]:
     """Send everything that KFP prints, logs and warns to one file."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    with path.open("a", buffering=1) as file:
+    with path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as file:
         handler = logging.StreamHandler(file)
         root.handlers = [handler]
         with (
@@ -170,7 +185,7 @@ def _following(path: Path, display: RunDisplay) -> Iterator[None]:
 
 
 def _follow(path: Path, display: RunDisplay, stop: threading.Event) -> None:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         partial = ""
         while True:
             last_round = stop.is_set()

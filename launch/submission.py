@@ -84,7 +84,7 @@ def compile_text(pipeline: Any, name: str) -> CompiledPipeline:
     """Compile the graph in memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = compile_pipeline(pipeline, Path(folder) / "pipeline.yaml")
-        return CompiledPipeline(name=name, text=path.read_text())
+        return CompiledPipeline(name=name, text=path.read_text(encoding="utf-8"))
 
 
 def upload_version(client: kfp.Client, compiled: CompiledPipeline) -> PipelineVersion:
@@ -92,7 +92,7 @@ def upload_version(client: kfp.Client, compiled: CompiledPipeline) -> PipelineVe
     name = compiled.version_name
     with api_errors("pipeline upload"), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        path.write_text(compiled.text)
+        path.write_text(compiled.text, encoding="utf-8")
         pipeline_id = _find_pipeline(client, compiled.name) or _upload_pipeline(
             client, path, compiled.name
         )

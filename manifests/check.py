@@ -7,6 +7,11 @@ the house rules see `manifests.pods` and `_object_problems`.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
+
 import json
 import sys
 from collections.abc import Iterator
@@ -51,7 +56,7 @@ def _schema_problems(document: dict[str, Any]) -> Iterator[str]:
     own = _SCHEMAS / f"{document.get('kind', '').lower()}.json"
     try:
         if own.exists():
-            jsonschema.validate(document, json.loads(own.read_text()))
+            jsonschema.validate(document, json.loads(own.read_text(encoding="utf-8")))
         else:
             kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
     except jsonschema.ValidationError as error:
@@ -146,7 +151,9 @@ def _job_templates(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _objects(path: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Read the objects of a file; and what is wrong with it, if it holds anything else."""
     try:
-        documents = [d for d in yaml.safe_load_all(Path(path).read_text()) if d is not None]
+        documents = [
+            d for d in yaml.safe_load_all(Path(path).read_text(encoding="utf-8")) if d is not None
+        ]
     except (OSError, ValueError, yaml.YAMLError) as error:
         words = getattr(error, "strerror", None) or " ".join(str(error).split())
         return [], [f"{path}: not a file of YAML: {words}"]
@@ -170,4 +177,6 @@ def main(paths: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from iceaggr.entry import run
+
+    run(lambda: main(sys.argv[1:]))

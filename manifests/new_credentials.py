@@ -7,6 +7,11 @@ Nothing is stored here; each call makes other keys. The policies of manifests/po
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
+
 import argparse
 import json
 import secrets
@@ -36,7 +41,7 @@ def identities(keys: dict[str, dict[str, str]]) -> str:
         }
         users.append({"name": user, "credentials": [credential], **rights})
     policies = [
-        {"name": policy, "content": (_POLICIES / f"{policy}.json").read_text()}
+        {"name": policy, "content": (_POLICIES / f"{policy}.json").read_text(encoding="utf-8")}
         for policy in _USERS.values()
         if policy
     ]
@@ -82,7 +87,14 @@ def _secret(name: str, namespace: str, values: dict[str, str]) -> dict[str, Any]
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the objects."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-namespace", default="kubeflow", help="where the steps run")
     print(yaml.safe_dump_all(secret_objects(new_keys(), parser.parse_args().run_namespace)))
+
+
+if __name__ == "__main__":
+    from iceaggr.entry import run
+
+    run(main)

@@ -8,6 +8,11 @@ copy of them gives both on the command line of `make manifests`.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
+
 import argparse
 import json
 import sys
@@ -25,7 +30,7 @@ _NAMESPACE_KEYS = ("namespace", "kubernetes.io/metadata.name", "RUN_NAMESPACE")
 
 def image_of_the_overlays() -> str:
     """Read the image that the overlays name."""
-    (image,) = yaml.safe_load(_IMAGE_COMPONENT.read_text())["images"]
+    (image,) = yaml.safe_load(_IMAGE_COMPONENT.read_text(encoding="utf-8"))["images"]
     mark = f"@{image['digest']}" if "digest" in image else f":{image['newTag']}"
     return f"{image['newName']}{mark}"
 
@@ -72,12 +77,14 @@ def main(arguments: list[str] | None = None) -> None:
         check_namespace(given.namespace, where="--namespace")
         if given.image:
             check_image(given.image, where="--image")
-        documents = list(yaml.safe_load_all(given.file.read_text()))
+        documents = list(yaml.safe_load_all(given.file.read_text(encoding="utf-8")))
         changed = renamed(documents, given.image, given.namespace)
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    given.file.write_text(yaml.safe_dump_all(changed, sort_keys=False))
+    given.file.write_text(yaml.safe_dump_all(changed, sort_keys=False), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    from iceaggr.entry import run
+
+    run(main)

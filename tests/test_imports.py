@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "iceaggr"
 RANKS = {
     "errors": 0,
     "angles": 0,
+    "entry": 0,
     "interfaces": 0,
     "light_in_ice": 0,
     "resources": 0,
@@ -42,6 +43,7 @@ RANKS = {
     "cli_options": 7,
     "cli": 7,
     "cli_steps": 7,
+    "__main__": 8,
 }
 CLIENT_ROOMS = {
     "boto3": {"storage"},
@@ -54,7 +56,7 @@ CLIENT_ROOMS = {
 
 def imported_modules(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

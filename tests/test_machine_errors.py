@@ -52,7 +52,7 @@ def test_full_disk_of_a_temporary_file_can_be_avoided(tmp_path, monkeypatch):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_flush_that_names_no_file_is_given_its_name():
     with pytest.raises(OSError, match="No space left") as plain:
-        Path("/dev/full").write_text("x")
+        Path("/dev/full").write_text("x", encoding="utf-8")
     assert plain.value.filename is None
     with (
         pytest.raises(MachineError, match=r"disk is full \[/my/document\]"),

@@ -174,4 +174,7 @@ def bench(
 
 
 if __name__ == "__main__":
-    main()
+    from iceaggr.entry import begin, run
+
+    begin()
+    run(main)

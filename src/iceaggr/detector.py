@@ -110,7 +110,9 @@ def icecube86() -> Detector:
 
     Source: published IceCube-86 coordinates; efficiencies from the GraphNeT detector table.
     """
-    text = resources.files("iceaggr.resources").joinpath("icecube86.csv").read_text()
+    text = (
+        resources.files("iceaggr.resources").joinpath("icecube86.csv").read_text(encoding="utf-8")
+    )
     return parse_geometry(text, where=BUILT_IN)
 
 

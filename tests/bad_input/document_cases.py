@@ -29,9 +29,9 @@ def the_file(scene: Scene, pattern: str) -> Path:
 
 def edit(path: Path, change: Any) -> None:
     """Change a JSON document."""
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text(encoding="utf-8"))
     change(document)
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(document), encoding="utf-8")
 
 
 def _plan_changed(scene: Scene, **change: object) -> None:
@@ -265,9 +265,9 @@ def _claim_another_file(units: Path) -> None:
 
 def _unbalance(path: Path) -> None:
     """Take a pulse away and set the seal anew: only the account can tell."""
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text(encoding="utf-8"))
     document["source_files"][0]["n_pulses_in"] += 1
     document.pop("content_sha256")
     content = json.dumps(document, sort_keys=True, separators=(",", ":"))
     document["content_sha256"] = hashlib.sha256(content.encode()).hexdigest()
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(document), encoding="utf-8")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-import iceaggr.evaluation.evaluation
+import iceaggr.evaluation.evaluation  # noqa: F401
 import iceaggr.shards.data_card  # noqa: F401
 from iceaggr import cli
 from iceaggr.events.simulation import SimulationConfig, simulate

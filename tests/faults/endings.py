@@ -149,4 +149,7 @@ def _processor_seconds(pid: int) -> float:
 
 def virtual_bytes() -> int:
     """Measure the address space of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return (
+        int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+        * resource.getpagesize()
+    )

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 # imported before the first fork, so that children need not
-import iceaggr.evaluation.evaluation
-import iceaggr.shards.data_card
+import iceaggr.evaluation.evaluation  # noqa: F401
+import iceaggr.shards.data_card  # noqa: F401
 import iceaggr.tracking.registry  # noqa: F401
 from iceaggr.storage import open_store
 from iceaggr.tracking import promotion_lock
@@ -142,7 +142,7 @@ class Endings:
             self.outcomes[step][kind]["hung"] += 1
             # CPython waits for ever for a thread that has no memory to begin with; the kernel's
             # killer, which is what limits containers, leaves nothing that could wait
-            assert kind == "no_memory", f"{step} hangs: {log.read_text()}"
+            assert kind == "no_memory", f"{step} hangs: {log.read_text(encoding='utf-8')}"
         return code
 
     def _run_before(self, step: str) -> TinyRun:
@@ -201,10 +201,10 @@ def _measured(run: TinyRun, step: str, size: Path) -> None:
     run.run_step(step)
     peak = next(
         int(line.split()[1]) << 10
-        for line in Path("/proc/self/status").read_text().splitlines()
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         if line.startswith("VmPeak")
     )
-    size.write_text(str(max(peak - before, 1 << 20)))
+    size.write_text(str(max(peak - before, 1 << 20)), encoding="utf-8")
 
 
 def _quietly(run: TinyRun, step: str) -> Any:
@@ -246,7 +246,11 @@ def _check_promoted_once(model_name: str) -> None:
 
 
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [
+        line
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     return lines[-1][:160] if lines else "(nothing said)"
 
 

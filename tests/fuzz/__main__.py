@@ -71,11 +71,13 @@ def main() -> int:
 
 def add_to_totals(path: Path, name: str, counts: dict[str, float]) -> dict[str, dict[str, float]]:
     """Add the counts of one worker to those of all campaigns in this folder."""
-    totals: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    totals: dict[str, dict[str, float]] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    )
     known = totals.setdefault(name, dict.fromkeys(COUNTS, 0))
     for key in COUNTS:
         known[key] = round(known[key] + counts.get(key, 0), 1)
-    path.write_text(json.dumps(totals, indent=1))
+    path.write_text(json.dumps(totals, indent=1), encoding="utf-8")
     return totals
 
 

@@ -1,6 +1,8 @@
 """What `pipeline.py run` refuses before it starts anything."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,3 +112,32 @@ def test_run_keeps_the_figures_of_before_until_it_has_new_ones(refused, tmp_path
 def test_run_leaves_no_empty_figures_behind(tmp_path):
     commands._check_writable(tmp_path / "figures.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_are_written_before_the_screen_that_may_fail(monkeypatch, tmp_path):
+    (tmp_path / "summary").write_text('{"run_name": "one"}', encoding="utf-8")
+    written = SimpleNamespace(output=lambda *_: tmp_path / "summary", folder=tmp_path)
+    monkeypatch.setattr(commands, "STATE_FOLDER", tmp_path)
+    monkeypatch.setattr(commands, "service_environment", lambda *_: nullcontext("addresses"))
+    monkeypatch.setattr(commands, "run_here", lambda *_: written)
+    monkeypatch.setattr(commands, "LocalRun", lambda _: written)
+
+    def closed(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(commands, "print_results", closed)
+    request = commands.RunRequest(
+        raw_uri="file:///data",
+        config=ExperimentConfig(),
+        max_train_minutes=0,
+        gpu_count="configured",
+        start_from="configured",
+        experiment_name="one",
+        work_uri="file:///work",
+        simulate_events=100,
+        summary_path=tmp_path / "figures.json",
+    )
+    with pytest.raises(BrokenPipeError):
+        commands._run(None, request)
+    assert json.loads(request.summary_path.read_text()) == {"run_name": "one"}
+    assert (tmp_path / "report-one.html").exists()

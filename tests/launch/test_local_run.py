@@ -21,12 +21,12 @@ def tell(text: str, told: dsl.Output[dsl.Artifact]) -> None:
 
     with StepProgress("tell") as progress:
         if text == "killed":
-            with open(os.environ["ICEAGGR_PROGRESS_FILE"], "a") as file:
+            with open(os.environ["ICEAGGR_PROGRESS_FILE"], "a", encoding="utf-8") as file:
                 file.write('{"kind": "upd')
             os._exit(9)
         if text == "wrong":
             raise ValueError(text)
-        with open(told.path, "w") as file:
+        with open(told.path, "w", encoding="utf-8") as file:
             file.write(f"{text} {os.environ['TMPDIR']}")
         progress.conclude(text)
 

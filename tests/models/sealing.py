@@ -20,6 +20,6 @@ def seal(document: dict[str, Any]) -> dict[str, Any]:
 
 def edit_sealed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change a document and seal it anew."""
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text(encoding="utf-8"))
     change(document)
-    path.write_text(json.dumps(seal(document)))
+    path.write_text(json.dumps(seal(document)), encoding="utf-8")

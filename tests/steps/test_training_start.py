@@ -13,8 +13,8 @@ from iceaggr.steps.train_request import train_in_processes
 from iceaggr.steps.train_worker import run_worker
 from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.steps.training_start import choose_start
-from iceaggr.tracking import open_tracker
 from iceaggr.tracking.registry import ModelRegistry
+from iceaggr.tracking.run import open_tracker
 from tests.training.small_runs import small_config, small_inputs
 
 FROM_CHAMPION = TrainingChoices(start_from="champion")

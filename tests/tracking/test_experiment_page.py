@@ -5,7 +5,6 @@ import uuid
 
 import pytest
 
-from iceaggr.tracking import open_tracker
 from iceaggr.tracking.experiment_page import (
     VIEW_ID,
     VIEW_NAME,
@@ -13,6 +12,7 @@ from iceaggr.tracking.experiment_page import (
     view_link,
     view_link_of_run,
 )
+from iceaggr.tracking.run import open_tracker
 
 SHARED_VIEW = f"mlflow.sharedViewState.{VIEW_ID}"
 

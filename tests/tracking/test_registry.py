@@ -17,11 +17,12 @@ from iceaggr.local_services.ports import choose_ports
 from iceaggr.models.bundle import DOCUMENT, load_model
 from iceaggr.storage import open_store
 from iceaggr.storage.uris import file_path
-from iceaggr.tracking import connection, open_tracker, promotion_lock
+from iceaggr.tracking import connection, promotion_lock
 from iceaggr.tracking.model_package import input_example
 from iceaggr.tracking.promotion_lock import PromotionLock
 from iceaggr.tracking.registered_model import RegisteredModel
 from iceaggr.tracking.registry import ModelRegistry
+from iceaggr.tracking.run import open_tracker
 from tests.models.sealing import edit_sealed
 from tests.tracking.outage import Door
 

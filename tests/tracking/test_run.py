@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from iceaggr.errors import TrackingError
-from iceaggr.tracking import open_tracker, run_lookup
+from iceaggr.tracking import run_lookup
 from iceaggr.tracking.outbox import RECORDS
 from iceaggr.tracking.replay import replay
+from iceaggr.tracking.run import open_tracker
 from iceaggr.tracking.sending import RunSender
 from tests.tracking.outage import Door
 

@@ -5,8 +5,8 @@ import uuid
 import pytest
 
 from iceaggr.errors import TrackingError
-from iceaggr.tracking import open_tracker
 from iceaggr.tracking.connection import connect
+from iceaggr.tracking.run import open_tracker
 from iceaggr.tracking.run_files import fetch_run_file
 
 pytestmark = pytest.mark.integration

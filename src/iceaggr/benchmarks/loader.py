@@ -184,5 +184,6 @@ def _peak_memory_gib(manifest_uri: str, n_workers: int) -> float:
         capture_output=True,
         text=True,
         check=True,
+        encoding="utf-8",
     )
     return int(probe.stdout.split()[-1]) / 2**20

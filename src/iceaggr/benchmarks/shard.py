@@ -123,5 +123,5 @@ def _peak_memory_gib(raw_uri: str, scratch: Path) -> float:
     out_uri = (scratch / "out").as_uri()
     work_unit = plan_shards(open_store(), raw_uri, DataConfig(), out_uri)[0]
     command = [sys.executable, "-c", _PEAK_PROBE, work_unit, out_uri]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
     return int(found.stdout) * 1024 / 2**30

@@ -189,7 +189,9 @@ def _inputs(config: ExperimentConfig, n_steps: int, folder_uri: str) -> Training
         store=store,
         manifest=_repeated(manifest, 1 + wanted // manifest.n_events("train")),
         detector=icecube86(),
-        geometry_csv=resources.files("iceaggr.resources").joinpath("icecube86.csv").read_text(),
+        geometry_csv=resources.files("iceaggr.resources")
+        .joinpath("icecube86.csv")
+        .read_text(encoding="utf-8"),
         normalization=Normalization.seed(),
         tracker=NullTracker(),
         output_uri=folder_uri,

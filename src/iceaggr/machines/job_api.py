@@ -60,7 +60,7 @@ class JobApi:
                 expected="a pod with a service account",
                 remedy="Train on one machine here: train_nodes 1",
             ) from None
-        return JobApi(client.ApiClient(), _NAMESPACE_FILE.read_text().strip())
+        return JobApi(client.ApiClient(), _NAMESPACE_FILE.read_text(encoding="utf-8").strip())
 
     def create(self, job: dict[str, Any]) -> bool:
         """Create a job; False when one of this name is there already."""

@@ -31,7 +31,7 @@ def held_by_launcher() -> Iterator[dict[str, str]]:
     """
     with TemporaryDirectory(prefix="iceaggr-launcher-") as folder:
         path = Path(folder) / "running"
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             fcntl.lockf(file, fcntl.LOCK_EX)
             yield {LAUNCHER_VARIABLE: str(path)}
 
@@ -45,7 +45,7 @@ def end_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
     if not path:
         return
     try:
-        file = open(path, "a")  # noqa: SIM115 - the thread holds it until the process ends
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - the thread holds it until the process ends
     except FileNotFoundError:
         raise TrainingError(
             "a training process without the step that launched it",

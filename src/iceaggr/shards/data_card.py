@@ -81,7 +81,9 @@ def data_card_html(
 
 
 def _template() -> jinja2.Template:
-    text = resources.files("iceaggr.resources").joinpath("data_card.html").read_text()
+    text = (
+        resources.files("iceaggr.resources").joinpath("data_card.html").read_text(encoding="utf-8")
+    )
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -39,8 +39,8 @@ def run_check_learning(
         inputs = load_training_inputs(context, manifest_path, normalization_path, tracker)
         rows = learning_check_table(inputs, _row_by_row(progress)) if full_table else []
         if rows:
-            print(learning_check_text(rows), flush=True)
             _keep(table_path, learning_check_html(rows, context.config.name), tracker)
+            print(learning_check_text(rows), flush=True)
         checked = check_learning(inputs)
         _keep(table_path, learning_check_html([*rows, checked], context.config.name), tracker)
         progress.conclude(

@@ -51,9 +51,10 @@ def run_compare(runs: list[str], page: Path | None) -> Comparison:
             label = file.run_name if is_new else f"{file.run_name} ({file.run_id[:8]})"
             tables[label] = read_event_table(file.path, file.run_name)
     comparison = compare_runs(tables, EvaluationConfig())
-    print(comparison.text(), flush=True)
     if page:
         write_document(page, comparison.html)
+    print(comparison.text(), flush=True)
+    if page:
         print(f"page {page}", flush=True)
     return comparison
 

@@ -68,7 +68,7 @@ class RunContext:
         if not self.tracked:
             yield NullTracker()
             return
-        from iceaggr.tracking import open_tracker
+        from iceaggr.tracking.run import open_tracker
 
         tracker = open_tracker(
             "",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
+
 import argparse
 import json
 import shutil
@@ -75,4 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from iceaggr.entry import run
+
+    run(main)

@@ -60,12 +60,12 @@ class RunTarget:
 
     def save(self, spool: Path) -> None:
         """Write the target beside the records that are for it."""
-        (spool / _FILE).write_text(json.dumps(asdict(self)))
+        (spool / _FILE).write_text(json.dumps(asdict(self)), encoding="utf-8")
 
 
 def load_target(spool: Path) -> RunTarget:
     """Read what `save` wrote. Raises: OSError, ValueError, TypeError."""
-    return RunTarget(**json.loads((spool / _FILE).read_text()))
+    return RunTarget(**json.loads((spool / _FILE).read_text(encoding="utf-8")))
 
 
 class LateSender:

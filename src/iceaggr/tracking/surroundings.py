@@ -34,7 +34,9 @@ def code_commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         here = Path(__file__).parent
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            command, cwd=here, capture_output=True, text=True, timeout=10, encoding="utf-8"
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

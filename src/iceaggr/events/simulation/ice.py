@@ -71,7 +71,9 @@ def south_pole_ice() -> Ice:
     The first and last layer go on outside the table.
     Source: SPICE Mie, arXiv:1301.5361; depths converted with the origin at 1948.07 m.
     """
-    text = resources.files("iceaggr.resources").joinpath("ice_layers.csv").read_text()
+    text = (
+        resources.files("iceaggr.resources").joinpath("ice_layers.csv").read_text(encoding="utf-8")
+    )
     table = np.loadtxt(io.StringIO(text), delimiter=",", skiprows=1)
     table = table[np.argsort(table[:, 0])]
     middle = np.arange(-_GRID_HALF_M, _GRID_HALF_M, _GRID_STEP_M) + 0.5 * _GRID_STEP_M
