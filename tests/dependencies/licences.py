@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib.metadata import distribution
 
-from tests.dependencies.closure import EXTRAS, ROOT, closure, constraints
+from tests.dependencies.closure import EXTRAS, ROOT, closure
 
 DOCUMENT = ROOT / "docs" / "licences.md"
 BEGIN, END = "<!-- licences -->\n", "<!-- end of licences -->\n"
@@ -35,12 +35,8 @@ STATED = {
     "kubeflow-katib-api": "Apache-2.0",
     "psycopg2-binary": "LGPL-3.0-or-later",
 }
-NOT_INSTALLED = {
-    "atheris": "fuzzing",
-    "kubeflow": "test against Trainer's SDK",
-    "kubeflow-katib-api": "test against Trainer's SDK",
-    "psycopg2-binary": "image: tracking server",
-}
+NOT_INSTALLED = {"atheris", "kubeflow", "kubeflow-katib-api", "psycopg2-binary"}
+"""`make fuzz`, the comparison with Trainer's SDK, and the tracking server of the image."""
 
 PERMISSIVE = {
     *("0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC"),
@@ -73,23 +69,22 @@ def names_in(expression: str) -> set[str]:
 
 
 def rows() -> list[str]:
-    """Write a line of the table for each dependency."""
-    pinned = constraints()
+    """Write a line of the table for each licence, with the packages under it."""
     needed, everything = closure(()), closure(EXTRAS)
-    users = {name: "runs" if name in needed else "tests, local services" for name in everything}
-    users |= NOT_INSTALLED
-    return [
-        f"| {name} | {pinned[name]} | {licence_of(name)} | {users[name]} |"
-        for name in sorted(users)
-    ]
+    users = {name: "" if name in needed else "²" for name in everything}
+    users |= dict.fromkeys(NOT_INSTALLED, "³")
+    packages: dict[str, list[str]] = {}
+    for name in sorted(users):
+        packages.setdefault(licence_of(name), []).append(name + users[name])
+    return [f"| {licence} | {', '.join(packages[licence])} |" for licence in sorted(packages)]
 
 
 def write() -> None:
     """Replace the table in the document."""
-    text = DOCUMENT.read_text()
+    text = DOCUMENT.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    head = ["| package | version | licence | for |", "|---|---|---|---|"]
-    DOCUMENT.write_text(before + BEGIN + "\n".join([*head, *rows()]) + "\n" + END + after)
+    table = "\n".join(["| licence | packages |", "|---|---|", *rows()])
+    DOCUMENT.write_text(f"{before}{BEGIN}{table}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ def test_what_may_only_be_used_as_a_library_is_known_by_name():
     assert bound == {"certifi", "hypothesis", "pathspec", "psycopg2-binary"}
 
 
-def test_document_lists_every_dependency_as_it_is_installed():
-    table = DOCUMENT.read_text().split(BEGIN)[1].split(END)[0].splitlines()
+def test_document_lists_every_dependency_under_its_licence():
+    table = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].splitlines()
     assert set(rows()) - set(table) == set(), "run `python -m tests.dependencies.licences`"
     assert len(table) == len(set(table))
 
