@@ -42,6 +42,7 @@ RANKS = {
     "steps": 6,
     "cli_options": 7,
     "cli": 7,
+    "cli_convert": 7,
     "cli_steps": 7,
     "__main__": 8,
 }

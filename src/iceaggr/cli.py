@@ -1,4 +1,4 @@
-"""The command line: simulation, the steps of the pipeline one by one, prediction, benchmarks."""
+"""The command line: simulation, conversion, the steps one by one, prediction, benchmarks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from iceaggr.cli_convert import convert
 from iceaggr.cli_options import (
     MAX_PROCESSES,
     MAX_SEED,
@@ -73,6 +74,7 @@ def simulate(
         progress.conclude(f"{events:,} events in {out}")
 
 
+app.command()(convert)
 for _step in (shard, stats, check, train, evaluate, promote):
     app.command()(_step)
 
@@ -128,23 +130,6 @@ def compare(
     from iceaggr.steps.compare import run_compare
 
     run_compare(runs, page)
-
-
-@app.command("convert-graphnet")
-def convert_graphnet(
-    database: Annotated[Path, typer.Option(help="SQLite file: tables total and mc_truth")],
-    out: Uri,
-    accept_missing: Annotated[
-        list[str], typer.Option(help="charge, auxiliary: what the source lacks and may be constant")
-    ],
-) -> None:
-    """Convert another detector's events to the raw layout, stating what they lack."""
-    from iceaggr.events.sources import GraphnetSqlite, convert_graphnet_sqlite
-    from iceaggr.storage import open_store
-
-    settings = GraphnetSqlite(accept_missing=tuple(accept_missing))
-    for note in convert_graphnet_sqlite(open_store(), database, out.rstrip("/"), settings):
-        print(note)
 
 
 @app.command()

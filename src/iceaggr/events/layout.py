@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,14 @@ from iceaggr.validation import shown
 GEOMETRY_FILE = "sensor_geometry.csv"
 NOTES_FILE = "source_notes.json"
 """Below the raw URI: what a converted source did not have, as a JSON list of sentences."""
+ABSENT_CHARGE = "charge: absent in the source, every pulse is a single photon of 1 p.e."
+ABSENT_FLAG = "auxiliary: absent in the source, every pulse counts as part of the trigger"
+_ABSENT = {ABSENT_CHARGE: "charge_pe", ABSENT_FLAG: "auxiliary"}
+
+
+def absent_features(notes: Iterable[str]) -> tuple[str, ...]:
+    """Name the inputs that a converted source never had: constant, and rightly so."""
+    return tuple(_ABSENT[note] for note in notes if note in _ABSENT)
 
 
 @dataclass(frozen=True)

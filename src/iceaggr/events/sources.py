@@ -1,214 +1,342 @@
-"""Foreign sources of events, converted once into the raw layout. Foreign names live only here.
+"""The names that other people's files give to pulses, sensors and truth. They live only here.
 
-A source often lacks what IceCube records. The conversion never makes that up on its own: it
-refuses, names what is missing, and goes on only if the caller accepts each stand-in by name. What
-was accepted is written beside the events and shown in every manifest made from them.
+Whatever is not named by the user is guessed from these lists, and every guess is told before
+anything is written.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import sqlite3
-from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
-import numpy as np
-import pandas as pd
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from iceaggr.errors import RawDataError
-from iceaggr.events.layout import NOTES_FILE
-from iceaggr.interfaces import ObjectStore
 
-STAND_INS = {
-    "charge": "charge: absent in the source, every pulse is a single photon of 1 p.e.",
-    "auxiliary": "auxiliary: absent in the source, every pulse counts as part of the trigger",
+ROW = "(row)"
+"""Column of tables of nested rows: the number of the row, which is one event."""
+
+UNITS = {
+    "time": {"ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9},
+    "position": {"m": 1.0, "cm": 1e-2, "mm": 1e-3, "km": 1e3},
+    "angle": {"rad": 1.0, "deg": 0.017453292519943295},
+    "energy": {"gev": 1.0, "mev": 1e-3, "tev": 1e3, "pev": 1e6},
+    "charge": {"pe": 1.0},
 }
+"""How much one unit is of the first one of its row, which is ours."""
+
+_COORDINATES = ("sensor_pos_{}", "dom_{}", "sensor_{}", "pos_{}", "position_{}", "{}", "hit_{}")
+_ANGLES = ("{}", "initial_state_{}", "injection_{}", "true_{}", "{}_true", "mc_{}", "neutrino_{}")
+_VECTOR = ("dir_{}", "direction_{}", "true_dir_{}", "mc_dir_{}", "initial_state_dir_{}")
+_VERTEX = ("initial_state_{}", "injection_position_{}", "vertex_{}", "position_{}", "pos_{}")
+
+PULSE_FIELDS = {
+    "time_ns": (
+        "dom_time",
+        "pulse_time",
+        "hit_time",
+        "time",
+        "t",
+        "arrival_time",
+        "photon_time",
+    ),
+    "sensor_id": ("sensor_id", "dom_id", "module_id", "pmt_id", "sensor"),
+    "string": ("sensor_string_id", "string_id", "string", "line_id", "du_id", "du"),
+    "dom": ("dom_number", "om", "dom", "om_number", "sensor_number", "floor"),
+    "x_m": tuple(name.format("x") for name in _COORDINATES),
+    "y_m": tuple(name.format("y") for name in _COORDINATES),
+    "z_m": tuple(name.format("z") for name in _COORDINATES),
+    "charge_pe": ("charge", "q", "npe", "n_pe", "pe"),
+    "auxiliary": ("auxiliary", "aux", "is_aux"),
+    "hlc": ("hlc", "lc", "is_hlc"),
+    "lc_flags": ("flags",),
+}
+"""What a table of pulses may hold: our name, and theirs in order of preference. hlc is the opposite
+of auxiliary, lc_flags a bit field of which the lowest bit is hlc (IceTray's recorded pulses)."""
+
+TRUTH_FIELDS = {
+    "azimuth": tuple(name.format("azimuth") for name in _ANGLES),
+    "zenith": tuple(name.format("zenith") for name in _ANGLES),
+    "direction_x": tuple(name.format("x") for name in _VECTOR),
+    "direction_y": tuple(name.format("y") for name in _VECTOR),
+    "direction_z": tuple(name.format("z") for name in _VECTOR),
+    "energy_gev": tuple(name.format("energy") for name in _ANGLES),
+    "interaction": ("interaction", "interaction_type", "injection_interaction_type"),
+    "neutrino_type": ("initial_state_type", "injection_type", "pid", "pdg", "pdg_encoding"),
+    "vertex_x_m": tuple(name.format("x") for name in _VERTEX),
+    "vertex_y_m": tuple(name.format("y") for name in _VERTEX),
+    "vertex_z_m": tuple(name.format("z") for name in _VERTEX),
+}
+"""What a table of truth may hold; interaction is 1 for a charged current."""
+
+GEOMETRY_FIELDS = {
+    **{name: PULSE_FIELDS[name] for name in ("sensor_id", "string", "dom", "x_m", "y_m", "z_m")},
+    "efficiency": ("efficiency", "rde", "relative_efficiency", "relative_dom_eff"),
+}
+
+EVENT_NAMES = ("event_no", "event_id", "eventid", "event_number", "evt_id", "evt_no", "event", ROW)
+RUN_NAMES = (("run", "run_id"), ("event", "event_id"), ("subevent", "sub_event", "sub_event_id"))
+"""Of files without one number per event: run and event, and the part of a split event."""
+EVENT_FIELDS = ("event_id", "truth_event_id")
+_PREFERRED_PULSES = ("merged_photons", "total", "photons", "pulses", "hits")
+_PREFERRED_TRUTH = ("mc_truth", "truth", "mcprimary", "mc_primary")
+
+QUANTITY = {
+    "time_ns": "time",
+    **dict.fromkeys(("x_m", "y_m", "z_m"), "position"),
+    **dict.fromkeys(("vertex_x_m", "vertex_y_m", "vertex_z_m"), "position"),
+    **dict.fromkeys(("azimuth", "zenith"), "angle"),
+    "energy_gev": "energy",
+    "charge_pe": "charge",
+}
+_SUFFIX = re.compile(r"(.+?)[_ \[(]+(ns|us|µs|ms|s|mm|cm|km|m|rad|deg|mev|gev|tev|pev|pe)[\])]?")
+ABSENT = "none"
+"""Given as the column of a field that the file has under a name, but not in truth."""
 
 
 @dataclass(frozen=True)
-class GraphnetSqlite:
-    """How a SQLite file in GraphNeT's layout is read: one table of pulses, one of truth.
+class GivenNames:
+    """What the user says of the source; everything else is guessed.
 
-    accept_missing: columns among charge and auxiliary that may be absent (see STAND_INS).
-    label_points_to: where the truth's direction points; the raw layout wants the origin.
-    n_events_per_file: events in one batch file.
+    columns: our field -> their column.  units: quantity -> unit.
     """
 
-    pulse_table: str = "total"
-    truth_table: str = "mc_truth"
-    event_column: str = "event_no"
-    time_column: str = "t"
-    azimuth_column: str = "injection_azimuth"
-    zenith_column: str = "injection_zenith"
-    accept_missing: tuple[str, ...] = ()
-    label_points_to: Literal["origin", "destination"] = "origin"
-    n_events_per_file: int = 20_000
+    pulses: str = ""
+    truth: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
 
 
-_POSITION = {"sensor_pos_x": "x", "sensor_pos_y": "y", "sensor_pos_z": "z"}
+@dataclass(frozen=True)
+class ChosenTable:
+    """A table and what is taken from it.
 
-
-def convert_graphnet_sqlite(
-    store: ObjectStore, database: Path, out_uri: str, source: GraphnetSqlite | None = None
-) -> tuple[str, ...]:
-    """Write the events of a SQLite file as batch files, meta file, geometry and notes.
-
-    Returns the notes: what the source does not have, and what was rounded.
-    Raises: RawDataError if the file is not such a database, something is missing that was not
-    accepted, or a sensor stands at two places; StorageError.
+    event: the column, or the columns, that together name the event.
+    columns: our field -> their column.  factors: our field -> what its values are multiplied by.
     """
-    source = source or GraphnetSqlite()
-    out_uri = out_uri.rstrip("/")
-    where = str(database)
-    pulses, truth = _read(database, source)
-    _refuse_missing(pulses, source, where)
-    geometry = _geometry(pulses, where)
-    truth = truth.sort_values(source.event_column, kind="stable", ignore_index=True)
-    notes = _notes(pulses, geometry, source)
-    raw = _raw_pulses(pulses, source)
-    _refuse_strangers(raw, truth[source.event_column], where)
-    metas = []
-    for number, start in enumerate(range(0, len(truth), source.n_events_per_file), start=1):
-        events = truth.iloc[start : start + source.n_events_per_file]
-        ids = events[source.event_column].to_numpy(np.int64)
-        part = raw[raw["event_id"].isin(ids)]
-        metas.append(_meta(part, events, number, source))
-        _write(store, f"{out_uri}/train/batch_{number}.parquet", part)
-    _write(store, f"{out_uri}/train_meta.parquet", pd.concat(metas, ignore_index=True))
-    store.write_bytes(f"{out_uri}/sensor_geometry.csv", geometry.to_csv(index=False).encode())
-    store.write_bytes(f"{out_uri}/{NOTES_FILE}", json.dumps(notes, indent=1).encode())
-    return notes
+
+    name: str
+    event: tuple[str, ...]
+    columns: Mapping[str, str]
+    factors: Mapping[str, float]
+    units: Mapping[str, str]
+
+    @property
+    def wanted(self) -> list[str]:
+        """Name all columns that are read, each once."""
+        return list(dict.fromkeys((*self.event, *self.columns.values())))
+
+    def place(self, field_name: str) -> str:
+        """Name a column as an error does, with the flag that names another one."""
+        return f"{self.name}.{self.columns[field_name]} (--column {field_name}=...)"
 
 
-def _read(database: Path, source: GraphnetSqlite) -> tuple[pd.DataFrame, pd.DataFrame]:
-    uri = f"{database.absolute().as_uri()}?mode=ro"
-    try:
-        with closing(sqlite3.connect(uri, uri=True)) as connection:
-            tables = [
-                pd.read_sql(f'SELECT * FROM "{name}"', connection)
-                for name in (source.pulse_table, source.truth_table)
-            ]
-    except (sqlite3.Error, pd.errors.DatabaseError) as error:
-        raise RawDataError(
-            "cannot read the SQLite source",
-            where=str(database),
-            found=str(error).splitlines()[0],
-            expected=f"tables {source.pulse_table} and {source.truth_table}",
-            remedy="Check the path and the table names",
-        ) from None
-    needed = (
-        [source.event_column, source.time_column, "sensor_id", *_POSITION],
-        [source.event_column, source.azimuth_column, source.zenith_column],
-    )
-    for table, columns in zip(tables, needed, strict=True):
-        absent = [name for name in columns if name not in table]
-        if absent:
+def check_given(given: GivenNames, tables: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a field, a unit or a column that there is not. Raises: RawDataError with the flag."""
+    fields = [*EVENT_FIELDS, *PULSE_FIELDS, *TRUTH_FIELDS]
+    for name, column in given.columns.items():
+        _refuse_unknown("--column", name, f"{name}={column}", fields)
+    for quantity, unit in given.units.items():
+        _refuse_unknown("--unit", quantity, f"{quantity}={unit}", list(UNITS))
+        if unit.lower() not in UNITS[quantity]:
             raise RawDataError(
-                f"SQLite source lacks columns {', '.join(absent)}",
-                where=str(database),
-                found=", ".join(table.columns),
-                expected="these columns",
-                remedy="Name its columns in GraphnetSqlite",
+                f"unknown unit of {quantity}",
+                where=f"--unit {quantity}={unit}",
+                found=repr(unit),
+                expected=", ".join(UNITS[quantity]),
+                remedy="Give one of these",
             )
-    return tables[0], tables[1]
+    everywhere = list(dict.fromkeys(column for columns in tables.values() for column in columns))
+    for name, column in given.columns.items():
+        if column != ABSENT:
+            _refuse_no_column("no table", name, column, everywhere)
 
 
-def _refuse_missing(pulses: pd.DataFrame, source: GraphnetSqlite, where: str) -> None:
-    missing = [name for name in STAND_INS if name not in pulses]
-    refused = [name for name in missing if name not in source.accept_missing]
-    if refused:
+def _refuse_no_column(table: str, name: str, column: str, columns: Sequence[str]) -> None:
+    if column not in columns:
+        near = difflib.get_close_matches(column, columns, 1, cutoff=0.5)
         raise RawDataError(
-            f"source has no {' and no '.join(refused)}",
-            where=where,
-            found=f"columns {', '.join(pulses.columns)}",
-            expected="charge and auxiliary for every pulse",
-            remedy=f"Accept the stand-in explicitly: accept_missing={tuple(missing)}",
+            f"{table} has a column {column}" if table == "no table" else f"{table} lacks {column}",
+            where=f"--column {name}={column}",
+            found=f"columns {', '.join(columns)}",
+            expected="one of these",
+            remedy=f"Did you mean {near[0]}?" if near else "Name a column that is there",
         )
 
 
-def _geometry(pulses: pd.DataFrame, where: str) -> pd.DataFrame:
-    columns = ["sensor_id", *_POSITION]
-    columns += ["sensor_string_id"] if "sensor_string_id" in pulses else []
-    table = pulses[columns].drop_duplicates().sort_values("sensor_id")
-    twice = table["sensor_id"][table["sensor_id"].duplicated()]
-    if len(twice):
+def _refuse_unknown(flag: str, name: str, given: str, known: list[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
         raise RawDataError(
-            "sensor stands at two places",
-            where=where,
-            found=f"sensor_id {twice.iloc[0]}",
-            expected="one position per sensor_id",
-            remedy="Correct the positions in the source; nothing is averaged here",
-        )
-    return table.rename(columns=_POSITION | {"sensor_string_id": "string"})
-
-
-def _notes(pulses: pd.DataFrame, geometry: pd.DataFrame, source: GraphnetSqlite) -> tuple[str, ...]:
-    notes = [sentence for name, sentence in STAND_INS.items() if name not in pulses]
-    time = pulses[source.time_column].to_numpy(np.float64)
-    if (time != np.round(time)).any():
-        notes.append("time: rounded to whole ns")
-    notes.append(f"geometry: only the {len(geometry)} sensors that recorded a pulse are known")
-    notes.append(
-        f"label: {source.azimuth_column}, {source.zenith_column}, "
-        f"taken to point to the {source.label_points_to}"
-    )
-    return tuple(notes)
-
-
-def _raw_pulses(pulses: pd.DataFrame, source: GraphnetSqlite) -> pd.DataFrame:
-    n_pulses = len(pulses)
-    raw = pd.DataFrame(
-        {
-            "event_id": pulses[source.event_column].to_numpy(np.int64),
-            "sensor_id": pulses["sensor_id"].to_numpy(np.int64),
-            "time": np.round(pulses[source.time_column].to_numpy(np.float64)).astype(np.int64),
-            "charge": pulses["charge"] if "charge" in pulses else np.ones(n_pulses, np.float32),
-            "auxiliary": pulses["auxiliary"].astype(bool)
-            if "auxiliary" in pulses
-            else np.zeros(n_pulses, bool),
-        }
-    )
-    return raw.sort_values(["event_id", "time"], kind="stable", ignore_index=True)
-
-
-def _refuse_strangers(raw: pd.DataFrame, known: pd.Series, where: str) -> None:
-    strangers = raw["event_id"][~raw["event_id"].isin(known)].unique()
-    if len(strangers):
-        raise RawDataError(
-            "pulses of events without truth",
-            where=where,
-            found=f"{len(strangers)} events, such as {strangers[0]}",
-            expected="one row of truth per event",
-            remedy="Add their truth, or remove their pulses",
+            f"{flag} names what there is not",
+            where=f"{flag} {given}",
+            found=repr(name),
+            expected=", ".join(known),
+            remedy=f"Did you mean {near[0]}?" if near else "Give one of these",
         )
 
 
-def _meta(
-    raw: pd.DataFrame, events: pd.DataFrame, batch_id: int, source: GraphnetSqlite
-) -> pd.DataFrame:
-    ids = events[source.event_column].to_numpy(np.int64)
-    counts = raw.groupby("event_id").size().reindex(ids, fill_value=0).to_numpy()
-    last = np.cumsum(counts) - 1
-    azimuth = events[source.azimuth_column].to_numpy(np.float64)
-    zenith = events[source.zenith_column].to_numpy(np.float64)
-    if source.label_points_to == "destination":
-        azimuth, zenith = azimuth + np.pi, np.pi - zenith
-    return pd.DataFrame(
-        {
-            "batch_id": np.full(len(ids), batch_id),
-            "event_id": ids,
-            "first_pulse_index": last - counts + 1,
-            "last_pulse_index": last,
-            "azimuth": np.mod(azimuth, 2 * np.pi),
-            "zenith": zenith,
-        }
+def choose_pulses(tables: Mapping[str, Sequence[str]], given: GivenNames) -> ChosenTable:
+    """Choose the table of pulses and its columns. tables: name -> columns.
+
+    Raises: RawDataError if none or several fit, or a named table or column is not there.
+    """
+    fitting = {
+        name: chosen
+        for name, columns in tables.items()
+        if (chosen := _fit(name, columns, PULSE_FIELDS, "event_id", given)) and _has_pulses(chosen)
+    }
+    what = "an event, a time, and a sensor_id, a string and dom, or a position"
+    name = _pick(tables, fitting, given.pulses, _PREFERRED_PULSES, "pulses", what)
+    return _whole(name, tables[name], PULSE_FIELDS, "event_id", given)
+
+
+def choose_truth(
+    tables: Mapping[str, Sequence[str]], given: GivenNames, pulses: ChosenTable
+) -> ChosenTable:
+    """Choose the table of truth: an event and its direction. Raises: as `choose_pulses`."""
+    key = "truth_event_id" if "truth_event_id" in given.columns else "event_id"
+    fitting = {}
+    for name, columns in tables.items():
+        chosen = _fit(name, columns, TRUTH_FIELDS, key, given, like=pulses.event)
+        if chosen and _has_direction(chosen):
+            fitting[name] = chosen
+    if len(fitting) > 1 and not given.truth:  # each pulse may have the label of its event, too
+        fitting.pop(pulses.name, None)
+    what = "an event, and azimuth and zenith, or direction_x, direction_y and direction_z"
+    name = _pick(tables, fitting, given.truth, _PREFERRED_TRUTH, "truth", what)
+    return _whole(name, tables[name], TRUTH_FIELDS, key, given, like=pulses.event)
+
+
+def choose_geometry(columns: Sequence[str], given: GivenNames) -> dict[str, tuple[str, float]]:
+    """Find the columns of a sensor table: our field -> their column, and its factor."""
+    found = {}
+    for name, names in GEOMETRY_FIELDS.items():
+        column, unit = _guess(columns, names)
+        if column:
+            found[name] = (column, UNITS["position"].get(unit, 1.0))
+    return found
+
+
+def _fit(
+    name: str,
+    columns: Sequence[str],
+    fields: Mapping[str, Sequence[str]],
+    key: str,
+    given: GivenNames,
+    like: tuple[str, ...] = (),
+) -> ChosenTable | None:
+    """Take from a table what it has of the fields; None if nothing in it names an event."""
+    event = _event_columns(columns, given.columns.get(key, ""), like)
+    if not event:
+        return None
+    found, factors, units = {}, {}, {}
+    for field_name, names in fields.items():
+        column, unit = _guess([c for c in columns if c not in event], names)
+        column = given.columns.get(field_name, column)
+        if column and column != ABSENT and column in columns:
+            quantity = QUANTITY.get(field_name, "")
+            unit = _unit(column) if unit not in UNITS.get(quantity, {}) else unit
+            unit = given.units.get(quantity, unit).lower()
+            if unit not in UNITS.get(quantity, {}):
+                unit = next(iter(UNITS.get(quantity, {})), "")
+            found[field_name] = column
+            units[field_name] = unit
+            factors[field_name] = UNITS[quantity][unit] if quantity else 1.0
+    return ChosenTable(name, event, found, factors, units)
+
+
+def _whole(
+    name: str,
+    columns: Sequence[str],
+    fields: Mapping[str, Sequence[str]],
+    key: str,
+    given: GivenNames,
+    like: tuple[str, ...] = (),
+) -> ChosenTable:
+    """Take what the chosen table has, after a look at the columns that the user named."""
+    for field_name in (key, *fields):
+        column = given.columns.get(field_name, ABSENT)
+        if column != ABSENT:
+            _refuse_no_column(f"table {name}", field_name, column, columns)
+    chosen = _fit(name, columns, fields, key, given, like)
+    assert chosen is not None, "a table was picked that names no event"
+    return chosen
+
+
+def _event_columns(columns: Sequence[str], given: str, like: tuple[str, ...]) -> tuple[str, ...]:
+    """Find what names the event: the same column as in the other table if it is there."""
+    if given:
+        return (given,) if given in columns else ()
+    if like and all(column in columns for column in like):
+        return like
+    for name in EVENT_NAMES[:2]:
+        column, _ = _guess(columns, (name,))
+        if column:
+            return (column,)
+    parts = [_guess(columns, names)[0] for names in RUN_NAMES]
+    if parts[0] and parts[1]:
+        return tuple(part for part in parts if part)
+    column, _ = _guess(columns, EVENT_NAMES)
+    return (column,) if column else ()
+
+
+def _guess(columns: Sequence[str], names: Iterable[str]) -> tuple[str, str]:
+    """Find the first of their names among the columns: the column and the unit in its name."""
+    plain = {column.lower(): column for column in reversed(columns)}
+    stems = {}
+    for column in reversed(columns):
+        found = _SUFFIX.fullmatch(column.lower())
+        if found:
+            stems[found[1]] = (column, found[2])
+    for name in names:
+        if name in plain:
+            return plain[name], ""
+        if name in stems:
+            return stems[name]
+    return "", ""
+
+
+def _unit(column: str) -> str:
+    found = _SUFFIX.fullmatch(column.lower())
+    return found[2] if found else ""
+
+
+def _has_pulses(table: ChosenTable) -> bool:
+    has = set(table.columns)
+    placed = {"x_m", "y_m", "z_m"} <= has or "sensor_id" in has or {"string", "dom"} <= has
+    return "time_ns" in has and placed
+
+
+def _has_direction(table: ChosenTable) -> bool:
+    has = set(table.columns)
+    return {"azimuth", "zenith"} <= has or {"direction_x", "direction_y", "direction_z"} <= has
+
+
+def _pick(
+    tables: Mapping[str, Sequence[str]],
+    fitting: Mapping[str, ChosenTable],
+    given: str,
+    preferred: Sequence[str],
+    flag: str,
+    needs: str,
+) -> str:
+    """Take the table that the user named, the only one that fits, or the one of a known name."""
+    candidates = [given] if given in fitting else [] if given else list(fitting)
+    known = [name for p in preferred for name in candidates if name.lower().split("/")[-1] == p]
+    if len(candidates) == 1 or known:
+        return (known or candidates)[0]
+    if given and given not in tables:
+        what = f"there is no table {given}"
+    elif given:
+        what = f"table {given} lacks columns for {flag}"
+    else:
+        what = f"several tables could be the {flag}" if candidates else f"no table of {flag}"
+    shown = candidates or ([given] if given in tables else list(tables))
+    raise RawDataError(
+        what,
+        where=f"--{flag}",
+        found="; ".join(f"{name} ({', '.join(tables[name])})" for name in shown) or "no table",
+        expected=f"one table with {needs}",
+        remedy=f"Name the table with --{flag} TABLE, and its columns with --column FIELD=COLUMN",
     )
-
-
-def _write(store: ObjectStore, uri: str, table: pd.DataFrame) -> None:
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False, write_page_checksum=True)
-    store.write_bytes(uri, buffer.getvalue())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from iceaggr.config import NormalizationConfig
 from iceaggr.errors import NormalizationError, ShardError
+from iceaggr.events.layout import absent_features
 from iceaggr.interfaces import ObjectStore
 from iceaggr.normalization import INPUT_FEATURES, Normalization, check_usable, fit_normalization
 from iceaggr.shards.format import SPLITS
@@ -83,12 +84,15 @@ def compute_statistics(
 ) -> Statistics:
     """Fit the normalisation on the train split, or take the preset, and check its effect.
 
-    sketches: split -> sketch of that split, see `load_sketches`; only train decides anything.
+    sketches: split -> sketch of that split, see `load_sketches`; only train decides anything. What
+    the notes of the manifest say the source never had may be constant, as config.constant_features.
     Raises: ShardError if sketches and manifest disagree; NormalizationError naming every feature
     that is missing, not finite, constant or badly scaled.
     """
     _check_complete(manifest, sketches)
     train = sketches["train"]
+    constant = {*config.constant_features, *absent_features(manifest.notes)}
+    config = config.model_copy(update={"constant_features": tuple(sorted(constant))})
     if config.preset == "fitted":
         normalization = fit_normalization(train, config.constant_features)
     else:

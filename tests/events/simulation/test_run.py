@@ -162,7 +162,7 @@ def test_foreign_files_are_never_deleted(tmp_path):
     foreign = tmp_path / "raw/train/batch_1.parquet"
     foreign.parent.mkdir(parents=True)
     foreign.write_bytes(b"measured data")
-    with pytest.raises(RawDataError, match="files that no simulation wrote"):
+    with pytest.raises(RawDataError, match="files that another writer wrote"):
         write(tmp_path / "raw", n_events=10)
     assert foreign.read_bytes() == b"measured data"
 

@@ -1,0 +1,212 @@
+"""The verb that takes other people's files: what was found is told before anything is written."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from iceaggr.cli_options import Uri
+from iceaggr.errors import ConfigError
+from iceaggr.progress import StepProgress
+
+
+class Points(StrEnum):
+    """Where the direction of the truth points."""
+
+    origin = "origin"
+    particle = "particle"
+
+
+class SensorIds(StrEnum):
+    """What tells the sensor of a pulse."""
+
+    auto = "auto"
+    column = "column"
+    string = "string"
+    position = "position"
+
+
+_MAPPING = ("pulses", "truth", "columns", "units", "direction", "geometry", "sensor_ids")
+
+
+def convert(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="SQLite, Parquet or HDF5 files, or folders of them", metavar="INPUT..."
+        ),
+    ],
+    out: Uri,
+    geometry: Annotated[
+        str,
+        typer.Option(help="All sensors: CSV, Parquet, Prometheus' .geo, or icecube86 (built in)"),
+    ] = "",
+    pulses: Annotated[str, typer.Option(help="Table of pulses", metavar="TABLE")] = "",
+    truth: Annotated[str, typer.Option(help="Table of truth", metavar="TABLE")] = "",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A column by its name, such as time_ns=dom_time; may be repeated. FIELD=none is"
+            " a field that the file does not have",
+            metavar="FIELD=COLUMN",
+        ),
+    ] = None,
+    unit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A unit other than ns, m, rad, GeV: time=us, position=cm, angle=deg; may be"
+            " repeated",
+            metavar="QUANTITY=UNIT",
+        ),
+    ] = None,
+    mapping: Annotated[
+        Path | None, typer.Option(help=f"The same in a YAML file: {', '.join(_MAPPING)}")
+    ] = None,
+    direction: Annotated[
+        Points | None,
+        typer.Option(
+            help="Where the truth's direction points: back to its origin (default), or"
+            " along the particle"
+        ),
+    ] = None,
+    sensor_ids: Annotated[
+        SensorIds | None,
+        typer.Option(help="What tells a sensor: its id's column, string and dom, or its place"),
+    ] = None,
+    renumber: Annotated[
+        bool, typer.Option("--renumber", help="Number the events of several inputs anew")
+    ] = False,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="There is no truth: write test/ for prediction")
+    ] = False,
+    time_offset: Annotated[float, typer.Option(help="ns to add to all times")] = 0.0,
+    events_per_file: Annotated[
+        int, typer.Option(min=1, max=10_000_000, help="Events per raw file")
+    ] = 20_000,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what was found and used, and write nothing")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask whether what the source lacks may be constant")
+    ] = False,
+) -> None:
+    """Convert another detector's events to the raw layout, stating what they lack.
+
+    Tables, columns and units are guessed where they are not named, and told in
+    a table. What the whole source never has, charge or auxiliary, is asked for
+    once, kept beside the events and shown in every data card made of them.
+    """
+    from iceaggr.events.conversion import ConversionSettings, plan_conversion
+    from iceaggr.events.conversion import convert as write_converted
+    from iceaggr.events.sources import GivenNames
+    from iceaggr.storage import open_store
+
+    given = _mapping(mapping)
+    settings = ConversionSettings(
+        names=GivenNames(
+            pulses=pulses or given.get("pulses", ""),
+            truth=truth or given.get("truth", ""),
+            columns=given.get("columns", {}) | _pairs(column, "--column", "FIELD=COLUMN"),
+            units=given.get("units", {}) | _pairs(unit, "--unit", "QUANTITY=UNIT"),
+        ),
+        geometry=geometry or given.get("geometry", ""),
+        sensor_ids=sensor_ids.value if sensor_ids else given.get("sensor_ids", "auto"),
+        direction=direction.value if direction else given.get("direction", "origin"),
+        renumber=renumber,
+        unlabelled=unlabelled,
+        time_offset_ns=time_offset,
+        n_events_per_file=events_per_file,
+    )
+    plan = plan_conversion(inputs, settings)
+    _print_table(plan.told)
+    if dry_run:
+        print("dry run: nothing was written")
+        return
+    if plan.lacking and not yes:
+        _ask(plan.lacking)
+    with StepProgress("convert") as progress:
+        notes = write_converted(
+            open_store(),
+            plan,
+            out.rstrip("/"),
+            on_progress=lambda done, total: progress.update(done, total, f"{done:,} pulses"),
+        )
+        progress.conclude(f"{plan.pulse_table.n_rows:,} pulses in {out}")
+    for note in notes:
+        print(note)
+
+
+def _pairs(given: Sequence[str] | None, flag: str, form: str) -> dict[str, str]:
+    """Take NAME=VALUE apart. Raises: ConfigError."""
+    found: dict[str, str] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not (equals and name.strip() and value.strip()) or name.strip() in found:
+            raise ConfigError(
+                f"{flag} cannot be read",
+                where=f"{flag} {text}",
+                found="a name given twice" if name.strip() in found else repr(text),
+                expected=form,
+                remedy=f"Write {flag} {form}, once for each",
+            )
+        found[name.strip()] = value.strip()
+    return found
+
+
+def _mapping(path: Path | None) -> dict[str, Any]:
+    """Read the file of --mapping. Raises: ConfigError."""
+    if path is None:
+        return {}
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise _bad_mapping(path, " ".join(str(error).split())[:200]) from None
+    if not isinstance(document, dict):
+        raise _bad_mapping(path, type(document).__name__)
+    for name, value in document.items():
+        is_table = name in ("columns", "units")
+        choices = {"direction": Points, "sensor_ids": SensorIds}.get(name)
+        sound = isinstance(value, dict) if is_table else isinstance(value, str)
+        if is_table and sound:
+            sound = all(isinstance(part, str) for pair in value.items() for part in pair)
+        if name not in _MAPPING or not sound or (choices and value not in list(choices)):
+            raise _bad_mapping(path, f"{name}: {value}")
+    return document
+
+
+def _bad_mapping(path: Path, found: str) -> ConfigError:
+    return ConfigError(
+        "the mapping cannot be read",
+        where=f"--mapping {path}",
+        found=found,
+        expected=f"YAML with some of {', '.join(_MAPPING)}; columns and units as NAME: NAME",
+        remedy="Write it as docs/data_formats.md says",
+    )
+
+
+def _print_table(told: Sequence[tuple[str, str, str]]) -> None:
+    rows = [("table", "column", "used as"), *told]
+    widths = [max(len(row[k]) for row in rows) for k in (0, 1)]
+    for table, name, use in rows:
+        print(f"{table:<{widths[0]}}  {name:<{widths[1]}}  {use}")
+
+
+def _ask(lacking: Sequence[str]) -> None:
+    """Ask once where somebody sits at the terminal; elsewhere the table has told it."""
+    if sys.stdin.isatty() and sys.stdout.isatty() and not os.environ.get("CI"):
+        print("\n".join(lacking))
+        if not typer.confirm("Convert all the same?", default=True):
+            raise ConfigError(
+                "not converted",
+                where="iceaggr convert",
+                found="the answer no",
+                expected="that what the source lacks may be constant",
+                remedy="Name the columns with --column FIELD=COLUMN if the file has them",
+            )

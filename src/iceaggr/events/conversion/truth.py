@@ -1,0 +1,208 @@
+"""Truth of foreign files: ids and directions of all events, in memory, in the order of the ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from iceaggr.errors import RawDataError
+from iceaggr.events.conversion.tables import JoinedTable
+from iceaggr.events.conversion.values import Floats, Ints, combined_ids, numbers, whole_numbers
+from iceaggr.events.sources import ROW, ChosenTable
+from iceaggr.events.truth import MAX_ENERGY_GEV
+
+Direction = Literal["origin", "particle"]
+_MAX_STRAY_SHARE = 0.01
+"""Angles of this share of the events may be nonsense: sharding rejects and counts them."""
+_ROUNDED = 1e-5
+"""float32 rounds pi and 2 pi up."""
+
+
+@dataclass
+class EventNumbers:
+    """How the ids of each input become the ids of the set.
+
+    shift: number of the input -> what is added; empty while the files' own ids are kept.
+    """
+
+    shift: dict[int, int] = field(default_factory=dict)
+
+    def of(self, table: ChosenTable, columns: Mapping[str, Any], where: str, number: int) -> Ints:
+        """Take the event of each row: (n,) int64. Raises: RawDataError if one is no id."""
+        flag = "" if table.event == (ROW,) else " (--column event_id=...)"
+        place = f"{table.name}.{'+'.join(table.event)}{flag}"
+        parts = [whole_numbers(columns[name], place, where) for name in table.event]
+        ids = parts[0] if len(parts) == 1 else combined_ids(parts, place, where)
+        return ids + self.shift.get(number, 0)
+
+    def renumber(self, ids: Ints, inputs: Ints) -> None:
+        """Let the ids of each input begin behind those of the one before."""
+        start = 0
+        for number in np.unique(inputs).tolist():
+            own = ids[inputs == number]
+            self.shift[number] = start - int(own.min())
+            start += int(own.max()) - int(own.min()) + 1
+
+
+@dataclass(frozen=True)
+class Truth:
+    """All events, ascending by id.
+
+    event_id: (E,) int64.  azimuth, zenith: (E,) float64, radians, to the origin; NaN if unknown
+    more: what only evaluation reads, (E,) each, under the names of the truth files
+    notes: what was left out or is doubtful, in sentences
+    """
+
+    event_id: Ints
+    azimuth: Floats
+    zenith: Floats
+    more: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def read_truth(
+    joined: JoinedTable,
+    chosen: ChosenTable,
+    events: EventNumbers,
+    direction: Direction,
+    *,
+    renumber: bool,
+    once_per_pulse: bool,
+) -> Truth:
+    """Read the truth of all files; `events` learns how to renumber.
+
+    once_per_pulse: the table is that of the pulses, so that an event has many rows.
+    Raises: RawDataError if an id is missing or occurs twice, or most angles cannot be radians.
+    """
+    ids, inputs, columns = _collected(joined, chosen, events, once_per_pulse)
+    if renumber:
+        events.renumber(ids, inputs)
+        ids = ids + np.array([events.shift[n] for n in range(inputs.max() + 1)])[inputs]
+    order = np.argsort(ids, kind="stable")
+    twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+    if once_per_pulse:
+        order = np.delete(order, twice + 1)
+    elif len(twice):
+        _raise_twice(joined, chosen, ids, inputs, order[twice[0] : twice[0] + 2])
+    columns = {name: values[order] for name, values in columns.items()}
+    azimuth, zenith = _angles(columns, chosen, joined.parts[0][1].where)
+    if direction == "particle":
+        azimuth, zenith = azimuth + np.pi, np.pi - zenith
+    more, notes = _more(columns)
+    n_stray = int(np.count_nonzero(np.isnan(azimuth) | np.isnan(zenith)))
+    if n_stray:
+        notes.append(f"label: {n_stray} events have none, or one that cannot be")
+    wrapped = np.mod(azimuth, 2 * np.pi)
+    wrapped[wrapped >= 2 * np.pi] = 0.0  # what is just below zero
+    return Truth(ids[order], wrapped, zenith, more, tuple(notes))
+
+
+def _collected(
+    joined: JoinedTable, chosen: ChosenTable, events: EventNumbers, once_per_pulse: bool
+) -> tuple[Ints, Ints, dict[str, Floats]]:
+    ids, inputs = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    columns: dict[str, list[Floats]] = {name: [np.empty(0)] for name in chosen.columns}
+    for number, where, chunk in joined.read(chosen.wanted):
+        found = events.of(chosen, chunk, where, number)
+        rows = np.arange(len(found))
+        if once_per_pulse:
+            found, rows = np.unique(found, return_index=True)
+        ids.append(found)
+        inputs.append(np.full(len(found), number))
+        for name, column in chosen.columns.items():
+            values = numbers(chunk[column], chosen.place(name), where)[rows]
+            columns[name].append(values * chosen.factors[name])
+    if not sum(map(len, ids)):
+        raise RawDataError(
+            "the truth has no rows",
+            where=f"{joined.parts[0][1].where} {joined.name}",
+            found="0 events",
+            expected="one row per event",
+            remedy="Name another table with --truth",
+        )
+    joint = {name: np.concatenate(parts) for name, parts in columns.items()}
+    return np.concatenate(ids), np.concatenate(inputs), joint
+
+
+def _raise_twice(
+    joined: JoinedTable, chosen: ChosenTable, ids: Ints, inputs: Ints, rows: Ints
+) -> None:
+    apart = inputs[rows[0]] != inputs[rows[1]]
+    raise RawDataError(
+        "two events have one id",
+        where=f"{joined.name}.{'+'.join(chosen.event)} (--column event_id=...)",
+        found=f"event {ids[rows[0]]} "
+        + ("in two of the given files" if apart else "in two rows of one file"),
+        expected="one row of truth per event",
+        remedy="--renumber gives the events of each file numbers of their own"
+        if apart
+        else "Name the column that tells all events apart",
+    )
+
+
+def _angles(columns: dict[str, Floats], chosen: ChosenTable, where: str) -> tuple[Floats, Floats]:
+    """Take azimuth and zenith in radians; NaN where they cannot be."""
+    if "azimuth" not in columns or "zenith" not in columns:
+        x, y, z = (columns[f"direction_{axis}"] for axis in "xyz")
+        length = np.sqrt(x**2 + y**2 + z**2)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.arctan2(y, x), np.arccos(np.clip(z / length, -1, 1))
+    azimuth, zenith = columns["azimuth"], columns["zenith"]
+    with np.errstate(invalid="ignore"):
+        stray = (zenith < -_ROUNDED) | (zenith > np.pi + _ROUNDED)
+        stray |= (azimuth < -np.pi - _ROUNDED) | (azimuth > 2 * np.pi + _ROUNDED)
+    if stray.mean() > _MAX_STRAY_SHARE:
+        low_high = [
+            f"{n} {np.nanmin(v):.4g} to {np.nanmax(v):.4g}"
+            for n, v in (("azimuth", azimuth), ("zenith", zenith))
+        ]
+        raise RawDataError(
+            "directions are not in radians",
+            where=f"{where} {chosen.place('zenith')}",
+            found=f"{', '.join(low_high)} in {chosen.units['zenith']}",
+            expected="azimuth -pi to 2 pi, zenith 0 to pi",
+            remedy=_remedy(azimuth, zenith, chosen),
+        )
+    zenith = np.clip(zenith, 0, np.pi)
+    return np.where(stray, np.nan, azimuth), np.where(stray, np.nan, zenith)
+
+
+def _remedy(azimuth: Floats, zenith: Floats, chosen: ChosenTable) -> str:
+    if np.nanmin(zenith) >= 0 and np.pi < np.nanmax(zenith) <= 2 * np.pi:
+        swapped = f"--column azimuth={chosen.columns['zenith']}"
+        return f"Are they swapped? {swapped} --column zenith={chosen.columns['azimuth']}"
+    if np.nanmax(np.abs(zenith)) <= 180.01 and np.nanmax(np.abs(azimuth)) <= 360.01:
+        return "If they are degrees: --unit angle=deg"
+    return "Name the columns of zenith and azimuth with --column"
+
+
+def _more(columns: dict[str, Floats]) -> tuple[dict[str, Any], list[str]]:
+    """Take what evaluation may use, where every event has it."""
+    more: dict[str, Any] = {}
+    notes = []
+    energy = columns.get("energy_gev")
+    if energy is not None:
+        if bool(((energy > 0) & (energy <= MAX_ENERGY_GEV)).all()):
+            more["energy_gev"] = energy
+        else:
+            notes.append("energy: left out, because not every event has one above 0")
+    interaction, kind = columns.get("interaction"), columns.get("neutrino_type")
+    if interaction is not None and kind is not None:
+        if bool((np.isin(interaction, (1, 2)) & np.isin(np.abs(kind), (12, 14, 16))).all()):
+            is_track = (interaction == 1) & (np.abs(kind) == 14)
+            more["topology"] = np.where(is_track, "track", "cascade")
+        else:
+            notes.append("topology: left out, because not every event is a neutrino's, 1 or 2")
+    for name in ("vertex_x_m", "vertex_y_m", "vertex_z_m"):
+        if more and name in columns:
+            more[name] = columns[name]
+    return more, notes
+
+
+def no_truth(event_id: Ints) -> Truth:
+    """Make the table of events without labels. event_id: (E,) int64, ascending."""
+    unknown = np.full(len(event_id), np.nan)
+    return Truth(event_id, unknown, unknown, {})

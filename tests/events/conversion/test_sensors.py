@@ -1,0 +1,141 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from iceaggr.detector import icecube86
+from iceaggr.errors import DetectorError, RawDataError
+from iceaggr.events.conversion.sensors import read_geometry
+from tests.events.conversion.foreign_files import (
+    SHARED,
+    converted,
+    frames,
+    sensor_frame,
+    write_sqlite,
+)
+
+NUBENCH = SHARED / "nubench"
+ICECUBE = SHARED / "real" / "icecube86.parquet"
+
+
+def geometry_of(folder):
+    return pd.read_csv(folder / "sensor_geometry.csv")
+
+
+def few(tmp_path, n_lit=3, **columns):
+    """A file in which few sensors recorded a pulse."""
+    pulses, truth = frames()
+    pulses = pulses[pulses["sensor_id"] < n_lit].assign(**columns)
+    return write_sqlite(tmp_path / "few.db", pulses, truth)
+
+
+def test_without_a_geometry_only_lit_sensors_are_known_and_that_is_told(tmp_path):
+    _, _, notes = converted(tmp_path / "raw", few(tmp_path))
+    assert geometry_of(tmp_path / "raw")["sensor_id"].max() < 3
+    assert any(note.startswith("geometry: incomplete, only the") for note in notes)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "pairs", "places"])
+def test_a_geometry_gives_all_sensors(tmp_path, kind):
+    sensors = sensor_frame()
+    if kind == "csv":
+        sensors = sensors.rename(columns={f"sensor_pos_{axis}": axis for axis in "xyz"})
+        sensors = sensors.rename(columns={"sensor_string_id": "string"})
+    path = tmp_path / ("g.csv" if kind == "csv" else "g.parquet")
+    sensors.to_csv(path, index=False) if kind == "csv" else sensors.to_parquet(path)
+    chosen = {"geometry": str(path)}
+    if kind == "pairs":
+        source = few(tmp_path, sensor_id=lambda p: p["sensor_id"] % 6)
+        chosen["sensor_ids"] = "string"
+    elif kind == "places":
+        source = few(tmp_path, sensor_id=999)
+        chosen["sensor_ids"] = "position"
+    else:
+        source = few(tmp_path)
+    found, _, _ = converted(tmp_path / "raw", source, **chosen)
+    plain, _, _ = converted(tmp_path / "plain", few(tmp_path / "again"))
+    assert len(geometry_of(tmp_path / "raw")) == 24
+    assert found["sensor_id"].tolist() == plain["sensor_id"].tolist()
+
+
+def test_numbers_that_count_on_each_string_are_told_apart(tmp_path):
+    pulses, truth = frames(40)
+    per_string = pulses.assign(sensor_id=pulses["sensor_id"] % 6)
+    path = write_sqlite(tmp_path / "a.db", per_string, truth)
+    with pytest.raises(RawDataError, match=r"stands at two places.*--sensor-ids string"):
+        converted(tmp_path / "raw", path)
+    found, _, _ = converted(tmp_path / "raw", path, sensor_ids="string")
+    assert set(found["sensor_id"]) == {s // 6 * 1000 + s % 6 for s in set(pulses["sensor_id"])}
+
+
+def test_a_sensor_at_two_places_in_two_files_is_refused(tmp_path):
+    pulses, truth = frames()
+    first = write_sqlite(tmp_path / "a.db", pulses, truth)
+    moved, other = frames(first_id=900)
+    moved["sensor_pos_z"] += 5
+    second = write_sqlite(tmp_path / "b.db", moved, other)
+    with pytest.raises(RawDataError, match=r"stands at two places.*b.db"):
+        converted(tmp_path / "raw", first, second)
+
+
+def test_pulses_that_the_geometry_does_not_fit_are_refused(tmp_path):
+    sensors = sensor_frame()
+    sensors.assign(sensor_pos_z=sensors["sensor_pos_z"] + 1).to_parquet(tmp_path / "moved.parquet")
+    with pytest.raises(RawDataError, match=r"pulses and geometry disagree.*--sensor-ids position"):
+        converted(tmp_path / "raw", few(tmp_path), geometry=str(tmp_path / "moved.parquet"))
+    sensors[2:].to_parquet(tmp_path / "half.parquet")
+    with pytest.raises(RawDataError, match="sensors that the geometry lacks"):
+        converted(tmp_path / "raw", few(tmp_path / "b"), geometry=str(tmp_path / "half.parquet"))
+
+
+def test_sensor_ids_alone_are_never_taken_as_icecubes(tmp_path):
+    path = few(tmp_path)
+    pulses, truth = frames()
+    pulses = pulses.drop(columns=[f"sensor_pos_{axis}" for axis in "xyz"])
+    path = write_sqlite(tmp_path / "bare.db", pulses, truth)
+    with pytest.raises(RawDataError, match=r"where the sensors stand.*--geometry icecube86"):
+        converted(tmp_path / "raw", path)
+    converted(tmp_path / "raw", path, geometry="icecube86")
+    assert len(geometry_of(tmp_path / "raw")) == 5160
+
+
+def test_prometheus_geometry_files_are_read(tmp_path):
+    rows = [f"{x}\t{y}\t{z}\t{s}\t{d}" for _, s, d, x, y, z in sensor_frame().to_numpy().tolist()]
+    text = "### Metadata ###\nMedium:\twater\n### Modules ###\n" + "\n".join(rows) + "\n"
+    text = text.replace(".0\t0.0\t", ".0\t0.0\t")
+    (tmp_path / "d.geo").write_text(text.replace("\t0.0\n", "\t0\n"))
+    table = read_geometry(str(tmp_path / "d.geo"))
+    assert table.detector.n_sensors == 24
+    assert table.pair.tolist() == [s // 6 * 1000 + s % 6 for s in range(24)]
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "sensor_id,x,y,z\n1,2,3,late\n"])
+def test_what_is_no_geometry_is_refused_by_its_flag(tmp_path, text):
+    (tmp_path / "g.csv").write_text(text)
+    with pytest.raises(DetectorError, match=r"--geometry .*g.csv"):
+        read_geometry(str(tmp_path / "g.csv"))
+    with pytest.raises(DetectorError, match=r"--geometry .*absent"):
+        read_geometry(str(tmp_path / "absent.csv"))
+
+
+@pytest.mark.skipif(not NUBENCH.exists(), reason=f"no {NUBENCH}")
+def test_all_nubench_geometries_are_read():
+    sizes = {path.stem: read_geometry(str(path)).detector.n_sensors for path in NUBENCH.iterdir()}
+    assert sizes == {
+        "cluster": 288,
+        "flower_l": 2070,
+        "flower_s": 3300,
+        "flower_xl": 24220,
+        "hexagon": 5160,
+        "triangle": 60,
+    }
+
+
+@pytest.mark.skipif(not ICECUBE.exists(), reason=f"no {ICECUBE}")
+def test_the_full_table_of_graphnet_is_read_with_its_efficiencies():
+    table = read_geometry(str(ICECUBE))
+    known = icecube86()
+    assert table.detector.n_sensors == 5407
+    rows = np.searchsorted(np.sort(table.pair), known.string_id * 1000 + known.sensor_id % 60 + 1)
+    at = np.argsort(table.pair)[rows.clip(max=5406)]
+    same = table.pair[at] == known.string_id * 1000 + known.sensor_id % 60 + 1
+    np.testing.assert_allclose(table.detector.xyz_m[at][same], known.xyz_m[same], atol=1e-3)
