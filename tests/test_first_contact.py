@@ -18,8 +18,8 @@ from iceaggr.machines.job_api import JobApi
 from iceaggr.machines.job_run import run_train_job, stop_train_job
 from iceaggr.patience import FIRST_CONTACT_S, ask_patiently, first_contact_s
 from iceaggr.storage import open_store
-from iceaggr.tracking import open_tracker
 from iceaggr.tracking.registry import ModelRegistry
+from iceaggr.tracking.run import open_tracker
 from launch.kfp_api import Connection, connect
 from tests.launch.kfp_stand_in import KfpStandIn
 from tests.machines.kubernetes_stand_in import KubernetesStandIn

@@ -21,6 +21,7 @@ RANKS = {
     "addresses": 1,
     "machine_errors": 1,
     "patience": 1,
+    "service_settings": 1,
     "progress": 1,
     "verified": 1,
     "storage": 1,

@@ -84,10 +84,10 @@ def test_build_train_job_gives_the_pods_the_account_of_their_launcher():
 def test_build_train_job_refers_to_secrets_and_holds_none():
     environment = {v["name"]: v for v in build_train_job(order())["spec"]["trainer"]["env"]}
     assert environment["PLAIN"]["value"] == "value"
-    secret = environment["AWS_SECRET_ACCESS_KEY"]
+    secret = environment["ICEAGGR_OBJECT_STORE_SECRET_ACCESS_KEY"]
     assert "value" not in secret
     assert secret["valueFrom"]["secretKeyRef"]["name"] == "iceaggr-object-store"
-    assert environment["MLFLOW_TRACKING_URI"]["valueFrom"]["configMapKeyRef"]["optional"] is True
+    assert environment["ICEAGGR_TRACKING_URI"]["valueFrom"]["configMapKeyRef"]["optional"] is True
 
 
 def test_build_train_job_belongs_to_the_pod_that_launched_it():

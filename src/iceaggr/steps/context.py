@@ -12,10 +12,10 @@ from iceaggr.addresses import without_credentials
 from iceaggr.config import ExperimentConfig, parse_config
 from iceaggr.errors import ConfigError
 from iceaggr.interfaces import NullTracker, ObjectStore, Tracker
+from iceaggr.service_settings import TRACKING_VARIABLE
 from iceaggr.storage import open_store
 from iceaggr.storage.uris import check_place
 
-TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 FIRST_STEP = "plan_shards"
 FINISH_WITHIN_S = 20.0
 """How long a step waits at its end for a tracking server that is away."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import uuid
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from pathlib import Path
 
 from iceaggr.config import ExperimentConfig
 from iceaggr.errors import ConfigError
-from iceaggr.steps.context import TRACKING_VARIABLE, RunContext, make_context
+from iceaggr.service_settings import TRACKING_VARIABLE, tracking_server
+from iceaggr.steps.context import RunContext, make_context
 from iceaggr.steps.documents import read_document
 from iceaggr.steps.run_settings import RunSettings
 from iceaggr.steps.step_lock import alone_in
@@ -93,7 +93,7 @@ class RunFolder:
     def context(self) -> RunContext:
         """Build the context of the steps; without a tracking server nothing is tracked."""
         settings = self._settings()
-        tracked = bool(os.environ.get(TRACKING_VARIABLE))
+        tracked = bool(tracking_server())
         if not tracked:
             print(f"{TRACKING_VARIABLE} is not set: metrics are printed, not tracked", flush=True)
         return make_context(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from iceaggr.config import ExperimentConfig
 from iceaggr.errors import ConfigError
-from iceaggr.machines.credentials import environment_references
+from iceaggr.machines.credentials import environment_references, plugin_references
 from iceaggr.machines.job_api import JobApi
 from iceaggr.machines.job_run import run_train_job
 from iceaggr.machines.torchrun import torchrun_command
@@ -48,7 +48,7 @@ def run_train_on_machines(
             command=torchrun_command("python3", request_uri, None),
             machines=machines,
             deadline_s=deadline_s(choices.applied_to(context.config)),
-            environment=dict(environment_references()),
+            environment={**environment_references(), **plugin_references(os.environ)},
             owner=pod,
             service_account=api.account_of(pod[0]) if pod else "",
         )

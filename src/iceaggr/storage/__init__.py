@@ -2,6 +2,7 @@
 
 `open_store()` reads its settings from the environment, the same names as every AWS tool:
 AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION.
+On a cluster `iceaggr.service_settings` fills those that are not set.
 ICEAGGR_ALLOWED_URIS limits it to the buckets and folders that it names.
 """
 

@@ -106,7 +106,8 @@ _REFUSALS = (
             "object store refused the credentials",
             "{code} from {endpoint}",
             "a key that may use bucket {bucket}",
-            "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and whether they expired",
+            "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, on a cluster the secret"
+            " iceaggr-object-store or the pod's identity, and whether they expired",
         ),
     ),
     (
@@ -132,13 +133,15 @@ _NO_CREDENTIALS = _Refusal(
     "no credentials for the object store",
     "none for {endpoint}",
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
-    "Set them, or start the local services with `make up`",
+    "Set them, on a cluster in the secret iceaggr-object-store, or start the local services with"
+    " `make up`",
 )
 _NOT_REACHABLE = _Refusal(
     "object store not reachable",
     "no answer from {endpoint}",
     "a running S3 service",
-    "Check AWS_ENDPOINT_URL, or start the local services with `make up`",
+    "Check AWS_ENDPOINT_URL, on a cluster object-store-endpoint in settings.env, or start the local"
+    " services with `make up`",
 )
 _NOT_S3 = _Refusal(
     "endpoint does not speak S3",

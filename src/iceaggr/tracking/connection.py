@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from iceaggr.addresses import refuse_credentials, without_credentials
 from iceaggr.errors import TrackingError
 from iceaggr.patience import ask_patiently
+from iceaggr.service_settings import fill_environment, tracking_server
 
 _PROBE_TIMEOUT_S = 5.0
 _REFUSED_FOR_GOOD = {
@@ -58,24 +59,26 @@ def is_away(error: TrackingError) -> bool:
 
 
 def connect(tracking_uri: str, patience_s: float = 0.0) -> MlflowClient:
-    """Open a client after a quick probe; an empty URI means MLFLOW_TRACKING_URI.
+    """Open a client after a quick probe; an empty URI means that of `iceaggr.service_settings`.
 
     patience_s: how long to wait for a server that is away.
-    Sets quick-failing MLFLOW_HTTP_* defaults in this process unless they are set already, and
-    quiets MLflow's notes.
+    Sets in this process what MLflow reads from its variables: our login where the platform gives
+    none, and quick-failing MLFLOW_HTTP_* defaults unless they are set already. Quiets its notes.
     Raises: ConfigError if the address holds a password; TrackingError; ServerAwayError about five
     seconds after the patience is over.
     """
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = tracking_uri or tracking_server()
     if not uri:
         raise TrackingError(
             "no tracking server given",
             where="MLFLOW_TRACKING_URI",
             found="nothing",
             expected="MLFLOW_TRACKING_URI in the environment, or an address",
-            remedy="Set it, or start the local services with `make up`",
+            remedy="Set it, or start the local services with `make up`; on a cluster,"
+            " mlflow-tracking-uri in settings.env",
         )
     refuse_password(uri)
+    fill_environment()
     for name, value in _QUICK_REQUESTS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its progress notes are not ours

@@ -17,6 +17,7 @@ from iceaggr.errors import TrackingError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import DOCUMENT
 from iceaggr.patience import first_contact_s
+from iceaggr.service_settings import tracking_server
 from iceaggr.storage.uris import file_uri
 from iceaggr.tracking.connection import as_tracking_error, connect, patient
 from iceaggr.tracking.model_package import BUNDLE, build_package, fetch_bundle
@@ -30,7 +31,6 @@ from iceaggr.tracking.registered_model import (
     described,
     refuse_foreign,
 )
-from iceaggr.tracking.run_lookup import tracking_server
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 PREVIOUS_TAG = "previous_champion"

@@ -19,9 +19,10 @@ from mlflow import MlflowClient
 
 from iceaggr.errors import TrackingError
 from iceaggr.patience import first_contact_s
+from iceaggr.service_settings import attached_run_id, tracking_server
 from iceaggr.tracking.connection import is_away, refuse_password
 from iceaggr.tracking.outbox import Outbox
-from iceaggr.tracking.run_lookup import attached_run_id, checked_run_id, tracking_server
+from iceaggr.tracking.run_lookup import checked_run_id
 from iceaggr.tracking.run_target import LateSender, RunTarget
 from iceaggr.tracking.surroundings import hardware, surroundings
 
@@ -202,7 +203,7 @@ def open_tracker(
     """Open the MLflow run of a pipeline run, the same for each of its steps and their retries.
 
     Under Kubeflow's MLflow plugin it is the run that the plugin made. An empty `tracking_uri`
-    means the plugin's endpoint or MLFLOW_TRACKING_URI.
+    means the server of `iceaggr.service_settings`.
     must_answer: False goes on without a server, and sends everything when it is back.
     Raises: TrackingError if no server answers, within seconds or, in a pod, after the minute of a
     first contact; TrackingError at once if it refuses; ConfigError if its address holds a password.

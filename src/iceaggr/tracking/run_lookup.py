@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 import uuid
-from collections.abc import Mapping
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
@@ -18,48 +15,6 @@ from iceaggr.tracking.experiment_page import experiment_tags
 PIPELINE_RUN_TAG = "iceaggr.pipeline_run_id"
 _CREATOR_TAG = "iceaggr.created_by"
 _SETTLE_S = 1.5
-
-
-def attached_run_id(environment: Mapping[str, str] = os.environ) -> str:
-    """Name the run that Kubeflow's MLflow plugin made for this step, '' without the plugin.
-
-    MLFLOW_RUN_ID is the step's own run in the plugin's tree; where the administrator does not
-    inject it, KFP_MLFLOW_CONFIG still names the run of the whole pipeline.
-    Raises: TrackingError if KFP_MLFLOW_CONFIG is not what the plugin writes.
-    """
-    if run_id := environment.get("MLFLOW_RUN_ID"):
-        return run_id
-    settings = kfp_settings(environment)
-    return str(settings.get("parentRunId") or "")
-
-
-def kfp_settings(environment: Mapping[str, str] = os.environ) -> dict[str, object]:
-    """Read what Kubeflow's MLflow plugin tells a step, {} without the plugin."""
-    text = environment.get("KFP_MLFLOW_CONFIG", "")
-    if not text:
-        return {}
-    try:
-        settings = json.loads(text)
-        return dict(settings)
-    except (ValueError, TypeError):
-        raise TrackingError(
-            "KFP_MLFLOW_CONFIG is not a JSON object",
-            where="KFP_MLFLOW_CONFIG",
-            found=f"{len(text)} characters",  # which may hold credentials
-            expected="what Kubeflow's MLflow plugin writes",
-            remedy="Unset it, or correct the MLflow plugin's configuration",
-        ) from None
-
-
-def tracking_server(environment: Mapping[str, str] = os.environ) -> str:
-    """Name the server: that of Kubeflow's plugin, whose run is there, else MLFLOW_TRACKING_URI.
-
-    Returns '' without either.  Raises: TrackingError if KFP_MLFLOW_CONFIG is damaged.
-    """
-    endpoint = kfp_settings(environment).get("endpoint")
-    if endpoint and not environment.get("MLFLOW_RUN_ID"):
-        return str(endpoint)
-    return environment.get("MLFLOW_TRACKING_URI") or str(endpoint or "")
 
 
 def checked_run_id(pipeline_run_id: str) -> str:

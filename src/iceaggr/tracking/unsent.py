@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 
 from iceaggr.errors import StorageError, TrackingError
 from iceaggr.interfaces import ObjectStore
+from iceaggr.service_settings import tracking_server
 from iceaggr.storage.uris import below, inside
 from iceaggr.tracking.connection import is_away
 from iceaggr.tracking.replay import replay
-from iceaggr.tracking.run_lookup import tracking_server
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,170 @@
+"""Where a process finds the object store and MLflow: what the platform says, then what we say.
+
+The variables of MLflow and of the AWS tools belong to the platform. Kubeflow's MLflow plugin puts
+them into a step, a cloud's webhook puts them into a pod, a person sets them in a shell. If our
+ConfigMap and secrets used these names too, a container would have them twice, and Kubernetes
+refuses such a pod. So ours have names of our own, ICEAGGR_..., and fill what the platform left
+open:
+
+1. what Kubeflow's plugin tells in KFP_MLFLOW_CONFIG: the run that it made is on its server
+2. the variables of MLflow and AWS
+3. ours
+
+A login is one thing and never mixed of two: whoever names a part of it names it all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from os import environ
+from urllib.parse import urlsplit
+
+from iceaggr.errors import TrackingError
+
+PLUGIN_VARIABLE = "KFP_MLFLOW_CONFIG"
+"""Written by Kubeflow's MLflow plugin into every container of a run; it holds no secret."""
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+_OUR_TRACKING = "ICEAGGR_TRACKING_URI"
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """Variables that are one setting: ours with the standard name each of them fills.
+
+    platform: standard names, each of which means that the setting is made already.
+    """
+
+    ours: Mapping[str, str]
+    platform: frozenset[str]
+
+    def is_made(self, environment: Mapping[str, str]) -> bool:
+        """Tell whether the platform made the setting; an empty variable says nothing."""
+        return any(environment.get(name) for name in self.platform)
+
+    def additions(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Give our values under the standard names, if the setting is ours to make."""
+        if self.is_made(environment):
+            return {}
+        found = {name: environment.get(ours, "") for ours, name in self.ours.items()}
+        return {name: value for name, value in found.items() if value}
+
+
+_ENDPOINT = _Setting(
+    # the name for S3 alone: AWS_ENDPOINT_URL would send the exchange of a web identity there, too
+    {"ICEAGGR_OBJECT_STORE_ENDPOINT": "AWS_ENDPOINT_URL_S3"},
+    frozenset({"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}),
+)
+_REGION = _Setting(
+    {"ICEAGGR_OBJECT_STORE_REGION": "AWS_DEFAULT_REGION"},
+    frozenset({"AWS_REGION", "AWS_DEFAULT_REGION"}),
+)
+_KEYS = _Setting(
+    {
+        "ICEAGGR_OBJECT_STORE_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID",
+        "ICEAGGR_OBJECT_STORE_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY",
+    },
+    # Source: botocore.credentials, the ways of a session that need a variable
+    frozenset(
+        {
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "AWS_PROFILE",
+            "AWS_SHARED_CREDENTIALS_FILE",
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            "AWS_ROLE_ARN",
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        }
+    ),
+)
+_LOGIN = _Setting(
+    {
+        "ICEAGGR_TRACKING_USERNAME": "MLFLOW_TRACKING_USERNAME",
+        "ICEAGGR_TRACKING_PASSWORD": "MLFLOW_TRACKING_PASSWORD",
+        "ICEAGGR_TRACKING_TOKEN": "MLFLOW_TRACKING_TOKEN",
+    },
+    frozenset(
+        {
+            "MLFLOW_TRACKING_USERNAME",
+            "MLFLOW_TRACKING_PASSWORD",
+            "MLFLOW_TRACKING_TOKEN",
+            "MLFLOW_TRACKING_AUTH",
+        }
+    ),
+)
+
+
+def store_settings(environment: Mapping[str, str] = environ) -> dict[str, str]:
+    """Give the variables, those of AWS filled from ours where the platform set none."""
+    filled = dict(environment)
+    for setting in (_ENDPOINT, _REGION, _KEYS):
+        filled |= setting.additions(environment)
+    return filled
+
+
+def fill_environment(environment: MutableMapping[str, str] = environ) -> None:
+    """Fill the variables of MLflow and AWS from ours, for a library that reads them itself.
+
+    Our login goes to our MLflow server only: it is left out where the platform names another one.
+    Raises: TrackingError if KFP_MLFLOW_CONFIG is not what the plugin writes.
+    """
+    server, ours = tracking_server(environment), environment.get(_OUR_TRACKING, "")
+    if not ours or _place(ours) == _place(server):
+        environment.update(_LOGIN.additions(environment))
+    if server:
+        environment[TRACKING_VARIABLE] = server
+    environment.update(store_settings(environment))  # for artifacts that lie in a bucket
+
+
+def tracking_server(environment: Mapping[str, str] = environ) -> str:
+    """Name the MLflow server, '' without any.
+
+    Raises: TrackingError if KFP_MLFLOW_CONFIG is not what the plugin writes.
+    """
+    endpoint = str(plugin_settings(environment).get("endpoint") or "")
+    return endpoint or environment.get(TRACKING_VARIABLE) or environment.get(_OUR_TRACKING, "")
+
+
+def plugin_settings(environment: Mapping[str, str] = environ) -> dict[str, object]:
+    """Read what Kubeflow's MLflow plugin tells a step, {} without the plugin.
+
+    Raises: TrackingError if it is no JSON object.
+    """
+    text = environment.get(PLUGIN_VARIABLE, "")
+    if not text:
+        return {}
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError):
+        raise TrackingError(
+            "KFP_MLFLOW_CONFIG is not a JSON object",
+            where=PLUGIN_VARIABLE,
+            found=f"{len(text)} characters",  # which may hold credentials
+            expected="what Kubeflow's MLflow plugin writes",
+            remedy="Unset it, or correct the MLflow plugin's configuration",
+        ) from None
+
+
+def attached_run_id(environment: Mapping[str, str] = environ) -> str:
+    """Name the run that Kubeflow's MLflow plugin made for this pipeline run, '' without the plugin.
+
+    It is the same for all steps. MLFLOW_RUN_ID, which an administrator may have injected, is the
+    plugin's run of this step alone; it counts where nothing names that of the whole pipeline.
+    Raises: TrackingError if KFP_MLFLOW_CONFIG is not what the plugin writes.
+    """
+    root = str(plugin_settings(environment).get("parentRunId") or "")
+    return root or environment.get("MLFLOW_RUN_ID", "")
+
+
+def _place(uri: str) -> tuple[str, str, int | None]:
+    """Give what tells one server from another; credentials and paths do not."""
+    parts = urlsplit(uri)
+    try:
+        port = parts.port or _PORTS.get(parts.scheme)
+    except ValueError:  # told by whoever connects
+        port = None
+    return parts.scheme, parts.hostname or parts.path, port
