@@ -4,20 +4,33 @@ VENV := .venv
 BIN := $(VENV)/bin
 # `make run` trains this long; the laptop configuration itself asks for 10
 TRAIN_MINUTES ?= 5
+comma := ,
 
 # what a shell sets for another Python, or another pip, is not for this one
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONWARNINGS \
   PYTHONOPTIMIZE PYTHONINSPECT PIP_USER PIP_TARGET PIP_PREFIX
 
-.PHONY: setup run test test-training test-all fuzz nightly lint up down bench gpu image manifests sbom audit
 
-setup: $(VENV)/.installed
+.PHONY: setup run test test-training test-image test-all fuzz nightly lint up down bench gpu image manifests tools sbom audit
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "installing into $(VENV) (a minute or two)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[local,dev]"
-	@touch $@
+# An environment is kept while it is what it would be if it were made now: of these files, in this
+# folder, by this Python. Compared are contents and paths, since time stamps say nothing in a checkout,
+# a copy or a moved folder; anything else is made from nothing, so that no package stays that no file
+# names any more. Without PYTHON on the command line the Python that made it is the right one.
+# $(call environment,FOLDER,FILES,arguments of pip install)
+define environment
+@python=$(if $(filter file,$(origin PYTHON)),$(1)/bin/python,$(PYTHON)); \
+made_from() { { cat $(2) && pwd -P && "$$1" -VV; } 2>&1 | cksum; }; \
+if [ ! -e $(1)/.installed ] || [ "$$(made_from $$python)" != "$$(cat $(1)/.installed)" ]; then \
+  echo "installing into $(1) (a minute or two)" && rm -f $(1)/.installed && \
+  $(PYTHON) -m venv --clear $(1) && \
+  $(1)/bin/pip install --quiet --disable-pip-version-check $(3) && \
+  made_from $(1)/bin/python > $(1)/.installing && mv $(1)/.installing $(1)/.installed; \
+fi
+endef
+
+setup:
+	$(call environment,$(VENV),pyproject.toml constraints.txt,-c constraints.txt -e ".[local$(comma)dev]")
 
 # simulate events, run every step against a real object store and MLflow server, show the figures
 run: setup
@@ -38,6 +51,11 @@ test: setup
 # twenty kills at random moments, two processes against one
 test-training: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m slow tests/training
+
+# the stage of the image that holds our code, without torch, compared with the sources; skipped
+# without docker, podman or, as root, buildah
+test-image: setup
+	$(BIN)/pytest -m slow tests/docker/test_application_stage.py
 
 test-all: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[sdk]"
@@ -95,18 +113,16 @@ manifests: setup
 
 # tools that look at the installation from outside; they are no part of it
 TOOLS := .venv-tools
-$(TOOLS)/.installed: audit-tools.txt
-	@$(PYTHON) -m venv $(TOOLS)
-	@$(TOOLS)/bin/pip install --quiet --disable-pip-version-check -r audit-tools.txt
-	@touch $@
+tools:
+	$(call environment,$(TOOLS),audit-tools.txt,-r audit-tools.txt)
 
 # all parts with version and licence, as CycloneDX
-sbom: setup $(TOOLS)/.installed
+sbom: setup tools
 	@mkdir -p build
 	@$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \
 	  --output-reproducible --output-format JSON --output-file build/sbom.json
 	@echo "wrote build/sbom.json"
 
 # known vulnerabilities of the pinned versions; what cannot be looked up is an error, not a pass
-audit: setup $(TOOLS)/.installed
+audit: setup tools
 	$(TOOLS)/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip

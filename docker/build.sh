@@ -30,6 +30,11 @@ fi
 
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 commit=$(git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || true)
+# git calls a checkout clean whatever files lie in it that it was never told of; the image holds them
+case "$commit" in
+*-dirty | "") ;;
+*) if [ -n "$(git status --porcelain -- src components configs launch)" ]; then commit=$commit-dirty; fi ;;
+esac
 
 # shellcheck disable=SC2086  # the flags are several words
 exec $engine $IMAGE_FLAGS \

@@ -31,12 +31,17 @@ STATED = {
     "skops": "MIT",
     # not part of `make setup`: the tracking server of the image, `make fuzz` and `make test-all`
     "atheris": "Apache-2.0",
+    "hatchling": "MIT",
     "kubeflow": "Apache-2.0",
     "kubeflow-katib-api": "Apache-2.0",
     "psycopg2-binary": "LGPL-3.0-or-later",
+    "trove-classifiers": "Apache-2.0",
 }
-NOT_INSTALLED = {"atheris", "kubeflow", "kubeflow-katib-api", "psycopg2-binary"}
-"""`make fuzz`, the comparison with Trainer's SDK, and the tracking server of the image."""
+NOT_INSTALLED = {
+    *("atheris", "hatchling", "kubeflow", "kubeflow-katib-api"),
+    *("psycopg2-binary", "trove-classifiers"),
+}
+"""`make fuzz`, Trainer's SDK in a comparison, the image's tracking server, what builds the package."""
 
 PERMISSIVE = {
     *("0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC"),

@@ -1,12 +1,19 @@
-"""Run a command in the image the way a strict cluster does, with whatever engine is there."""
+"""Build the image, and run commands in it as a strict cluster does, with the engine at hand."""
 
 import os
 import shutil
 import subprocess
+import sys
+from configparser import RawConfigParser
 from contextlib import contextmanager
 from pathlib import Path
 
 UID = 12345
+DEFAULT_BASE = "docker.io/library/debian:12-slim"
+_MADE_BASE = "localhost/iceaggr-test-base:12"
+_MIRROR = "http://deb.debian.org/debian"
+_LEFT_OUT = ("proc", "sys", "dev", "var/cache/apt", "var/lib/apt/lists")
+_PIP_SETTINGS = ("cert", "find-links", "index-url", "extra-index-url", "trusted-host", "proxy")
 _ENVIRONMENT_FORMAT = "{{range .OCIv1.Config.Env}}{{println .}}{{end}}"
 
 # Without a daemon there is buildah; its `run` knows no read-only root, so the root is mounted here:
@@ -33,10 +40,14 @@ class ImageEngine:
     def __init__(self, program: str) -> None:
         self.program = program
 
+    def has(self, name: str) -> bool:
+        """Tell whether an image is here."""
+        look = ["image", "inspect"] if self.program != "buildah" else ["inspect", "--type=image"]
+        return _answers(self.program, *look, name)
+
     def can_have(self, name: str) -> bool:
         """Tell whether an image is here or can be pulled."""
-        look = ["image", "inspect"] if self.program != "buildah" else ["inspect", "--type=image"]
-        return _answers(self.program, *look, name) or _answers(self.program, "pull", name)
+        return self.has(name) or _answers(self.program, "pull", name)
 
     @contextmanager
     def image(self, name: str):
@@ -73,6 +84,61 @@ def find_engine() -> ImageEngine | None:
     return None
 
 
+def usable_base(engine: ImageEngine, folder: Path) -> str:
+    """Name a base image: one made of Debian's packages, where buildah and debootstrap are here."""
+    if engine.program != "buildah" or not shutil.which("debootstrap"):
+        return DEFAULT_BASE
+    if not engine.has(_MADE_BASE):
+        _make_base(folder / "debian")
+    return _MADE_BASE
+
+
+def _make_base(root: Path) -> None:
+    """Do what docs/runbook.md does by hand."""
+    _output("debootstrap", "--variant=minbase", "bookworm", str(root), _MIRROR)
+    container = _output("buildah", "from", "scratch")
+    try:
+        for name in _LEFT_OUT:
+            shutil.rmtree(root / name)
+            (root / name).mkdir()
+        _output("buildah", "copy", container, f"{root}/", "/")
+        path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+        _output("buildah", "config", "--env", path, "--cmd", "bash", container)
+        _output("buildah", "commit", container, _MADE_BASE)
+    finally:
+        _output("buildah", "rm", container)
+
+
+def pip_flags(engine: ImageEngine, folder: Path) -> str:
+    """Give the flags that bring this machine's pip settings, and what they name, into a build."""
+    if engine.program == "docker":
+        return ""
+    told = _output(sys.executable, "-m", "pip", "config", "list").splitlines()
+    # what is told first wins: the environment stands before the files
+    pairs = [line.partition("=") for line in reversed(told)]
+    settings = {key.rpartition(".")[2]: value.strip("'\"") for key, _, value in pairs}
+    settings = {key: value for key, value in settings.items() if key in _PIP_SETTINGS}
+    mounts = {"/etc/pip.conf": folder / "pip.conf"}
+    if "cert" in settings:
+        # not over the image's own certificates, which a package installs
+        certificates = Path(settings["cert"])
+        settings["cert"] = f"/opt/certificates/{certificates.name}"
+        mounts["/opt/certificates"] = certificates.parent
+    for name in ("find-links", "index-url", "extra-index-url"):
+        for word in settings.get(name, "").split():
+            place = Path(word.removeprefix("file://"))
+            # an index names files beside it
+            place = place.parent if word.startswith("file://") else place
+            if place.is_absolute() and place.exists():
+                mounts[str(place)] = place
+    config = RawConfigParser()
+    config["global"] = settings
+    with (folder / "pip.conf").open("w") as file:
+        config.write(file)
+    flags = ["--isolation=chroot"] if engine.program == "buildah" else []
+    return " ".join([*flags, *(f"-v {path}:{inside}:ro" for inside, path in mounts.items())])
+
+
 def _run_in_root(root: str, command, scratch: Path, environment):
     scratch.chmod(0o1777)
     variables = [f"{key}={value}" for key, value in environment.items()]
@@ -83,7 +149,7 @@ def _run_in_root(root: str, command, scratch: Path, environment):
 
 def _finished(command, environment=None):
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=600, check=False
+        command, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
 
 

@@ -50,21 +50,31 @@ def test_dockerfile_has_no_problem():
     assert problems(TEXT) == []
 
 
-def test_dockerfile_installs_dependencies_before_anything_that_changes_often():
+def stage(name):
+    """Give the instructions of one stage."""
     steps = instructions(TEXT)
-    build = steps[steps.index(("FROM", "python AS build")) :]
-    build = build[: build.index(("FROM", "build AS application"))]
-    copied = [rest for name, rest in build if name == "COPY"]
-    assert copied == ["constraints.txt ./", "pyproject.toml ./"]
-    installs = [i for i, (_, rest) in enumerate(build) if "pip install" in rest]
-    assert "${TORCH}" in build[installs[0]][1]
-    assert build.index(("COPY", "pyproject.toml ./")) > installs[0]
+    begins = next(i for i, (word, rest) in enumerate(steps) if rest.endswith(f" AS {name}"))
+    ends = [i for i, (word, _) in enumerate(steps) if word == "FROM" and i > begins]
+    return steps[begins + 1 : min(ends, default=len(steps))]
+
+
+def test_dockerfile_installs_dependencies_without_anything_that_changes_often():
+    steps = stage("dependencies")
+    assert [rest for name, rest in steps if name == "COPY"] == [
+        "constraints.txt ./",
+        "pyproject.toml ./",
+    ]
+    installs = [i for i, (_, rest) in enumerate(steps) if "pip install" in rest]
+    assert "${TORCH}" in steps[installs[0]][1]
+    assert steps.index(("COPY", "pyproject.toml ./")) > installs[0]
+    # nor are we a part of it: what it leaves of us would be mistaken for us
+    assert not any(" . " in f"{steps[i][1]} " for i in installs)
 
 
 def test_dockerfile_takes_pip_out_of_what_is_kept():
-    kept = [rest for name, rest in instructions(TEXT) if name == "COPY" and "--from=" in rest]
+    kept = [rest for name, rest in stage("runtime") if name == "COPY" and "--from=" in rest]
     assert {re.search(r"--from=(\w+)", rest)[1] for rest in kept} == {"dependencies", "application"}
-    assert re.search(r"AS dependencies\nRUN pip uninstall --yes pip setuptools", TEXT)
+    assert "pip uninstall --yes pip setuptools" in stage("dependencies")[-1][1]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +86,7 @@ def test_dockerfile_takes_pip_out_of_what_is_kept():
         ("debian:12-slim", "debian", "base without a version"),
         ("COPY src src", "ADD https://example.org/src.tar src", "ADD fetches"),
         ("COPY src src", "RUN curl -s example.org | sh", "downloads"),
-        ("-c constraints.txt . psycopg2-binary", ". psycopg2-binary", "unpinned"),
+        ("-c constraints.txt -r requirements.txt", "-r requirements.txt", "unpinned"),
         ("ARG COMMIT", "ARG GIT_TOKEN", "secret in a layer"),
         ('CMD ["iceaggr", "--help"]', 'CMD ["sh", "-c", "pip install x"]', "pip at run time"),
     ],
