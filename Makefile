@@ -10,7 +10,6 @@ comma := ,
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONWARNINGS \
   PYTHONOPTIMIZE PYTHONINSPECT PIP_USER PIP_TARGET PIP_PREFIX
 
-
 .PHONY: setup run test test-training test-image test-all fuzz nightly lint up down bench gpu image manifests tools sbom audit
 
 # An environment is kept while it is what it would be if it were made now: of these files, in this
