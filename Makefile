@@ -95,20 +95,23 @@ IMAGE ?= registry.example.org/iceaggr:0.1.0
 image:
 	@IMAGE="$(IMAGE)" docker/build.sh
 
-# everything that kubectl applies, rendered into build/manifests and checked; without IMAGE and
+# everything that kubectl applies, rendered and checked; what has a problem never replaces the files in
+# build/manifests. Without IMAGE and
 # NAMESPACE the overlays say which
 NAMESPACE ?=
 OVERLAYS := existing standalone
+RENDERED := build/manifests/unchecked
 manifests: setup
-	@mkdir -p build/manifests
-	@$(foreach o,$(OVERLAYS),kubectl kustomize manifests/overlays/$(o) > build/manifests/$(o).yaml &&) true
-	@$(foreach o,$(OVERLAYS),$(BIN)/python -m manifests.rename build/manifests/$(o).yaml \
+	@rm -rf $(RENDERED) && mkdir -p $(RENDERED)
+	@$(foreach o,$(OVERLAYS),kubectl kustomize manifests/overlays/$(o) > $(RENDERED)/$(o).yaml &&) true
+	@$(foreach o,$(OVERLAYS),$(BIN)/python -m manifests.rename $(RENDERED)/$(o).yaml \
 	  --image "$(OVERLAY_IMAGE)" --namespace "$(NAMESPACE)" &&) true
 	@ICEAGGR_IMAGE="$(or $(OVERLAY_IMAGE),$$($(BIN)/python -m manifests.rename))" \
 	  $(BIN)/python -m launch.kubernetes_manifests --namespace "$(or $(NAMESPACE),kubeflow)" \
 	  $(addprefix --check ,$(wildcard manifests/overlays/*/*/parameters.env)) \
-	  build/manifests/pipeline.yaml
-	@$(BIN)/python -m manifests.check build/manifests/*.yaml
+	  $(RENDERED)/pipeline.yaml
+	@$(BIN)/python -m manifests.check $(RENDERED)/*.yaml
+	@mv $(RENDERED)/*.yaml build/manifests/ && rmdir $(RENDERED) && ls build/manifests/*.yaml
 
 # tools that look at the installation from outside; they are no part of it
 TOOLS := .venv-tools

@@ -36,7 +36,12 @@ from manifests.settings import setting_problems
 
 KUBERNETES_VERSION = "1.32"
 _SCHEMAS = Path(__file__).parent / "schemas"
-_CLUSTER_WIDE = ("Namespace", "ClusterRole", "ClusterRoleBinding", "ClusterTrainingRuntime")
+_CLUSTER_WIDE = ("ClusterRole", "ClusterRoleBinding", "ClusterTrainingRuntime")
+# whoever deletes a rendered file deletes these with all that lies in them
+_HOLDS_DATA = (
+    *("Namespace", "PersistentVolumeClaim", "PersistentVolume", "StorageClass"),
+    "CustomResourceDefinition",
+)
 
 
 def problems(document: dict[str, Any]) -> list[str]:
@@ -116,7 +121,11 @@ def _object_problems(document: dict[str, Any]) -> Iterator[str]:
     kind, metadata = document["kind"], document["metadata"]
     if kind == "Secret":
         yield "secrets are made by the operator, see docs/runbook.md"
-    if kind not in _CLUSTER_WIDE and not metadata.get("namespace"):
+    if kind in _HOLDS_DATA:
+        yield "deleting this file would delete what it holds: apply it apart"
+    if kind == "StatefulSet":
+        yield from _claim_problems(document["spec"])
+    if kind not in (*_CLUSTER_WIDE, *_HOLDS_DATA) and not metadata.get("namespace"):
         yield "no namespace"
     if kind == "ConfigMap":
         for key, value in (document.get("data") or {}).items():
@@ -127,6 +136,14 @@ def _object_problems(document: dict[str, Any]) -> Iterator[str]:
             yield from _rule_problems(rule)
     if kind == "PipelineVersion":
         yield from _executor_problems(document["spec"])
+
+
+def _claim_problems(spec: dict[str, Any]) -> Iterator[str]:
+    field = "persistentVolumeClaimRetentionPolicy"
+    policy = spec.get(field) or {}
+    for when in ("whenDeleted", "whenScaled"):
+        if spec.get("volumeClaimTemplates") and policy.get(when) != "Retain":
+            yield f"{field}.{when} is not Retain: the data would go with it"
 
 
 def _rule_problems(rule: dict[str, Any]) -> Iterator[str]:

@@ -41,7 +41,7 @@ NOT_INSTALLED = {
     *("atheris", "hatchling", "kubeflow", "kubeflow-katib-api"),
     *("psycopg2-binary", "trove-classifiers"),
 }
-"""`make fuzz`, Trainer's SDK in a comparison, the image's tracking server, what builds the package."""
+"""`make fuzz`, Trainer's SDK in a comparison, the tracking server, what builds the package."""
 
 PERMISSIVE = {
     *("0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC"),

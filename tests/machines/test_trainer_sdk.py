@@ -35,7 +35,9 @@ class SdkStandIn(KubernetesStandIn):
 
     def answer(self, request: Request) -> Answer:
         if request.path == f"{RUNTIMES}/{RUNTIME}":
-            return Answer.of(find(render("existing"), "ClusterTrainingRuntime", RUNTIME))
+            return Answer.of(
+                find(render("existing", trainer=True), "ClusterTrainingRuntime", RUNTIME)
+            )
         if request.path == PODS:
             return Answer.of({"kind": "PodList", "apiVersion": "v1", "items": self.pods})
         if request.path.endswith("/log"):

@@ -3,6 +3,7 @@
 import functools
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,18 +14,33 @@ OVERLAYS = ("existing", "standalone")
 
 
 @functools.cache
-def _rendered(overlay: str) -> str:
+def _rendered(overlay: str, trainer: bool) -> str:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
-    command = ["kubectl", "kustomize", str(MANIFESTS / "overlays" / overlay)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    with tempfile.TemporaryDirectory() as name:
+        manifests = Path(shutil.copytree(MANIFESTS, Path(name) / "manifests"))
+        if trainer:
+            add_trainer(manifests / "overlays" / overlay / "kustomization.yaml")
+        command = ["kubectl", "kustomize", str(manifests / "overlays" / overlay)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def render(overlay: str) -> list[dict]:
-    """Render an overlay, anew for each caller, who may change it."""
-    return list(yaml.safe_load_all(_rendered(overlay)))
+def add_trainer(overlay: Path) -> None:
+    """Take the mark of comment from the one line that adds Kubeflow Trainer's part."""
+    lines = overlay.read_text(encoding="utf-8").splitlines(keepends=True)
+    (line,) = [i for i, text in enumerate(lines) if text.strip() == "# - ../../trainer"]
+    lines[line] = lines[line].replace("# ", "")
+    overlay.write_text("".join(lines), encoding="utf-8")
+
+
+def render(overlay: str, trainer: bool = False) -> list[dict]:
+    """Render an overlay, anew for each caller, who may change it.
+
+    trainer: with what several machines need
+    """
+    return list(yaml.safe_load_all(_rendered(overlay, trainer)))
 
 
 def find(documents: list[dict], kind: str, name: str) -> dict:

@@ -13,7 +13,7 @@ SETTINGS = sorted((MANIFESTS / "overlays").glob("*/*/s*.env"))
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_object_is_explained(overlay):
     rows = [line for line in TEXT.splitlines() if line.startswith("| ")]
-    for document in render(overlay):
+    for document in render(overlay, trainer=True):
         kind, name = document["kind"], document["metadata"]["name"]
         explained = [r for r in rows if re.search(rf"\b{kind}\b", r.split("|")[1])]
         assert any(f"`{name}`" in row.split("|")[1] for row in explained), f"{kind} {name}"

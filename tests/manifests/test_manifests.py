@@ -14,12 +14,109 @@ from components.cluster import (
 )
 from manifests.check import main, problems
 from manifests.new_credentials import new_keys, secret_objects
-from tests.manifests.rendering import OVERLAYS, find, render
+from tests.manifests.rendering import MANIFESTS, OVERLAYS, find, render
 
 
+@pytest.mark.parametrize("trainer", [False, True])
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_overlay_has_no_problem(overlay):
-    assert [problem for document in render(overlay) for problem in problems(document)] == []
+def test_overlay_has_no_problem(overlay, trainer):
+    documents = render(overlay, trainer)
+    assert [problem for document in documents for problem in problems(document)] == []
+
+
+# everything that `kubectl delete -f` takes: nothing in it holds data of its own
+OF_RUNS = [
+    "ConfigMap/iceaggr-schedule",
+    "ConfigMap/iceaggr-schedule-parameters",
+    "ConfigMap/iceaggr-settings",
+    "CronJob/iceaggr-schedule",
+    "NetworkPolicy/iceaggr-egress",
+    "NetworkPolicy/iceaggr-ingress",
+    "ResourceQuota/iceaggr-gpus",
+    "Role/iceaggr-runner",
+    "Role/iceaggr-scheduler",
+    "RoleBinding/iceaggr-runner",
+    "RoleBinding/iceaggr-scheduler",
+    "ServiceAccount/iceaggr-runner",
+    "ServiceAccount/iceaggr-scheduler",
+]
+OF_SERVICES = [
+    "Deployment/mlflow",
+    "Job/buckets",
+    "NetworkPolicy/buckets",
+    "NetworkPolicy/deny-all",
+    "NetworkPolicy/mlflow",
+    "NetworkPolicy/mlflow-database",
+    "NetworkPolicy/names",
+    "NetworkPolicy/object-store",
+    "Service/mlflow",
+    "Service/mlflow-database",
+    "Service/object-store",
+    "ServiceAccount/iceaggr-services",
+    "StatefulSet/mlflow-database",
+    "StatefulSet/object-store",
+]
+TAKEN = {
+    "existing": {"kubeflow-user-example-com": OF_RUNS},
+    "standalone": {
+        "kubeflow": sorted([*OF_RUNS, "NetworkPolicy/iceaggr-services-egress"]),
+        "iceaggr": OF_SERVICES,
+    },
+}
+
+
+@pytest.mark.parametrize("trainer", [False, True])
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_deleting_a_rendered_file_takes_this_and_no_more(overlay, trainer):
+    taken = {}
+    for document in render(overlay, trainer):
+        name = f"{document['kind']}/{document['metadata']['name']}"
+        taken.setdefault(document["metadata"].get("namespace", ""), []).append(name)
+    of_the_cluster = {"": ["ClusterTrainingRuntime/iceaggr"]} if trainer else {}
+    assert {space: sorted(names) for space, names in taken.items()} == {
+        **TAKEN[overlay],
+        **of_the_cluster,
+    }
+
+
+def test_claims_outlive_what_uses_them():
+    keepers = [d for d in render("standalone") if d["kind"] == "StatefulSet"]
+    assert len(keepers) == 2
+    for document in keepers:
+        assert document["spec"]["persistentVolumeClaimRetentionPolicy"] == {
+            "whenDeleted": "Retain",
+            "whenScaled": "Retain",
+        }
+    # whatever else an operator's own overlay makes of them
+    for policy in ({}, {"whenDeleted": "Delete"}, {"whenDeleted": "Retain"}):
+        keepers[0]["spec"]["persistentVolumeClaimRetentionPolicy"] = policy
+        assert "the data would go" in problems(keepers[0])[0]
+    del keepers[0]["spec"]["persistentVolumeClaimRetentionPolicy"]
+    assert "the data would go" in problems(keepers[0])[0]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        *yaml.safe_load_all((MANIFESTS / "services" / "namespace.yaml").read_text()),
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "data", "namespace": "iceaggr"},
+            "spec": {"accessModes": ["ReadWriteOnce"]},
+        },
+    ],
+)
+def test_what_holds_data_is_refused_in_a_rendered_file(document):
+    assert "apply it apart" in problems(document)[0]
+
+
+def test_namespace_that_is_applied_apart_is_the_one_of_the_services():
+    (namespace,) = yaml.safe_load_all((MANIFESTS / "services" / "namespace.yaml").read_text())
+    assert namespace["kind"] == "Namespace"
+    assert namespace["metadata"]["name"] == "iceaggr"
+    spaces = {d["metadata"]["namespace"] for d in render("standalone")}
+    assert spaces == {"iceaggr", "kubeflow"}
 
 
 def _pod(document):
@@ -146,11 +243,11 @@ def test_problems_accepts_a_version_that_stays(image):
 
 
 def test_problems_names_a_breach_inside_a_training_runtime():
-    runtime = find(render("existing"), "ClusterTrainingRuntime", "iceaggr")
+    runtime = find(render("existing", trainer=True), "ClusterTrainingRuntime", "iceaggr")
     job = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]
     job["template"]["spec"]["containers"][0]["comand"] = []
     assert "comand" in problems(runtime)[0]
-    runtime = find(render("existing"), "ClusterTrainingRuntime", "iceaggr")
+    runtime = find(render("existing", trainer=True), "ClusterTrainingRuntime", "iceaggr")
     runtime["spec"]["mlPolicy"]["torch"]["nProcPerNode"] = 4
     assert "nProcPerNode" in problems(runtime)[0]
 
@@ -229,6 +326,6 @@ def test_new_keys_differ_each_time():
 
 
 def test_training_runtime_keeps_every_field_in_the_models_of_the_trainer_api():
-    runtime = find(render("existing"), "ClusterTrainingRuntime", "iceaggr")
+    runtime = find(render("existing", trainer=True), "ClusterTrainingRuntime", "iceaggr")
     model = TrainerV1alpha1ClusterTrainingRuntime.from_dict(runtime)
     assert model.to_dict() == runtime

@@ -21,7 +21,7 @@ from iceaggr.errors import ConfigError
 from iceaggr.machines.credentials import SecretKey
 
 RUNTIME = "iceaggr"
-"""ClusterTrainingRuntime that manifests/cluster installs."""
+"""ClusterTrainingRuntime that manifests/trainer installs."""
 RUN_LABEL = "iceaggr/run-id"
 _API_VERSION = "trainer.kubeflow.org/v1alpha1"
 _LONGEST_NAME = 44  # a pod's name adds "-node-0-0-xxxxx" and may have 63 characters
