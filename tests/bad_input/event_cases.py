@@ -122,9 +122,9 @@ EVENTS = [
         lambda scene: scene.change_meta(lambda f: f.assign(zenith=f["zenith"] - np.pi / 2)),
         Stops(
             r"batch_\d\.parquet",
-            r"[45]\d\.\d% of 40 events: label_out_of_range",
-            r"at most 10\.0% \(data",
-            "quarantine.parquet: units, angles",
+            r"[45]\d\.\d% of 40 events: label_out_of_range .*; such as azimuth .* rad, zenith -",
+            r"at most 10\.0% \(data.*zenith from 0 to pi",
+            r"All would fit if zenith .* set data\.label_reading: \[elevation\]; .*quarantine",
         ),
         enter=Scene.shard_and_count,
     ),

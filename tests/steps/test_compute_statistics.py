@@ -13,6 +13,9 @@ import pytest
 from iceaggr.config import ExperimentConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import ShardError
+from iceaggr.events.dom_events import DomEvents
+from iceaggr.shards.encoding import encode_shard
+from iceaggr.shards.format import shard_hash
 from iceaggr.shards.manifest import ShardManifest, parse_manifest
 from iceaggr.shards.merging import merge_manifests
 from iceaggr.shards.planned import PlannedFile, PlannedObject
@@ -60,13 +63,24 @@ def plan_of(manifest: ShardManifest, work_uri: str) -> str:
     return f"{uri}#0:{len(files)}"
 
 
+def with_shard(manifest: ShardManifest, events: DomEvents, folder: Path) -> ShardManifest:
+    """Write the one shard of a manifest that has an account only."""
+    data = encode_shard(events)
+    uri = (folder / f"{shard_hash(data)}.arrow").as_uri()
+    open_store().write_bytes(uri, data)
+    update = {"uri": uri, "n_bytes": len(data), "blake3": shard_hash(data)}
+    return manifest.model_copy(update={"shards": (manifest.shards[0].model_copy(update=update),)})
+
+
 def data_card(context: RunContext, folder: Path, seed: int, place: str = "a") -> str:
     """Run the step on a data set of its own, and give its data card."""
-    sketches = {"train": sketch_events(random_dom_events(200, seed=seed), icecube86())}
+    events = random_dom_events(200, seed=seed)
+    sketches = {"train": sketch_events(events, icecube86())}
     sketch_uri = (folder / f"sketch-{seed}.json").as_uri()
     open_store().write_bytes(sketch_uri, split_sketches_to_json(sketches).encode())
     unit, card = folder / "unit.json", folder / "card.html"
     manifest = manifest_of(sketches, uri=f"s3://{place}/b.parquet", sketch_uri=sketch_uri)
+    manifest = with_shard(manifest, events, folder)
     unit.write_text(manifest.to_json())
     write_work_units(open_store(), context, [plan_of(manifest, context.work_uri)])
     run_compute_statistics(
@@ -114,6 +128,7 @@ def test_raw_file_unlike_the_others_is_told_on_the_card_and_in_the_last_line(
         sketch_uri = (tmp_path / f"sketch-{number}.json").as_uri()
         open_store().write_bytes(sketch_uri, split_sketches_to_json(sketches).encode())
         manifest = manifest_of(sketches, uri=f"s3://a/<b>{number}", sketch_uri=sketch_uri)
+        manifest = with_shard(manifest, events, tmp_path)
         source = manifest.source_files[0].model_copy(update={"content_key": str(number)})
         units.append(tmp_path / f"unit-{number}.json")
         units[-1].write_text(manifest.model_copy(update={"source_files": (source,)}).to_json())

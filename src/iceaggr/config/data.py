@@ -12,6 +12,20 @@ from iceaggr.config.section import Section
 MAX_HELD_OUT_SHARE = 0.9
 MAX_SALT_LENGTH = 100
 
+LabelWord = Literal[
+    "degrees",
+    "columns_swapped",
+    "azimuth_from_minus_pi",
+    "elevation",
+    "particle",
+    "mirror_x",
+    "mirror_y",
+    "mirror_z",
+    "x_y_swapped",
+]
+"""What `data.label_reading` can say of the label columns; `events/label_reading.py` explains and
+applies the words."""
+
 
 class DataConfig(Section):
     """Which events are used, and how they are split and stored."""
@@ -36,6 +50,20 @@ class DataConfig(Section):
     wrong, in its units, angles, ids or geometry."""
     allow_missing_files: bool = False
     """Shard what is there when the meta file lists batches whose files are missing."""
+    label_reading: tuple[LabelWord, ...] = ()
+    """What the label columns hold, where not the azimuth (0 to 2 pi) and zenith in radians of where
+    the neutrino came from: degrees; columns_swapped; azimuth_from_minus_pi, to pi; elevation above
+    the horizon for zenith; particle, the direction of travel; mirror_x, mirror_y, mirror_z;
+    x_y_swapped, azimuth from y towards x."""
+    accept_label_reading: bool = False
+    """Go on with labels that the line fit contradicts, and say so on the data card."""
+
+    @field_validator("label_reading")
+    @classmethod
+    def _words_differ(cls, words: tuple[LabelWord, ...]) -> tuple[LabelWord, ...]:
+        if len(set(words)) < len(words):
+            raise ValueError("each word once")
+        return words
 
     @field_validator("split_salt")
     @classmethod

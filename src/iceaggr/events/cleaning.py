@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from iceaggr.detector import Detector
 from iceaggr.events.decoding import Pulses
+from iceaggr.events.label_reading import in_range
 from iceaggr.events.meta import EventTable
 from iceaggr.events.pulses import PulseChunk
 
@@ -24,10 +25,6 @@ MAX_TIME_NS = 10_000_000
 MIN_CHARGE_PE, MAX_CHARGE_PE = 1e-4, 1e6
 """Photo-electrons that a pulse can have: measured ones have 0.025 to a few thousand, where the
 module saturates. Far beyond, sums over a module would overflow float32 and poison the batch."""
-
-# float32 angles round up: 2 pi itself becomes 6.2831855
-MAX_AZIMUTH = 2 * np.pi + 1e-6
-MAX_ZENITH = np.pi + 1e-6
 
 PULSE_REASONS = (
     "value_missing",
@@ -192,10 +189,9 @@ def _label_reason(table: EventTable, rows: slice, labelled: bool) -> npt.NDArray
     azimuth, zenith = table.azimuth[rows], table.zenith[rows]
     if not labelled:
         return np.full(len(azimuth), -1, np.int8)
-    in_range = (azimuth >= 0) & (azimuth <= MAX_AZIMUTH) & (zenith >= 0) & (zenith <= MAX_ZENITH)
     faults = {
         "label_not_finite": ~np.isfinite(azimuth) | ~np.isfinite(zenith),
-        "label_out_of_range": ~in_range,
+        "label_out_of_range": ~in_range(azimuth, zenith),
     }
     return _first_reason(faults, EVENT_REASONS, len(azimuth))
 

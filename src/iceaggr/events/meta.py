@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from iceaggr.errors import RawDataError
+from iceaggr.events.label_reading import AS_DOCUMENTED, LabelReading
 from iceaggr.events.parquet_footer import RowGroup, read_row_groups
 from iceaggr.events.schema import (
     LABEL_COLUMNS,
@@ -106,10 +107,15 @@ def _refuse_odd_batches(counts: Counter[int], uri: str) -> None:
 
 @reading_again
 def read_event_tables(
-    store: ObjectStore, meta_uri: str, batch_ids: Iterable[int], labelled: bool
+    store: ObjectStore,
+    meta_uri: str,
+    batch_ids: Iterable[int],
+    labelled: bool,
+    reading: LabelReading = AS_DOCUMENTED,
 ) -> dict[int, EventTable]:
     """Read the meta rows of some batch files, and only the row groups that can hold them.
 
+    reading: what the label columns mean; the tables have the labels in the project's own meaning.
     Returns one table per batch_id that has rows.
     Raises: RawDataError if the file is damaged, lacks a column or contradicts itself.
     """
@@ -129,7 +135,13 @@ def read_event_tables(
     if not columns["batch_id"]:
         return {}
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    if labelled:
+        joined |= dict(zip(LABEL_COLUMNS, reading.apply(*_labels(joined)), strict=True))
     return dict(_tables(joined, wanted, meta_uri))
+
+
+def _labels(columns: dict[str, npt.NDArray[Any]]) -> Iterator[npt.NDArray[np.float64]]:
+    return (columns[name] for name in LABEL_COLUMNS)
 
 
 def _tables(

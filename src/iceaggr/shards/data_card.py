@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from iceaggr.detector import Detector
 from iceaggr.errors import ShardError
+from iceaggr.events.label_reading import LabelFit, LabelReading
 from iceaggr.normalization import INPUT_FEATURES, POSITIONS, Normalization
 from iceaggr.shards import data_card_maps as maps
 from iceaggr.shards import data_card_plots as plots
@@ -38,12 +39,15 @@ def data_card_html(
     detector: Detector,
     previous: Sketch | None = None,
     unlike_files: Sequence[str] = (),
+    label_fit: LabelFit | None = None,
+    doubts: Sequence[str] = (),
 ) -> str:
     """Describe a data set on one HTML page without any outside request.
 
     sketches: split -> sketch, see `load_sketches`.  previous: the train sketch of the data set that
     the last model was trained on; a drift table compares it with the present one.
-    unlike_files: what `files_unlike_the_others` says.
+    unlike_files: what `files_unlike_the_others` says.  label_fit: how each reading of the labels
+    agrees with the line fit.  doubts: further sentences on what is odd.
     Raises: ShardError if there is no train split.
     """
     present = {s: sketches[s] for s in SPLITS if s in sketches and sketches[s].n_events}
@@ -75,6 +79,9 @@ def data_card_html(
         unlike_files=unlike_files,
         n_named_files=N_NAMED_FILES,
         doubtful_times=doubtful_times(present["train"], detector),
+        label_fit=label_fit,
+        label_reading=LabelReading.of(manifest.label_reading),
+        doubts=doubts,
         max_abs=MAX_ABS,
     )
     return page

@@ -11,14 +11,13 @@ import pyarrow as pa
 
 from iceaggr.errors import ShardError
 from iceaggr.events.cleaning import (
-    MAX_AZIMUTH,
     MAX_CHARGE_PE,
     MAX_TIME_NS,
-    MAX_ZENITH,
     MIN_CHARGE_PE,
 )
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.grouping import falls_within
+from iceaggr.events.label_reading import MAX_AZIMUTH, MAX_ZENITH
 from iceaggr.events.schema import PULSE_NAMES, PULSE_VALUES
 from iceaggr.shards.format import shard_schema
 

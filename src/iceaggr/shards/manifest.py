@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from iceaggr.config.data import LabelWord
 from iceaggr.errors import ShardError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.format import SPLITS
@@ -72,12 +73,14 @@ class ShardManifest(_Document):
 
     detector_digest: of the sensor table that the pulses were judged and grouped by, as
     `Detector.digest` gives it; None in a manifest of the version before, which did not hold it.
+    label_reading: how the label columns were read; the shards hold the result.
     """
 
     format_version: int = MANIFEST_VERSION
     geometry_uri: str
     detector_digest: Sha256 | None
     labelled: bool
+    label_reading: tuple[LabelWord, ...] = ()
     notes: tuple[str, ...] = ()
     split_salt: str
     validation_share: float
@@ -115,8 +118,11 @@ class ShardManifest(_Document):
 
     def _document(self) -> dict[str, Any]:
         document = self.model_dump()
+        # or the seals of the versions before would differ
         if self.detector_digest is None:
-            del document["detector_digest"]  # or the seal of the version before would differ
+            del document["detector_digest"]
+        if not self.label_reading:
+            del document["label_reading"]
         return document
 
 

@@ -7,15 +7,20 @@ all labels are one direction, whether times go with the size of the detector.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from iceaggr.detector import Detector
 from iceaggr.errors import RawDataError
 from iceaggr.events.cleaning import Account
+from iceaggr.events.label_reading import LabelReading, range_remedy
+from iceaggr.interfaces import ObjectStore
 from iceaggr.light_in_ice import C_M_PER_NS
 from iceaggr.shards.manifest import ShardManifest, SourceFile
-from iceaggr.shards.sketches import Sketch
+from iceaggr.shards.quarantine import read_labels_out_of_range
+from iceaggr.shards.sketches import Sketch, split_sketches_from_json
 
 MIN_SPREAD = 1e-6
 """Radians; labels that differ by less all point one way."""
@@ -24,22 +29,50 @@ MIN_CROSSINGS, MAX_CROSSINGS = 0.02, 8.0
 IceCube events and 0.2 in those of a small detector without noise; in microseconds a thousandth of
 that. A small detector that listens for long has more."""
 
+MIN_MEDIAN_CHARGE_PE, MAX_MEDIAN_CHARGE_PE = 0.1, 5.0
+"""Median charge of pulses: 0.8 in simulation and in the public set, where most are one photon's."""
 
-def refuse_mass_rejection(manifest: ShardManifest, max_share: float) -> None:
+REMEDIES = {
+    "value_missing": "Write every value: a null in a column of the pulses counts as missing",
+    "time_negative": "Write times from the beginning of each event's readout, in ns",
+    "time_beyond_10_ms": "Write times from the beginning of each event's readout, in ns",
+    "sensor_not_in_geometry": "Give the sensor_geometry.csv of this detector, with every sensor_id",
+    "charge_not_finite": "Write charges in photo-electrons",
+    "charge_not_positive": "Write charges in photo-electrons, and no pulse where there is none",
+    "charge_out_of_range": "Write charges in photo-electrons, about 1 for one photon",
+    "label_not_finite": "Write azimuth and zenith of every event, or leave events without out",
+    "label_out_of_range": "Write azimuth and zenith in radians, as docs/data_formats.md says",
+    "no_pulses": "Events without any light have no direction to find: leave them out of the meta"
+    " file, or raise data.max_rejected_share to have them skipped",
+}
+"""What mends a file of which much was rejected, by the reason of most."""
+
+
+def refuse_mass_rejection(
+    manifest: ShardManifest, max_share: float, store: ObjectStore | None = None
+) -> None:
     """Stop where rejection is the rule: wrong units, another geometry, another detector.
 
+    store: where the quarantine lies, from which labels out of range are told by their values.
     Raises: RawDataError naming the raw file with the largest share of rejected events, or of
-    rejected pulses if all files keep their events.
+    rejected pulses if all files keep their events; StorageError.
     """
     for kind in ("events", "pulses"):
         worst = max(manifest.source_files, key=lambda f: _rejected_share(f, kind), default=None)
-        if worst is not None:
-            look_at = f"Look at {worst.quarantine_uri}: units, angles, geometry and sensor ids"
-            refuse_many_rejected(worst, kind, max_share, worst.uri, f"{look_at} come first")
+        if worst is None or _rejected_share(worst, kind) <= max_share:
+            continue
+        labels = OutOfRange.of(store, manifest, worst) if store else None
+        remedy = f"{worst.quarantine_uri} lists what was rejected"
+        refuse_many_rejected(worst, kind, max_share, worst.uri, remedy, labels)
 
 
 def refuse_many_rejected(
-    file: SourceFile | Account, kind: str, max_share: float, where: str, remedy: str
+    file: SourceFile | Account,
+    kind: str,
+    max_share: float,
+    where: str,
+    remedy: str,
+    labels: OutOfRange | None = None,
 ) -> None:
     """Stop where a larger share of the events or pulses was rejected. Raises: RawDataError."""
     if _rejected_share(file, kind) <= max_share:
@@ -48,13 +81,74 @@ def refuse_many_rejected(
     rejected = {**file.rejected_events, **file.rejected_pulses}
     reasons = ", ".join(f"{name} {n:,}" for name, n in rejected.items())
     n_in = getattr(file, f"n_{kind}_in")
+    cause = _main_cause(file, kind)
+    by_label = labels if cause == "label_out_of_range" else None
+    mend = by_label.remedy if by_label else REMEDIES.get(cause, "Mend the file")
     raise RawDataError(
         f"too many {kind} of a raw file were rejected",
         where=where,
-        found=f"{_rejected_share(file, kind):.1%} of {n_in:,} {kind}: {reasons}",
-        expected=f"at most {max_share:.1%} (data.max_rejected_share)",
-        remedy=remedy,
+        found=f"{_rejected_share(file, kind):.1%} of {n_in:,} {kind}: {reasons}"
+        + (f"; {by_label.example}" if by_label else ""),
+        expected=f"at most {max_share:.1%} (data.max_rejected_share)"
+        + (f"; {by_label.wanted}" if by_label else ""),
+        remedy=f"{mend}; {remedy}",
     )
+
+
+def _main_cause(file: SourceFile | Account, kind: str) -> str:
+    """Name the reason that rejected most, of the pulses where events fell with their pulses."""
+    events: dict[str, int] = dict(file.rejected_events)
+    pulses = {name: n for name, n in file.rejected_pulses.items() if name != "event_rejected"}
+    main = max(events, key=lambda name: events[name], default="")
+    if (kind == "pulses" or main == "no_valid_pulses") and pulses:
+        return max(pulses, key=lambda name: pulses[name])
+    return main
+
+
+@dataclass(frozen=True)
+class OutOfRange:
+    """Labels of a raw file that are out of range, in words.
+
+    example: a value and its event.  wanted: the range.  remedy: the reading that fits, if any.
+    """
+
+    example: str
+    wanted: str
+    remedy: str
+
+    @classmethod
+    def of(cls, store: ObjectStore, manifest: ShardManifest, file: SourceFile) -> OutOfRange | None:
+        """Look at the rejected labels of a file, and at the range of those that were kept.
+
+        Returns None where there are none, or the quarantine of an earlier version tells none.
+        Raises: RawDataError, ShardError, StorageError if quarantine or sketch cannot be read.
+        """
+        if not file.rejected_events.get("label_out_of_range"):
+            return None
+        rejected = read_labels_out_of_range(store, file.quarantine_uri)
+        if not len(rejected):
+            return None
+        reading = LabelReading.of(manifest.label_reading)
+        kept = split_sketches_from_json(store.read_bytes(file.sketch_uri), file.sketch_uri)
+        columns = reading.undo(
+            *(
+                np.concatenate([rejected[name], *_extremes(kept, name)]).astype(np.float64)
+                for name in ("azimuth", "zenith")
+            )
+        )
+        unit = "deg" if "degrees" in reading else "rad"
+        return cls(
+            example=f"such as azimuth {columns[0][0]:.5g} {unit}, zenith {columns[1][0]:.5g} {unit}"
+            f" of event_id {rejected['event_id'][0]}",
+            wanted=reading.wanted(),
+            remedy=range_remedy(*columns, reading),
+        )
+
+
+def _extremes(sketches: Mapping[str, Sketch], name: str) -> list[list[float]]:
+    """Give the least and the greatest kept value, per split that has any."""
+    features = (sketch.features[name] for sketch in sketches.values())
+    return [[feature.low, feature.high] for feature in features if feature.weight > 0]
 
 
 def _rejected_share(file: SourceFile | Account, kind: str) -> float:
@@ -108,6 +202,27 @@ def refuse_times_of_another_unit(sketches: Mapping[str, Sketch], detector: Detec
             " across this detector",
             remedy="Write times in ns, not in microseconds, and the geometry in metres",
         )
+
+
+def doubtful_charges(charge_pe: npt.NDArray[np.floating]) -> str:
+    """Say what is odd about charges that can hardly be photo-electrons; or nothing.
+
+    charge_pe: (N,) charges of a sample of pulses. Counts of photons are sound, so this is no error.
+    """
+    if not len(charge_pe) or charge_pe.min() == charge_pe.max():
+        return ""  # a constant is told by the normalisation
+    median = float(np.median(charge_pe))
+    if bool((charge_pe == np.round(charge_pe)).all()):
+        odd = "are whole numbers"
+    elif not MIN_MEDIAN_CHARGE_PE <= median <= MAX_MEDIAN_CHARGE_PE:
+        odd = "are not those of single photons"
+    else:
+        return ""
+    return (
+        f"charges {odd}, {charge_pe.min():.4g} to {charge_pe.max():.4g} with median {median:.4g}:"
+        " are they in photo-electrons (one photon has about 1), or times over threshold or counts"
+        " of a digitiser?"
+    )
 
 
 def doubtful_times(train: Sketch, detector: Detector) -> str:

@@ -7,13 +7,16 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from iceaggr.events.cleaning import EVENT_REASONS, PULSE_REASONS, CleanChunk
 from iceaggr.events.meta import EventTable
 from iceaggr.events.pulses import PulseChunk
-from iceaggr.events.schema import PULSE_VALUES
+from iceaggr.events.schema import PULSE_VALUES, open_parquet, reading_again
+from iceaggr.interfaces import ObjectStore
 
 SCHEMA = pa.schema(
     [
@@ -23,9 +26,13 @@ SCHEMA = pa.schema(
         pa.field("pulse_reason", pa.string()),
         pa.field("sensor_id", pa.int64()),
         *(pa.field(value.raw_name, value.stored or pa.float64()) for value in PULSE_VALUES),
+        pa.field("azimuth", pa.float64()),
+        pa.field("zenith", pa.float64()),
     ]
 )
-"""One row per rejected pulse; a rejected event without pulses has one row without pulse columns."""
+"""One row per rejected pulse; a rejected event without pulses has one row without pulse columns.
+The label is the event's, as it was read: radians. Quarantines of before have none."""
+MAX_LABELS_READ = 20_000
 
 
 class QuarantineFile:
@@ -59,6 +66,26 @@ class QuarantineFile:
             self._writer.write_table(rows)
 
 
+@reading_again
+def read_labels_out_of_range(store: ObjectStore, uri: str) -> pd.DataFrame:
+    """Read the events rejected for their label: event_id, azimuth and zenith as they were read.
+
+    Returns one row per event, the first 20,000 or so; none of a quarantine without labels.
+    Raises: RawDataError if the file is damaged; StorageError.
+    """
+    columns = ["event_id", "azimuth", "zenith"]
+    parts = [pd.DataFrame(columns=columns)]
+    with open_parquet(store, uri) as file:
+        if "azimuth" in file.schema_arrow.names:
+            for rows in file.iter_batches(columns=[*columns, "event_reason"]):
+                found = rows.filter(pc.equal(rows.column("event_reason"), "label_out_of_range"))
+                parts.append(found.select(columns).to_pandas().drop_duplicates("event_id"))
+                if sum(map(len, parts)) >= MAX_LABELS_READ:
+                    break
+    filled = [part for part in parts if len(part)] or parts[:1]
+    return pd.concat(filled).drop_duplicates("event_id", ignore_index=True)
+
+
 def _pulse_rows(chunk: PulseChunk, cleaned: CleanChunk, table: EventTable) -> Any:
     assert cleaned.pulse_reason is not None
     rows = np.flatnonzero(cleaned.pulse_reason >= 0)
@@ -73,6 +100,8 @@ def _pulse_rows(chunk: PulseChunk, cleaned: CleanChunk, table: EventTable) -> An
             "pulse_reason": _names(cleaned.pulse_reason[rows], PULSE_REASONS),
             "sensor_id": pulses.sensor_id.astype(np.int64),
             **{value.raw_name: getattr(pulses, value.name) for value in PULSE_VALUES},
+            "azimuth": table.azimuth[chunk.first_event + event],
+            "zenith": table.zenith[chunk.first_event + event],
         },
         schema=SCHEMA,
     )
@@ -84,6 +113,8 @@ def _event_rows(chunk: PulseChunk, cleaned: CleanChunk, table: EventTable) -> An
     columns = {name: pa.nulls(len(rows), SCHEMA.field(name).type) for name in SCHEMA.names}
     columns["event_id"] = pa.array(table.event_id[chunk.first_event + rows])
     columns["event_reason"] = _names(cleaned.event_reason[rows], EVENT_REASONS)
+    columns["azimuth"] = pa.array(table.azimuth[chunk.first_event + rows])
+    columns["zenith"] = pa.array(table.zenith[chunk.first_event + rows])
     return pa.table(columns, schema=SCHEMA)
 
 

@@ -8,6 +8,7 @@ import json
 from iceaggr.config import DataConfig
 from iceaggr.detector import Detector
 from iceaggr.errors import ShardError
+from iceaggr.events.label_reading import AS_DOCUMENTED, LabelReading
 from iceaggr.events.meta import EventTable
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.format import FORMAT_VERSION
@@ -25,7 +26,8 @@ def content_key(
 ) -> str:
     """Hash all that decides the shards of a raw file, and nothing else: 32 hex digits.
 
-    table: all meta rows of the file. The URI is left out: a file that moves keeps its shards.
+    table: all meta rows of the file, its labels as they are read: another reading is another key.
+    The URI is left out: a file that moves keeps its shards.
     """
     decisive = [
         [FORMAT_VERSION, SHARDING_VERSION, SKETCH_VERSION],
@@ -62,11 +64,16 @@ def reusable_manifest(store: ObjectStore, folder_uri: str) -> ShardManifest | No
 
 
 def as_planned(
-    manifest: ShardManifest, plan: ShardPlan, file: PlannedFile, detector: Detector
+    manifest: ShardManifest,
+    plan: ShardPlan,
+    file: PlannedFile,
+    detector: Detector,
+    reading: LabelReading = AS_DOCUMENTED,
 ) -> ShardManifest:
     """Name a reused manifest's source as it is called today, and its detector if it does not yet.
 
-    detector: the one in the content key under which the manifest was found.
+    detector: the one in the content key under which the manifest was found.  reading: of today;
+    two readings that give the same labels have the same shards.
     """
     source = manifest.source_files[0].model_copy(update={"uri": file.uri})
     update = {
@@ -74,6 +81,7 @@ def as_planned(
         "source_files": (source,),
         "geometry_uri": plan.geometry_uri,
         "detector_digest": detector.digest(),
+        "label_reading": reading.words,
         "notes": plan.notes,
     }
     return manifest.model_copy(update=update)

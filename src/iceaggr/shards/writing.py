@@ -20,6 +20,7 @@ from iceaggr.detector import Detector
 from iceaggr.events.cleaning import Account, clean
 from iceaggr.events.grouping import sort_by_dom
 from iceaggr.events.joining import take_range
+from iceaggr.events.label_reading import LabelReading
 from iceaggr.events.layout import load_detector
 from iceaggr.events.meta import EventTable, read_event_tables
 from iceaggr.events.pulses import stream_pulses
@@ -84,7 +85,8 @@ def shard_unit(
     plan, files = load_work_unit(store, work_unit)
     detector = load_detector(store, plan.geometry_uri)
     check_sensor_width(detector, plan.geometry_uri)
-    tables = _tables_as_planned(store, plan, [file.batch_id for file in files])
+    reading = LabelReading.of(config.label_reading)
+    tables = _tables_as_planned(store, plan, [file.batch_id for file in files], reading)
     unit = _Unit(store, plan, tables, detector, config, store_uri.rstrip("/"))
     n_events = sum(file.n_events_used for file in files)
     n_done = 0
@@ -93,7 +95,7 @@ def shard_unit(
         job = _job(unit, file)
         manifest = reusable_manifest(store, job.folder_uri)
         manifest = manifest or _shard_file(job, n_done, n_events, on_progress)
-        manifests.append(as_planned(manifest, plan, file, detector))
+        manifests.append(as_planned(manifest, plan, file, detector, reading))
         n_done += file.n_events_used
         if on_progress:
             on_progress(n_done, n_events)
@@ -101,11 +103,11 @@ def shard_unit(
 
 
 def _tables_as_planned(
-    store: ObjectStore, plan: ShardPlan, batch_ids: list[int]
+    store: ObjectStore, plan: ShardPlan, batch_ids: list[int], reading: LabelReading
 ) -> dict[int, EventTable]:
     """Read the meta file that was planned: all work units take their labels from one."""
     check_unchanged(store, plan.meta)
-    tables = read_event_tables(store, plan.meta.uri, batch_ids, plan.labelled)
+    tables = read_event_tables(store, plan.meta.uri, batch_ids, plan.labelled, reading)
     check_unchanged(store, plan.meta)
     return tables
 
@@ -215,6 +217,7 @@ def _manifest(job: _Job, source: SourceFile, entries: list[ShardEntry]) -> Shard
         geometry_uri=job.plan.geometry_uri,
         detector_digest=job.detector.digest(),
         labelled=job.plan.labelled,
+        label_reading=LabelReading.of(job.config.label_reading).words,
         notes=job.plan.notes,
         split_salt=job.config.split_salt,
         validation_share=job.config.validation_share,

@@ -31,6 +31,7 @@ from iceaggr.shards.statistics import (
 )
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import read_file, write_document
+from iceaggr.steps.event_sample import judge_sample
 from iceaggr.steps.manifest_facts import manifest_facts, reuse_words
 from iceaggr.steps.planned_units import read_work_units
 
@@ -49,8 +50,9 @@ def run_compute_statistics(
 
     Returns the counts of events and pulses.
     Raises: ShardError, also if a planned work unit is missing; RawDataError if much of a raw file
-    was rejected, or if all labels are one direction or times are of another unit, in all data or
-    in one raw file; NormalizationError naming the feature that is unusable.
+    was rejected, or if all labels are one direction, another reading of the labels fits the events
+    far better or times are of another unit, in all data or in one raw file; NormalizationError
+    naming the feature that is unusable.
     """
     with (
         StepProgress("compute_statistics", run_id=context.run_id) as progress,
@@ -67,6 +69,7 @@ def run_compute_statistics(
         unlike = files_unlike_the_others(files)
         statistics = compute_statistics(manifest, sketches, context.config.normalization)
         normalization = statistics.normalization.to_json()
+        sample = judge_sample(store, manifest, detector, context.config.data.accept_label_reading)
         write_document(manifest_path, manifest.to_json())
         write_document(normalization_path, normalization)
         card = data_card_html(
@@ -76,12 +79,18 @@ def run_compute_statistics(
             detector,
             previous=_previous_sketch(context, store, manifest),
             unlike_files=unlike,
+            label_fit=sample.label_fit,
+            doubts=sample.doubts,
         )
         write_document(data_card_path, card)
         facts = manifest_facts(manifest)
         _track(tracker, manifest, facts, card, normalization)
         _point_to_latest(context, store, manifest)
-        doubts = (doubtful_times(statistics.sketches["train"], detector), _told(unlike))
+        doubts = (
+            doubtful_times(statistics.sketches["train"], detector),
+            _told(unlike),
+            *sample.doubts,
+        )
         progress.conclude(_conclusion(facts, [doubt for doubt in doubts if doubt]))
         return facts
 
@@ -97,7 +106,7 @@ def _merged_manifest(
     ]
     check_coverage(store, read_work_units(store, context), manifests)
     manifest = merge_manifests(manifests)
-    refuse_mass_rejection(manifest, context.config.data.max_rejected_share)
+    refuse_mass_rejection(manifest, context.config.data.max_rejected_share, store)
     return manifest
 
 

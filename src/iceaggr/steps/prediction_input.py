@@ -28,7 +28,7 @@ from iceaggr.shards.sketching import empty_sketch, sketch_events
 
 MIN_EVENTS_JUDGED = 30
 """Among fewer, three odd events are a tenth, and medians and spreads say little."""
-_MEND = "Mend the file: units, geometry and sensor ids come first"
+_MEND = "mend the file"
 
 
 class PredictionInput:
