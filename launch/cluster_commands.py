@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from iceaggr.errors import ConfigError
+from iceaggr.machines.job_api import cluster_without_runtime
+from iceaggr.machines.train_job import RUNTIME
 from launch.cron import check_cron
 from launch.kfp_api import Connection, address, check_address, connect, run_link, ui_address
 from launch.names import check_display_name, check_namespace, check_service_account
@@ -95,6 +97,7 @@ def _add_submit(app: typer.Typer, make_pipeline: MakePipeline) -> None:
         page_address = ui_address(connection, ui)
         compiled = _compiled(make_pipeline)
         values = run_values(compiled.parameters, settings or [], config, set_file)
+        _warn_without_runtime(values)
         client = connect(connection)
         version = upload_version(client, compiled)
         print(f"pipeline {version.name} ({'uploaded' if version.uploaded else 'was there'})")
@@ -150,9 +153,26 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
             check_cron(cron)
             compiled = _compiled(make_pipeline)
             values = run_values(compiled.parameters, settings or [], config, set_file)
+            _warn_without_runtime(values)
             client = connect(connection)
             order = RunOrder(upload_version(client, compiled), experiment, values, service_account)
             _tell(name or _NAME, replace_schedule(client, Schedule(name or _NAME, cron, order)))
+
+
+def _warn_without_runtime(values: dict[str, Any]) -> None:
+    """Say that a training on several machines cannot begin, if kubectl's cluster says so.
+
+    It is no error: kubectl may know another cluster than the one that runs the pipeline.
+    """
+    if str(values.get("train_nodes", "1")) == "1":
+        return
+    if cluster := cluster_without_runtime(RUNTIME):
+        print(
+            f"warning: train_nodes is {values['train_nodes']}, but the cluster of kubectl's context"
+            f" {cluster} has no ClusterTrainingRuntime {RUNTIME}: if the run goes there, its"
+            " training will fail. docs/runbook.md, section 3, installs it",
+            flush=True,
+        )
 
 
 def _check_one_thing(cron: str | None, list_: bool, delete: bool, *, has_values: bool) -> None:

@@ -8,6 +8,7 @@ from components.image import EXAMPLE_IMAGE
 from launch import commands
 from launch.submission import compile_text
 from tests.launch.kfp_stand_in import KfpStandIn
+from tests.stand_in import Answer, HttpError, StandIn
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +219,68 @@ def test_schedule_takes_nothing_that_it_would_not_use(server, call, arguments, m
     assert (code, out) == (1, "")
     assert message in err
     assert server.requests == []
+
+
+class Kubernetes(StandIn):
+    """A cluster that has the training runtimes that it is told of."""
+
+    def __init__(self, *runtimes, refusal=404):
+        super().__init__()
+        self.runtimes, self.refusal = runtimes, refusal
+
+    def answer(self, request):
+        folder = "/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes/"
+        assert request.path.startswith(folder)
+        if request.path.removeprefix(folder) in self.runtimes:
+            return Answer.of({"kind": "ClusterTrainingRuntime"})
+        raise HttpError(self.refusal, "not found")
+
+
+@pytest.fixture
+def kubeconfig(monkeypatch, tmp_path):
+    """Let kubectl's settings name a cluster; '' = there are none."""
+    path = tmp_path / "kubeconfig"
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+
+    def write(url):
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "laboratory",
+            "contexts": [{"name": "laboratory", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": {"server": url}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+        }
+        path.write_text(json.dumps(document), encoding="utf-8")
+
+    return write
+
+
+def test_submit_says_when_several_machines_lack_their_runtime(server, call, kubeconfig):
+    arguments = ("submit", "--host", server.url, "--set")
+    with Kubernetes() as cluster:
+        kubeconfig(cluster.url)
+        code, out, _ = call(*arguments, "train_nodes=2")
+        assert code == 0
+        (line,) = [line for line in out.splitlines() if line.startswith("warning: ")]
+        assert "train_nodes is 2" in line
+        assert "laboratory has no ClusterTrainingRuntime iceaggr" in line
+        assert "warning" not in call(*arguments, "train_nodes=1")[1]
+        cron = ("schedule", "--host", server.url, "--cron", "0 0 3 * * 0", "--set", "train_nodes=4")
+        assert "train_nodes is 4" in call(*cron)[1]
+
+
+def test_submit_is_silent_where_the_runtime_is_there_or_nothing_can_be_known(
+    server, call, kubeconfig
+):
+    arguments = ("submit", "--host", server.url, "--set", "train_nodes=2")
+    code, out, _ = call(*arguments)
+    assert (code, "warning" in out) == (0, False)
+    for cluster in (Kubernetes("iceaggr"), Kubernetes(refusal=403)):
+        with cluster:
+            kubeconfig(cluster.url)
+            code, out, _ = call(*arguments)
+        assert (code, "warning" in out) == (0, False)
+        assert cluster.names("GET", "/clustertrainingruntimes/iceaggr$")
+    # now nobody listens there
+    assert "warning" not in call(*arguments)[1]

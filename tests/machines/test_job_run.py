@@ -12,8 +12,9 @@ from iceaggr.machines import job_run
 from iceaggr.machines.job_api import JobApi, KubernetesAwayError, KubernetesError
 from iceaggr.machines.job_run import run_train_job, stop_train_job
 from iceaggr.training.interruption import TrainingInterruptedError
-from tests.machines.kubernetes_stand_in import KubernetesStandIn
+from tests.machines.kubernetes_stand_in import JOBS, KubernetesStandIn
 from tests.machines.test_train_job import order
+from tests.stand_in import HttpError
 
 NAME = order().name
 PAUSE_S = 0.02
@@ -282,3 +283,27 @@ def test_stop_request_is_only_heard_where_python_hears_signals(server, api):
     thread.start()
     thread.join(timeout=120)
     assert (failures, thread.is_alive()) == ([], False)
+
+
+def test_refused_job_is_told_in_the_words_of_the_server(server, api):
+    server.fail("POST", JOBS, 403)
+    with pytest.raises(KubernetesError, match=r"made to fail.*found 403.*rights of manifests/base"):
+        run_train_job(api, order(), print)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (404, "the server could not find the requested resource"),
+        (403, "admission webhook denied the request: spec.runtimeRef: runtime must exist"),
+    ],
+)
+def test_missing_trainer_or_runtime_is_told_with_its_remedy(server, api, monkeypatch, status, said):
+    def refuse(job):
+        raise HttpError(status, said)
+
+    monkeypatch.setattr(server, "_create", refuse)
+    with pytest.raises(KubernetesError) as refused:
+        run_train_job(api, order(), print)
+    assert said in str(refused.value)
+    assert "Install Kubeflow Trainer" in refused.value.remedy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ _PATH = ("group", "version", "namespace", "plural", "name")
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _TIMEOUT_S = (5, 30)
 """To connect, and to answer."""
+_QUESTION_S = 5
+_LONGEST_QUOTE = 300
 _NOT_FOUND, _CONFLICT, _FIRST_SERVER_ERROR, _TOO_MANY = 404, 409, 500, 429
 
 
@@ -175,6 +178,46 @@ class JobApi:
         return _GROUP, _VERSION, self.namespace, _PLURAL
 
 
+def cluster_without_runtime(runtime: str) -> str:
+    """Name the cluster of kubectl's settings if it lacks a ClusterTrainingRuntime.
+
+    Returns '' where the runtime is there, and where nothing can be known: no settings, no answer,
+    no right to ask.
+    """
+    settings = client.Configuration()
+    settings.retries = False
+    try:
+        config.load_kube_config(client_configuration=settings)
+        _, context = config.list_kube_config_contexts()
+        client.CustomObjectsApi(client.ApiClient(settings)).get_cluster_custom_object(
+            _GROUP, _VERSION, "clustertrainingruntimes", runtime, _request_timeout=_QUESTION_S
+        )
+    except client.ApiException as error:
+        return str(context["name"]) if error.status == _NOT_FOUND else ""
+    except (config.ConfigException, urllib3.exceptions.HTTPError, OSError):
+        return ""
+    return ""
+
+
+def _words_of(error: client.ApiException) -> str:
+    """Quote what the server says, as far as it says something."""
+    try:
+        message = json.loads(error.body)["message"]
+    except (KeyError, TypeError, ValueError):
+        return ""
+    return f": {' '.join(str(message).split())[:_LONGEST_QUOTE]}"
+
+
+def _remedy(status: int | None, said: str) -> str:
+    if status == _NOT_FOUND or "runtime" in said.lower():
+        # without Trainer the server does not know the kind, without the runtime its webhook refuses
+        return (
+            "Install Kubeflow Trainer and our part for it (docs/runbook.md, section 3), or train on"
+            " one machine: train_nodes 1"
+        )
+    return "Does the service account have the rights of manifests/base?"
+
+
 @contextmanager
 def _errors(where: str) -> Iterator[None]:
     try:
@@ -182,11 +225,11 @@ def _errors(where: str) -> Iterator[None]:
     except client.ApiException as error:
         away = error.status in (0, _TOO_MANY) or (error.status or 0) >= _FIRST_SERVER_ERROR
         raise (KubernetesAwayError if away else KubernetesError)(
-            f"Kubernetes refused the request ({error.reason})",
+            f"Kubernetes refused the request ({error.reason}){(said := _words_of(error))}",
             where=where,
             found=error.status,
             expected="status 200 or 201",
-            remedy="Does the service account have the rights of manifests/base?",
+            remedy=_remedy(error.status, said),
         ) from None
     except urllib3.exceptions.HTTPError as error:
         raise KubernetesAwayError(
