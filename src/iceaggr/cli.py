@@ -106,6 +106,13 @@ def predict(
             " warning",
         ),
     ] = False,
+    same_detector: Annotated[
+        bool,
+        typer.Option(
+            "--same-detector",
+            help="Raw events without sensor_geometry.csv are of the model's detector",
+        ),
+    ] = False,
 ) -> None:
     """Predict the direction of every raw event, labelled or not.
 
@@ -115,7 +122,9 @@ def predict(
     """
     from iceaggr.steps.predict import run_predict
 
-    run_predict(model, raw_uri.rstrip("/"), output, unpredicted or "", accept_doubtful)
+    run_predict(
+        model, raw_uri.rstrip("/"), output, unpredicted or "", accept_doubtful, same_detector
+    )
 
 
 @app.command()

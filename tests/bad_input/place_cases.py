@@ -188,6 +188,13 @@ GEOMETRIES = [
         Stops(GEOMETRY, "a folder", "a file sensor_geometry", "move it out"),
     ),
     Case(
+        "geometry-missing",
+        "no geometry, sensor ids from 0 on",
+        "the step stops: IceCube-86 is not assumed",
+        lambda scene: scene.geometry.unlink(),
+        Stops(GEOMETRY, "no such file", "the sensor table", "data.detector: icecube86"),
+    ),
+    Case(
         "geometry-in-other-letters",
         "geometry called `Sensor_Geometry.csv`",
         "the step stops: IceCube-86 is not assumed",

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tests.events.raw_layout import write_geometry
+
 
 def pulse_frame(n_pulses: list[int], **columns: object) -> pd.DataFrame:
     """Plain valid pulses of events 100, 101, ...; any column can be replaced."""
@@ -43,8 +45,9 @@ def meta_frame(n_pulses: list[int], batch_id: int = 1, **columns: object) -> pd.
 def write_raw(
     folder: Path, pulses: pd.DataFrame, meta: pd.DataFrame, **meta_options: object
 ) -> str:
-    """Write one batch file and the meta file without a geometry; give the URI."""
+    """Write one batch file, the meta file and IceCube's geometry; give the URI."""
     (folder / "train").mkdir(parents=True, exist_ok=True)
+    write_geometry(folder)
     pulses.to_parquet(folder / "train" / "batch_1.parquet", index=False)
     meta.to_parquet(folder / "train_meta.parquet", index=False, **meta_options)
     return folder.absolute().as_uri()

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from iceaggr.detector import BUILT_IN, icecube86
-from iceaggr.errors import RawDataError
-from iceaggr.events.layout import find_layout, load_detector
+from iceaggr.errors import DetectorError, RawDataError
+from iceaggr.events.layout import find_layout, geometry_of, load_detector
 from iceaggr.storage import open_store
 from tests.events.raw_layout import write_raw_layout
 
@@ -24,10 +24,13 @@ def test_find_layout_prefers_unlabelled_events_when_asked_for_any(tmp_path):
     assert find_layout(open_store(), uri, "train").labelled
 
 
-def test_find_layout_takes_the_built_in_geometry_when_there_is_none(tmp_path):
+def test_a_set_without_a_geometry_is_of_no_detector_unless_one_is_declared(tmp_path):
     uri = write_raw_layout(tmp_path, n_files=1)
     (tmp_path / "sensor_geometry.csv").unlink()
-    assert find_layout(open_store(), uri).geometry_uri == BUILT_IN
+    layout = find_layout(open_store(), uri)
+    with pytest.raises(DetectorError, match=r"no geometry.*data\.detector: icecube86"):
+        geometry_of(open_store(), layout)
+    assert geometry_of(open_store(), layout, BUILT_IN) == BUILT_IN
 
 
 def test_find_layout_names_the_missing_meta_file(tmp_path):
@@ -97,11 +100,21 @@ def test_find_layout_refuses_a_geometry_in_other_letters(tmp_path, name):
         find_layout(open_store(), uri)
 
 
-def test_find_layout_takes_the_built_in_geometry_beside_files_of_other_names(tmp_path):
+def test_find_layout_takes_no_file_of_another_name_for_the_geometry(tmp_path):
     uri = write_raw_layout(tmp_path, n_files=1, n_events_per_file=2)
     (tmp_path / "sensor_geometry.csv").rename(tmp_path / "sensor_geometry.csv.bak")
     (tmp_path / "train" / "sensor_geometry.csv").write_text("")
-    assert find_layout(open_store(), uri).geometry_uri == BUILT_IN
+    assert find_layout(open_store(), uri).geometry_uri == ""
+
+
+def test_a_geometry_of_another_detector_than_declared_is_refused(tmp_path):
+    uri = write_raw_layout(tmp_path, 1, 3)
+    layout = find_layout(open_store(), uri)
+    assert geometry_of(open_store(), layout, BUILT_IN) == layout.geometry_uri
+    table = pd.read_csv(tmp_path / "sensor_geometry.csv")
+    table.assign(z=table["z"] + 1).to_csv(tmp_path / "sensor_geometry.csv", index=False)
+    with pytest.raises(DetectorError, match=r"not of the detector.*1\.00 m apart"):
+        geometry_of(open_store(), layout, BUILT_IN)
 
 
 def test_load_detector_completes_bare_built_in_positions(tmp_path):

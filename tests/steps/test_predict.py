@@ -9,7 +9,7 @@ import torch
 
 from iceaggr.config import BatchConfig, ModelConfig
 from iceaggr.detector import icecube86
-from iceaggr.errors import ConfigError, ModelError, RawDataError
+from iceaggr.errors import ConfigError, DetectorError, ModelError, RawDataError
 from iceaggr.models import build_model
 from iceaggr.models.bundle import save_model
 from iceaggr.normalization import Normalization
@@ -199,6 +199,16 @@ def test_predict_does_not_write_over_the_file_that_a_raw_link_names(
     with pytest.raises(ConfigError, match=r"among the raw events .* found the file of file://"):
         run_predict(model_uri, folder.as_uri(), elsewhere)
     assert elsewhere.read_bytes() == before
+
+
+def test_predict_takes_events_without_a_geometry_only_if_told_that_they_are_of_the_models_detector(
+    model_uri: str, tmp_path: Path
+) -> None:
+    uri = write_raw_layout(tmp_path / "raw", 1, 20, labels=False)
+    (tmp_path / "raw" / "sensor_geometry.csv").unlink()
+    with pytest.raises(DetectorError, match=r"no geometry.*--same-detector"):
+        run_predict(model_uri, uri, tmp_path / "out.parquet")
+    assert run_predict(model_uri, uri, tmp_path / "out.parquet", same_detector=True) == 20
 
 
 def test_predict_names_the_folder_that_holds_no_model(raw_uri: str, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from iceaggr.events.layout import GEOMETRY_FILE
 from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.storage import open_store
 
-_INPUT_VERSION = 1
+_INPUT_VERSION = 2
 
 
 def cache_folder() -> Path:
@@ -71,6 +72,7 @@ def _repeat(source: Path, folder: Path, n_repeats: int) -> None:
     stride = int(meta["event_id"].max()) + 1
     steps = range(n_repeats)
     (folder / "train").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / GEOMETRY_FILE, folder / GEOMETRY_FILE)
     long = pd.concat([pulses.assign(event_id=pulses["event_id"] + stride * k) for k in steps])
     long.to_parquet(folder / "train" / "batch_1.parquet", index=False)
     del long

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from iceaggr.detector import BUILT_IN, Detector, icecube86, parse_geometry
-from iceaggr.errors import RawDataError
+from iceaggr.errors import DetectorError, RawDataError
 from iceaggr.interfaces import ObjectStore, StoredObject
 from iceaggr.storage.uris import FILE_SCHEME, file_path
 from iceaggr.validation import shown
@@ -39,7 +39,10 @@ class RawFile:
 
 @dataclass(frozen=True)
 class RawLayout:
-    """The files of one set of raw events, batch files in numeric order."""
+    """The files of one set of raw events, batch files in numeric order.
+
+    geometry_uri: '' where the set brings none; see `geometry_of`
+    """
 
     raw_uri: str
     labelled: bool
@@ -127,7 +130,7 @@ def _refuse_folder(uri: str, folder_uri: str) -> None:
 
 
 def _geometry_uri(store: ObjectStore, raw_uri: str) -> str:
-    """Name the geometry file, or the built-in table where nothing looks like one."""
+    """Name the geometry file, '' where nothing looks like one."""
     uri = f"{raw_uri}/{GEOMETRY_FILE}"
     if store.stat(uri):
         return uri
@@ -137,10 +140,46 @@ def _geometry_uri(store: ObjectStore, raw_uri: str) -> str:
             "the geometry is no file of its name",
             where=f"{raw_uri}/{found or GEOMETRY_FILE}",
             found=found if found not in ("", GEOMETRY_FILE) else "a folder",
-            expected=f"a file {GEOMETRY_FILE}, or nothing of this name for IceCube-86",
+            expected=f"a file {GEOMETRY_FILE}",
             remedy="Rename the file, or move it out of the folder",
         )
-    return BUILT_IN
+    return ""
+
+
+def geometry_of(store: ObjectStore, layout: RawLayout, declared: str = "") -> str:
+    """Name the geometry of a set: its own file, or the built-in one if that is declared.
+
+    declared: name of the built-in detector, '' if nobody says so. Sensor ids tell nothing: every
+    detector counts from 0.
+    Raises: DetectorError if the set brings none and none is declared, or it brings another one.
+    """
+    if not layout.geometry_uri:
+        if declared:
+            return declared
+        raise no_geometry(layout, f"Put it there; data.detector: {BUILT_IN} says IceCube-86")
+    if declared:
+        found = load_detector(store, layout.geometry_uri)
+        difference = found.difference_from(load_detector(store, declared))
+        if difference:
+            raise DetectorError(
+                "raw events are not of the detector that the settings declare",
+                where=layout.geometry_uri,
+                found=difference,
+                expected=f"the sensors of data.detector: {declared}, within 1 cm",
+                remedy="Leave data.detector empty, or give the events of that detector",
+            )
+    return layout.geometry_uri
+
+
+def no_geometry(layout: RawLayout, remedy: str) -> DetectorError:
+    """Word the error of a set that does not say where its sensors stand."""
+    return DetectorError(
+        "raw events bring no geometry",
+        where=f"{layout.raw_uri}/{GEOMETRY_FILE}",
+        found="no such file",
+        expected="the sensor table of their detector, which sensor ids do not tell",
+        remedy=remedy,
+    )
 
 
 def _names_in(store: ObjectStore, raw_uri: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from iceaggr.errors import DetectorError, RawDataError
 from iceaggr.events.cleaning import Account, clean
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.grouping import group_by_dom
-from iceaggr.events.layout import RawFile, RawLayout, find_layout, load_detector
+from iceaggr.events.layout import RawFile, RawLayout, find_layout, geometry_of, load_detector
 from iceaggr.events.meta import EventTable, read_event_tables
 from iceaggr.events.pulses import stream_pulses
 from iceaggr.events.schema import PULSE_VALUES
@@ -36,7 +36,7 @@ def read_raw_events(
     Raises: RawDataError, DetectorError, StorageError.
     """
     layout = find_layout(store, raw_uri, folder)
-    detector = detector or load_detector(store, layout.geometry_uri)
+    detector = detector or load_detector(store, geometry_of(store, layout))
     check_sensor_width(detector, layout.geometry_uri)
     account = account if account is not None else Account()
     for file in layout.files:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from iceaggr.config import DataConfig
 from iceaggr.errors import RawDataError, ShardError
-from iceaggr.events.layout import RawFile, RawLayout, find_layout
+from iceaggr.events.layout import RawFile, RawLayout, find_layout, geometry_of
 from iceaggr.events.meta import count_events
 from iceaggr.events.reading import missing_meta_rows
 from iceaggr.events.unique_ids import refuse_repeated_ids
@@ -42,9 +42,10 @@ def plan_shards(store: ObjectStore, raw_uri: str, config: DataConfig, out_uri: s
     The plan is stored below out_uri/plans/ under a name made from its content.
     Returns one string "<plan_uri>#first:last" per work unit: files [first, last) of the plan.
     Raises: RawDataError if files and meta file do not fit together, or the truth that evaluation
-    will read is wrong; StorageError.
+    will read is wrong; DetectorError if they bring no geometry and none is declared; StorageError.
     """
     layout = find_layout(store, raw_uri, "train")
+    geometry_uri = geometry_of(store, layout, config.detector)
     counts = count_events(store, layout.meta.uri)
     files, notes = _planned_files(layout, counts, config)
     batch_ids = [file.batch_id for file in files]
@@ -56,7 +57,7 @@ def plan_shards(store: ObjectStore, raw_uri: str, config: DataConfig, out_uri: s
     plan = ShardPlan(
         raw_uri=layout.raw_uri,
         meta=meta,
-        geometry_uri=layout.geometry_uri,
+        geometry_uri=geometry_uri,
         labelled=layout.labelled,
         notes=layout.notes + notes,
         files=files,

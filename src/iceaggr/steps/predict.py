@@ -12,11 +12,10 @@ import pyarrow as pa
 
 from iceaggr.batches import iter_batches
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.detector import Detector
 from iceaggr.errors import DetectorError
 from iceaggr.evaluation.prediction import COLUMNS, PREDICTION_SCHEMA, stream_predictions
 from iceaggr.events.cleaning import Account
-from iceaggr.events.layout import RawLayout, find_layout, load_detector
+from iceaggr.events.layout import RawLayout, find_layout, load_detector, no_geometry
 from iceaggr.events.meta import count_events
 from iceaggr.events.reading import missing_meta_rows
 from iceaggr.events.unique_ids import refuse_repeated_ids
@@ -42,6 +41,7 @@ def run_predict(
     output: Path,
     unpredicted: str = "",
     accept_doubtful: bool = False,
+    same_detector: bool = False,
 ) -> int:
     """Write the predicted direction of every raw event to a file.
 
@@ -52,6 +52,7 @@ def run_predict(
     own. Events of the meta file whose raw file is missing have no row. Both are counted in the last
     line. Of a raw folder with test/ and train/ only test/ is predicted; the last line names it.
     accept_doubtful: predict what `PredictionInput` would refuse, and say so in the last line.
+    same_detector: raw events that bring no geometry are of the model's detector.
     Memory is bounded whatever the number of events; the file appears when all is well.
     Returns the number of rows.  Raises: ConfigError, ModelError, RawDataError, also for an
     event_id that two raw files share, DetectorError, TrackingError.
@@ -64,7 +65,7 @@ def run_predict(
         layout = find_layout(store, raw_uri)
         raw_files = (layout.meta, *(file.stored for file in layout.files))
         refuse_raw_files(output, (layout.geometry_uri, *(stored.uri for stored in raw_files)))
-        _check_detector(load_detector(store, layout.geometry_uri), loaded, layout.geometry_uri)
+        _check_detector(store, layout, loaded, same_detector)
         total, n_without_file = _count(store, layout)
         events = PredictionInput(store, layout, loaded, accept_doubtful)
         batches = iter_batches(events.chunks(), loaded.detector, batches_of(loaded))
@@ -102,13 +103,20 @@ def _count(store: ObjectStore, layout: RawLayout) -> tuple[int, int]:
     return n_with_file, sum(counts.values()) - n_with_file
 
 
-def _check_detector(found: Detector, loaded: LoadedModel, geometry_uri: str) -> None:
-    """Refuse events of a detector whose sensors stand elsewhere. Raises: DetectorError."""
+def _check_detector(
+    store: ObjectStore, layout: RawLayout, loaded: LoadedModel, same_detector: bool
+) -> None:
+    """Refuse events whose sensors stand elsewhere, or who knows where. Raises: DetectorError."""
+    if not layout.geometry_uri:
+        if same_detector:
+            return
+        raise no_geometry(layout, "Put it there; --same-detector says that it is the model's")
+    found = load_detector(store, layout.geometry_uri)
     difference = found.difference_from(loaded.detector)
     if difference:
         raise DetectorError(
             "raw events are of another detector than the model",
-            where=geometry_uri,
+            where=layout.geometry_uri,
             found=difference,
             expected=f"the {loaded.detector.n_sensors} sensors of the model, within 1 cm",
             remedy="Predict with a model that was trained on this detector",
