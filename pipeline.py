@@ -124,7 +124,8 @@ def _data_steps(
         memory="8Gi",
     )
     with dsl.ParallelFor(plan.output, name="shard", parallelism=PARALLEL_SHARD_TASKS) as work_unit:
-        sharded = shard_events(work_unit=work_unit, **run)
+        # told its run alone: it reads the settings there, see iceaggr.steps.planned_units
+        sharded = shard_events(work_unit=work_unit, work_uri=run["work_uri"], run_id=run["run_id"])
         place(sharded, cpu=form["shard_cpu"], memory=form["shard_memory"])
     unit_manifests = dsl.Collected(sharded.outputs["unit_manifest"])
     statistics = place(

@@ -15,17 +15,15 @@ from components.parameters import described
 def shard_events(
     work_unit: str,
     work_uri: str,
-    experiment_name: str,
     run_id: str,
-    config: dict,
     unit_manifest: Output[Dataset],
 ) -> None:
     """Write the shards of one work unit to object storage; what is already there is reused."""
     from pathlib import Path
 
-    from iceaggr.steps.context import make_context
+    from iceaggr.steps.planned_units import planned_context
     from iceaggr.steps.shard_events import run_shard_events
 
-    context = make_context(run_id, experiment_name, work_uri, config)
+    context = planned_context(run_id, work_uri)
     facts = run_shard_events(context, work_unit, Path(unit_manifest.path))
     unit_manifest.metadata.update(facts)

@@ -41,10 +41,10 @@ class DataConfig(Section):
     n_events_per_shard: int = Field(2048, ge=1, le=1_000_000)
     """Events in one shard file, which is held in memory (a million: 3 GB); the last shard of a raw
     file may hold fewer."""
-    work_unit_mib: int = Field(256, ge=1, le=1_048_576)
-    """Raw bytes that one sharding task takes, in MiB."""
-    max_work_units: int = Field(128, ge=1, le=128)
-    """Upper bound on sharding tasks: KFP hands all their results to one command line of 128 KiB."""
+    work_unit_mib: int = Field(512, ge=1, le=1_048_576)
+    """Raw bytes that one sharding task takes, in MiB; less is done before its pods have started."""
+    max_work_units: int = Field(32, ge=1, le=32)
+    """Upper bound on sharding tasks: Argo keeps a whole run in one object of 1 MiB."""
     max_rejected_share: float = Field(0.1, gt=0, le=1)
     """The run stops if a raw file loses a larger share of its events or of its pulses: the file is
     wrong, in its units, angles, ids or geometry."""
