@@ -5,6 +5,7 @@ import pytest
 from iceaggr.detector import BUILT_IN, icecube86
 from iceaggr.errors import DetectorError, RawDataError
 from iceaggr.events.layout import find_layout, geometry_of, load_detector
+from iceaggr.events.truth import read_truth_ids
 from iceaggr.storage import open_store
 from tests.events.raw_layout import write_raw_layout
 
@@ -144,3 +145,71 @@ def test_load_detector_believes_a_table_with_efficiencies(tmp_path):
 
 def test_load_detector_knows_the_built_in_name():
     assert load_detector(open_store(), BUILT_IN) is icecube86()
+
+
+COPIES = [
+    ".ipynb_checkpoints/batch_1-checkpoint.parquet",
+    ".ipynb_checkpoints/batch_1.parquet",
+    "old/batch_1.parquet",
+    "old files/batch_2.parquet",
+    "backup_2024/batch_1.parquet",
+    "_temporary/0/batch_1.parquet",
+    "_temporary/batch_1.parquet/part-0.parquet",
+    "_delta_log/checkpoint.parquet",
+    "Copy of train/batch_1.parquet",
+    "train copy/batch_1.parquet",
+    "Copy of batch_1.parquet",
+    "batch_1 (1).parquet",
+    "batch_1-Copy1.parquet",
+    "batch_1_old.parquet",
+    "batch_1.parquet.bak",
+    ".batch_1.parquet",
+    "sub/tmp/batch_1.parquet",
+]
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copy_is_skipped_and_counted(tmp_path, name):
+    uri = write_raw_layout(tmp_path)
+    before = find_layout(open_store(), uri, "train")
+    assert before.skipped_words == ""
+    copy = tmp_path / "train" / name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(b"half of a file")
+    found = find_layout(open_store(), uri, "train")
+    assert found.files == before.files
+    assert found.skipped_words == f"1 file was skipped as a copy or for its name: train/{name}"
+
+
+def test_same_batch_in_two_ordinary_folders_is_ambiguous(tmp_path):
+    uri = write_raw_layout(tmp_path)
+    (tmp_path / "train" / "run2").mkdir()
+    (tmp_path / "train" / "run2" / "batch_1.parquet").write_bytes(b"")
+    with pytest.raises(RawDataError, match="two raw files for batch 1"):
+        find_layout(open_store(), uri, "train")
+
+
+@pytest.mark.parametrize("folder", ["run2", "bold", "2024_data", "copyright", "template"])
+def test_ordinary_folder_is_read(tmp_path, folder):
+    uri = write_raw_layout(tmp_path)
+    batch = tmp_path / "train" / "batch_1.parquet"
+    (tmp_path / "train" / folder).mkdir()
+    batch.rename(tmp_path / "train" / folder / "batch_1.parquet")
+    found = find_layout(open_store(), uri, "train")
+    assert found.files[0].stored.uri.endswith(f"{folder}/batch_1.parquet")
+    assert not found.skipped
+
+
+def test_missing_batch_that_is_there_as_a_copy_is_told(tmp_path):
+    uri = write_raw_layout(tmp_path, n_files=1)
+    batch = tmp_path / "train" / "batch_1.parquet"
+    batch.rename(batch.with_name("batch_1 (1).parquet"))
+    with pytest.raises(RawDataError, match=r"no raw batch files .*train/batch_1 \(1\)\.parquet"):
+        find_layout(open_store(), uri)
+
+
+def test_copy_of_the_truth_is_no_second_row(tmp_path):
+    (tmp_path / "truth" / ".ipynb_checkpoints").mkdir(parents=True)
+    for folder in ("truth", "truth/.ipynb_checkpoints"):
+        pd.DataFrame({"event_id": [1]}).to_parquet(tmp_path / folder / "batch_1.parquet")
+    assert read_truth_ids(open_store(), tmp_path.as_uri()).tolist() == [1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +42,8 @@ class RawLayout:
     """The files of one set of raw events, batch files in numeric order.
 
     geometry_uri: '' where the set brings none; see `geometry_of`
+    notes: what its source lacks.  skipped: names below the folder of parquet files that are copies
+    or no batch.
     """
 
     raw_uri: str
@@ -50,11 +52,17 @@ class RawLayout:
     files: tuple[RawFile, ...]
     geometry_uri: str
     notes: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
         """Name the folder of the batch files."""
         return "train" if self.labelled else "test"
+
+    @property
+    def skipped_words(self) -> str:
+        """Say in one sentence which files below the folder were not read; '' if none."""
+        return _skipped([f"{self.folder}/{name}" for name in self.skipped]) if self.skipped else ""
 
 
 def find_layout(
@@ -78,22 +86,30 @@ def find_layout(
             expected=f"{folder}_meta.parquet beside {folder}/batch_N.parquet",
             remedy="Check the raw URI; `iceaggr simulate --out URI` makes a set to try",
         )
+    files, skipped = _batch_files(store, f"{raw_uri}/{folder}/")
     return RawLayout(
         raw_uri=raw_uri,
         labelled=folder == "train",
         meta=meta,
-        files=_batch_files(store, f"{raw_uri}/{folder}/"),
+        files=files,
+        skipped=skipped,
         geometry_uri=_geometry_uri(store, raw_uri),
         notes=_notes(store, f"{raw_uri}/{NOTES_FILE}"),
     )
 
 
-def _batch_files(store: ObjectStore, folder_uri: str) -> tuple[RawFile, ...]:
+def _batch_files(
+    store: ObjectStore, folder_uri: str
+) -> tuple[tuple[RawFile, ...], tuple[str, ...]]:
+    """Find the batch files, and the names of parquet files that are none: copies and others."""
     files: dict[int, RawFile] = {}
+    skipped: list[str] = []
     for stored in store.list(folder_uri):
-        _refuse_folder(stored.uri, folder_uri)
-        match = re.fullmatch(r"batch_(\d+)\.parquet", stored.uri.rsplit("/", 1)[-1])
-        if match is None:
+        name = stored.uri.removeprefix(folder_uri)
+        match = re.fullmatch(r"batch_(\d+)\.parquet", name.rsplit("/", 1)[-1])
+        _refuse_folder(name, folder_uri)
+        if is_copy(name) or match is None:
+            skipped += [name] if ".parquet" in name.lower() else []
             continue
         batch_id = int(match[1])
         if batch_id in files:
@@ -102,23 +118,50 @@ def _batch_files(store: ObjectStore, folder_uri: str) -> tuple[RawFile, ...]:
                 where=stored.uri,
                 found=files[batch_id].stored.uri,
                 expected="one file per batch",
-                remedy="Remove one of them",
+                remedy="Remove one of them, or move it into a folder named old, whose files are"
+                " skipped",
             )
         files[batch_id] = RawFile(batch_id, stored)
     if not files:
         raise RawDataError(
             "no raw batch files",
             where=folder_uri,
-            found="no object named batch_N.parquet",
+            found="no object named batch_N.parquet"
+            + (f"; {_skipped([folder_uri + name for name in skipped])}" if skipped else ""),
             expected="at least one",
             remedy="Check the raw URI; it is the folder above train/ or test/",
         )
-    return tuple(files[batch_id] for batch_id in sorted(files))
+    return tuple(files[batch_id] for batch_id in sorted(files)), tuple(skipped)
 
 
-def _refuse_folder(uri: str, folder_uri: str) -> None:
+_COPIES = re.compile(
+    r"[._~].*|.*~|(copy|kopie|copie|copia) (of|von|de) .*|.*\(\d+\)"
+    r"|(.*[ _.-])?(old|backups?|bak|copy|copies|tmp|temp|temporary|trash)\d*([ _.-].*)?",
+    re.IGNORECASE,
+)
+"""Folders of copies and of half-written files: hidden ones (.ipynb_checkpoints, .snapshot), those
+of writers (_temporary, _delta_log), and what people call old, backup, tmp or Copy of."""
+
+
+def is_copy(name: str) -> bool:
+    """Tell whether a name below a folder is that of a copy, or leads through a folder of copies.
+
+    What lies there may be another state of the same events or half of one, so it is never read.
+    """
+    *folders, file = name.split("/")
+    return any(_COPIES.fullmatch(part) for part in (*folders, file.removesuffix(".parquet")))
+
+
+def _skipped(names: Sequence[str]) -> str:
+    """Count what was skipped and name one of it."""
+    were = "1 file was" if len(names) == 1 else f"{len(names):,} files were"
+    such_as = ": " if len(names) == 1 else ", such as "
+    return f"{were} skipped as a copy or for its name{such_as}{names[0]}"
+
+
+def _refuse_folder(path: str, folder_uri: str) -> None:
     """Refuse a batch in parts: some writers of parquet make a folder of the file's name."""
-    name, _, part = uri.removeprefix(folder_uri).partition("/")
+    name, _, part = path.partition("/")
     if part and re.fullmatch(r"batch_\d+\.parquet", name):
         raise RawDataError(
             "raw batch is a folder",

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from iceaggr.errors import RawDataError
+from iceaggr.events.layout import is_copy
 from iceaggr.events.schema import (
     FLAG,
     INTEGER,
@@ -75,8 +76,9 @@ def read_truth_ids(store: ObjectStore, raw_uri: str) -> Ids | None:
 
 
 def _truth_uris(store: ObjectStore, raw_uri: str) -> list[str]:
-    stored = store.list(f"{raw_uri.rstrip('/')}/{TRUTH_FOLDER}/")
-    return [found.uri for found in stored if found.uri.endswith(".parquet")]
+    folder_uri = f"{raw_uri.rstrip('/')}/{TRUTH_FOLDER}/"
+    uris = [found.uri for found in store.list(folder_uri) if found.uri.endswith(".parquet")]
+    return [uri for uri in uris if not is_copy(uri.removeprefix(folder_uri))]
 
 
 def _ids_of(table: Any) -> Ids:

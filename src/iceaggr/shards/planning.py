@@ -59,7 +59,7 @@ def plan_shards(store: ObjectStore, raw_uri: str, config: DataConfig, out_uri: s
         meta=meta,
         geometry_uri=geometry_uri,
         labelled=layout.labelled,
-        notes=layout.notes + notes,
+        notes=layout.notes + notes + ((layout.skipped_words,) if layout.skipped else ()),
         files=files,
     )
     data = json.dumps(plan.model_dump(), indent=1).encode()
@@ -211,7 +211,9 @@ def _planned_files(
     raise RawDataError(
         what,
         where=layout.meta.uri,
-        found=f"no batch_{missing[0]}.parquet" + (" and others" if len(missing) > 1 else ""),
+        found=f"no batch_{missing[0]}.parquet"
+        + (" and others" if len(missing) > 1 else "")
+        + (f"; {layout.skipped_words}" if layout.skipped else ""),
         expected=f"the files of {n_missing} more events",
         remedy="Copy the missing files, set data.n_events to what the first files hold, or set "
         "data.allow_missing_files",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from iceaggr.progress import StepProgress
-from iceaggr.shards.planning import plan_shards
+from iceaggr.shards.planning import load_work_unit, plan_shards
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.planned_units import write_work_units
 from iceaggr.steps.training_choices import AS_CONFIGURED, TrainingChoices
@@ -38,5 +38,7 @@ def run_plan_shards(context: RunContext, raw_uri: str, gpu_count: str = AS_CONFI
         store = context.open_store()
         work_units = plan_shards(store, raw_uri.rstrip("/"), context.config.data, context.work_uri)
         write_work_units(store, context, work_units)
-        progress.conclude(f"{len(work_units)} work unit{'s' * (len(work_units) > 1)}")
+        notes = load_work_unit(store, work_units[0])[0].notes
+        units = f"{len(work_units)} work unit{'s' * (len(work_units) > 1)}"
+        progress.conclude("; ".join((units, *notes)))
         return work_units

@@ -73,6 +73,7 @@ def run_predict(
         tables = stream_predictions(loaded.model, batches)
         n_rows = write_predictions(_with_rejected(tables, events, instead), output)
         left_out = f", {n_without_file:,} events have no raw file" if n_without_file else ""
+        left_out += f", {layout.skipped_words}" if layout.skipped else ""
         words = f"{_rejected(events.account(), instead)}{left_out}"
         doubts = f"; warning: {', '.join(events.doubts())}" if events.doubts() else ""
         progress.conclude(
