@@ -15,7 +15,6 @@ from iceaggr.events.label_reading import AS_DOCUMENTED, LabelReading
 from iceaggr.events.layout import find_layout, load_detector
 from iceaggr.events.reading import read_raw_events
 from iceaggr.events.simulation import SimulationConfig, simulate
-from iceaggr.events.sources import GraphnetSqlite, convert_graphnet_sqlite
 from iceaggr.reconstruction.label_fit import (
     MIN_EVENTS,
     FittedLabels,
@@ -25,6 +24,7 @@ from iceaggr.reconstruction.label_fit import (
     refuse_other_labels,
 )
 from iceaggr.storage import open_store
+from tests.bad_input.scene import iceaggr
 from tests.shards.dom_events_builder import random_dom_events
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -173,11 +173,21 @@ def test_real_training_events_raise_no_alarm() -> None:
 
 
 @needs_shared
-def test_prometheus_events_raise_no_alarm(tmp_path: Path) -> None:
-    source = GraphnetSqlite(accept_missing=("charge", "auxiliary"))
-    database = SHARED / "prometheus-events.db"
-    convert_graphnet_sqlite(open_store(), database, tmp_path.as_uri(), source)
-    detector = load_detector(open_store(), f"{tmp_path.as_uri()}/sensor_geometry.csv")
-    found = fit_labels(read_raw_events(open_store(), tmp_path.as_uri()), detector)
-    assert found.n_events > MIN_EVENTS
-    assert found.better is None
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("prometheus-events.db", []),
+        ("prometheus_parquet/merged", []),
+        ("real/oscNext_genie_level7_v02_first_5_frames.db", ["--geometry", "icecube86"]),
+    ],
+)
+def test_events_of_other_detectors_raise_no_alarm(source, options, tmp_path: Path) -> None:
+    uri = tmp_path.as_uri()
+    iceaggr("convert", str(SHARED / source), "--out", uri, "--yes", *options)
+    detector = load_detector(open_store(), f"{uri}/sensor_geometry.csv")
+    chunks = list(read_raw_events(open_store(), uri, detector=detector))
+    parts = [fit_lines(chunk, detector) for chunk in chunks]
+    few = FittedLabels.joined(parts)
+    assert len(few.azimuth) > 0
+    assert judge_labels(few).better is None
+    assert judge_labels(FittedLabels.joined(parts * 6)).better is None
