@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
 from iceaggr.cli_options import Uri
 from iceaggr.errors import ConfigError
-from iceaggr.progress import StepProgress
+
+if TYPE_CHECKING:
+    from iceaggr.events.label_reading import LabelReading
 
 
 class Points(StrEnum):
@@ -33,7 +35,8 @@ class SensorIds(StrEnum):
     position = "position"
 
 
-_MAPPING = ("pulses", "truth", "columns", "units", "direction", "geometry", "sensor_ids")
+_TEXTS = ("pulses", "truth", "geometry", "direction", "sensor_ids")
+_MAPPING = (*_TEXTS, "columns", "units", "label_reading")
 
 
 def convert(
@@ -71,11 +74,19 @@ def convert(
     ] = None,
     direction: Annotated[
         Points | None,
+        typer.Option(help="Where the truth points: to its origin (default), or along the particle"),
+    ] = None,
+    label_reading: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Where the truth's direction points: back to its origin (default), or"
-            " along the particle"
+            help="How azimuth and zenith are meant otherwise, a word of data.label_reading; may be"
+            " repeated",
+            metavar="WORD",
         ),
     ] = None,
+    accept_labels: Annotated[
+        bool, typer.Option("--accept-labels", help="Take labels that a line fit contradicts")
+    ] = False,
     sensor_ids: Annotated[
         SensorIds | None,
         typer.Option(help="What tells a sensor: its id's column, string and dom, or its place"),
@@ -103,10 +114,9 @@ def convert(
     a table. What the whole source never has, charge or auxiliary, is asked for
     once, kept beside the events and shown in every data card made of them.
     """
-    from iceaggr.events.conversion import ConversionSettings, plan_conversion
-    from iceaggr.events.conversion import convert as write_converted
+    from iceaggr.events.conversion import ConversionSettings
     from iceaggr.events.sources import GivenNames
-    from iceaggr.storage import open_store
+    from iceaggr.steps.convert import run_convert
 
     given = _mapping(mapping)
     settings = ConversionSettings(
@@ -118,29 +128,37 @@ def convert(
         ),
         geometry=geometry or given.get("geometry", ""),
         sensor_ids=sensor_ids.value if sensor_ids else given.get("sensor_ids", "auto"),
-        direction=direction.value if direction else given.get("direction", "origin"),
+        label_reading=_reading(direction, label_reading, given),
         renumber=renumber,
         unlabelled=unlabelled,
         time_offset_ns=time_offset,
         n_events_per_file=events_per_file,
     )
-    plan = plan_conversion(inputs, settings)
-    _print_table(plan.told)
-    if dry_run:
-        print("dry run: nothing was written")
-        return
-    if plan.lacking and not yes:
-        _ask(plan.lacking)
-    with StepProgress("convert") as progress:
-        notes = write_converted(
-            open_store(),
-            plan,
-            out.rstrip("/"),
-            on_progress=lambda done, total: progress.update(done, total, f"{done:,} pulses"),
-        )
-        progress.conclude(f"{plan.pulse_table.n_rows:,} pulses in {out}")
-    for note in notes:
-        print(note)
+    ask = None if yes else _ask
+    run_convert(
+        inputs, settings, out.rstrip("/"), dry_run=dry_run, accept_labels=accept_labels, ask=ask
+    )
+
+
+def _reading(
+    direction: Points | None, words: Sequence[str] | None, given: Mapping[str, Any]
+) -> LabelReading:
+    """Put together what is said of the labels. Raises: ConfigError."""
+    from iceaggr.events.label_reading import WORDS, LabelReading
+
+    said = list(words or given.get("label_reading", ()))
+    if (direction or given.get("direction")) == Points.particle:
+        said.append("particle")
+    for word in said:
+        if word not in WORDS:
+            raise ConfigError(
+                "unknown reading of the labels",
+                where=f"--label-reading {word}",
+                found=repr(word),
+                expected=", ".join(WORDS),
+                remedy="Give one of these",
+            )
+    return LabelReading.of(word for word in WORDS if word in said)
 
 
 def _pairs(given: Sequence[str] | None, flag: str, form: str) -> dict[str, str]:
@@ -170,13 +188,16 @@ def _mapping(path: Path | None) -> dict[str, Any]:
         raise _bad_mapping(path, " ".join(str(error).split())[:200]) from None
     if not isinstance(document, dict):
         raise _bad_mapping(path, type(document).__name__)
+    choices = {"direction": Points, "sensor_ids": SensorIds}
     for name, value in document.items():
-        is_table = name in ("columns", "units")
-        choices = {"direction": Points, "sensor_ids": SensorIds}.get(name)
-        sound = isinstance(value, dict) if is_table else isinstance(value, str)
-        if is_table and sound:
-            sound = all(isinstance(part, str) for pair in value.items() for part in pair)
-        if name not in _MAPPING or not sound or (choices and value not in list(choices)):
+        if name in ("columns", "units"):
+            sound = isinstance(value, dict)
+            sound = sound and all(isinstance(text, str) for pair in value.items() for text in pair)
+        else:
+            texts = value if name == "label_reading" and isinstance(value, list) else [value]
+            sound = name in _MAPPING and all(isinstance(text, str) for text in texts)
+            sound = sound and all(text in [*choices.get(name, texts)] for text in texts)
+        if not sound:
             raise _bad_mapping(path, f"{name}: {value}")
     return document
 
@@ -189,13 +210,6 @@ def _bad_mapping(path: Path, found: str) -> ConfigError:
         expected=f"YAML with some of {', '.join(_MAPPING)}; columns and units as NAME: NAME",
         remedy="Write it as docs/data_formats.md says",
     )
-
-
-def _print_table(told: Sequence[tuple[str, str, str]]) -> None:
-    rows = [("table", "column", "used as"), *told]
-    widths = [max(len(row[k]) for row in rows) for k in (0, 1)]
-    for table, name, use in rows:
-        print(f"{table:<{widths[0]}}  {name:<{widths[1]}}  {use}")
 
 
 def _ask(lacking: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from iceaggr.detector import icecube86, parse_geometry
 from iceaggr.errors import ShardError
+from iceaggr.events.layout import ABSENT_CHARGE
 from iceaggr.normalization import Normalization, fit_normalization
 from iceaggr.shards.data_card import data_card_html
 from iceaggr.shards.data_card_plots import isotropic_share
@@ -58,6 +59,14 @@ def test_card_asks_nothing_from_outside(page: str) -> None:
     assert "<script" not in page
     assert "<link" not in page
     assert "@import" not in page
+
+
+def test_card_shows_what_a_converted_source_never_had() -> None:
+    manifest = MANIFEST.model_copy(update={"notes": (ABSENT_CHARGE, "label: azimuth <rad>")})
+    scaling = fit_normalization(SPLITS["train"])
+    page = data_card_html(manifest, SPLITS, scaling, DETECTOR)
+    assert f"<li>{ABSENT_CHARGE}</li>" in page
+    assert "label: azimuth &lt;rad&gt;" in page
 
 
 def test_card_names_data_and_geometry_by_digest(page: str) -> None:

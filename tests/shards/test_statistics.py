@@ -9,6 +9,7 @@ import pytest
 from iceaggr.config import NormalizationConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import NormalizationError, ShardError
+from iceaggr.events.layout import ABSENT_FLAG
 from iceaggr.normalization import Normalization, fit_normalization
 from iceaggr.shards.sketches import Sketch, split_sketches_to_json
 from iceaggr.shards.sketching import sketch_events
@@ -58,6 +59,15 @@ def test_statistics_stop_at_a_constant_feature_unless_it_is_named(preset: str) -
     named = config.model_copy(update={"constant_features": ("auxiliary",)})
     flag = compute_statistics(manifest_of(sketches), sketches, named).normalized[2]
     assert (flag.name, flag.mean, flag.std) == ("auxiliary", 0, 0)
+
+
+@pytest.mark.parametrize("preset", ["fitted", "seed"])
+def test_statistics_take_as_constant_what_a_converted_source_never_had(preset: str) -> None:
+    dull = sketch_events(replace(EVENTS, auxiliary=np.zeros_like(EVENTS.auxiliary)), DETECTOR)
+    manifest = manifest_of({"train": dull}).model_copy(update={"notes": (ABSENT_FLAG,)})
+    config = NormalizationConfig(preset=preset)
+    flag = compute_statistics(manifest, {"train": dull}, config).normalized[2]
+    assert (flag.name, flag.std) == ("auxiliary", 0)
 
 
 def test_statistics_stop_at_values_that_are_not_finite() -> None:

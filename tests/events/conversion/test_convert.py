@@ -9,6 +9,7 @@ from iceaggr.batches import EventLoader, iter_batches
 from iceaggr.config import BatchConfig, DataConfig
 from iceaggr.errors import RawDataError
 from iceaggr.events.conversion import convert, plan_conversion
+from iceaggr.events.label_reading import LabelReading
 from iceaggr.events.layout import load_detector
 from iceaggr.events.reading import read_raw_events
 from iceaggr.events.truth import read_truth
@@ -25,6 +26,7 @@ from tests.events.conversion.foreign_files import (
 from tests.shards.raw_shards import read_all, shard_all
 
 STORE = open_store()
+ZENITH = "initial_state_zenith"
 PROMETHEUS = SHARED / "prometheus-events.db"
 OSC_NEXT = SHARED / "real" / "oscNext_genie_level7_v02_first_5_frames.db"
 
@@ -156,10 +158,10 @@ def test_a_null_time_or_charge_is_a_missing_value_that_sharding_counts(tmp_path)
 def test_directions_along_the_particle_are_turned_round(tmp_path):
     path = write_sqlite(tmp_path / "a.db", *frames())
     _, plain, _ = converted(tmp_path / "a", path)
-    _, turned, notes = converted(tmp_path / "b", path, direction="particle")
+    _, turned, notes = converted(tmp_path / "b", path, label_reading=LabelReading(("particle",)))
     np.testing.assert_allclose(turned["zenith"], np.pi - plain["zenith"])
     np.testing.assert_allclose(turned["azimuth"], (plain["azimuth"] + np.pi) % (2 * np.pi))
-    assert any("turned round" in note for note in notes)
+    assert any("travels to" in note for note in notes)
 
 
 def test_unit_vectors_are_taken_as_directions(tmp_path):
@@ -177,8 +179,11 @@ def test_unit_vectors_are_taken_as_directions(tmp_path):
     ("change", "words"),
     [
         (lambda t: t * 180 / np.pi, "--unit angle=deg"),
-        (lambda t: t.rename(columns=dict(zip(t, list(t)[::-1], strict=True))), "swapped"),
-        (lambda t: t.assign(initial_state_zenith=np.pi / 2 - t["initial_state_zenith"]), "zenith"),
+        (lambda t: t.rename(columns=dict(zip(t, list(t)[::-1], strict=True))), "columns_swapped"),
+        (
+            lambda t: t.assign(initial_state_zenith=np.pi / 2 - t["initial_state_zenith"]),
+            "elevation",
+        ),
     ],
 )
 def test_directions_that_are_not_in_radians_are_refused_with_what_would_fit(
@@ -187,7 +192,7 @@ def test_directions_that_are_not_in_radians_are_refused_with_what_would_fit(
     pulses, truth = frames(40)
     angles = ["initial_state_azimuth", "initial_state_zenith"]
     truth[angles] = change(truth[angles])[angles]
-    with pytest.raises(RawDataError, match=f"not in radians.*{words}"):
+    with pytest.raises(RawDataError, match=f"zenith in radians.*{words}"):
         converted(tmp_path / "raw", write_sqlite(tmp_path / "a.db", pulses, truth))
 
 

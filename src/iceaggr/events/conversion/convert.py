@@ -16,12 +16,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from iceaggr.detector import Detector
 from iceaggr.errors import RawDataError
+from iceaggr.events.cleaning import Account, clean
 from iceaggr.events.conversion.sensors import SensorKey, Sensors, read_geometry
 from iceaggr.events.conversion.tables import JoinedTable, open_tables
-from iceaggr.events.conversion.truth import Direction, EventNumbers, Truth, no_truth, read_truth
+from iceaggr.events.conversion.truth import EventNumbers, Truth, no_truth, read_truth
 from iceaggr.events.conversion.values import Floats, Ints, flags, numbers, whole_numbers
+from iceaggr.events.decoding import decode_pulses
+from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.grouping import group_by_dom
+from iceaggr.events.label_reading import AS_DOCUMENTED, LabelReading
 from iceaggr.events.layout import ABSENT_CHARGE, ABSENT_FLAG
+from iceaggr.events.meta import EventTable
+from iceaggr.events.pulses import PulseChunk
 from iceaggr.events.raw_folder import CHECKED, RawFolder
 from iceaggr.events.sources import (
     ROW,
@@ -36,6 +44,7 @@ from iceaggr.interfaces import ObjectStore
 MARKER = "conversion.json"
 """Written first: says that the folder is a conversion's own, with all its settings."""
 Progress = Callable[[int, int], None]
+CheckLabels = Callable[[Iterator[DomEvents], Detector], None]
 
 _SCRATCH = np.dtype(
     [("row", "<i4"), ("sensor", "<i8"), ("time", "<f8"), ("charge", "<f8"), ("aux", "<f4")]
@@ -48,7 +57,7 @@ class ConversionSettings:
 
     geometry: file with all sensors, or the name of the built-in detector; '' = from the pulses
     sensor_ids: what tells a sensor, see `Sensors`
-    direction: where the direction of the truth points: to the origin, or along the particle
+    label_reading: how azimuth and zenith of the truth are meant
     renumber: give the events of each input numbers of their own
     unlabelled: there is no truth; the events are for prediction
     time_offset_ns: added to all times, for detectors that count from the trigger
@@ -57,7 +66,7 @@ class ConversionSettings:
     names: GivenNames = field(default_factory=GivenNames)
     geometry: str = ""
     sensor_ids: SensorKey = "auto"
-    direction: Direction = "origin"
+    label_reading: LabelReading = AS_DOCUMENTED
     renumber: bool = False
     unlabelled: bool = False
     time_offset_ns: float = 0.0
@@ -179,10 +188,12 @@ def convert(
     plan: Conversion,
     out_uri: str,
     on_progress: Progress | None = None,
+    check_labels: CheckLabels | None = None,
 ) -> tuple[str, ...]:
     """Write the events as batch files, meta file, truth, geometry and notes.
 
     on_progress: called with rows of pulses read and rows in all.
+    check_labels: called with the events, as sharding will read them, before anything is written.
     Returns the notes: what the source does not have, and how it was read.
     Raises: RawDataError if the folder holds another set, an id is missing, events and pulses do
     not fit together, or a sensor stands at two places; StorageError.
@@ -199,6 +210,8 @@ def convert(
                 if on_progress:
                     on_progress(n_done, plan.pulse_table.n_rows)
             detector, renamed, sentence = plan.sensors.detector()
+            if check_labels and labelled:
+                check_labels(_events(dealt, detector, renamed), detector)
             notes = (*plan.lacking, *_notes(plan, dealt, sentence), *truth.notes)
             folder.claim(MARKER, _settings(plan), detector.to_csv().encode(), notes)
             for number in range(dealt.n_files):
@@ -223,7 +236,7 @@ def _read_truth(plan: Conversion, events: EventNumbers) -> Truth:
             plan.truth_table,
             plan.truth,
             events,
-            plan.settings.direction,
+            plan.settings.label_reading,
             renumber=plan.settings.renumber,
             once_per_pulse=plan.truth.name == plan.pulses.name,
         )
@@ -272,13 +285,16 @@ class _Dealt:
             yield n_done
 
     def pulses(self, number: int) -> Any:
-        """Take the pulses of a batch file, by event, then by time; their scratch file goes."""
+        """Give the pulses of a batch file, by event, then by time."""
         path = self._folder / f"pulses_{number}"
         if not path.exists():
             return np.empty(0, _SCRATCH)
         pulses = np.fromfile(path, _SCRATCH)
-        path.unlink()
         return pulses[np.lexsort((pulses["time"], pulses["row"]))]
+
+    def forget(self, number: int) -> None:
+        """Delete the scratch file of a batch file."""
+        (self._folder / f"pulses_{number}").unlink(missing_ok=True)
 
     def _deal(self, file: Ints, pulses: Any) -> None:
         order = np.argsort(file, kind="stable")
@@ -366,12 +382,10 @@ def _notes(plan: Conversion, dealt: _Dealt, geometry: str) -> Iterator[str]:
                 yield f"unit: {table.columns[name]} in {table.units[name]}, times {factor:g}"
     if truth:
         columns = [c for n, c in truth.columns.items() if n in _LABEL]
-        goal = _POINTS[plan.settings.direction]
-        yield f"label: {', '.join(columns)}, taken to point to the {goal}"
+        yield f"label: {', '.join(columns)}, taken as {plan.settings.label_reading.sentence}"
 
 
 _LABEL = ("azimuth", "zenith", "direction_x", "direction_y", "direction_z")
-_POINTS = {"origin": "origin", "particle": "particle's goal, and turned round"}
 
 
 def _write_file(
@@ -379,6 +393,7 @@ def _write_file(
 ) -> None:
     truth, rows = dealt.truth, dealt.events(number)
     pulses = dealt.pulses(number)
+    dealt.forget(number)
     event_id = truth.event_id[rows]
     path = scratch / f"batch_{number + 1}.parquet"
     pq.write_table(_pulse_table(pulses, event_id, renamed), path, **CHECKED)
@@ -397,6 +412,21 @@ def _write_file(
     if folder.labelled:
         columns |= {"azimuth": truth.azimuth[rows], "zenith": truth.zenith[rows]}
     folder.append_meta(pa.table(columns))
+
+
+def _events(dealt: _Dealt, detector: Detector, renamed: dict[str, Ints]) -> Iterator[DomEvents]:
+    """Give the events as sharding will read them, one batch file after the other."""
+    for number in range(dealt.n_files):
+        pulses, rows = dealt.pulses(number), dealt.events(number)
+        table = EventTable(
+            event_id=dealt.truth.event_id[rows],
+            n_pulses=np.bincount(pulses["row"], minlength=len(dealt.truth.event_id[rows])),
+            azimuth=dealt.truth.azimuth[rows],
+            zenith=dealt.truth.zenith[rows],
+        )
+        decoded = decode_pulses(_pulse_table(pulses, table.event_id, renamed), f"batch {number}")
+        chunk = PulseChunk(0, table.n_events, 0, decoded)
+        yield group_by_dom(clean(chunk, table, detector, True, Account()), table, detector)
 
 
 def _pulse_table(pulses: Any, event_id: Ints, renamed: dict[str, Ints]) -> pa.Table:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from iceaggr.errors import RawDataError
 from iceaggr.events.conversion.tables import JoinedTable
 from iceaggr.events.conversion.values import Floats, Ints, combined_ids, numbers, whole_numbers
+from iceaggr.events.label_reading import LabelReading
 from iceaggr.events.sources import ROW, ChosenTable
 from iceaggr.events.truth import MAX_ENERGY_GEV
 
-Direction = Literal["origin", "particle"]
 _MAX_STRAY_SHARE = 0.01
 """Angles of this share of the events may be nonsense: sharding rejects and counts them."""
 _ROUNDED = 1e-5
@@ -67,13 +67,14 @@ def read_truth(
     joined: JoinedTable,
     chosen: ChosenTable,
     events: EventNumbers,
-    direction: Direction,
+    reading: LabelReading,
     *,
     renumber: bool,
     once_per_pulse: bool,
 ) -> Truth:
     """Read the truth of all files; `events` learns how to renumber.
 
+    reading: how the direction is meant, see `LabelReading`.
     once_per_pulse: the table is that of the pulses, so that an event has many rows.
     Raises: RawDataError if an id is missing or occurs twice, or most angles cannot be radians.
     """
@@ -88,16 +89,12 @@ def read_truth(
     elif len(twice):
         _raise_twice(joined, chosen, ids, inputs, order[twice[0] : twice[0] + 2])
     columns = {name: values[order] for name, values in columns.items()}
-    azimuth, zenith = _angles(columns, chosen, joined.parts[0][1].where)
-    if direction == "particle":
-        azimuth, zenith = azimuth + np.pi, np.pi - zenith
+    azimuth, zenith = _angles(columns, chosen, reading, joined.parts[0][1].where)
     more, notes = _more(columns)
     n_stray = int(np.count_nonzero(np.isnan(azimuth) | np.isnan(zenith)))
     if n_stray:
         notes.append(f"label: {n_stray} events have none, or one that cannot be")
-    wrapped = np.mod(azimuth, 2 * np.pi)
-    wrapped[wrapped >= 2 * np.pi] = 0.0  # what is just below zero
-    return Truth(ids[order], wrapped, zenith, more, tuple(notes))
+    return Truth(ids[order], azimuth, zenith, more, tuple(notes))
 
 
 def _collected(
@@ -143,40 +140,49 @@ def _raise_twice(
     )
 
 
-def _angles(columns: dict[str, Floats], chosen: ChosenTable, where: str) -> tuple[Floats, Floats]:
-    """Take azimuth and zenith in radians; NaN where they cannot be."""
-    if "azimuth" not in columns or "zenith" not in columns:
+def _angles(
+    columns: dict[str, Floats], chosen: ChosenTable, reading: LabelReading, where: str
+) -> tuple[Floats, Floats]:
+    """Take azimuth and zenith in radians, to the origin; NaN where they cannot be."""
+    if "azimuth" in columns and "zenith" in columns:
+        given = columns["azimuth"], columns["zenith"]
+    else:
         x, y, z = (columns[f"direction_{axis}"] for axis in "xyz")
-        length = np.sqrt(x**2 + y**2 + z**2)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.arctan2(y, x), np.arccos(np.clip(z / length, -1, 1))
-    azimuth, zenith = columns["azimuth"], columns["zenith"]
+            length = np.sqrt(x**2 + y**2 + z**2)
+            given = np.arctan2(y, x), np.arccos(np.clip(z / length, -1, 1))
+    azimuth, zenith = reading.apply(*given)
     with np.errstate(invalid="ignore"):
         stray = (zenith < -_ROUNDED) | (zenith > np.pi + _ROUNDED)
         stray |= (azimuth < -np.pi - _ROUNDED) | (azimuth > 2 * np.pi + _ROUNDED)
     if stray.mean() > _MAX_STRAY_SHARE:
-        low_high = [
-            f"{n} {np.nanmin(v):.4g} to {np.nanmax(v):.4g}"
-            for n, v in (("azimuth", azimuth), ("zenith", zenith))
-        ]
-        raise RawDataError(
-            "directions are not in radians",
-            where=f"{where} {chosen.place('zenith')}",
-            found=f"{', '.join(low_high)} in {chosen.units['zenith']}",
-            expected="azimuth -pi to 2 pi, zenith 0 to pi",
-            remedy=_remedy(azimuth, zenith, chosen),
-        )
-    zenith = np.clip(zenith, 0, np.pi)
-    return np.where(stray, np.nan, azimuth), np.where(stray, np.nan, zenith)
+        _raise_no_radians(*given, chosen, where)
+    wrapped = np.mod(np.where(stray, np.nan, azimuth), 2 * np.pi)
+    wrapped[wrapped >= 2 * np.pi] = 0.0  # what is just below zero
+    return wrapped, np.where(stray, np.nan, np.clip(zenith, 0, np.pi))
 
 
-def _remedy(azimuth: Floats, zenith: Floats, chosen: ChosenTable) -> str:
-    if np.nanmin(zenith) >= 0 and np.pi < np.nanmax(zenith) <= 2 * np.pi:
-        swapped = f"--column azimuth={chosen.columns['zenith']}"
-        return f"Are they swapped? {swapped} --column zenith={chosen.columns['azimuth']}"
-    if np.nanmax(np.abs(zenith)) <= 180.01 and np.nanmax(np.abs(azimuth)) <= 360.01:
-        return "If they are degrees: --unit angle=deg"
-    return "Name the columns of zenith and azimuth with --column"
+def _raise_no_radians(azimuth: Floats, zenith: Floats, chosen: ChosenTable, where: str) -> None:
+    found = (
+        f"{name} {np.nanmin(values):.4g} to {np.nanmax(values):.4g}"
+        for name, values in (("azimuth", azimuth), ("zenith", zenith))
+    )
+    low, high = np.nanmin(zenith), np.nanmax(zenith)
+    if low >= 0 and np.pi < high <= 2 * np.pi + _ROUNDED:
+        remedy = "If the columns are swapped: --label-reading columns_swapped"
+    elif low < 0 and max(-low, high) <= np.pi / 2 + _ROUNDED:
+        remedy = "If it is the angle above the horizon: --label-reading elevation"
+    elif max(-low, high) <= 180.01 and np.nanmax(np.abs(azimuth)) <= 360.01:
+        remedy = "If they are degrees: --unit angle=deg"
+    else:
+        remedy = "Name the columns of azimuth and zenith with --column"
+    raise RawDataError(
+        "directions are not azimuth and zenith in radians",
+        where=f"{where} {chosen.place('zenith')}",
+        found=", ".join(found),
+        expected="azimuth -pi to 2 pi, zenith 0 to pi",
+        remedy=remedy,
+    )
 
 
 def _more(columns: dict[str, Floats]) -> tuple[dict[str, Any], list[str]]:
