@@ -12,6 +12,7 @@ from iceaggr.addresses import without_credentials
 from iceaggr.config import ExperimentConfig, parse_config
 from iceaggr.errors import ConfigError
 from iceaggr.interfaces import NullTracker, ObjectStore, Tracker
+from iceaggr.patience import FIRST_CONTACT_S
 from iceaggr.service_settings import TRACKING_VARIABLE
 from iceaggr.storage import open_store
 from iceaggr.storage.uris import check_place
@@ -60,14 +61,16 @@ class RunContext:
 
         end: how the run ends with this step; None = others follow. A step that fails marks the run
         failed, with the reason.
-        The first step of a run insists on its server. A later one goes on without: its records are
-        sent when the server is back, at the latest by a later step of the run.
+        The first step of a run insists on its server, and tries what the last step needs. A later
+        one goes on without: its records are sent when the server is back, at the latest by the last
+        step of another run.
         Raises: TrackingError if no server is configured, it refuses, or the first step gets no
         answer.
         """
         if not self.tracked:
             yield NullTracker()
             return
+        from iceaggr.tracking.first_step import check_server
         from iceaggr.tracking.run import open_tracker
 
         tracker = open_tracker(
@@ -78,6 +81,12 @@ class RunContext:
         if tracker.run_id:
             self._send_kept()
         try:
+            if step == FIRST_STEP:
+                check_server(
+                    *(tracker.client, tracker.run_id),
+                    self.config.model_dump_json(indent=1),
+                    FIRST_CONTACT_S,
+                )
             yield tracker
         except BaseException as error:
             tracker.set_tags({"failed_step": step, "failure": str(error) or type(error).__name__})

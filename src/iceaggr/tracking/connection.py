@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
-import urllib.error
-import urllib.request
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -13,7 +13,9 @@ from typing import ParamSpec, TypeVar
 
 import requests
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
 from iceaggr.addresses import refuse_credentials, without_credentials
 from iceaggr.errors import TrackingError
@@ -21,20 +23,52 @@ from iceaggr.patience import ask_patiently
 from iceaggr.service_settings import fill_environment, tracking_server
 
 _PROBE_TIMEOUT_S = 5.0
-_REFUSED_FOR_GOOD = {
+_OLDEST = 3
+"""Major version of MLflow whose servers know logged models, which registering needs."""
+_REFUSED_RECORD = {
     "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
     "MALFORMED_REQUEST",
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 }
-_NOT_ALLOWED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
+_AWAY_STATUS = (408, 502, 503, 504)
+_FAILING_STATUS = (429, 500)
+# what MLflow answers with 503 although no waiting helps: it was started so
+_SWITCHED_OFF = ("--serve-artifacts", "--artifacts-only", "Artifact serving is not configured")
+# how MLflow and requests write the status of an answer into a text, where that is all that is left
+_STATUS_IN_TEXT = (
+    re.compile(r"failed with error code (\d{3}) != "),
+    re.compile(r"too many (\d{3}) error responses"),
+    re.compile(r"\b(\d{3}) (?:Client|Server) Error\b"),
+)
+_NO_CONNECTION_IN_TEXT = re.compile(
+    r"Max retries exceeded|Connection refused|Connection aborted|Connection reset|timed out"
+)
+# what requests says last, after the objects and calls that it came through
+_INNERMOST = re.compile(
+    r"Caused by \w+\([\"']?(?:<[^>]*>: |HTTPS?Connection\([^)]*\): )?(.+?)[\"']?\)+$"
+)
+_UNTRUSTED = re.compile(r"SSLError|CERTIFICATE_VERIFY_FAILED|Tunnel connection failed: 4")
+# PostgreSQL and MySQL whose encoding lacks our signs; MLflow answers them with 500
+_LACKS_SIGNS = re.compile(
+    r"codec can't encode|UntranslatableCharacter|has no equivalent in encoding"
+    r"|Incorrect string value"
+)
+LACKS_SIGNS_REMEDY = (
+    "Make MLflow's database anew with ENCODING 'UTF8' (PostgreSQL: SHOW server_encoding) and"
+    " restart the server"
+)
 PATIENCE_S = 90.0
 """How long the registry, which cannot do without its server, waits for one that is away."""
-# MLflow's own defaults repeat a request for minutes; the outbox repeats instead, without blocking.
-_QUICK_REQUESTS = {
+_OUR_DEFAULTS = {
+    # MLflow's own would repeat a request for minutes; the outbox and `patient` repeat instead
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    # files pass through the server: the addresses that it would give out for its object store are
+    # those of its own network
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -45,27 +79,54 @@ Answer = TypeVar("Answer")
 
 
 class ServerAwayError(TrackingError):
-    """No tracking server answers; it may come back."""
+    """No tracking server answers, or what stands before it says so (502 to 504)."""
 
 
-def is_away(error: TrackingError) -> bool:
-    """Tell whether the same may succeed later: the server was away, and refused nothing."""
-    if isinstance(error, ServerAwayError):
-        return True
-    cause = error.__cause__
-    if not isinstance(cause, Exception) or getattr(cause, "error_code", "") in _NOT_ALLOWED:
-        return False
-    return not is_refused_for_good(cause)
+class ServerFailingError(TrackingError):
+    """The server answers with an error of its own (500, 429), which may pass: it starts, or its
+    database does.
+    """
 
 
-def connect(tracking_uri: str, patience_s: float = 0.0) -> MlflowClient:
+def may_pass(error: Exception) -> bool:
+    """Tell whether the same may succeed later: the server was away or failing."""
+    return isinstance(error, ServerAwayError | ServerFailingError)
+
+
+def _answers(error: Exception) -> bool:
+    """Tell whether something answers at the address, so that it is the right one."""
+    return (
+        may_pass(error)
+        and isinstance(error.__cause__, Exception)
+        and (status_of(error.__cause__) > 0)
+    )
+
+
+def _let_servers_tell_their_errors() -> None:
+    """Make MLflow's client hand on each answer of a server.
+
+    By default it repeats a request that was answered with 429 or 5xx, and after the last time it
+    tells 'too many 500 error responses' instead of what the server said.
+    """
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(http_request).parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.default is not parameter.empty
+    }
+    if "retry_codes" in defaults:
+        http_request.__defaults__ = tuple((defaults | {"retry_codes": frozenset()}).values())
+
+
+def connect(tracking_uri: str, patience_s: float = 0.0, failing_s: float = 0.0) -> MlflowClient:
     """Open a client after a quick probe; an empty URI means that of `iceaggr.service_settings`.
 
-    patience_s: how long to wait for a server that is away.
+    patience_s: how long to wait for a server that is away or failing; failing_s: at
+    least so long for one that answers, even if with an error: its address is right.
     Sets in this process what MLflow reads from its variables: our login where the platform gives
-    none, and quick-failing MLFLOW_HTTP_* defaults unless they are set already. Quiets its notes.
-    Raises: ConfigError if the address holds a password; TrackingError; ServerAwayError about five
-    seconds after the patience is over.
+    none, and our defaults of MLFLOW_* unless they are set already. Quiets its notes.
+    Raises: ConfigError if the address holds a password; TrackingError if the server is too old;
+    ServerAwayError, ServerFailingError about five seconds after the patience is over.
     """
     uri = tracking_uri or tracking_server()
     if not uri:
@@ -79,15 +140,19 @@ def connect(tracking_uri: str, patience_s: float = 0.0) -> MlflowClient:
         )
     refuse_password(uri)
     fill_environment()
-    for name, value in _QUICK_REQUESTS.items():
+    for name, value in _OUR_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    _let_servers_tell_their_errors()
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its progress notes are not ours
     if uri.startswith(("http://", "https://")):
-        ask_patiently(
-            lambda: _probe(uri),
-            is_away=lambda error: isinstance(error, ServerAwayError),
+        version = ask_patiently(
+            lambda: ask_patiently(
+                lambda: server_version(uri), is_away=_answers, patience_s=failing_s
+            ),
+            is_away=may_pass,
             patience_s=patience_s,
         )
+        _refuse_old(version, uri)
     with as_tracking_error("tracking server refused the connection", uri):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -106,65 +171,132 @@ def refuse_password(tracking_uri: str) -> None:
         )
 
 
-def _probe(uri: str) -> None:
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_PROBE_TIMEOUT_S):
-            return
-    except urllib.error.HTTPError:
-        return  # it answers; what it wants from us shows at the first real request
-    except (OSError, ValueError) as error:
-        raise ServerAwayError(
-            "tracking server not reachable",
+def server_version(uri: str) -> str:
+    """Ask a server for its version, as MLflow's own client asks: with its certificates and proxies.
+
+    Returns '' if it answers otherwise; what it wants from us shows at the first real request.
+    Raises: TrackingError, ServerAwayError within about five seconds, ServerFailingError.
+    """
+    with as_tracking_error("tracking server not reachable", uri):
+        answer = http_request(
+            get_default_host_creds(uri),
+            "/version",
+            "GET",
+            max_retries=0,
+            timeout=_PROBE_TIMEOUT_S,
+            raise_on_status=False,
+        )
+        if answer.status_code in (*_AWAY_STATUS, *_FAILING_STATUS):
+            answer.raise_for_status()
+    text = str(answer.text).strip()
+    return text if answer.status_code == 200 and re.fullmatch(r"\d+\.\d+\S{0,30}", text) else ""
+
+
+def _refuse_old(version: str, uri: str) -> None:
+    if version and int(version.partition(".")[0]) < _OLDEST:
+        raise TrackingError(
+            "tracking server is too old",
             where=uri,
-            found=str(getattr(error, "reason", error)),
-            expected=f"an MLflow server that answers within {_PROBE_TIMEOUT_S:.0f} s",
-            remedy="Check MLFLOW_TRACKING_URI, or start the local services with `make up`",
-        ) from None
+            found=f"MLflow {version}",
+            expected=f"MLflow {_OLDEST}.0 or later",
+            remedy="Upgrade the server: it does not know the models of MLflow 3",
+        )
 
 
 @contextmanager
 def as_tracking_error(failed: str, where: str) -> Iterator[None]:
-    """Tell MLflow's errors as TrackingError, in one line."""
+    """Tell MLflow's errors as TrackingError, in one line; of the kind that says if it may pass."""
     try:
         yield
     except (MlflowException, requests.RequestException) as error:
-        raise TrackingError(
+        kind = _kind(error)
+        raise kind(
             failed,
             where=where,
-            found=without_credentials(" ".join(str(error).split()))[:500],
+            found=_words(error),
             expected="an answer without an error",
-            remedy=_remedy(error),
+            remedy=_remedy(error, kind),
         ) from error
 
 
 def patient(method: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
-    """Repeat a method that may run twice, for a minute and a half, while the server is away."""
+    """Repeat a method that may run twice, for PATIENCE_S, while the server is away or failing."""
 
     @wraps(method)
     def repeating(*arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
         return ask_patiently(
-            lambda: method(*arguments, **options),
-            is_away=lambda error: isinstance(error, TrackingError) and is_away(error),
-            patience_s=PATIENCE_S,
+            lambda: method(*arguments, **options), is_away=may_pass, patience_s=PATIENCE_S
         )
 
     return repeating
 
 
-def _remedy(error: Exception) -> str:
-    code = getattr(error, "error_code", "")
-    if code == "RESOURCE_DOES_NOT_EXIST":
+def _kind(error: Exception) -> type[TrackingError]:
+    """Sort an error: away is no connection, a time-out, 502 to 504; failing is 500 or 429."""
+    text, status = str(error), status_of(error)
+    for_good = any(words in text for words in _SWITCHED_OFF)
+    if for_good or _UNTRUSTED.search(text) or _LACKS_SIGNS.search(text):
+        return TrackingError
+    if status in _AWAY_STATUS or (not status and _is_no_connection(error)):
+        return ServerAwayError
+    return ServerFailingError if status in _FAILING_STATUS else TrackingError
+
+
+def status_of(error: Exception) -> int:
+    """Give the HTTP status of the answer that an error tells of, 0 if there was none."""
+    if isinstance(error, requests.RequestException) and error.response is not None:
+        return int(error.response.status_code)
+    for pattern in _STATUS_IN_TEXT:
+        if found := pattern.search(str(error)):
+            return int(found[1])
+    return int(error.get_http_status_code()) if isinstance(error, RestException) else 0
+
+
+def _is_no_connection(error: Exception) -> bool:
+    # MLflow wraps what requests raised, now and then as a text only
+    lost = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    chain = (error, error.__cause__, error.__context__)
+    return any(isinstance(one, lost) for one in chain) or bool(
+        _NO_CONNECTION_IN_TEXT.search(str(error))
+    )
+
+
+def _words(error: Exception) -> str:
+    """Give the server's own words, with the status of its answer if they do not tell it."""
+    words = " ".join(str(error).split())
+    if inner := _INNERMOST.search(words):
+        words = inner[1]
+    words, status = without_credentials(words)[:500], status_of(error)
+    return words if not status or str(status) in words else f"HTTP {status}: {words}"
+
+
+def _remedy(error: Exception, kind: type[TrackingError]) -> str:
+    text, status = str(error), status_of(error)
+    if "SSLError" in text or "CERTIFICATE_VERIFY_FAILED" in text:
+        return (
+            "Name the authority's certificate in MLFLOW_TRACKING_SERVER_CERT_PATH or"
+            " REQUESTS_CA_BUNDLE"
+        )
+    if _LACKS_SIGNS.search(text):
+        return LACKS_SIGNS_REMEDY
+    if any(words in text for words in _SWITCHED_OFF):
+        return "Start the server with --serve-artifacts and --artifacts-destination"
+    if status == 404 and getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
         return "Check the name; the tracking server's pages list what there is"
-    if code in _NOT_ALLOWED:
+    if status in (401, 403, 407):
         return "Check the credentials in MLFLOW_TRACKING_USERNAME, _PASSWORD or _TOKEN"
+    if kind is ServerAwayError:
+        return "Check MLFLOW_TRACKING_URI, or start the local services with `make up`"
     return "Check the tracking server's log and MLFLOW_TRACKING_URI"
 
 
 def is_refused_for_good(error: Exception) -> bool:
-    """Tell whether sending the same again can never succeed."""
+    """Tell whether a record can never be accepted, whoever sends it and whenever.
+
+    A server that asks for other credentials is none of that: its records wait.
+    """
     if isinstance(error, MlflowException):
-        return error.error_code in _REFUSED_FOR_GOOD
+        return error.error_code in _REFUSED_RECORD
     if isinstance(error, requests.RequestException):
-        status = error.response.status_code if error.response is not None else 0
-        return status in (400, 404, 413)
+        return status_of(error) in (400, 404, 413)
     return True

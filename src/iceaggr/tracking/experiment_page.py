@@ -33,7 +33,7 @@ _TAGS = ("data_digest", "promoted")
 _NOTE = f"""\
 One run per pipeline run, written to by all its steps.
 
-**Views → {VIEW_NAME}** shows the figures on test events as columns, best mean opening angle first.
+**Views > {VIEW_NAME}** shows the figures on test events as columns, best mean opening angle first.
 Only runs with the same data digest were judged on the same events; for those,
 `iceaggr compare RUN RUN` gives the paired difference with its error, in total and per bin.
 

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from iceaggr.errors import TrackingError
 from iceaggr.interfaces import ObjectStore
-from iceaggr.models.bundle import DOCUMENT
+from iceaggr.models.bundle import DOCUMENT, GEOMETRY, WEIGHTS
 from iceaggr.patience import first_contact_s
 from iceaggr.service_settings import tracking_server
 from iceaggr.storage.uris import file_uri
@@ -186,13 +186,31 @@ class ModelRegistry:
         with as_tracking_error("cannot fetch the model", model_uri):
             found = self._resolve(model_uri)
             refuse_foreign(found, model_uri)
+            files = f"{MODELS}{found.name}/{found.version}/artifacts/{BUNDLE}"
+            self._refuse_missing_files(files, model_uri)
             folder = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{MODELS}{found.name}/{found.version}/artifacts/{BUNDLE}",
+                artifact_uri=files,
                 dst_path=str(into),
                 tracking_uri=self._client.tracking_uri,
                 registry_uri=self._client.tracking_uri,
             )
         return file_uri(Path(folder))
+
+    def _refuse_missing_files(self, files: str, model_uri: str) -> None:
+        """Look for a model's files: of one that is gone, a server tells no more than a 500."""
+        listed = mlflow.artifacts.list_artifacts(
+            artifact_uri=files, tracking_uri=self._client.tracking_uri
+        )
+        found = {str(item.path).rpartition("/")[2] for item in listed}
+        if missing := [name for name in (WEIGHTS, GEOMETRY, DOCUMENT) if name not in found]:
+            raise TrackingError(
+                "files of the registered model are gone",
+                where=model_uri,
+                found=f"no {', '.join(missing)} among {len(found)} files of the tracking server",
+                expected="the files that were registered",
+                remedy="Bring them back from a backup of the server's artifact store, or give the"
+                " title to another version: `iceaggr promote --rollback`",
+            )
 
     def _resolve(self, model_uri: str) -> ModelVersion:
         name, _, alias = model_uri.removeprefix(MODELS).partition("@")

@@ -18,9 +18,9 @@ from typing import Literal
 from mlflow import MlflowClient
 
 from iceaggr.errors import TrackingError
-from iceaggr.patience import first_contact_s
+from iceaggr.patience import FIRST_CONTACT_S, first_contact_s
 from iceaggr.service_settings import attached_run_id, tracking_server
-from iceaggr.tracking.connection import is_away, refuse_password
+from iceaggr.tracking.connection import may_pass, refuse_password
 from iceaggr.tracking.outbox import Outbox
 from iceaggr.tracking.run_lookup import checked_run_id
 from iceaggr.tracking.run_target import LateSender, RunTarget
@@ -205,8 +205,9 @@ def open_tracker(
     Under Kubeflow's MLflow plugin it is the run that the plugin made. An empty `tracking_uri`
     means the server of `iceaggr.service_settings`.
     must_answer: False goes on without a server, and sends everything when it is back.
-    Raises: TrackingError if no server answers, within seconds or, in a pod, after the minute of a
-    first contact; TrackingError at once if it refuses; ConfigError if its address holds a password.
+    Raises: TrackingError, at once if the server refuses; if none answers within seconds or, in a
+    pod, after the minute of a first contact, which a failing server gets anywhere; ConfigError if
+    its address holds a password.
     """
     server = tracking_uri or tracking_server()
     refuse_password(server)
@@ -220,9 +221,9 @@ def open_tracker(
     spool = Path(tempfile.mkdtemp(prefix=f"{SPOOL_PREFIX}{step}-"))
     sender = LateSender(target, spool)
     try:
-        sender.open(first_contact_s())
+        sender.open(first_contact_s(), FIRST_CONTACT_S)
     except TrackingError as error:
-        if must_answer or not is_away(error):
+        if must_answer or not may_pass(error):
             shutil.rmtree(spool)
             raise
         log.warning("%s. The step goes on; its records follow when the server is back", error)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mlflow import MlflowClient
 
 from iceaggr.errors import TrackingError
-from iceaggr.tracking.connection import as_tracking_error, connect, is_away
+from iceaggr.patience import ask_patiently
+from iceaggr.tracking.connection import as_tracking_error, connect, may_pass
 from iceaggr.tracking.outbox import Record
 from iceaggr.tracking.run_lookup import experiment_id, find_or_create_run
 from iceaggr.tracking.sending import RunSender
 
-N_TRIES, REPEAT_AFTER_S = 3, 0.5
+STUMBLE_S = 1.0
 """A server that has just answered may stumble over one request."""
 _FILE = "run.json"
 _ENDED = {"FINISHED", "FAILED", "KILLED"}
@@ -34,21 +34,19 @@ class RunTarget:
     run_name: str
     run_id: str = ""
 
-    def open(self, patience_s: float = 0.0) -> tuple[MlflowClient, RunTarget]:
+    def open(
+        self, patience_s: float = 0.0, failing_s: float = STUMBLE_S
+    ) -> tuple[MlflowClient, RunTarget]:
         """Find or create the run. Returns a client, and the target with the run's id.
 
-        patience_s: how long to wait for a server that is away.
+        patience_s, failing_s: how long to wait for a server that is away, or that answers with
+        errors of its own.
         Raises: TrackingError, within seconds after the patience, if no server answers.
         """
-        client = connect(self.tracking_uri, patience_s)
-        for _ in range(N_TRIES - 1):
-            try:
-                return client, self._opened(client)
-            except TrackingError as error:
-                if not is_away(error):
-                    raise
-            time.sleep(REPEAT_AFTER_S)
-        return client, self._opened(client)
+        client = connect(self.tracking_uri, patience_s, failing_s)
+        return client, ask_patiently(
+            lambda: self._opened(client), is_away=may_pass, patience_s=max(patience_s, failing_s)
+        )
 
     def _opened(self, client: MlflowClient) -> RunTarget:
         with as_tracking_error("cannot open the run", client.tracking_uri):
@@ -98,12 +96,12 @@ class LateSender:
             )
         return self._opened[0]
 
-    def open(self, patience_s: float = 0.0) -> RunSender:
+    def open(self, patience_s: float = 0.0, failing_s: float = STUMBLE_S) -> RunSender:
         """Open the run and set it running again if it had ended.
 
-        patience_s: how long to wait for a server that is away.  Raises: TrackingError.
+        patience_s, failing_s: as `RunTarget.open` takes them.  Raises: TrackingError.
         """
-        client, target = self._target.open(patience_s)
+        client, target = self._target.open(patience_s, failing_s)
         with as_tracking_error("cannot open the run", client.tracking_uri):
             if client.get_run(target.run_id).info.status in _ENDED:
                 client.update_run(target.run_id, status="RUNNING")

@@ -12,7 +12,7 @@ from iceaggr.errors import StorageError, TrackingError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.service_settings import tracking_server
 from iceaggr.storage.uris import below, inside
-from iceaggr.tracking.connection import is_away
+from iceaggr.tracking.connection import may_pass
 from iceaggr.tracking.replay import replay
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def send_kept(store: ObjectStore, folder_uri: str, tracking_uri: str = "") -> in
             try:
                 n_sent += replay(spool, tracking_uri or tracking_server())
             except TrackingError as error:
-                if not is_away(error):
+                if not may_pass(error):
                     raise
                 log.warning("records in %s stay unsent: %s", kept, error)
                 return n_sent
