@@ -10,7 +10,7 @@ import pytest
 
 from iceaggr.batches import iter_batches
 from iceaggr.config import BatchConfig
-from iceaggr.errors import TrackingError
+from iceaggr.errors import RawDataError, TrackingError
 from iceaggr.evaluation import predict_batches
 from iceaggr.events.reading import read_raw_events
 from iceaggr.models.bundle import DOCUMENT, load_model
@@ -79,14 +79,49 @@ def test_pyfunc_keeps_the_row_of_an_event_without_valid_pulses(pyfunc):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda pulses: pulses.drop(columns="time"), r"missing inputs \['time'\]"),
-        (lambda pulses: pulses.astype({"charge": str}), "charge"),
-        (lambda pulses: pulses.assign(time=pulses["time"] + 0.5), "time"),
+        (lambda pulses: pulses.astype({"charge": str}), "raw column charge has the wrong type"),
+        (lambda pulses: pulses.assign(time=pulses["time"] + 0.5), "time is not in whole nanosec"),
+        (
+            lambda pulses: pulses.assign(event_id=pulses["event_id"] + 0.5),
+            r"event_id is not a whole number \[model input, row 0\]: found 1\.5",
+        ),
+        (lambda pulses: pulses.assign(event_id=2.0**53), "event_id is not a whole number"),
+        (lambda pulses: pulses.assign(sensor_id=20.25), "sensor_id is not a whole number"),
+        (lambda pulses: pulses.assign(auxiliary=0.5), "auxiliary is not a whole number"),
+        (lambda pulses: pulses.assign(auxiliary=2), "raw column auxiliary is not a flag"),
     ],
 )
-def test_pyfunc_refuses_another_schema(pyfunc, change, message):
-    with pytest.raises(mlflow.MlflowException, match=message):
+def test_pyfunc_refuses_what_it_would_have_to_change(pyfunc, change, message):
+    with pytest.raises(RawDataError, match=message) as caught:
         pyfunc.predict(change(input_example()))
+    assert "\n" not in str(caught.value)
+
+
+def test_pyfunc_refuses_a_missing_column(pyfunc):
+    with pytest.raises(mlflow.MlflowException, match=r"missing inputs \['time'\]"):
+        pyfunc.predict(input_example().drop(columns="time"))
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        {"event_id": float, "sensor_id": float, "time": float, "auxiliary": float},
+        {"event_id": np.float32, "sensor_id": np.int16, "charge": np.float32, "auxiliary": int},
+        {"event_id": "Int64", "sensor_id": np.uint16, "auxiliary": np.int8},
+        {"charge": object, "auxiliary": object, "event_id": object},
+    ],
+)
+def test_pyfunc_takes_other_types_of_the_same_values(pyfunc, kinds):
+    expected = pyfunc.predict(input_example())
+    predicted = pyfunc.predict(input_example().astype(kinds))
+    assert predicted["event_id"].dtype == np.int64
+    pd.testing.assert_frame_equal(predicted, expected, rtol=0, atol=1e-6)
+
+
+def test_event_ids_of_64_bits_stay_exact(pyfunc):
+    pulses = input_example()
+    pulses["event_id"] += 2**62
+    assert pyfunc.predict(pulses)["event_id"].tolist() == [2**62 + 1, 2**62 + 2]
 
 
 def test_package_holds_no_pickle_and_pins_what_it_needs(package):

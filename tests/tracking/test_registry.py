@@ -88,6 +88,13 @@ def _check_serving(model_uri, saved_model):
     try:
         _wait_for(f"{uri}/ping", server)
         served = post(uri, input_example())
+        # the numbers that JSON makes of them
+        floats = input_example().astype({"event_id": float, "time": float, "auxiliary": int})
+        pd.testing.assert_frame_equal(post(uri, floats), served)
+        for change in ({"time": 9_800.5}, {"event_id": 1.5}, {"auxiliary": 2}):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                post(uri, input_example().assign(**change))
+            assert next(iter(change)) in caught.value.read().decode()
         with pytest.raises(urllib.error.HTTPError, match="400"):
             post(uri, input_example().drop(columns="charge"))
     finally:

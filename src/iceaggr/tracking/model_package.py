@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType
 
 import iceaggr
 from iceaggr.errors import TrackingError
@@ -23,13 +24,6 @@ from iceaggr.models.bundle import DOCUMENT, GEOMETRY, WEIGHTS
 BUNDLE = "model"
 """Name of the saved model's folder among the artifacts of the MLflow model."""
 
-_INPUT = {
-    "event_id": DataType.long,
-    "sensor_id": DataType.long,
-    "time": DataType.long,
-    "charge": DataType.double,
-    "auxiliary": DataType.boolean,
-}
 _OUTPUT = {"event_id": DataType.long, **dict.fromkeys(("azimuth", "zenith", "kappa"), "double")}
 # What prediction imports: pinned as installed, so that MLflow neither guesses nor asks an index.
 _REQUIRED = (
@@ -49,9 +43,13 @@ _NOT_NEEDED = (
 
 
 def signature() -> ModelSignature:
-    """Describe input and output; times in ns, charges in photo-electrons, angles in radians."""
-    assert set(_INPUT) == set(PULSE_COLUMNS), "the model takes the raw schema"
-    inputs = Schema([ColSpec(kind, name) for name, kind in _INPUT.items()])
+    """Describe input and output; times in ns, charges in photo-electrons, angles in radians.
+
+    The input has names and no types: MLflow's server would cast each column to its type in silence,
+    time 5.5 to 5 and flag 2 to True. The model looks at every value itself. CSV, which the server
+    reads with types alone, is not taken for that.
+    """
+    inputs = Schema([ColSpec(AnyType(), name) for name in PULSE_COLUMNS])
     return ModelSignature(inputs, Schema([ColSpec(kind, name) for name, kind in _OUTPUT.items()]))
 
 

@@ -25,11 +25,15 @@ from iceaggr.events.decoding import Pulses, decode_pulses
 from iceaggr.events.grouping import group_by_dom
 from iceaggr.events.meta import EventTable
 from iceaggr.events.pulses import PulseChunk
+from iceaggr.events.schema import FLAG, INTEGER, PULSE_COLUMNS
 from iceaggr.models.bundle import load_model
 from iceaggr.storage import open_folder
 from iceaggr.storage.uris import file_uri
 
 log = logging.getLogger(__name__)
+
+_LARGEST_EXACT = 2.0**53 - 1
+"""Above it two neighbouring ids are one float."""
 
 
 class RawPulseModel(mlflow.pyfunc.PythonModel):
@@ -58,8 +62,10 @@ class RawPulseModel(mlflow.pyfunc.PythonModel):
         """Predict every event of a table of raw pulses.
 
         model_input: event_id, sensor_id, time (ns), charge (p.e.), auxiliary; one row per pulse.
+        Floats without a fraction and flags 0 and 1, as JSON and pandas make them, are taken too.
         Returns event_id int64, azimuth, zenith, kappa float64.
-        Raises: RawDataError if a column is missing or of another kind.
+        Raises: RawDataError if a column is missing or of another kind, or a value cannot be taken
+        without changing it.
         """
         pulses = _decode(model_input)
         event_id, first_row, event_idx = np.unique(
@@ -88,7 +94,7 @@ class RawPulseModel(mlflow.pyfunc.PythonModel):
 def _decode(model_input: pd.DataFrame) -> Pulses:
     try:
         table = pa.Table.from_pandas(model_input, preserve_index=False)
-        return decode_pulses(table, "model input")
+        return decode_pulses(_with_whole_numbers(table), "model input")
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise RawDataError(
             "pulses cannot be read",
@@ -97,6 +103,32 @@ def _decode(model_input: pd.DataFrame) -> Pulses:
             expected="event_id, sensor_id, time, charge, auxiliary: one number per pulse",
             remedy="Send one row per pulse in the layout of docs/data_formats.md",
         ) from None
+
+
+def _with_whole_numbers(table: pa.Table) -> pa.Table:
+    """Turn floats into integers where the column has integers; times are looked at by decoding."""
+    for position, name in enumerate(table.column_names):
+        column = table.column(position)
+        if PULSE_COLUMNS.get(name) in (INTEGER, FLAG) and pa.types.is_floating(column.type):
+            table = table.set_column(position, name, _whole(column, name))
+    return table
+
+
+def _whole(column: Any, name: str) -> Any:
+    number = column.to_numpy()
+    bad = np.flatnonzero(
+        ~np.isnan(number) & ((number != np.floor(number)) | (np.abs(number) > _LARGEST_EXACT))
+    )
+    if len(bad):
+        raise RawDataError(
+            f"{name} is not a whole number",
+            where=f"model input, row {bad[0]}",
+            found=f"{float(number[bad[0]])!r}",
+            expected="integers, or floats without a fraction up to 2^53",
+            remedy=f"Send {name} as integers: nothing is rounded here",
+        )
+    # a missing value stays one
+    return pa.array(np.nan_to_num(number).astype(np.int64), mask=np.isnan(number))
 
 
 def _chunk_of(pulses: Any, event_id: Any, event_idx: Any) -> tuple[PulseChunk, EventTable]:
