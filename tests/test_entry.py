@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -131,3 +133,24 @@ def _is_text(call: ast.Call) -> bool:
     modes = [value for value in constants if value in ("r", "w", "a", "x", "r+", "w+", "a+")]
     as_text = any(k.arg == "text" and getattr(k.value, "value", 0) is True for k in call.keywords)
     return name in ("read_text", "write_text") or bool(modes) or as_text
+
+
+def test_ctrl_c_while_the_worker_processes_start_is_told_once(tmp_path):
+    command = [sys.executable, "-m", "iceaggr", "simulate", "--out", tmp_path.as_uri()]
+    simulation = subprocess.Popen(
+        [*command, "--events", "50000", "--processes", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    watched = psutil.Process(simulation.pid)
+    deadline = time.monotonic() + 120
+    while not any("spawn_main" in str(child.cmdline()) for child in watched.children()):
+        assert time.monotonic() < deadline
+        assert simulation.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.3)  # both amid their imports
+    os.killpg(simulation.pid, signal.SIGINT)
+    _, errors = simulation.communicate(timeout=120)
+    assert (simulation.returncode, errors) == (130, b"interrupted by Ctrl-C\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -11,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 from iceaggr.errors import RawDataError
@@ -99,7 +101,8 @@ def _blocks_in_parallel(
     waiting: deque[Future[SimulatedEvents]] = deque()
     try:
         for block in range(n_blocks):
-            waiting.append(pool.submit(simulate_block, config, block))
+            with _deaf_children():
+                waiting.append(pool.submit(simulate_block, config, block))
             if len(waiting) >= n_processes + _BLOCKS_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
@@ -114,6 +117,19 @@ def _blocks_in_parallel(
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Let processes that the block starts leave Ctrl-C to this one; each would tell it at length.
+
+    The signal is held back meanwhile, not lost: children inherit what is held back.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent(parent_id: int) -> None:
