@@ -16,7 +16,6 @@ from iceaggr.storage.apart import lies_within, refuse_among_raw, refuse_work_amo
         ("s3://b/raw", "s3://b/raw", True),
         ("s3://b/raw/", "s3://b/raw", True),
         ("s3://b/raw/train/x", "s3://b/raw/", True),
-        ("s3://b//raw/./work", "s3://b/raw", True),
         ("s3://b/work", "s3://b", True),
         ("s3://b/work", "s3://b/raw", False),
         ("s3://b/raw-2", "s3://b/raw", False),

@@ -8,17 +8,20 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import sleep
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import boto3
+import botocore.session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
+from botocore.exceptions import BotoCoreError, ClientError, PartialCredentialsError
 
 from iceaggr.addresses import refuse_credentials
 from iceaggr.errors import StorageError
 from iceaggr.patience import first_contact_s
+from iceaggr.service_settings import store_settings
 from iceaggr.storage.s3_errors import (
     NotS3Error,
     explain,
@@ -26,6 +29,7 @@ from iceaggr.storage.s3_errors import (
     is_transient,
     is_wordless,
 )
+from iceaggr.storage.s3_refusals import BucketInEndpointError
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 CONNECT_TIMEOUT_S = 5.0
@@ -38,6 +42,10 @@ _LONGEST_WAIT_S = 20.0
 _FIRST_CONTACT_WAIT_S = 5.0
 _PATIENCE_S = 300.0
 """No further attempt after this time: a store that hangs lets each one last minutes."""
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+# Not every S3 service knows the newer checksum headers; uploads carry Content-MD5 instead.
+_CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
+_REDIRECTS = (301, 302, 307)
 _SAID_BY_S3 = {
     "HeadObject": "ETag",
     "GetObject": "ETag",
@@ -73,7 +81,8 @@ class S3Client:
     @property
     def endpoint(self) -> str:
         """Name the endpoint, for messages."""
-        return _endpoint_url(self._environment) or "AWS S3"
+        in_use = self._client.meta.endpoint_url if self._client else "AWS S3"
+        return _endpoint_url(store_settings(self._environment)) or in_use
 
     def call(self, uri: str, request: Callable[[Any], Answer]) -> Answer:
         """Run `request(boto3_client)`. Raises: StorageError naming the URI and the endpoint."""
@@ -114,7 +123,7 @@ class S3Client:
     def _renew(self, error: Exception, n_failed: int) -> bool:
         """Let go of the connection and its credentials, if the next one may find better ones."""
         expired = is_expired(error) or (n_failed <= _WORDLESS_ATTEMPTS and is_wordless(error))
-        if not expired or self._environment.get("AWS_ACCESS_KEY_ID"):
+        if not expired or store_settings(self._environment).get("AWS_ACCESS_KEY_ID"):
             return False
         with self._lock:
             self._client = None
@@ -123,7 +132,9 @@ class S3Client:
     def _connected(self) -> Any:
         with self._lock:
             if self._client is None or self._pid != os.getpid():
-                self._client, self._pid = _new_client(self._environment), os.getpid()
+                session = _session(self._environment)
+                settings = store_settings(self._environment)
+                self._client, self._pid = _new_client(session, settings), os.getpid()
             return self._client
 
 
@@ -132,7 +143,7 @@ def _endpoint_url(environment: Mapping[str, str]) -> str | None:
     return environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or None
 
 
-def _new_client(environment: Mapping[str, str]) -> Any:
+def _new_client(session: botocore.session.Session, environment: Mapping[str, str]) -> Any:
     endpoint = _endpoint_url(environment)
     refuse_credentials(
         endpoint or "",
@@ -140,9 +151,7 @@ def _new_client(environment: Mapping[str, str]) -> Any:
         remedy="Give the keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     )
     try:
-        client = _session(environment).client(
-            "s3", endpoint_url=endpoint, config=_settings(endpoint)
-        )
+        client = _client_at(endpoint, session, environment)
     except ValueError:
         raise StorageError(
             "not an endpoint address",
@@ -151,8 +160,45 @@ def _new_client(environment: Mapping[str, str]) -> Any:
             expected="http://host:port or https://host:port",
             remedy="Correct the environment variable",
         ) from None
+    found = client.meta.endpoint_url
+    if endpoint is None and not _is_amazons(found):
+        client = _client_at(found, session, environment)  # a file of the user's names another store
+    client.meta.events.register("provide-client-params.s3", partial(_refuse_bucket_in, found))
+    client.meta.events.register_first("needs-retry.s3", _refuse_aimless_redirect)
     client.meta.events.register("after-call.s3", _refuse_what_is_not_s3)
     return client
+
+
+def _client_at(
+    endpoint: str | None, session: botocore.session.Session, environment: Mapping[str, str]
+) -> Any:
+    region = session.get_config_variable("region") or "us-east-1"
+    settings = _settings(endpoint, session, environment)
+    return session.create_client("s3", region, endpoint_url=endpoint, config=settings)
+
+
+def _is_amazons(endpoint: str) -> bool:
+    return (urlsplit(endpoint).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def _refuse_bucket_in(endpoint: str, params: Mapping[str, Any], **_: Any) -> None:
+    """Refuse an endpoint that names the bucket: it would be there twice, or part of the key."""
+    bucket, address = params.get("Bucket", ""), urlsplit(endpoint)
+    in_path = address.path.rstrip("/").endswith(f"/{bucket}")
+    in_host = _is_amazons(endpoint) and (address.hostname or "").startswith(f"{bucket}.s3")
+    if bucket and (in_path or in_host):
+        raise BucketInEndpointError(endpoint=endpoint, bucket=bucket)
+
+
+def _refuse_aimless_redirect(response: Any, operation: Any, **_: Any) -> None:
+    """Stop at a redirect that does not say to which region, as Ceph sends it.
+
+    botocore asks for the region by a HEAD request, is redirected, asks again, without an end.
+    """
+    if response and response[0].status_code in _REDIRECTS:
+        answer, parsed = response
+        if "x-amz-bucket-region" not in answer.headers:
+            raise ClientError(parsed, operation.name)
 
 
 def _refuse_what_is_not_s3(
@@ -168,29 +214,62 @@ def _refuse_what_is_not_s3(
         raise NotS3Error(field=field)
 
 
-def _settings(endpoint: str | None) -> Config:
+def _settings(
+    endpoint: str | None, session: botocore.session.Session, environment: Mapping[str, str]
+) -> Config:
+    """Make the settings that are ours; what the user's own configuration says is not touched."""
     host = urlsplit(endpoint).hostname if endpoint else None
+    in_files = session.get_scoped_config()
+    ours: dict[str, Any] = {
+        name: "when_required"
+        for name in _CHECKSUMS
+        if name not in in_files and f"AWS_{name.upper()}" not in environment
+    }
+    # few stores besides Amazon's have a name in the DNS for each bucket
+    if endpoint and "addressing_style" not in (session.get_config_variable("s3") or {}):
+        ours["s3"] = {"addressing_style": "path"}
     return Config(
         retries={"mode": "standard", "total_max_attempts": 3},
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
         max_pool_connections=32,
         tcp_keepalive=True,
-        s3={"addressing_style": "path" if endpoint else "auto"},
-        # Not every S3 service knows the newer checksum headers; uploads carry Content-MD5 instead.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
         proxies={} if host in _LOOPBACK else None,
+        **ours,
     )
 
 
-def _session(environment: Mapping[str, str]) -> boto3.session.Session:
-    # Keys that the mapping lacks are looked for by boto3 itself: files, pod identity, instance.
-    return boto3.session.Session(
-        aws_access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
-        aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
-        aws_session_token=environment.get("AWS_SESSION_TOKEN"),
-        region_name=environment.get("AWS_REGION")
-        or environment.get("AWS_DEFAULT_REGION")
-        or "us-east-1",
-    )
+def _session(environment: Mapping[str, str]) -> botocore.session.Session:
+    """Read the settings: those of the environment, and of the files that it names.
+
+    Keys that are not in it are looked for by boto3 itself: files, pod identity, instance.
+    """
+    session = botocore.session.Session()
+    settings = session.get_component("config_store")
+    if environment is not os.environ:
+        _take_settings_of(environment, settings)
+    environment = store_settings(environment)
+    if region := environment.get("AWS_DEFAULT_REGION"):
+        settings.set_config_variable("region", region)
+    if region := environment.get("AWS_REGION"):
+        settings.set_config_variable("region", region)  # botocore knows AWS_DEFAULT_REGION alone
+    access_key, secret_key, token = (environment.get(name) for name in _KEYS)
+    if access_key and secret_key:
+        session.set_credentials(access_key, secret_key, token)
+    elif access_key or secret_key:
+        missing = _KEYS[1] if access_key else _KEYS[0]
+        raise PartialCredentialsError(provider="environment", cred_var=missing)
+    return session
+
+
+def _take_settings_of(environment: Mapping[str, str], settings: Any) -> None:
+    """Let a mapping stand for the environment of the process, of which botocore reads the other."""
+    for setting, (_, named, default, convert) in BOTOCORE_DEFAUT_SESSION_VARIABLES.items():
+        names = [named] if isinstance(named, str) else named or ()
+        given = [environment[name] for name in names if name in environment]
+        if given:
+            settings.set_config_variable(setting, convert(given[0]) if convert else given[0])
+        elif any(name in os.environ for name in names):
+            settings.set_config_variable(setting, default)
+    if not _endpoint_url(environment) and _endpoint_url(os.environ):
+        settings.set_config_variable("ignore_configured_endpoint_urls", True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from urllib.parse import urlsplit
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -12,14 +13,26 @@ from botocore.exceptions import (
     EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
     ReadTimeoutError,
     ResponseStreamingError,
+    SSLError,
 )
 from botocore.parsers import ResponseParserError
 
+from iceaggr.addresses import without_credentials
 from iceaggr.errors import StorageError
+from iceaggr.storage.s3_refusals import (
+    CONFIGURATION,
+    DENIED,
+    EXPIRED,
+    MISSING,
+    MOVED,
+    NO_TLS,
+    NOT_REACHABLE,
+    NOT_S3,
+    NOT_TRUSTED,
+    REFUSALS,
+)
 from iceaggr.storage.uris import bucket_and_key
 
 UNREACHABLE = (EndpointConnectionError, ConnectTimeoutError)
@@ -33,15 +46,6 @@ BROKEN = (
     ConnectionError,
     TimeoutError,
 )
-_WORDLESS = {"400", "403"}
-_BAD_CREDENTIALS = _WORDLESS | {
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "SignatureDoesNotMatch",
-}
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
-_FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "507"}
 # Refused although nothing is wrong with what was asked: the request was damaged on its way.
 _DAMAGED_REQUEST = {
     "BadDigest",
@@ -51,104 +55,12 @@ _DAMAGED_REQUEST = {
     "RequestTimeout",
     "XAmzContentSHA256Mismatch",
 }
-_MISSING = {"404", "NoSuchKey", "NotFound"}
 
 
 class NotS3Error(BotoCoreError):
     """An answer of status 200 lacks what every S3 service says there: it is a page, not S3."""
 
     fmt = "an answer without {field}"
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    """The parts of an error; {code}, {endpoint} and {bucket} stand for what was met."""
-
-    what: str
-    found: str
-    expected: str
-    remedy: str
-
-    def of(self, uri: str, endpoint: str, code: str = "") -> StorageError:
-        """Word the error of one URI."""
-        met = {"endpoint": endpoint, "bucket": bucket_and_key(uri)[0], "code": code}
-        return StorageError(
-            self.what,
-            where=uri,
-            found=self.found.format(**met),
-            expected=self.expected.format(**met),
-            remedy=self.remedy,
-        )
-
-
-_REFUSALS = (
-    (
-        _MISSING,
-        _Refusal(
-            "object not found",
-            "no such key at {endpoint}",
-            "an object",
-            "Check the URI, and that the step that writes it has run",
-        ),
-    ),
-    (
-        {"PreconditionFailed", "412"},
-        _Refusal(
-            "object was replaced while it was read",
-            "{code} from {endpoint}",
-            "the same content from the first byte to the last",
-            "Let its writer finish, then run the step again",
-        ),
-    ),
-    (
-        _BAD_CREDENTIALS,
-        _Refusal(
-            "object store refused the credentials",
-            "{code} from {endpoint}",
-            "a key that may use bucket {bucket}",
-            "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, on a cluster the secret"
-            " iceaggr-object-store or the pod's identity, and whether they expired",
-        ),
-    ),
-    (
-        _EXPIRED,
-        _Refusal(
-            "credentials of the object store have expired",
-            "{code} from {endpoint}",
-            "a session token that is still valid",
-            "Renew AWS_SESSION_TOKEN and its keys, then run the step again: it resumes",
-        ),
-    ),
-    (
-        _FULL,
-        _Refusal(
-            "object store is full",
-            "{code} from {endpoint}",
-            "free space for bucket {bucket}",
-            "Free space or raise the quota, then run the step again: it resumes",
-        ),
-    ),
-)
-_NO_CREDENTIALS = _Refusal(
-    "no credentials for the object store",
-    "none for {endpoint}",
-    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment",
-    "Set them, on a cluster in the secret iceaggr-object-store, or start the local services with"
-    " `make up`",
-)
-_NOT_REACHABLE = _Refusal(
-    "object store not reachable",
-    "no answer from {endpoint}",
-    "a running S3 service",
-    "Check AWS_ENDPOINT_URL, on a cluster object-store-endpoint in settings.env, or start the local"
-    " services with `make up`",
-)
-_NOT_S3 = _Refusal(
-    "endpoint does not speak S3",
-    "{code} from {endpoint}",
-    "an answer as an S3 service gives it",
-    "Check AWS_ENDPOINT_URL: another service's port, or a login page before the store, answers so",
-)
 
 
 def error_code(error: Exception) -> str:
@@ -158,20 +70,21 @@ def error_code(error: Exception) -> str:
 
 def is_missing(error: Exception) -> bool:
     """Tell whether S3 said that there is no such object."""
-    return error_code(error) in _MISSING
+    return error_code(error) in MISSING
 
 
 def is_expired(error: Exception) -> bool:
     """Tell whether S3 said that the credentials were good once."""
-    return error_code(error) in _EXPIRED
+    return error_code(error) in EXPIRED
 
 
 def is_wordless(error: Exception) -> bool:
     """Tell whether the request was refused without a reason, as every HEAD request is.
 
-    Expired credentials look like that, too: a bare 400 from AWS, a bare 403 elsewhere.
+    Expired credentials look like that, too: a bare 400 from AWS, a bare 403 elsewhere. The same
+    asked by GET is answered with one.
     """
-    return error_code(error) in _WORDLESS
+    return error_code(error) in DENIED | MOVED
 
 
 def is_transient(error: Exception) -> bool:
@@ -187,29 +100,50 @@ def explain(error: Exception, uri: str, endpoint: str) -> StorageError:
     code = error_code(error)
     if code == "NoSuchBucket":
         return missing_bucket(uri, endpoint)
-    for codes, refusal in _REFUSALS:
+    for codes, refusal in REFUSALS:
         if code in codes:
-            return refusal.of(uri, endpoint, code)
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return _NO_CREDENTIALS.of(uri, endpoint)
+            return refusal.of(uri, endpoint, code, _region(error))
+    words = without_credentials(" ".join(str(error).split()))
+    for kinds, refusal in CONFIGURATION:
+        if isinstance(error, kinds):
+            return refusal.of(uri, endpoint, words)
+    if isinstance(error, SSLError):
+        untrusted = "CERTIFICATE_VERIFY_FAILED" in words
+        return (NOT_TRUSTED if untrusted else NO_TLS).of(uri, endpoint, words)
     if isinstance(error, UNREACHABLE):
-        return _NOT_REACHABLE.of(uri, endpoint)
+        return NOT_REACHABLE.of(uri, endpoint)
     if isinstance(error, NotS3Error):
-        return _NOT_S3.of(uri, endpoint, str(error))
+        return NOT_S3.of(uri, endpoint, str(error))
     if isinstance(error, ResponseParserError):
-        return _NOT_S3.of(uri, endpoint, "an answer that is not XML as S3 sends it")
+        return NOT_S3.of(uri, endpoint, "an answer that is not XML as S3 sends it")
     return _unexpected(error, uri, endpoint)
+
+
+def _region(error: Exception) -> str:
+    """Name the region that the store says the bucket is in, '' if it does not say."""
+    response = error.response if isinstance(error, ClientError) else {}
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    said = response.get("Error", {})
+    # Amazon's sentence ends in: the region 'us-east-1' is wrong; expecting 'eu-west-1'
+    expected = re.search(r"expecting '([\w-]+)'", said.get("Message") or "")
+    words = expected[1] if expected else ""
+    return str(said.get("Region") or headers.get("x-amz-bucket-region") or words)
 
 
 def missing_bucket(uri: str, endpoint: str) -> StorageError:
     """Explain that the bucket, not the object, is what is missing."""
     bucket, _ = bucket_and_key(uri)
+    remedy = "Create the bucket, or check AWS_ENDPOINT_URL and the URI"
+    if bucket != bucket.lower():
+        remedy = f"Most buckets are in lower case: write s3://{bucket.lower()}, or create this one"
+    elif path := urlsplit(endpoint).path.strip("/"):
+        remedy = f"AWS_ENDPOINT_URL ends in a path, /{path}: leave it out if it is a bucket"
     return StorageError(
         "bucket not found",
         where=uri,
         found=f"no bucket {bucket!r} at {endpoint}",
         expected="a bucket of that name",
-        remedy="Create the bucket, or check AWS_ENDPOINT_URL and the URI",
+        remedy=remedy,
     )
 
 
@@ -217,6 +151,14 @@ def _unexpected(error: Exception, uri: str, endpoint: str) -> StorageError:
     if isinstance(error, ClientError):
         reply = error.response["Error"]
         found = f"{reply.get('Code')}: {reply.get('Message', '')}".strip()
+        if not is_transient(error):
+            return StorageError(
+                "object store refused the request",
+                where=uri,
+                found=f"{found} from {endpoint}",
+                expected="an answer to the request",
+                remedy="Look up the store's code: the same request fails again",
+            )
     else:
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return StorageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,13 @@ from iceaggr.storage.file_store import as_storage_error, partial_file, replace_d
 from iceaggr.storage.ranged_reader import RangedReader
 from iceaggr.storage.s3_body import TagChecks, md5_of, read_body
 from iceaggr.storage.s3_client import S3Client
-from iceaggr.storage.s3_errors import error_code, explain, is_missing, missing_bucket
+from iceaggr.storage.s3_errors import (
+    error_code,
+    explain,
+    is_missing,
+    is_wordless,
+    missing_bucket,
+)
 from iceaggr.storage.uris import bad_uri, bucket_and_key
 
 PART_BYTES = 16 << 20
@@ -60,7 +66,7 @@ class S3Store:
             head = self._s3.attempt(lambda s3: s3.head_object(**where))
         except (ClientError, BotoCoreError, OSError) as error:
             if not is_missing(error):
-                raise explain(error, uri, self._s3.endpoint) from error
+                raise self._worded(error, uri, partial(_read_a_byte, where)) from error
             self._check_bucket(uri)
             return None
         return StoredObject(uri, head["ContentLength"], _etag(head))
@@ -216,8 +222,17 @@ class S3Store:
         except (ClientError, BotoCoreError, OSError) as error:
             if is_missing(error):
                 raise missing_bucket(uri, self._s3.endpoint) from None
-            raise explain(error, uri, self._s3.endpoint) from error
+            raise self._worded(error, uri, partial(_list_one, bucket)) from error
         self._known_buckets.add(bucket)
+
+    def _worded(self, error: Exception, uri: str, ask: Callable[[Any], object]) -> StorageError:
+        """Explain a refused HEAD request, which has no room for a reason, by that of another."""
+        if is_wordless(error):
+            try:
+                self._s3.attempt(ask)
+            except (ClientError, BotoCoreError, OSError) as reason:
+                error = reason
+        return explain(error, uri, self._s3.endpoint)
 
     def _body(self, answer: dict[str, Any]) -> bytes:
         self._s3.note_answer()
@@ -229,6 +244,14 @@ def _location(uri: str) -> dict[str, Any]:
     if not key:
         raise bad_uri(uri)
     return {"Bucket": bucket, "Key": key}
+
+
+def _read_a_byte(where: dict[str, Any], s3: Any) -> None:
+    s3.get_object(Range="bytes=0-0", **where)["Body"].close()
+
+
+def _list_one(bucket: str, s3: Any) -> None:
+    s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
 
 
 def _upload_part(request: dict[str, Any], s3: Any) -> Any:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from iceaggr.interfaces import Content, StoredObject
-from iceaggr.service_settings import store_settings
 from iceaggr.storage.allowed import ALLOWED_URIS_VARIABLE, AllowedPlaces
 from iceaggr.storage.file_store import FileStore
 from iceaggr.storage.s3_store import S3Store
@@ -25,7 +24,7 @@ class UriStore:
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._given_environment = environment is not None
-        settings = store_settings(os.environ if environment is None else environment)
+        settings = os.environ if environment is None else environment
         self._allowed = AllowedPlaces(settings.get(ALLOWED_URIS_VARIABLE, ""))
         self._files = FileStore()
         self._s3 = S3Store(settings)

@@ -4,6 +4,9 @@
 be percent-encoded, as browsers and pathlib write it, or plain; a percent sign in a name that we
 list comes out as `%25`, so that every listed URI opens the file it was listed for.
 
+A key has no backslash and no `.` as a folder: SeaweedFS answers such a name with an error of its
+own, and MinIO with `XMinioInvalidObjectName`.
+
 A URI never climbs: with `..` in it, a name from a list, a plan or a manifest could leave its
 folder, and some stores resolve it behind their access policies.
 """
@@ -26,6 +29,7 @@ def check_place(uri: str, where: str) -> None:
     where: option or parameter that gave it.
     Raises: StorageError if it names no place or may hold a secret, which is not quoted.
     """
+    _refuse_blanks_around(uri, where)
     if uri.startswith(S3_SCHEME):
         bucket_and_key(uri, where)
     else:
@@ -58,7 +62,9 @@ def bucket_and_key(uri: str, where: str = "") -> tuple[str, str]:
     if not uri.startswith(S3_SCHEME) or not bucket:
         raise bad_uri(uri, where)
     _refuse_secrets(uri, where)
+    _refuse_blanks_around(uri, where)
     _refuse_climbing(uri, f"{bucket}/{key}")
+    _refuse_what_stores_change(uri, f"{bucket}/{key}", where)
     return bucket, key
 
 
@@ -92,6 +98,30 @@ def _refuse_climbing(uri: str, path: str) -> None:
             found="'..' in the path",
             expected="a path without '..'",
             remedy="Write the folder that is meant",
+        )
+
+
+def _refuse_blanks_around(uri: str, where: str) -> None:
+    """Refuse what a copied line brings along; inside a key a blank is a letter like others."""
+    if uri != uri.strip():
+        raise StorageError(
+            "blank around a storage URI",
+            where=where or uri.strip(),
+            found=repr(without_credentials(uri)),
+            expected="no blank or line break before or after it",
+            remedy="Take it away: it would be part of the name",
+        )
+
+
+def _refuse_what_stores_change(uri: str, path: str, where: str) -> None:
+    """Refuse names that some stores refuse and others change into another name."""
+    if "\\" in path or "." in path.split("/"):
+        raise StorageError(
+            "not a name for every object store",
+            where=where or uri,
+            found=repr("\\" if "\\" in path else "./"),
+            expected="a key without backslashes and without '.' as a folder",
+            remedy="Write folders with / between them, and the object under that name",
         )
 
 
