@@ -26,7 +26,7 @@ from kfp import dsl
 
 from components.check_learning import check_learning
 from components.close_run import close_run
-from components.cluster import place_training, settle
+from components.cluster import RUN_DEADLINE_HOURS, place_training, settle
 from components.compute_statistics import compute_statistics
 from components.evaluate_model import evaluate_model
 from components.image import IMAGE
@@ -43,7 +43,6 @@ DEFAULT_CONFIG: dict[str, Any] = yaml.safe_load(
     (Path(__file__).parent / "configs" / "laptop.yaml").read_text(encoding="utf-8")
 )
 PARALLEL_SHARD_TASKS = 16
-RUN_DEADLINE_HOURS = 14 * 24
 
 
 def make_pipeline(cluster: bool) -> Any:

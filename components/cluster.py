@@ -18,6 +18,9 @@ from iceaggr.machines.credentials import (
     TRACKING_SECRET,
 )
 
+RUN_DEADLINE_HOURS = 14 * 24
+"""After which Argo ends a run, whatever it does."""
+
 
 def settle(task: Any, cpu: Any, memory: Any, n_retries: int = 2) -> Any:
     """Give a step its resources, its retries and its credentials. Returns the step.
@@ -28,9 +31,15 @@ def settle(task: Any, cpu: Any, memory: Any, n_retries: int = 2) -> Any:
     task.set_cpu_request(cpu)
     # request = limit: a pod that may use more memory than it asked for is the first to be evicted
     task.set_memory_request(memory).set_memory_limit(memory)
-    # all steps are idempotent, and training goes on from its last checkpoint
+    # all steps are idempotent, and training goes on from its last checkpoint. The longest duration
+    # is no cap on a pause: Argo counts it from the step's first start and ends a pod that works
+    # beyond it (retryStrategy.backoff.maxDuration), and a step that is not given one has an hour.
+    # So it is the run's own deadline, which always comes first
     task.set_retry(
-        n_retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="900s"
+        n_retries,
+        backoff_duration="30s",
+        backoff_factor=2.0,
+        backoff_max_duration=f"{RUN_DEADLINE_HOURS * 3600}s",
     )
     # network policies know our pods by it
     kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "iceaggr")

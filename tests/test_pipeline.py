@@ -112,6 +112,13 @@ def test_every_step_has_requests_and_a_memory_limit(graph):
         assert resources["resourceMemoryLimit"] == resources["resourceMemoryRequest"], name
 
 
+def test_no_step_is_ended_or_given_up_before_the_run_is(graph):
+    # Argo ends a pod, however well it works, when this time has passed since the step's first start
+    for name in STEPS:
+        window = tasks(graph)[name]["retryPolicy"]["backoffMaxDuration"]
+        assert float(window.removesuffix("s")) >= pipeline.RUN_DEADLINE_HOURS * 3600, name
+
+
 def test_every_step_is_retried_with_growing_pauses_and_never_cached(graph):
     for name in STEPS:
         task = tasks(graph)[name]
