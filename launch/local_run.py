@@ -25,6 +25,7 @@ from kfp import local
 import iceaggr
 from iceaggr.errors import IceaggrError
 from iceaggr.progress import PROGRESS_FILE_VARIABLE
+from iceaggr.signals import held_by_launcher
 from iceaggr.tracking.run import SPOOL_PREFIX
 from launch.display import RunDisplay
 
@@ -120,7 +121,10 @@ def _for_steps(progress_path: Path) -> Iterator[None]:
         }
     )
     try:
-        yield
+        # KFP starts a step behind a shell: were this process killed, the step would not notice
+        with held_by_launcher() as launcher:
+            os.environ.update(launcher)
+            yield
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -139,7 +143,14 @@ def _clear(scratch: Path) -> None:
 
 
 def _failure(messages: list[dict[str, Any]], error: Exception, log_path: Path) -> PipelineRunError:
-    failed = [m for m in messages if m["kind"] == "failed"]
+    # a training that was restarted has failed before, and that is over
+    last: dict[tuple[str, str], dict[str, Any]] = {}
+    for message in messages:
+        if message["kind"] in ("start", "failed"):
+            name = (message["step"], message["task"])
+            last.pop(name, None)
+            last[name] = message
+    failed = [m for m in last.values() if m["kind"] == "failed"]
     if not failed:
         sentence = " ".join(str(error).split())
         return PipelineRunError(f"the run failed: {sentence}", remedy=f"Full log: {log_path}")

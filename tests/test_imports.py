@@ -23,6 +23,7 @@ RANKS = {
     "patience": 1,
     "service_settings": 1,
     "progress": 1,
+    "signals": 1,
     "verified": 1,
     "storage": 1,
     "detector": 1,

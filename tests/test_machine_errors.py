@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from iceaggr.machine_errors import MachineError, TerminatedError, as_machine_error, naming
+from iceaggr.machine_errors import MachineError, as_machine_error, naming
 from iceaggr.progress import StepProgress
+from iceaggr.signals import TerminatedError
 
 
 @pytest.mark.parametrize(

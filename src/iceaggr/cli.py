@@ -22,12 +22,14 @@ from iceaggr.cli_steps import check, evaluate, promote, shard, stats, train
 from iceaggr.errors import IceaggrError
 from iceaggr.machine_errors import as_machine_error
 from iceaggr.progress import StepProgress
+from iceaggr.signals import end_with_parent
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def main() -> None:
     """Run a command; every expected error ends in one line on stderr and exit code 1."""
+    end_with_parent()
     try:
         app()
     except Exception as error:

@@ -8,7 +8,10 @@ class IceaggrError(Exception):
 
     what: the thing that failed, in plain words.  where: file, URI, field or parameter.
     found, expected: the two values that disagree.  remedy: what the user should do next.
+    may_pass: the same may succeed later, since nothing is wrong with what was asked
     """
+
+    may_pass = False
 
     def __init__(
         self,
@@ -68,6 +71,10 @@ class ModelError(IceaggrError):
 
 class TrainingError(IceaggrError):
     """Training cannot go on: divergence, no learning, or a foreign checkpoint."""
+
+
+class PartnerError(TrainingError):
+    """Another process of the same training failed; its own error says why."""
 
 
 class EvaluationError(IceaggrError):

@@ -1,4 +1,4 @@
-"""What the machine itself refuses to a step: disk, permission, memory; or an end asked for.
+"""What the machine itself refuses to a step: disk, permission, memory.
 
 Any line of any step can meet these, so they are told in one place, around the whole step.
 """
@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from iceaggr.errors import IceaggrError
 
@@ -37,15 +33,10 @@ class MachineError(IceaggrError):
     """Disk, permission, memory or threads are lacking; nothing is wrong with the data."""
 
 
-class TerminatedError(SystemExit):
-    """SIGTERM arrived: the step cleans up and ends with the exit code of that signal (143)."""
+class MemoryLackingError(MachineError):
+    """Memory or threads are lacking, maybe only at this moment."""
 
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
-
-    def __str__(self) -> str:
-        """Say what happened instead of a number."""
-        return "terminated by SIGTERM; run the step again"
+    may_pass = True
 
 
 def as_machine_error(error: BaseException) -> MachineError | None:
@@ -63,7 +54,7 @@ def as_machine_error(error: BaseException) -> MachineError | None:
         )
     no_memory = isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM
     if no_memory or (isinstance(error, RuntimeError) and _tells(words, *_NO_MEMORY_WORDS)):
-        return MachineError(
+        return MemoryLackingError(
             "out of memory",
             where="this machine",
             found=words or type(error).__name__,
@@ -71,7 +62,7 @@ def as_machine_error(error: BaseException) -> MachineError | None:
             remedy="Give the step more memory, or lower batches.n_events or n_mixed_shards",
         )
     if isinstance(error, RuntimeError) and _tells(words, _NO_THREAD_WORDS):
-        return MachineError(
+        return MemoryLackingError(
             "no further thread can be started",
             where="this machine",
             found=words,
@@ -123,35 +114,6 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-
-
-class Termination:
-    """Turns the first SIGTERM into TerminatedError while it is entered, so that steps clean up.
-
-    Outside the main thread Python delivers no signals, and nothing is installed.
-    """
-
-    def __init__(self) -> None:
-        self.arrived = False
-        self._previous: Any = None
-        self._installed = False
-
-    def begin(self) -> None:
-        """Install the handler."""
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._end)
-            self._installed = True
-
-    def finish(self) -> None:
-        """Bring the handler of before back."""
-        if self._installed:
-            signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
-            self._installed = False
-
-    def _end(self, signal_number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the rest is cleaning up
-        self.arrived = True
-        raise TerminatedError
 
 
 def _tells(words: str, *phrases: str) -> bool:

@@ -35,6 +35,15 @@ def first_contact_s(environment: Mapping[str, str] = os.environ) -> float:
     return FIRST_CONTACT_S if environment.get(_IN_A_POD) else 0.0
 
 
+def may_pass(error: BaseException | None) -> bool:
+    """Tell whether the same may succeed later: the error says so, or the one that caused it."""
+    while error is not None:
+        if getattr(error, "may_pass", False):
+            return True
+        error = error.__cause__
+    return False
+
+
 def ask_patiently(
     request: Callable[[], Answer],
     *,

@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any, Literal
 
 from iceaggr.errors import IceaggrError
-from iceaggr.machine_errors import TerminatedError, Termination, as_machine_error
+from iceaggr.machine_errors import as_machine_error
+from iceaggr.signals import TerminatedError, Termination, end_with_launcher
 
 PROGRESS_FILE_VARIABLE = "ICEAGGR_PROGRESS_FILE"
 _SECONDS_BETWEEN_UPDATES = 0.5
@@ -44,6 +45,8 @@ class StepProgress:
 
     def __enter__(self) -> StepProgress:
         self._started = time.monotonic()
+        # a local run that is killed must not leave its steps behind
+        end_with_launcher()
         self._termination.begin()
         self._send("start", text="")
         return self

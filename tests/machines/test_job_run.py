@@ -11,7 +11,7 @@ from iceaggr.errors import TrainingError
 from iceaggr.machines import job_run
 from iceaggr.machines.job_api import JobApi, KubernetesAwayError, KubernetesError
 from iceaggr.machines.job_run import run_train_job, stop_train_job
-from iceaggr.training.interruption import TrainingInterruptedError
+from iceaggr.signals import TrainingInterruptedError
 from tests.machines.kubernetes_stand_in import JOBS, KubernetesStandIn
 from tests.machines.test_train_job import order
 from tests.stand_in import HttpError

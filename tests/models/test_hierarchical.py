@@ -137,6 +137,21 @@ def test_model_is_finite_for_the_smallest_events(config: ModelConfig) -> None:
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
 
 
+@pytest.mark.parametrize(
+    "config",
+    [PLAIN, PHYSICS, STATISTICS_ONLY, PHYSICS.model_copy(update={"event_token": False})],
+    ids=["plain", "physics", "statistics_only", "without_token"],
+)
+def test_no_batch_leaves_a_weight_without_a_gradient(config: ModelConfig) -> None:
+    # processes that train together wait for the gradient of each weight from every one of them
+    hit = DomHits(10, np.array([10_000.0]), np.full(1, 0.025), np.full(1, False))
+    batch = assemble([Event(i, [hit], np.array([0.0, 0.0, 1.0])) for i in range(3)])
+    model = built(config).train()
+    direction_loss(model(batch), batch.direction, LossConfig(), 0.0).sum().backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
 def test_time_offset_changes_nothing_in_the_frame_of_the_seed() -> None:
     config = STATISTICS_ONLY.model_copy(update={"fourier_bands": 0})
     events = random_events(20, seed=6)

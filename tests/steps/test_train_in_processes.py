@@ -5,21 +5,28 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from iceaggr.errors import ConfigError, IceaggrError, TrainingError
-from iceaggr.machines.launcher import LAUNCHER_VARIABLE, end_with_launcher
+from iceaggr.errors import ConfigError, IceaggrError, StorageError, TrainingError
+from iceaggr.machines.supervision import Limits
 from iceaggr.machines.torchrun import run_here
+from iceaggr.signals import EXIT_CODE_INTERRUPTED, LAUNCHER_VARIABLE, end_with_launcher
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.train_here import run_train_here
 from iceaggr.steps.train_on_machines import deadline_s, parse_machines
-from iceaggr.steps.train_request import TrainAnswer, read_request, train_in_processes
+from iceaggr.steps.train_request import (
+    TrainAnswer,
+    n_steps_saved,
+    read_request,
+    train_in_processes,
+)
 from iceaggr.steps.training_choices import TrainingChoices
-from iceaggr.training.interruption import EXIT_CODE_INTERRUPTED
 from tests.training.small_runs import small_config, small_inputs
 
 
@@ -61,9 +68,69 @@ def test_train_in_processes_trains_together_and_hands_the_result_on(context, doc
     assert store.stat(f"{pointer['model_uri']}/model.json") is not None
 
 
-def test_run_here_tells_which_exit_code_the_processes_had(context):
-    with pytest.raises(TrainingError, match=r"a training process failed .*2 processes.*exit code"):
-        run_here(f"{context.run_uri}/absent.json", 2)
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_run_here_gives_the_error_of_its_processes_at_once(context, capfd, n_processes):
+    with pytest.raises(StorageError, match=r"file not found \[.*absent.json\]"):
+        run_here(f"{context.run_uri}/absent.json", n_processes)
+    assert "Restart" not in capfd.readouterr().err
+
+
+def test_training_without_its_gpu_fails_at_once_with_the_settings_name(
+    context, documents, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    config = small_config(training={"device": "cuda"})
+    with pytest.raises(TrainingError, match=r"no GPU for this process \[training.device\]"):
+        run_train_here(
+            replace(context, config=config),
+            documents,
+            model_path=tmp_path / "model.json",
+            choices=TrainingChoices(),
+        )
+
+
+FOREIGN = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "10.255.255.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize("n_processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_training_goes_on_from_its_checkpoint_to_the_same_weights(
+    context, documents, tmp_path, monkeypatch, capfd, caplog, n_processes
+):
+    # what another job left, which must neither be believed nor reach torchrun
+    for name, text in {**FOREIGN, "LOCAL_RANK": "3", "PET_NNODES": "2"}.items():
+        monkeypatch.setenv(name, text)
+    config = small_config(training={"n_epochs": 8})
+    # a machine without GPUs is never asked for two processes
+    monkeypatch.setattr(TrainingChoices, "n_processes", n_processes)
+    runs = [replace(context, run_id=name, config=config) for name in ("whole", "killed")]
+    weights = []
+    for run in runs:
+        if run.run_id == "killed":
+            threading.Thread(target=kill_once, args=(run,), daemon=True).start()
+        facts = run_train_here(
+            run,
+            documents,
+            model_path=tmp_path / "model.json",
+            choices=TrainingChoices(),
+            limits=Limits(first_pause_s=0.1),
+        )
+        uri = json.loads((tmp_path / "model.json").read_text())["model_uri"]
+        weights.append(run.open_store().read_bytes(f"{uri}/weights.safetensors"))
+    assert weights[0] == weights[1]
+    told = capfd.readouterr().err
+    assert told.count("Restart 1 from step") == 1
+    assert "Restart 2" not in told
+    assert "ignored LOCAL_RANK=3, MASTER_ADDR=10.255.255.1" in caplog.text
+    assert "from step" in facts.labels["restarts"]
+
+
+def kill_once(run):
+    """Kill a training process of a run as soon as there is a checkpoint of some steps."""
+    store, until = run.open_store(), time.monotonic() + 120
+    while n_steps_saved(store, run.run_uri) < 5 and time.monotonic() < until:
+        time.sleep(0.02)
+    workers = processes_naming(f"{run.run_uri}/training/here/request.json")
+    os.kill(max(workers), signal.SIGKILL)
 
 
 def test_train_in_processes_misses_the_result_of_processes_that_wrote_none(
@@ -114,7 +181,7 @@ def endless(documents, tmp_path):
     program = (
         "import sys\n"
         "from iceaggr.machines.torchrun import run_here\n"
-        "from iceaggr.training.interruption import TrainingInterruptedError\n"
+        "from iceaggr.signals import TrainingInterruptedError\n"
         "try: run_here(sys.argv[1], 2)\n"
         "except TrainingInterruptedError as error: sys.exit(error.exit_code)\n"
     )
@@ -161,7 +228,7 @@ def test_processes_end_with_the_step_that_launched_them(endless):
 
 
 def test_process_whose_launcher_has_left_is_told(tmp_path):
-    with pytest.raises(TrainingError, match="without the step that launched it"):
+    with pytest.raises(IceaggrError, match="without the step that launched it"):
         end_with_launcher({LAUNCHER_VARIABLE: str(tmp_path / "gone" / "running")})
 
 

@@ -26,7 +26,7 @@ def main(folder: Path, n_events: int, n_train: int) -> None:
     )
     tracker = RecordingTracker()
     inputs = small_inputs(folder, config, n_train=n_train)
-    result = train(replace(inputs, tracker=tracker))
+    result = train(replace(inputs, tracker=tracker), launched=True)
     if tracker.points:
         curves = {
             name: tracker.curve(name)

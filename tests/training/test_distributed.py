@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from iceaggr.signals import without_launchers
 from iceaggr.training.distributed import Processes, joined_processes
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,9 @@ def run_processes(
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    # torch tells of settings that are outdated, or cost time for nothing
+    assert "find_unused_parameters" not in done.stderr
+    assert "FutureWarning" not in done.stderr, done.stderr
     result: dict[str, Any] = json.loads((folder / "curves.json").read_text())
     return result
 
@@ -45,11 +49,42 @@ def test_single_process_sends_nothing() -> None:
     assert alone.wrap(model, torch.device("cpu")) is model
 
 
-def test_single_process_needs_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined_processes(use_gpu=False) as processes:
+LEFT_BY_ANOTHER_JOB = {
+    "RANK": "3",
+    "LOCAL_RANK": "3",
+    "WORLD_SIZE": "4",
+    "MASTER_ADDR": "10.255.255.1",
+    "MASTER_PORT": "29500",
+    "TORCHELASTIC_RUN_ID": "other",
+    "PET_NNODES": "2",
+}
+
+
+def test_process_trains_alone_whatever_another_job_left_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, text in LEFT_BY_ANOTHER_JOB.items():
+        monkeypatch.setenv(name, text)
+    with joined_processes(use_gpu=False, launched=False) as processes:
         assert processes == Processes()
     assert not torch.distributed.is_initialized()
+    assert len(caplog.messages) == 1
+    assert all(f"{name}={text}" in caplog.text for name, text in LEFT_BY_ANOTHER_JOB.items())
+
+
+def test_process_alone_says_nothing_without_foreign_variables(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in set(os.environ) - set(without_launchers(os.environ)):
+        monkeypatch.delenv(name)
+    with joined_processes(use_gpu=False, launched=False) as processes:
+        assert processes == Processes()
+    assert not caplog.messages
+
+
+def test_only_variables_of_launchers_count_as_such() -> None:
+    kept = {"HOME": "/", "RANKS": "1", "OMP_NUM_THREADS": "2", "MASTER": "x", "PETS": "cat"}
+    assert without_launchers({**kept, **LEFT_BY_ANOTHER_JOB}) == kept
 
 
 @pytest.mark.slow

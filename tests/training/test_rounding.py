@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from iceaggr.errors import TrainingError
+from iceaggr.signals import TrainingInterruptedError
 from iceaggr.training import TrainingInputs, TrainingProgress, train
 from iceaggr.training.checkpoint import CheckpointFolder
-from iceaggr.training.interruption import TrainingInterruptedError
 from iceaggr.training.rounding import Rounding, fixed_threads, go_on_with
 from tests.training.small_runs import (
     RecordingTracker,

@@ -17,9 +17,9 @@ from iceaggr.detector import Detector, icecube86
 from iceaggr.errors import TrainingError
 from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.normalization import FeatureScaling, Normalization
+from iceaggr.signals import TrainingInterruptedError
 from iceaggr.training import TrainingInputs, normalization_shift, start_from_model, train
 from iceaggr.training.checkpoint import CheckpointFolder
-from iceaggr.training.interruption import TrainingInterruptedError
 from tests.training.small_runs import same_weights, small_config, small_inputs
 
 NAME = "models:/small/1"

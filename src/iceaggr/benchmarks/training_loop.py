@@ -24,12 +24,12 @@ from iceaggr.detector import icecube86
 from iceaggr.interfaces import NullTracker
 from iceaggr.normalization import Normalization
 from iceaggr.shards.manifest import ShardManifest, load_manifest
+from iceaggr.signals import Interruption, TrainingInterruptedError
 from iceaggr.storage import open_store
 from iceaggr.training.curves import CurveWindow
 from iceaggr.training.device import LoadedBatch
 from iceaggr.training.distributed import Processes
 from iceaggr.training.inputs import TrainingInputs, TrainingProgress
-from iceaggr.training.interruption import Interruption, TrainingInterruptedError
 from iceaggr.training.loop import Loop
 from iceaggr.training.run import build_parts
 from iceaggr.training.state import RunState
@@ -133,7 +133,7 @@ class _LoopBench:
 
     def _run_loop(self) -> None:
         self.points.clear()
-        self.interruption.requested = False
+        self.interruption = Interruption()
         with suppress(TrainingInterruptedError):
             Loop(self.parts, self.state, self.interruption).run()
 
@@ -149,7 +149,7 @@ class _LoopBench:
             if self.meter is not None:
                 self.meter.stop()
             self.timed = list(self.window.batches)
-            self.interruption.requested = True
+            self.interruption.request()
 
     def _take_bare_steps(self, batches: list[EventBatch]) -> tuple[float, float]:
         """Take a step on each batch: seconds by the clock, and of all cores."""

@@ -31,6 +31,8 @@ class KubernetesError(TrainingError):
 class KubernetesAwayError(KubernetesError):
     """Kubernetes is out of reach or out of order, maybe only for now."""
 
+    may_pass = True
+
 
 class MainPod(NamedTuple):
     """The pod of rank 0; ended: it writes no more."""

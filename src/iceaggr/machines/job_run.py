@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, TypeVar
 
 from iceaggr.errors import TrainingError
@@ -15,7 +13,7 @@ from iceaggr.machines.job_api import JobApi, KubernetesAwayError
 from iceaggr.machines.pod_log import PodLog
 from iceaggr.machines.train_job import TrainJobOrder, build_train_job, job_name
 from iceaggr.patience import ask_patiently
-from iceaggr.training.interruption import TrainingInterruptedError
+from iceaggr.signals import Interruption, TrainingInterruptedError
 
 _PATIENCE_S = 600.0
 _END_OF_LOG_S = 50.0
@@ -34,10 +32,10 @@ def run_train_job(
     KubernetesError.
     """
     job = build_train_job(order)
-    with _stop_request() as stop, _log_follower(api, order.name, say, pause_s):
+    with Interruption() as stop, _log_follower(api, order.name, say, pause_s):
         _launch_or_adopt(api, job, say, stop, pause_s)
         ended, reason = _wait(api, order.name, stop, pause_s)
-        if stop.is_set() and not ended:
+        if stop.requested and not ended:
             _patiently(lambda: api.delete(order.name), pause_s)
             raise TrainingInterruptedError(
                 "training was asked to stop",
@@ -58,12 +56,12 @@ def _launch_or_adopt(
     api: JobApi,
     job: dict[str, Any],
     say: Callable[[str], None],
-    stop: threading.Event,
+    stop: Interruption,
     pause_s: float,
 ) -> None:
     name = job["metadata"]["name"]
     until = time.monotonic() + _PATIENCE_S
-    while not stop.is_set():
+    while not stop.requested:
         late = time.monotonic() > until
         try:
             if _is_there(api, job, say):
@@ -106,10 +104,10 @@ def _is_there(api: JobApi, job: dict[str, Any], say: Callable[[str], None]) -> b
     return True
 
 
-def _wait(api: JobApi, name: str, stop: threading.Event, pause_s: float) -> tuple[str, str]:
+def _wait(api: JobApi, name: str, stop: Interruption, pause_s: float) -> tuple[str, str]:
     """Wait for the end: ("Complete" or "Failed", reason), or ("", "") when asked to stop."""
     away_since: float | None = None
-    while not stop.is_set():
+    while not stop.requested:
         try:
             job = api.get(name)
         except KubernetesAwayError:
@@ -166,23 +164,6 @@ def end_of(job: dict[str, Any]) -> tuple[str, str]:
 
 def _leaving(job: dict[str, Any]) -> bool:
     return bool(job["metadata"].get("deletionTimestamp"))
-
-
-@contextmanager
-def _stop_request() -> Iterator[threading.Event]:
-    stop = threading.Event()
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = signal.signal(signal.SIGTERM, remember)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

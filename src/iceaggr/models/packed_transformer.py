@@ -157,8 +157,12 @@ def _attend(packed: Tensor, group: Group, n_heads: int, bias: Tensor | None) -> 
     """Attend within the segments of one group: (R, 3C) to (rows of the group, C)."""
     width = packed.shape[-1] // 3
     if group.length == 1:
-        # a single key has weight one whatever its logit
-        return packed[group.start : group.stop, 2 * width :]
+        # a single key has weight one whatever its logit. The bias takes part all the same, so that
+        # a batch of such events leaves no weight without a gradient: other processes wait for it
+        value = packed[group.start : group.stop, 2 * width :]
+        if bias is None:
+            return value
+        return value + 0.0 * bias.reshape(group.n, -1).sum(1)[:, None].to(value.dtype)
     shaped = group.pad(packed).view(group.n, group.length, 3, n_heads, width // n_heads)
     query, key, value = shaped.permute(2, 0, 3, 1, 4).unbind(0)
     mask = bias

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from iceaggr.progress import StepProgress
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import ModelPointer, write_document
+from iceaggr.steps.train_request import TrainingFacts
 from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.steps.training_inputs import load_training_inputs
 from iceaggr.steps.training_start import begin_from, choose_start
 from iceaggr.training import TrainingProgress, TrainingResult, train
-
-
-@dataclass(frozen=True)
-class TrainingFacts:
-    """What KFP shows of a training: labels on the model artifact, figures as metrics."""
-
-    labels: dict[str, str]
-    figures: dict[str, float]
 
 
 def run_train_model(
@@ -30,9 +24,13 @@ def run_train_model(
     *,
     model_path: Path,
     choices: TrainingChoices,
+    launched: bool = False,
+    restarts: Sequence[str] = (),
 ) -> TrainingFacts:
     """Train the configured model and write a pointer to it; a retry resumes.
 
+    launched: torchrun started this process with others, for us
+    restarts: why the processes before this one ended, if it is not the first
     Raises: ConfigError for a bad choice; TrainingError.
     """
     context = replace(context, config=choices.applied_to(context.config))
@@ -41,10 +39,19 @@ def run_train_model(
         context.tracking("train_model") as tracker,
     ):
         tracker.log_params(_logged(choices, context))
+        if restarts:
+            words = "; ".join(restarts)
+            tracker.set_tags(
+                {"training/n_restarts": str(len(restarts)), "training/restarts": words}
+            )
         start = choose_start(context)
         inputs = load_training_inputs(context, manifest_path, normalization_path, tracker)
         inputs = begin_from(start, inputs, tracker)
-        result = train(inputs, lambda point: progress.update(point.share, 1.0, _words(point)))
+        result = train(
+            inputs,
+            lambda point: progress.update(point.share, 1.0, _words(point)),
+            launched=launched,
+        )
         pointer = ModelPointer(
             model_uri=result.model_uri,
             manifest_digest=inputs.manifest.digest(),
@@ -63,12 +70,15 @@ def run_train_model(
         progress.conclude(
             f"from {start.words}: {result.n_steps:,} steps in {result.minutes:.1f} min on"
             f" {_place(result)}, validation {result.last_validation_opening_angle_deg:.2f} deg"
+            + (f", {len(restarts)} restarts" if restarts else "")
         )
         labels = {
             "model_uri": result.model_uri,
             "started_from": start.words,
             "trained_on": _place(result),
         }
+        if restarts:
+            labels["restarts"] = "; ".join(restarts)
         return TrainingFacts(labels, figures)
 
 

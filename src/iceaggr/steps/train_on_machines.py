@@ -14,8 +14,7 @@ from iceaggr.machines.job_run import run_train_job
 from iceaggr.machines.torchrun import torchrun_command
 from iceaggr.machines.train_job import Machines, TrainJobOrder
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.train_model import TrainingFacts
-from iceaggr.steps.train_request import train_in_processes
+from iceaggr.steps.train_request import TrainingFacts, decide_start, train_in_processes
 from iceaggr.steps.training_choices import TrainingChoices
 
 _LONGEST_S = 14 * 24 * 3600
@@ -54,6 +53,7 @@ def run_train_on_machines(
         )
         run_train_job(api, order, lambda line: print(line, flush=True))
 
+    decide_start(context, choices)
     return train_in_processes(
         context,
         documents,

@@ -5,8 +5,9 @@ The step writes a request, something starts the processes with its URI, rank 0 w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,15 @@ from iceaggr.errors import TrainingError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import ModelPointer, parse_document, write_document
-from iceaggr.steps.train_model import TrainingFacts
 from iceaggr.steps.training_choices import TrainingChoices
-from iceaggr.steps.training_start import choose_start
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What KFP shows of a training: labels on the model artifact, figures as metrics."""
+
+    labels: dict[str, str]
+    figures: dict[str, float]
 
 
 class TrainRequest(BaseModel):
@@ -52,6 +59,29 @@ def read_request(store: ObjectStore, uri: str) -> TrainRequest:
     return parse_document(TrainRequest, store.read_bytes(uri), uri)
 
 
+def n_steps_saved(store: ObjectStore, run_uri: str) -> int:
+    """Read the step of a run's newest checkpoint, -1 if there is none. Raises: StorageError."""
+    # without torch, which iceaggr.training.checkpoint needs: the supervisor stays small
+    uri = f"{run_uri}/training/checkpoints/latest.json"
+    if store.stat(uri) is None:
+        return -1
+    try:
+        newest = str(json.loads(store.read_bytes(uri))["folders"][0])
+        return int(newest.split("-")[1])
+    except (ValueError, LookupError, TypeError):
+        return -1  # the training itself says what is wrong with it
+
+
+def decide_start(context: RunContext, choices: TrainingChoices) -> None:
+    """Decide what a training starts from, where one process does it: all others find the decision.
+
+    Raises: what `choose_start` raises.
+    """
+    from iceaggr.steps.training_start import choose_start
+
+    choose_start(replace(context, config=choices.applied_to(context.config)))
+
+
 def train_in_processes(
     context: RunContext,
     documents: tuple[Path, Path],
@@ -59,17 +89,18 @@ def train_in_processes(
     model_path: Path,
     choices: TrainingChoices,
     launch: Callable[[str], None],
+    folder_name: str = "request",
 ) -> TrainingFacts:
     """Ask for a training, launch its processes and pass on their answer.
 
     documents: manifest and normalisation
     launch: starts the processes with the URI of the request and returns when they ended well
-    Raises: ConfigError for a bad choice; TrainingError; what launch raises.
+    folder_name: of the request, below the run's training/; close_run asks Kubernetes for a TrainJob
+    where there is a `request`
+    Raises: StorageError; TrainingError; what launch raises.
     """
-    # here, where one process decides: all others find the decision
-    choose_start(replace(context, config=choices.applied_to(context.config)))
     store = context.open_store()
-    folder = f"{context.run_uri}/training/request"
+    folder = f"{context.run_uri}/training/{folder_name}"
     request = TrainRequest(
         run_id=context.run_id,
         experiment_name=context.experiment_name,

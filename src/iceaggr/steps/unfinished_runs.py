@@ -16,7 +16,7 @@ from iceaggr.steps.documents import parse_document
 
 KEPT_DAYS = 30
 _DAY_S = 24 * 3600
-_TEMPORARY = ("checkpoints", "request", "start")
+_TEMPORARY = ("checkpoints", "request", "here", "start")
 # says that the run has checkpoints; written by iceaggr.training.checkpoint
 _MARK = "has_checkpoints.json"
 _DELETED_LAST = {_MARK: 1, "latest.json": 2}

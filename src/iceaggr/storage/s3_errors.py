@@ -97,6 +97,12 @@ def is_transient(error: Exception) -> bool:
 
 def explain(error: Exception, uri: str, endpoint: str) -> StorageError:
     """Turn a boto3 error into one line; secrets are never part of it."""
+    told = _worded(error, uri, endpoint)
+    told.may_pass = is_transient(error)
+    return told
+
+
+def _worded(error: Exception, uri: str, endpoint: str) -> StorageError:
     code = error_code(error)
     if code == "NoSuchBucket":
         return missing_bucket(uri, endpoint)

@@ -81,6 +81,8 @@ Answer = TypeVar("Answer")
 class ServerAwayError(TrackingError):
     """No tracking server answers, or what stands before it says so (502 to 504)."""
 
+    may_pass = True
+
 
 class ServerFailingError(TrackingError):
     """The server answers with an error of its own (500, 429), which may pass: it starts, or its

@@ -1,7 +1,7 @@
 """Training: a manifest in, a model out; resumable, guarded, watched."""
 
+from iceaggr.signals import EXIT_CODE_INTERRUPTED, TrainingInterruptedError
 from iceaggr.training.inputs import TrainingInputs, TrainingProgress, TrainingResult
-from iceaggr.training.interruption import EXIT_CODE_INTERRUPTED, TrainingInterruptedError
 from iceaggr.training.learning_check import LearningRow, check_learning, learning_check_table
 from iceaggr.training.learning_page import learning_check_html, learning_check_text
 from iceaggr.training.run import train

@@ -1,7 +1,13 @@
-"""The processes of one run: started by torchrun, one per GPU, or a single one."""
+"""The processes of one run: started by torchrun, one per GPU, or a single one.
+
+Schedulers and other trainings leave RANK, WORLD_SIZE, MASTER_ADDR and their kin in a shell. A
+process that believed them would wait for partners that do not exist. So they count only where our
+own launcher has started the process, which says so itself.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from iceaggr.signals import without_launchers
+
+# torch 2.13 has another name for it
+_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_NO_SYNC: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
 
 
 @dataclass(frozen=True)
@@ -55,20 +67,23 @@ class Processes:
         return DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,
-            # a minibatch of events with one DOM each leaves the relative bias out
-            find_unused_parameters=True,
+            # buffers are constants: the normalisation and the frame of the features
+            **_NO_SYNC,
         )
 
 
 @contextmanager
-def joined_processes(use_gpu: bool) -> Iterator[Processes]:
-    """Join the run that torchrun describes in the environment, if any, and leave it at the end.
+def joined_processes(use_gpu: bool, launched: bool) -> Iterator[Processes]:
+    """Join the processes that torchrun describes in the environment, and leave them at the end.
 
     Control messages always travel over gloo on the CPU, gradients over NCCL on GPUs.
+    launched: our launcher started this process with others; False trains alone, whatever is there
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    if not launched:
+        without_launchers(os.environ)
+        yield Processes()
+        return
+    if int(os.environ["WORLD_SIZE"]) == 1:
         yield Processes()
         return
     started_here = not dist.is_initialized()

@@ -13,12 +13,12 @@ from torch import nn
 
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import ExperimentConfig
-from iceaggr.errors import TrainingError
+from iceaggr.errors import PartnerError, TrainingError
+from iceaggr.signals import Interruption, TrainingInterruptedError
 from iceaggr.training.device import LoadedBatch, placed, positioned
 from iceaggr.training.distributed import Processes
 from iceaggr.training.guards import check_batch
 from iceaggr.training.inputs import BatchSource
-from iceaggr.training.interruption import Interruption, TrainingInterruptedError
 from iceaggr.training.keeper import Keeper
 from iceaggr.training.memory import HeapTrimmer
 from iceaggr.training.reporting import Reporter
@@ -162,7 +162,7 @@ class Loop:
             raise problem
         if everyone[:, 0].any():
             rank = int(everyone[:, 0].argmax())
-            raise TrainingError(
+            raise PartnerError(
                 "another process refused its batch",
                 where=f"{where}, rank {rank}",
                 found="a refused batch",

@@ -12,13 +12,13 @@ from iceaggr.errors import IceaggrError
 from iceaggr.models import build_model
 from iceaggr.models.bundle import save_model
 from iceaggr.normalization import Normalizer
+from iceaggr.signals import Interruption, TrainingInterruptedError
 from iceaggr.training.checkpoint import CheckpointFolder
 from iceaggr.training.compilation import compile_for
 from iceaggr.training.curves import CurveWindow
 from iceaggr.training.device import choose_device, device_name
 from iceaggr.training.distributed import Processes, joined_processes
 from iceaggr.training.inputs import ProgressCallback, TrainingInputs, TrainingResult
-from iceaggr.training.interruption import Interruption, TrainingInterruptedError
 from iceaggr.training.keeper import Keeper
 from iceaggr.training.loop import Loop, LoopParts
 from iceaggr.training.reporting import Reporter
@@ -30,19 +30,27 @@ from iceaggr.training.validation import Validator
 logger = logging.getLogger(__name__)
 
 
-def train(inputs: TrainingInputs, on_progress: ProgressCallback | None = None) -> TrainingResult:
+def train(
+    inputs: TrainingInputs,
+    on_progress: ProgressCallback | None = None,
+    *,
+    launched: bool = False,
+) -> TrainingResult:
     """Train a model, or resume the run found in the output folder, and save it.
 
     A step-driven run (max_minutes 0) that was killed at any moment and resumed on a CPU of the same
     kind, with the same torch and as many cores, ends with the same weights, bit for bit: it goes on
     with as many threads as before. Where one of these differs it goes on, too, and says so in a
     warning and in the tag training/rounding_changed.
-    on_progress is called at each point of the curves.
+    on_progress: is called at each point of the curves
+    launched: torchrun started this process with others, on this call's behalf; False trains alone,
+    whatever RANK and WORLD_SIZE another job left in the environment
     Raises: TrainingInterruptedError after SIGTERM (exit code 75, the same call goes on);
     TrainingError on bad inputs, divergence, no learning, or a lost, foreign or damaged checkpoint.
     """
     settings = inputs.config.training
-    with joined_processes(use_gpu=settings.device != "cpu" and torch.cuda.is_available()) as group:
+    use_gpu = settings.device != "cpu" and torch.cuda.is_available()
+    with joined_processes(use_gpu, launched) as group:
         device = choose_device(settings, group.local_rank)
         _tell_place(inputs, group, device)
         parts = build_parts(inputs, group, device, on_progress)
