@@ -45,11 +45,12 @@ DEFAULT_CONFIG: dict[str, Any] = yaml.safe_load(
 PARALLEL_SHARD_TASKS = 16
 
 
-def make_pipeline(cluster: bool) -> Any:
+def make_pipeline(cluster: bool, run_name: str = dsl.PIPELINE_JOB_NAME_PLACEHOLDER) -> Any:
     """Draw the graph: the same steps here and on a cluster.
 
     cluster: also resources, retries, credentials and placement, which the local runner ignores,
     and the choice of several machines, which it cannot offer.
+    run_name: what MLflow calls the run; KFP puts its own name of the run there
     """
 
     @dsl.pipeline(
@@ -79,15 +80,15 @@ def make_pipeline(cluster: bool) -> Any:
     ) -> None:
         """Train, evaluate and register a direction model from raw events."""
         # KFP reads the parameters above, one by one; from here on they are one form
-        _draw(cluster, locals())
+        _draw(cluster, run_name, locals())
 
     return direction_pipeline
 
 
-def _draw(cluster: bool, form: dict[str, Any]) -> None:
+def _draw(cluster: bool, run_name: str, form: dict[str, Any]) -> None:
     place = partial(_place, cluster)
     run = {name: form[name] for name in ("work_uri", "experiment_name", "config")}
-    run["run_id"] = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+    run |= {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "run_name": run_name}
     closing = place(close_run(**run), cpu="500m", memory="2Gi")
     with dsl.ExitHandler(closing, name="direction"):
         data = _data_steps(place, form, run)

@@ -17,6 +17,7 @@ def check_learning(
     work_uri: str,
     experiment_name: str,
     run_id: str,
+    run_name: str,
     config: dict,
     learning_table: Output[HTML],
 ) -> None:
@@ -26,7 +27,7 @@ def check_learning(
     from iceaggr.steps.check_learning import run_check_learning
     from iceaggr.steps.context import make_context
 
-    context = make_context(run_id, experiment_name, work_uri, config)
+    context = make_context(run_id, experiment_name, work_uri, config, run_name)
     run_check_learning(
         context, Path(manifest.path), Path(normalization.path), Path(learning_table.path)
     )

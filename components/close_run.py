@@ -14,6 +14,7 @@ def close_run(
     work_uri: str,
     experiment_name: str,
     run_id: str,
+    run_name: str,
     config: dict,
     status: dsl.PipelineTaskFinalStatus,
 ) -> None:
@@ -21,5 +22,5 @@ def close_run(
     from iceaggr.steps.close_run import run_close_run
     from iceaggr.steps.context import make_context
 
-    context = make_context(run_id, experiment_name, work_uri, config)
+    context = make_context(run_id, experiment_name, work_uri, config, run_name)
     run_close_run(context, status.state)

@@ -18,6 +18,7 @@ def compute_statistics(
     work_uri: str,
     experiment_name: str,
     run_id: str,
+    run_name: str,
     config: dict,
     manifest: Output[Dataset],
     normalization: Output[Dataset],
@@ -30,7 +31,7 @@ def compute_statistics(
     from iceaggr.steps.compute_statistics import run_compute_statistics
     from iceaggr.steps.context import make_context
 
-    context = make_context(run_id, experiment_name, work_uri, config)
+    context = make_context(run_id, experiment_name, work_uri, config, run_name)
     facts = run_compute_statistics(
         context,
         [Path(unit.path) for unit in unit_manifests],

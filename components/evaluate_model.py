@@ -19,6 +19,7 @@ def evaluate_model(
     work_uri: str,
     experiment_name: str,
     run_id: str,
+    run_name: str,
     config: dict,
     evaluation: Output[Dataset],
     report: Output[HTML],
@@ -30,7 +31,7 @@ def evaluate_model(
     from iceaggr.steps.context import make_context
     from iceaggr.steps.evaluate_model import run_evaluate_model
 
-    context = make_context(run_id, experiment_name, work_uri, config)
+    context = make_context(run_id, experiment_name, work_uri, config, run_name)
     figures = run_evaluate_model(
         context,
         Path(manifest.path),

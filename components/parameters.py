@@ -11,6 +11,7 @@ MEANINGS = {
     "config": "Settings, see configs/.",
     "experiment_name": "MLflow experiment.",
     "run_id": "Identity of the pipeline run.",
+    "run_name": "Name of the pipeline run, for people.",
     "work_uri": "Folder in object storage for everything the pipeline makes.",
     "raw_uri": "Folder of the raw events: train/batch_N.parquet, train_meta.parquet.",
     # of training, wherever it runs

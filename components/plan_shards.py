@@ -13,6 +13,7 @@ def plan_shards(
     work_uri: str,
     experiment_name: str,
     run_id: str,
+    run_name: str,
     config: dict,
     gpu_count: str,
 ) -> list[str]:
@@ -20,5 +21,5 @@ def plan_shards(
     from iceaggr.steps.context import make_context
     from iceaggr.steps.plan_shards import run_plan_shards
 
-    context = make_context(run_id, experiment_name, work_uri, config)
+    context = make_context(run_id, experiment_name, work_uri, config, run_name)
     return run_plan_shards(context, raw_uri, gpu_count)

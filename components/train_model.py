@@ -17,6 +17,7 @@ def train_model(
     work_uri: str,
     experiment_name: str,
     run_id: str,
+    run_name: str,
     config: dict,
     max_train_minutes: float,
     start_from: str,
@@ -31,7 +32,7 @@ def train_model(
     from iceaggr.steps.train_here import run_train_here
     from iceaggr.steps.training_choices import TrainingChoices
 
-    context = make_context(run_id, experiment_name, work_uri, config)
+    context = make_context(run_id, experiment_name, work_uri, config, run_name)
     facts = run_train_here(
         context,
         (Path(manifest.path), Path(normalization.path)),

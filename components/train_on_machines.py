@@ -24,6 +24,7 @@ def train_on_machines(
     work_uri: str,
     experiment_name: str,
     run_id: str,
+    run_name: str,
     config: dict,
     max_train_minutes: float,
     start_from: str,
@@ -45,7 +46,7 @@ def train_on_machines(
     from iceaggr.steps.train_on_machines import parse_machines, run_train_on_machines
     from iceaggr.steps.training_choices import TrainingChoices
 
-    context = make_context(run_id, experiment_name, work_uri, config)
+    context = make_context(run_id, experiment_name, work_uri, config, run_name)
     facts = run_train_on_machines(
         context,
         (Path(manifest.path), Path(normalization.path)),

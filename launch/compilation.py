@@ -29,8 +29,20 @@ def compile_pipeline(pipeline: Any, output: Path) -> Path:
         compiler.Compiler().compile(pipeline, str(path))
         documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     add_dropdowns(documents[0]["root"], DROPDOWNS)
+    _name_branches(documents[0])
     write_documents(output, documents, sort_keys=True)
     return output
+
+
+def _name_branches(graph: dict[str, Any]) -> None:
+    """Give the choice between the ways of training a name: dsl.If takes one for a branch only.
+
+    What the graph shows is changed, and no key: KFP's driver looks tasks and outputs up by keys.
+    """
+    for component in graph.get("components", {}).values():
+        for key, task in component.get("dag", {}).get("tasks", {}).items():
+            if key.startswith("condition-branches-"):
+                task["taskInfo"]["name"] = "training"
 
 
 def write_documents(output: Path, documents: list[dict[str, Any]], *, sort_keys: bool) -> None:

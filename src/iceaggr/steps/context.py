@@ -31,6 +31,7 @@ class RunContext:
     work_uri: folder in object storage for shards, checkpoints and models
     config: validated settings
     tracked: False when a single step is run by hand without a tracking server
+    name: of the run, as Kubeflow lists it; empty = made of preset and run_id
     """
 
     run_id: str
@@ -38,6 +39,7 @@ class RunContext:
     work_uri: str
     config: ExperimentConfig
     tracked: bool = True
+    name: str = ""
 
     @property
     def run_uri(self) -> str:
@@ -46,8 +48,12 @@ class RunContext:
 
     @property
     def run_name(self) -> str:
-        """Name the run as MLflow and the report show it."""
-        return f"{self.config.name}-{self.run_id[:8]}"
+        """Name the run as Kubeflow, MLflow and the report show it.
+
+        Kubeflow gives no name to a run that a schedule started, or its placeholder as it is.
+        """
+        given = self.name if not self.name.startswith("{{") else ""
+        return given or f"{self.config.name}-{self.run_id[:8]}"
 
     def open_store(self) -> ObjectStore:
         """Connect to object storage with the settings of the environment."""
@@ -130,6 +136,7 @@ def make_context(
     experiment_name: str,
     work_uri: str,
     config: dict[str, Any],
+    run_name: str = "",
     *,
     tracked: bool = True,
 ) -> RunContext:
@@ -153,4 +160,5 @@ def make_context(
         work_uri=work_uri.rstrip("/"),
         config=parse_config(config),
         tracked=tracked,
+        name=run_name.strip(),
     )

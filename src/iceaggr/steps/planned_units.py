@@ -26,6 +26,7 @@ class WorkUnits(BaseModel):
 
     work_units: tuple[str, ...] = Field(min_length=1)
     experiment_name: str
+    run_name: str = ""
     config: dict[str, Any]
 
 
@@ -34,6 +35,7 @@ def write_work_units(store: ObjectStore, context: RunContext, work_units: list[s
     document = WorkUnits(
         work_units=tuple(work_units),
         experiment_name=context.experiment_name,
+        run_name=context.name,
         config=context.config.model_dump(mode="json"),
     )
     store.write_bytes(
@@ -53,7 +55,7 @@ def planned_context(run_id: str, work_uri: str) -> RunContext:
     """
     place = make_context(run_id, "", work_uri, {})  # checks the folder before anything is read
     plan = _read(open_store(), _uri(place.work_uri, run_id))
-    return make_context(run_id, plan.experiment_name, work_uri, plan.config)
+    return make_context(run_id, plan.experiment_name, work_uri, plan.config, plan.run_name)
 
 
 def _read(store: ObjectStore, uri: str) -> WorkUnits:
