@@ -1,24 +1,46 @@
-"""The verbs of pipeline.py that talk to a cluster: submit and schedule."""
+"""The verbs of pipeline.py that talk to a cluster: submit, follow and schedule."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
+from iceaggr.config import parse_config
 from iceaggr.errors import ConfigError
 from iceaggr.machines.job_api import cluster_without_runtime
 from iceaggr.machines.train_job import RUNTIME
+from iceaggr.steps.training_choices import AS_CONFIGURED
 from launch.cron import check_cron
-from launch.kfp_api import Connection, address, check_address, connect, run_link, ui_address
-from launch.names import check_display_name, check_namespace, check_service_account
+from launch.following import Followed, RunFailedError, follow_run
+from launch.kfp_api import (
+    Connection,
+    address,
+    check_address,
+    check_version,
+    connect,
+    run_link,
+    ui_address,
+)
+from launch.names import (
+    check_display_name,
+    check_namespace,
+    check_run_name,
+    check_service_account,
+    name_run,
+)
+from launch.result_screen import print_cluster_results
 from launch.schedule import (
     Changes,
+    LastRun,
     Schedule,
     ScheduleEntry,
     delete_schedule,
+    last_runs,
     list_schedules,
     replace_schedule,
 )
@@ -28,7 +50,6 @@ from launch.submission import (
     RunOrder,
     check_images,
     compile_text,
-    follow_run,
     start_run,
     upload_version,
 )
@@ -62,12 +83,20 @@ AccountToken = Annotated[
     typer.Option("--service-account-token-file", help="Projected service account token"),
 ]
 CookiesFile = Annotated[Path | None, typer.Option(help="File with the cookie of a session")]
+RunName = Annotated[
+    str,
+    typer.Option(help="Name of the run; empty = preset, events, start of the weights and time"),
+]
+AcceptOlder = Annotated[
+    bool, typer.Option("--accept-older-kfp", help="Send it to a server that is known to be too old")
+]
 CaFile = Annotated[Path | None, typer.Option(help="Certificate authority of the server, PEM")]
 
 
 def add_cluster_commands(app: typer.Typer, make_pipeline: MakePipeline) -> None:
-    """Add the verbs submit and schedule to a command line."""
+    """Add the verbs submit, follow and schedule to a command line."""
     _add_submit(app, make_pipeline)
+    _add_follow(app, make_pipeline)
     _add_schedule(app, make_pipeline)
 
 
@@ -82,7 +111,9 @@ def _add_submit(app: typer.Typer, make_pipeline: MakePipeline) -> None:
         namespace: Namespace = "",
         experiment: Experiment = "iceaggr",
         service_account: ServiceAccount = "",
+        run_name: RunName = "",
         wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end")] = False,
+        accept_older_kfp: AcceptOlder = False,
         token_file: TokenFile = None,
         service_account_token_file: AccountToken = None,
         cookies_file: CookiesFile = None,
@@ -94,19 +125,105 @@ def _add_submit(app: typer.Typer, make_pipeline: MakePipeline) -> None:
         )
         # all that can be wrong here is found before anything is sent
         _check_names(connection, experiment, service_account)
+        check_run_name(run_name, where="--run-name")
         page_address = ui_address(connection, ui)
         compiled = _compiled(make_pipeline)
         values = run_values(compiled.parameters, settings or [], config, set_file)
         _warn_without_runtime(values)
         client = connect(connection)
-        version = upload_version(client, compiled)
-        print(f"pipeline {version.name} ({'uploaded' if version.uploaded else 'was there'})")
-        run_id = start_run(client, RunOrder(version, experiment, values, service_account))
-        print(f"run      {run_link(page_address, run_id) if page_address else run_id}", flush=True)
-        if not page_address:
+        _warn(check_version(client, accept_older=accept_older_kfp))
+        order = _order(client, compiled, values, experiment, service_account)
+        name = run_name or _name_of(compiled, values)
+        run_id = start_run(client, order, name)
+        page = run_link(page_address, run_id) if page_address else ""
+        print(f"run      {name}\n         {page or run_id}", flush=True)
+        if not page:
             print(f"         no link: {address(connection)} is the API; give --ui for the UI's")
         if wait:
-            follow_run(client, run_id, lambda words: print(f"{run_id} {words}", flush=True))
+            _follow(client, _followed(compiled, connection, run_id, page))
+
+
+def _add_follow(app: typer.Typer, make_pipeline: MakePipeline) -> None:
+    @app.command()
+    def follow(
+        run_id: Annotated[str, typer.Argument(help="Id of a run, as submit printed it")],
+        host: Host = "",
+        ui: Ui = "",
+        namespace: Namespace = "",
+        token_file: TokenFile = None,
+        service_account_token_file: AccountToken = None,
+        cookies_file: CookiesFile = None,
+        ca_file: CaFile = None,
+    ) -> None:
+        """Follow a run on a cluster to its end, or tell how it ended."""
+        connection = Connection(
+            host, namespace, token_file, service_account_token_file, cookies_file, ca_file
+        )
+        check_address(connection)
+        check_namespace(connection.namespace, where="--namespace")
+        page_address = ui_address(connection, ui)
+        compiled = compile_text(make_pipeline(cluster=True), "followed")
+        page = run_link(page_address, run_id) if page_address else ""
+        _follow(connect(connection), _followed(compiled, connection, run_id, page))
+
+
+def _follow(client: Any, followed: Followed) -> None:
+    try:
+        finished = follow_run(client, followed, lambda words: print(words, flush=True))
+    except RunFailedError as error:
+        if error.summary:
+            print_cluster_results(Console(file=sys.stdout), error.summary, followed.page)
+        raise
+    except KeyboardInterrupt:
+        print(f"\nthe run goes on; look again: {followed.again}", file=sys.stderr)
+        raise
+    _warn(finished.caution)
+    if finished.summary is None:
+        print(f"the run succeeded; its figures: {followed.page or 'see evaluate-model in the UI'}")
+        return
+    print_cluster_results(Console(file=sys.stdout), finished.summary, followed.page)
+
+
+def _followed(
+    compiled: CompiledPipeline, connection: Connection, run_id: str, page: str
+) -> Followed:
+    return Followed(
+        run_id,
+        steps=compiled.steps,
+        looped=compiled.looped_steps,
+        page=page,
+        again=f"python pipeline.py follow {run_id}{connection.as_options()}",
+        namespace=connection.namespace,
+    )
+
+
+def _name_of(compiled: CompiledPipeline, values: dict[str, Any]) -> str:
+    """Name a run by its settings, where these are not given by their defaults."""
+    defaults = {name: field.get("defaultValue") for name, field in compiled.parameters.items()}
+    form = {**defaults, **values}
+    settings = parse_config(form["config"])
+    start = form["train_start_from"]
+    start = settings.training.start_from if start == AS_CONFIGURED else start
+    return name_run(settings.name, form["raw_uri"], start)
+
+
+def _order(
+    client: Any,
+    compiled: CompiledPipeline,
+    values: dict[str, Any],
+    experiment: str,
+    service_account: str,
+) -> RunOrder:
+    version = upload_version(client, compiled)
+    print(f"pipeline {version.name} ({'uploaded' if version.uploaded else 'was there'})")
+    default = compiled.parameters.get("experiment_name", {}).get("defaultValue", "")
+    tracking = values.get("experiment_name", default)
+    return RunOrder(version, experiment, values, service_account, tracking)
+
+
+def _warn(words: str) -> None:
+    if words:
+        print(f"warning: {words}", file=sys.stderr, flush=True)
 
 
 def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
@@ -132,6 +249,7 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
         namespace: Namespace = "",
         experiment: Experiment = "iceaggr",
         service_account: ServiceAccount = "",
+        accept_older_kfp: AcceptOlder = False,
         token_file: TokenFile = None,
         service_account_token_file: AccountToken = None,
         cookies_file: CookiesFile = None,
@@ -146,7 +264,11 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
         if name is not None:
             check_display_name(name, where="--name")
         if list_:
-            _show(list_schedules(connect(connection), name))
+            client = connect(connection)
+            entries = list_schedules(client, name)
+            steps = compile_text(make_pipeline(cluster=True), "listed").steps if entries else ()
+            again = f"python pipeline.py follow {{}}{connection.as_options()}"
+            _show(entries, last_runs(client, entries, steps), again)
         elif cron is None:
             _tell(name or _NAME, delete_schedule(connect(connection), name or _NAME))
         else:
@@ -155,7 +277,8 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
             values = run_values(compiled.parameters, settings or [], config, set_file)
             _warn_without_runtime(values)
             client = connect(connection)
-            order = RunOrder(upload_version(client, compiled), experiment, values, service_account)
+            _warn(check_version(client, accept_older=accept_older_kfp))
+            order = _order(client, compiled, values, experiment, service_account)
             _tell(name or _NAME, replace_schedule(client, Schedule(name or _NAME, cron, order)))
 
 
@@ -193,12 +316,19 @@ def _check_one_thing(cron: str | None, list_: bool, delete: bool, *, has_values:
         )
 
 
-def _show(entries: list[ScheduleEntry]) -> None:
+def _show(entries: list[ScheduleEntry], runs: dict[str, LastRun], again: str) -> None:
     if not entries:
         print("no schedules")
     for entry in entries:
         state = "enabled" if entry.enabled else "disabled"
-        print(f"{entry.name:<30} {entry.cron:<20} {state:<9} {entry.recurring_run_id}")
+        print(f"{entry.name:<30} {entry.cron:<20} {state}")
+        run = runs.get(entry.recurring_run_id)
+        if run is None:
+            print("    no run yet")
+            continue
+        started = f"{run.started.astimezone():%Y-%m-%d %H:%M}" if run.started else "once"
+        print(f"    last run {started}: {run.ended}")
+        print(f"    {run.name}; look: {again.format(run.run_id)}")
 
 
 def _check_names(connection: Connection, experiment: str, service_account: str) -> None:

@@ -20,14 +20,16 @@ from components.image import EXAMPLE_IMAGE, IMAGE
 from iceaggr.cli_options import MAX_SIMULATED_EVENTS
 from iceaggr.config import ExperimentConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
+from iceaggr.steps.training_choices import AS_CONFIGURED
 from iceaggr.storage.apart import refuse_among_raw
 from iceaggr.storage.uris import check_place, file_uri
-from launch.cluster_commands import add_cluster_commands
+from launch.cluster_commands import RunName, add_cluster_commands
 from launch.compilation import compile_pipeline
 from launch.display import RunDisplay
 from launch.ending import Ending
+from launch.following import RunGoesOnError
 from launch.local_run import LocalRun, PipelineRunError, run_here
-from launch.names import check_display_name
+from launch.names import check_display_name, check_run_name, name_run
 from launch.result_screen import print_results
 from launch.run_form import DROPDOWNS, check_allowed
 from launch.services import Addresses, service_environment
@@ -35,6 +37,7 @@ from launch.simulated_data import ensure_simulated_events
 from launch.value_checks import check_device, check_folders, check_gpus_here, check_minutes
 
 STATE_FOLDER = Path(os.environ.get("ICEAGGR_STATE_FOLDER") or ".iceaggr")
+LOST_CONTACT = 3
 DEFAULT_CONFIG_PATH = Path(__file__).parent.parent / "configs" / "laptop.yaml"
 
 
@@ -51,12 +54,19 @@ class RunRequest:
     work_uri: str
     simulate_events: int
     summary_path: Path | None
+    run_name: str = ""
 
 
 def main(make_pipeline: Callable[..., Any]) -> None:
-    """Serve the verbs; every expected error ends in one line on stderr and exit code 1."""
+    """Serve the verbs; every expected error ends in one line on stderr and exit code 1.
+
+    3: a run on a cluster goes on, and only its server is away.
+    """
     try:
         _app(make_pipeline)()
+    except RunGoesOnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(LOST_CONTACT)
     except IceaggrError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -110,6 +120,7 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
                 help="Events to simulate when no --raw-uri is given",
             ),
         ] = 100_000,
+        run_name: RunName = "",
     ) -> None:
         """Run the whole pipeline on this machine."""
         request = RunRequest(
@@ -121,6 +132,7 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
             experiment_name=experiment_name,
             work_uri=work_uri,
             simulate_events=simulate_events,
+            run_name=run_name,
             summary_path=summary,
         )
         _check_request(request)
@@ -138,6 +150,7 @@ def _check_request(request: RunRequest) -> None:
     check_folders(raw_uri, request.work_uri, where="--work-uri")
     refuse_among_raw(raw_uri, file_uri(STATE_FOLDER), where="ICEAGGR_STATE_FOLDER")
     check_display_name(request.experiment_name, where="--experiment-name")
+    check_run_name(request.run_name, where="--run-name")
     check_allowed(
         "--start-from", request.start_from, DROPDOWNS["train_start_from"], where="command line"
     )
@@ -176,17 +189,23 @@ def _run(make_pipeline: Callable[..., Any], request: RunRequest) -> None:
         for label, place in (("raw events", raw_uri), ("KFP log", f"{folder / 'kfp.log'}\n")):
             console.print(f"{label:<11} {place}", highlight=False, markup=False, soft_wrap=True)
 
+        name = request.run_name or _name_of(request, raw_uri)
+
         def steps() -> None:
             with ending.taking_along():
-                make_pipeline(cluster=False)(**_arguments(request, raw_uri))
+                make_pipeline(cluster=False, run_name=name)(**_arguments(request, raw_uri))
 
         try:
             run_here(steps, folder, RunDisplay(console), prepare)
-        except PipelineRunError:
-            # a run whose figures are there failed at promotion only: they are shown all the same
+        except PipelineRunError as error:
+            # the figures are there once promotion began, and are shown all the same
             with suppress(PipelineRunError):
                 _show(request, LocalRun(folder), console, addresses)
-            raise
+            if "promote_model" not in LocalRun(folder).finished_steps():
+                raise
+            # only what comes after the result failed
+            print(f"warning: the result is complete, but {error}", file=sys.stderr)
+            return
         _show(request, LocalRun(folder), console, addresses)
 
 
@@ -201,6 +220,12 @@ def _show(request: RunRequest, run: LocalRun, console: Console, addresses: Addre
             json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
     print_results(console, summary, report, run.folder / "kfp.log", addresses)
+
+
+def _name_of(request: RunRequest, raw_uri: str) -> str:
+    start = request.start_from
+    start = request.config.training.start_from if start == AS_CONFIGURED else start
+    return name_run(request.config.name, raw_uri, start)
 
 
 def _arguments(request: RunRequest, raw_uri: str) -> dict[str, Any]:

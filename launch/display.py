@@ -87,7 +87,7 @@ class RunDisplay:
             total=None if unknown else 1.0,
             completed=done,
             mark=_MARKS[kind],
-            clock=_clock(seconds),
+            clock=clock(seconds),
             text=_summary_text(tasks),
         )
 
@@ -102,7 +102,7 @@ class RunDisplay:
         share = f"{100 * _share(message):3.0f} %" if message["kind"] == "update" else ""
         mark = {"done": "done", "failed": "FAILED", "update": share}[message["kind"]]
         self.console.print(
-            f"{message['step']:<20} {mark:<7} {_clock(message['seconds']):>6}"
+            f"{message['step']:<20} {mark:<7} {clock(message['seconds']):>6}"
             f"  {message['text']}".rstrip(),
             markup=False,
             highlight=False,
@@ -124,6 +124,7 @@ def _summary_text(tasks: list[dict[str, Any]]) -> str:
     return f"{finished} of {len(tasks)} tasks done; {tasks[-1]['text']}".rstrip("; ")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Write a duration as minutes and seconds."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes}:{rest:02d}"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
+import re
+import shlex
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,9 @@ _UI_VARIABLE = "KF_PIPELINES_UI_ENDPOINT"
 _API_PORTS = (8888, 8887)
 _PROBE_TIMEOUT_S = (5, 20)
 """To connect, and to answer."""
+PROVED_VERSION = (2, 17)
+"""Oldest version of the server that ran the whole graph: 2.14 to 2.16 lose the `OneOf` of the
+trained model, after hours of training."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,20 @@ class Connection:
     cookies_file: Path | None = None
     ca_file: Path | None = None
 
+    def as_options(self) -> str:
+        """Write the options of the command line that give this connection, files by their names."""
+        given = {
+            "--host": self.host,
+            "--namespace": self.namespace,
+            "--token-file": self.token_file,
+            "--service-account-token-file": self.service_account_token_file,
+            "--cookies-file": self.cookies_file,
+            "--ca-file": self.ca_file,
+        }
+        return "".join(
+            f" {name} {shlex.quote(str(value))}" for name, value in given.items() if value
+        )
+
 
 class _Client(kfp.Client):
     """KFP's client, with one attempt to see whether the server is there: the base tries for long.
@@ -60,6 +80,7 @@ class _Client(kfp.Client):
 
     def __init__(self, run_namespace: str, **arguments: Any) -> None:
         self._run_namespace = run_namespace
+        self.server_tag = ""
         super().__init__(**arguments)
 
     def _load_context_setting_or_default(self) -> None:
@@ -83,6 +104,8 @@ class _Client(kfp.Client):
         )
         try:
             health = json.loads(answer.data)
+            # the API server tells its tag by the one name, the UI in front of it by the other
+            self.server_tag = str(health.get("apiServerTagName") or health.get("tag_name") or "")
             return V2beta1GetHealthzResponse(multi_user=bool(health.get("multi_user")))
         except (ValueError, AttributeError):
             # behind a login, whoever has no valid session is led to its page: an answer of 200
@@ -103,6 +126,8 @@ def connect(connection: Connection) -> kfp.Client:
     may take) or refuses the credentials.
     """
     credentials = _credentials(connection)
+    # each of its attempts is a warning to urllib3; what comes of them is told by us, once
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     check_address(connection)
     _check_presence(connection)
     client, health = ask_patiently(
@@ -128,6 +153,34 @@ def _open(connection: Connection, credentials: dict[str, Any]) -> tuple[kfp.Clie
                 connection.namespace, host=connection.host or None, verify_ssl=True, **credentials
             )
         return client, client.get_kfp_healthz()
+
+
+def check_version(client: kfp.Client, *, accept_older: bool) -> str:
+    """Check that the server is one that can run the graph. Returns a word of caution, '' if fine.
+
+    accept_older: whether the user knows.  Raises: ConfigError for a version below PROVED_VERSION.
+    """
+    tag = client.server_tag
+    told = re.match(r"v?(\d+)\.(\d+)", tag)
+    proved = ".".join(map(str, PROVED_VERSION))
+    if told is None:
+        return (
+            f"the server does not tell its version ({tag or 'no tag'}); the graph needs Kubeflow"
+            f" Pipelines {proved} or newer"
+        )
+    version = (int(told[1]), int(told[2]))
+    if version >= PROVED_VERSION:
+        newer = version[0] > PROVED_VERSION[0]
+        return f"Kubeflow Pipelines {tag} was never tried, {proved} was" if newer else ""
+    if accept_older:
+        return f"Kubeflow Pipelines {tag} is older than {proved}, as you accepted"
+    raise ConfigError(
+        "Kubeflow Pipelines is too old for the graph: a run would fail after its training",
+        where=client._existing_config.host,
+        found=tag,
+        expected=f"{proved} or newer",
+        remedy="Ask for an upgrade, or give --accept-older-kfp to try all the same",
+    )
 
 
 def _check_presence(connection: Connection) -> None:

@@ -29,6 +29,8 @@ from iceaggr.signals import held_by_launcher
 from iceaggr.tracking.run import SPOOL_PREFIX
 from launch.display import RunDisplay
 
+_PROGRESS = "progress.jsonl"
+
 
 class PipelineRunError(IceaggrError):
     """A step of a local run failed; the message is the step's own."""
@@ -42,6 +44,11 @@ class LocalRun:
     """
 
     folder: Path
+
+    def finished_steps(self) -> set[str]:
+        """Name the steps that said that they are done."""
+        lines = (self.folder / _PROGRESS).read_text(encoding="utf-8").splitlines()
+        return {message["step"] for message in _messages(lines) if message["kind"] == "done"}
 
     def output(self, task: str, name: str) -> Path:
         """Find the file of one output artifact. Raises: PipelineRunError if it is not there."""
@@ -68,7 +75,7 @@ def run_here(
     Raises: PipelineRunError with the sentence of the step that failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    progress_path, log_path = folder / "progress.jsonl", folder / "kfp.log"
+    progress_path, log_path = folder / _PROGRESS, folder / "kfp.log"
     progress_path.touch()
     failure: Exception | None = None
     with _following(progress_path, display), _kfp_log(log_path), _for_steps(progress_path):

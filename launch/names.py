@@ -1,8 +1,9 @@
-"""Names that a cluster or its API would refuse, or would take for something else."""
+"""Names: of a run, and those that a cluster or its API would refuse or take for another."""
 
 from __future__ import annotations
 
 import re
+import time
 
 from iceaggr.errors import ConfigError
 
@@ -15,10 +16,39 @@ _MAX_SUBDOMAIN = 253
 # Source: distribution/reference of the OCI registries: [domain[:port]/]path[:tag][@digest]
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]+)?"
 _PATH = r"[a-z0-9]+((\.|__?|-+)[a-z0-9]+)*"
+_MAX_RUN_NAME = 80
+_MAX_EVENTS_NAME = 18
 _IMAGE = re.compile(
     rf"({_HOST}/)?{_PATH}(/{_PATH})*(?P<tag>:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?"
     r"(?P<digest>@sha256:[0-9a-f]{64})?"
 )
+
+
+def name_run(preset: str, raw_uri: str, start: str) -> str:
+    """Name a run by what tells it apart: preset, events, start of the weights, day and time (UTC).
+
+    The day has no year, so that a list of runs shows the whole name.
+    """
+    events = re.sub(r"[^A-Za-z0-9_.-]+", "-", raw_uri.rstrip("/").rpartition("/")[2])
+    started = time.strftime("%m%d-%H%M%S", time.gmtime())
+    return "-".join([preset, events[:_MAX_EVENTS_NAME].strip("-"), start, started])
+
+
+def check_run_name(name: str, where: str) -> None:
+    """Check the name of a run; empty = one is made. Raises: ConfigError.
+
+    It becomes part of file names, too.
+    """
+    if not name:
+        return
+    check_display_name(name, where)
+    if len(name) > _MAX_RUN_NAME or "/" in name or name.startswith("."):
+        raise ConfigError(
+            "not a name of a run",
+            where=where,
+            found=repr(name),
+            expected=f"at most {_MAX_RUN_NAME} signs, no / and no dot at its start",
+        )
 
 
 def check_display_name(name: str, where: str) -> None:

@@ -1,4 +1,4 @@
-"""The last screen of a local run: figures beside the baselines, verdict, where to look."""
+"""The last screen of a run: figures beside the baselines, verdict, where to look."""
 
 from __future__ import annotations
 
@@ -21,11 +21,38 @@ def print_results(
     log: Path,
     addresses: Addresses,
 ) -> None:
-    """Print the screen from the summary that promote_model wrote."""
+    """Print the screen of a local run from the summary that promote_model wrote."""
+    where = f"{addresses.tracking_uri}/#/runs/{summary['mlflow_run_id']}"
+    if not addresses.stay_up:
+        where += "  (stopped now; `make up` brings it back)"
+    _print_screen(
+        console,
+        summary,
+        [
+            ("MLflow", where),
+            *_all_runs(summary, addresses),
+            ("report", str(report)),
+            ("log", str(log)),
+        ],
+    )
+
+
+def print_cluster_results(console: Console, summary: dict[str, Any], page: str) -> None:
+    """Print the screen of a run on a cluster, whose MLflow has an address of its own there.
+
+    page: of the run in Kubeflow's UI, '' if not known
+    """
+    places = [("MLflow", f"run id {summary['mlflow_run_id']}")]
+    if page:
+        places.append(("report", f"{page}  (evaluate-model)"))
+    _print_screen(console, summary, places)
+
+
+def _print_screen(console: Console, summary: dict[str, Any], places: list[tuple[str, str]]) -> None:
     console.print()
     console.print(_angle_table(summary))
     console.print()
-    for label, text in [*_facts(summary, addresses), ("report", str(report)), ("log", str(log))]:
+    for label, text in [*_facts(summary), *places]:
         colour = _verdict_colour(summary) if label == "verdict" else ""
         # soft wrap keeps addresses and paths whole, so that they can be copied; brackets in them
         # are no markup
@@ -61,7 +88,7 @@ def _all_runs(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, 
     return [("runs", f"{link}  (test figures side by side)")] if link else []
 
 
-def _facts(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str]]:
+def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     pulses = (
         f"{summary['pulses_in']:,} in = {summary['pulses_kept']:,} kept"
         f" + {summary['pulses_rejected']:,} rejected"
@@ -70,9 +97,6 @@ def _facts(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str
         f"{summary['n_events_train']:,} train, {summary['n_events_validation']:,} validation,"
         f" {summary['n_events_test']:,} test"
     )
-    where = f"{addresses.tracking_uri}/#/runs/{summary['mlflow_run_id']}"
-    if not addresses.stay_up:
-        where += "  (stopped now; `make up` brings it back)"
     return [
         ("files", reuse_words(summary)),
         ("events", events),
@@ -81,6 +105,4 @@ def _facts(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str
         ("verdict", summary["reason"]),
         ("model", summary["model_uri"]),
         ("run", f"{summary['run_name']}, as `iceaggr compare` knows it"),
-        ("MLflow", where),
-        *_all_runs(summary, addresses),
     ]

@@ -10,19 +10,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import kfp
+from kfp_server_api import (
+    RecurringRunMode,
+    V2beta1CronSchedule,
+    V2beta1RecurringRun,
+    V2beta1Trigger,
+)
 from kfp_server_api.exceptions import ApiException
 
 from iceaggr.errors import ConfigError
 from launch.api_errors import api_errors
 from launch.cron import check_cron
+from launch.display import clock
+from launch.following import failed_steps, get_run, has_result, was_stopped
 from launch.names import check_display_name
-from launch.submission import FINAL_STATES, RunOrder, equals, find_or_create_experiment
+from launch.submission import (
+    FINAL_STATES,
+    RunOrder,
+    equals,
+    find_or_create_experiment,
+    without_plugins_if_refused,
+)
 
 _NOT_FOUND = 404
+_PAGES_OF_RUNS = 5
 _HASH_LABEL = "iceaggr-spec:"
 
 
@@ -37,8 +54,10 @@ class Schedule:
     def spec_hash(self) -> str:
         """Hash everything that a change of must replace the schedule."""
         order = self.order
-        spec = [self.cron, order.experiment, order.version.version_id, order.values]
-        spec.append(order.service_account)
+        spec = [
+            *(self.cron, order.experiment, order.version.version_id, order.values),
+            *(order.service_account, order.plugins_input),
+        ]
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -87,6 +106,74 @@ def list_schedules(client: kfp.Client, name: str | None = None) -> list[Schedule
             token = page.next_page_token or ""
             if not token:
                 return entries
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """How the newest run of a schedule ended, or that it goes on."""
+
+    run_id: str
+    name: str
+    started: datetime | None
+    ended: str
+
+
+def last_runs(
+    client: kfp.Client, entries: list[ScheduleEntry], steps: tuple[str, ...]
+) -> dict[str, LastRun]:
+    """Find the newest run of each schedule, by the schedule's id; one that never ran has none.
+
+    steps: names in the graph.  Only the newest runs of each experiment are looked at.
+    """
+    found: dict[str, Any] = {}
+    for experiment_id in {entry.experiment_id for entry in entries}:
+        for run in _newest_runs(client, experiment_id):
+            if run.recurring_run_id:
+                found.setdefault(run.recurring_run_id, run)
+    asked = {entry.recurring_run_id for entry in entries}
+    return {
+        key: LastRun(
+            run.run_id, run.display_name or "", run.created_at, _ending(client, run, steps)
+        )
+        for key, run in found.items()
+        if key in asked
+    }
+
+
+def _newest_runs(client: kfp.Client, experiment_id: str) -> Iterator[Any]:
+    token = ""
+    for _ in range(_PAGES_OF_RUNS):
+        with api_errors("runs of the schedules"):
+            page = client.list_runs(
+                page_token=token,
+                page_size=100,
+                sort_by="created_at desc",
+                experiment_id=experiment_id or None,
+                namespace=client.get_user_namespace() or None,
+            )
+        yield from page.runs or []
+        token = page.next_page_token or ""
+        if not token:
+            return
+
+
+def _ending(client: kfp.Client, run: Any, steps: tuple[str, ...]) -> str:
+    state = str(run.state)
+    if state not in FINAL_STATES:
+        return f"{state.lower()} now"
+    took = ""
+    if run.finished_at and run.created_at:
+        took = f" after {clock((run.finished_at - run.created_at).total_seconds())}"
+    if state == "SUCCEEDED":
+        return f"succeeded{took}"
+    # the list does not hold the steps
+    whole = get_run(client, run.run_id)
+    failed = ", ".join(dict.fromkeys(failed_steps(whole, steps)))
+    if has_result(whole):
+        return f"succeeded{took}, though {failed or 'its end'} failed"
+    if was_stopped(whole, None):
+        return f"terminated by somebody{took}"
+    return f"failed{took}" + (f": {failed}" if failed else ", before its first step")
 
 
 def _entry(run: Any) -> ScheduleEntry:
@@ -143,19 +230,20 @@ def delete_schedule(client: kfp.Client, name: str) -> Changes:
 def _create(client: kfp.Client, schedule: Schedule) -> ScheduleEntry:
     order = schedule.order
     experiment_id = find_or_create_experiment(client, order.experiment)
+    # not client.create_recurring_run(), which has no argument for plugins
+    asked = V2beta1RecurringRun(
+        experiment_id=experiment_id,
+        display_name=schedule.name,
+        description=f"{_HASH_LABEL}{schedule.spec_hash()} {order.version.name}",
+        trigger=V2beta1Trigger(cron_schedule=V2beta1CronSchedule(cron=schedule.cron)),
+        mode=RecurringRunMode.ENABLE,
+        max_concurrency="1",
+        no_catchup=True,
+        **order.request(),
+    )
     with api_errors("schedule creation"):
-        made = client.create_recurring_run(
-            experiment_id=experiment_id,
-            job_name=schedule.name,
-            description=f"{_HASH_LABEL}{schedule.spec_hash()} {order.version.name}",
-            cron_expression=schedule.cron,
-            max_concurrency=1,
-            no_catchup=True,
-            params=order.values,
-            pipeline_id=order.version.pipeline_id,
-            version_id=order.version.version_id,
-            service_account=order.service_account or None,
-        )
+        service = client._recurring_run_api
+        made = without_plugins_if_refused(service.recurring_run_service_create_recurring_run, asked)
     return _entry(made)
 
 

@@ -1,4 +1,4 @@
-"""Submit a run: upload the pipeline version if its content is new, start, follow."""
+"""Submit a run: upload the pipeline version if its content is new, then start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,23 @@ from typing import Any
 
 import kfp
 import yaml
+from kfp_server_api import (
+    V2beta1Pipeline,
+    V2beta1PipelineVersionReference,
+    V2beta1Run,
+    V2beta1RuntimeConfig,
+)
 from kfp_server_api.exceptions import ApiException
 
 from components.image import EXAMPLE_IMAGE
 from iceaggr.errors import ConfigError
-from launch.api_errors import ServerAwayError, SubmissionError, api_errors
+from launch.api_errors import api_errors
 from launch.compilation import compile_pipeline
 from launch.names import check_image
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _CONFLICT = 409
-_MAX_FAILURES = 10
-_ANSWER_S = 60
+_REFUSED = 400
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,24 @@ class CompiledPipeline:
         document = next(yaml.safe_load_all(self.text))
         inputs: dict[str, Any] = document["root"].get("inputDefinitions", {})
         return dict(inputs.get("parameters", {}))
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Give the names of the steps, as the graph shows them."""
+        document = next(yaml.safe_load_all(self.text))
+        executors = document.get("deploymentSpec", {}).get("executors", {})
+        return tuple(sorted(name.removeprefix("exec-") for name in executors))
+
+    @property
+    def looped_steps(self) -> tuple[str, ...]:
+        """Give the names of the steps that run once per item of a loop."""
+        document = next(yaml.safe_load_all(self.text))
+        loops = [
+            component["dag"]["tasks"]
+            for name, component in document.get("components", {}).items()
+            if name.startswith("comp-for-loop-")
+        ]
+        return tuple(sorted({task for tasks in loops for task in tasks}))
 
     @property
     def images(self) -> set[str]:
@@ -93,9 +115,7 @@ def upload_version(client: kfp.Client, compiled: CompiledPipeline) -> PipelineVe
     with api_errors("pipeline upload"), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         path.write_text(compiled.text, encoding="utf-8")
-        pipeline_id = _find_pipeline(client, compiled.name) or _upload_pipeline(
-            client, path, compiled.name
-        )
+        pipeline_id = _find_pipeline(client, compiled.name) or _make_pipeline(client, compiled.name)
         known = _find_version(client, pipeline_id, name)
         if known is None:
             version_id, uploaded = _upload_version(client, path, pipeline_id, name)
@@ -112,10 +132,12 @@ def _find_pipeline(client: kfp.Client, name: str) -> str | None:
     return str(pipelines[0].pipeline_id) if pipelines else None
 
 
-def _upload_pipeline(client: kfp.Client, path: Path, name: str) -> str:
+def _make_pipeline(client: kfp.Client, name: str) -> str:
+    # not client.upload_pipeline(): it makes a version called like the pipeline, beside ours
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            made = client.upload_pipeline(str(path), pipeline_name=name, **_namespace(client))
+        made = client._pipelines_api.pipeline_service_create_pipeline(
+            V2beta1Pipeline(display_name=name, name=name, **_namespace(client))
+        )
         return str(made.pipeline_id)
     except ApiException as error:
         # somebody else makes the pipeline at this moment: its versions tell contents apart
@@ -183,64 +205,51 @@ class RunOrder:
     """Which run to start, and where it is listed.
 
     experiment: KFP experiment.  values: parameters that differ from their defaults.
-    service_account: of the pods; empty = that of the installation
+    service_account: of the pods; empty = that of the installation.
+    tracking_experiment: MLflow experiment of the run, for KFP's MLflow plugin; empty = its default
     """
 
     version: PipelineVersion
     experiment: str
     values: dict[str, Any]
     service_account: str = ""
+    tracking_experiment: str = ""
+
+    @property
+    def plugins_input(self) -> dict[str, Any] | None:
+        """Tell KFP's MLflow plugin where the run belongs; a server without it passes this over."""
+        if not self.tracking_experiment:
+            return None
+        return {"mlflow": {"experiment_name": self.tracking_experiment}}
+
+    def request(self) -> dict[str, Any]:
+        """Give the fields that a request for a run and one for a schedule have in common."""
+        return {
+            "pipeline_version_reference": V2beta1PipelineVersionReference(
+                pipeline_id=self.version.pipeline_id, pipeline_version_id=self.version.version_id
+            ),
+            "runtime_config": V2beta1RuntimeConfig(parameters=self.values),
+            "service_account": self.service_account or None,
+            "plugins_input": self.plugins_input,
+        }
 
 
-def start_run(client: kfp.Client, order: RunOrder) -> str:
-    """Start a run of an uploaded version. Returns the run's id."""
+def start_run(client: kfp.Client, order: RunOrder, name: str) -> str:
+    """Start a run of an uploaded version under a name. Returns the run's id."""
     experiment_id = find_or_create_experiment(client, order.experiment)
-    started = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    with api_errors("run creation"), contextlib.redirect_stdout(io.StringIO()):
-        run = client.run_pipeline(
-            experiment_id=experiment_id,
-            job_name=f"{order.version.name}-{started}",
-            params=order.values,
-            pipeline_id=order.version.pipeline_id,
-            version_id=order.version.version_id,
-            service_account=order.service_account or None,
-        )
-    return str(run.run_id)
+    # not client.run_pipeline(), which has no argument for plugins
+    run = V2beta1Run(experiment_id=experiment_id, display_name=name, **order.request())
+    with api_errors("run creation"):
+        made = without_plugins_if_refused(client._run_api.run_service_create_run, run)
+        return str(made.run_id)
 
 
-def _state_of(client: kfp.Client, run_id: str) -> str:
-    # not client.get_run(), which waits for ever on a connection that went silent
-    with api_errors(f"state of run {run_id}"):
-        run = client._run_api.run_service_get_run(run_id, _request_timeout=_ANSWER_S)
-    return str(run.state or "PENDING")
-
-
-def follow_run(
-    client: kfp.Client, run_id: str, say: Callable[[str], None], pause_s: float = 10.0
-) -> None:
-    """Wait for the end of a run, saying each change of state.
-
-    A server that is away for a while is waited for: the run goes on without us.
-    Raises: SubmissionError if the run does not succeed, or if the server stays away.
-    """
-    state, n_failures = "", 0
-    while state not in FINAL_STATES:
-        if state:
-            time.sleep(pause_s)
-        try:
-            now = _state_of(client, run_id)
-        except ServerAwayError as error:
-            n_failures += 1
-            if n_failures == _MAX_FAILURES:
-                raise
-            say(f"{error.what}, asking again")
-            state = state or "unknown"
-            continue
-        n_failures = 0
-        if now != state:
-            say(now)
-        state = now
-    if state != "SUCCEEDED":
-        raise SubmissionError(
-            "the run did not succeed", where=run_id, found=state, remedy="See its steps in the UI"
-        )
+def without_plugins_if_refused(create: Callable[[Any], Any], asked: Any) -> Any:
+    """Send a request, and once more without the plugin's part if the server refuses just that."""
+    try:
+        return create(asked)
+    except ApiException as error:
+        if error.status != _REFUSED or "plugin" not in str(error.body).lower():
+            raise
+        asked.plugins_input = None
+        return create(asked)

@@ -6,11 +6,14 @@ named by ICEAGGR_PROGRESS_FILE when a local run follows it, else as plain lines 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 import traceback
+from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -123,3 +126,28 @@ def _sentence(error: BaseException) -> str:
 def _place(trace: TracebackType | None) -> str:
     frames = traceback.extract_tb(trace)
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+_SUMMARY = "summary.json: "
+
+
+def say_summary(path: Path) -> None:
+    """Print the summary of the run as one line of the step's log, for whoever follows the run.
+
+    A laptop reaches the log through Kubeflow's API, and often not the object store. Without a
+    summary nothing is printed.
+    """
+    if path.exists():
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        print(f"{_SUMMARY}{json.dumps(summary, sort_keys=True)}", flush=True)
+
+
+def find_summary(log: Iterable[str]) -> dict[str, Any] | None:
+    """Find the last summary in the lines of a log, None if there is no whole one."""
+    found = None
+    for line in log:
+        if line.startswith(_SUMMARY):
+            # a line that was cut is none
+            with contextlib.suppress(ValueError):
+                found = json.loads(line.removeprefix(_SUMMARY))
+    return found

@@ -11,9 +11,11 @@ import json
 import re
 import ssl
 import uuid
+from collections.abc import Callable
 
 import kfp_server_api as api
 
+from tests.launch.argo_run import ArgoRun
 from tests.launch.kfp_messages import CLIENT, check_package, strict, uploaded_file
 from tests.stand_in import Answer, HttpError, Request, StandIn
 
@@ -34,7 +36,14 @@ class KfpStandIn(StandIn):
         self.runs: list[api.V2beta1Run] = []
         self.schedules: list[api.V2beta1RecurringRun] = []
         self.login_page = False
+        self.health = {"tag_name": "2.17.0", "commit_sha": "unknown", "pipeline_store": "database"}
         self.page_size = 2
+        # by run: what Argo holds, and whether the server hands it and the logs of pods out
+        self.workflows: dict[str, ArgoRun] = {}
+        self.old_api = True
+        self.pod_logs = True
+        self.refuses_plugins = False
+        self.frames: list[Callable[[api.V2beta1Run], None]] = []
 
     def answer(self, request: Request) -> Answer:
         if self.login_page:
@@ -48,6 +57,8 @@ class KfpStandIn(StandIn):
         for method, pattern, name in ROUTES:
             match = re.fullmatch(pattern, request.path)
             if match and method == request.method:
+                if name == "read_log":
+                    return Answer(200, self.read_log(*match.groups()), "text/plain")
                 made = getattr(self, name)(request.query, body, *match.groups())
                 return Answer.of(CLIENT.sanitize_for_serialization(made))
         raise HttpError(404, f"no route {request.path}")
@@ -55,11 +66,20 @@ class KfpStandIn(StandIn):
     # what the API does
 
     def get_healthz(self, query, body):
-        return api.V2beta1GetHealthzResponse(multi_user=self.multi_user)
+        # like the real one: more than the client's model holds
+        return {**self.health, "multi_user": self.multi_user}
 
     def list_pipelines(self, query, body):
         found = [p for p in self.pipelines if _matches(p, query)]
         return api.V2beta1ListPipelinesResponse(pipelines=found or None, total_size=len(found))
+
+    def create_pipeline(self, query, body):
+        made = strict("V2beta1Pipeline", body)
+        if any(_named(p, made.display_name, made.namespace) for p in self.pipelines):
+            raise HttpError(409, f"pipeline {made.display_name} already exists")
+        made.pipeline_id = _id()
+        self.pipelines.append(made)
+        return made
 
     def upload_pipeline(self, query, body):
         check_package(body)
@@ -107,7 +127,9 @@ class KfpStandIn(StandIn):
         made = strict("V2beta1Run", body)
         self._check_reference(made.pipeline_version_reference)
         self._experiment(made.experiment_id)
+        self._check_plugins(made)
         made.run_id, made.state = _id(), "PENDING"
+        made.created_at = datetime.datetime.now(datetime.UTC)
         self.runs.append(made)
         return made
 
@@ -116,10 +138,37 @@ class KfpStandIn(StandIn):
         if run is None:
             raise HttpError(404, f"run {run_id} not found")
         run.state = self.states.pop(0) if self.states else run.state
+        if self.frames:
+            self.frames.pop(0)(run)
+        if run_id in self.workflows:
+            run.run_details = api.V2beta1RunDetails(
+                task_details=self.workflows[run_id].task_details(run_id)
+            )
         return run
 
+    def get_run_v1(self, query, body, run_id):
+        # Source: toApiRunDetailV1 in api_converter.go
+        if not self.old_api:
+            raise HttpError(404, "Not Found")
+        held = self.workflows.get(run_id)
+        return {
+            "run": {"id": run_id},
+            "pipeline_runtime": {"workflow_manifest": held.manifest() if held else ""},
+        }
+
+    def read_log(self, run_id, pod):
+        # Source: ReadLog in resource_manager.go: a pod that is gone is an error of the server
+        held = self.workflows.get(run_id)
+        if not self.pod_logs or held is None or pod not in held.logs:
+            raise HttpError(500, f"failed to read logs from pod {pod}")
+        return held.logs[pod].encode()
+
     def list_runs(self, query, body):
-        items, token = self._page(self.runs, query)
+        asked = query.get("experiment_id")
+        found = [r for r in self.runs if asked in (None, r.experiment_id) and _matches(r, query)]
+        if query.get("sort_by") == "created_at desc":
+            found = found[::-1]
+        items, token = self._page(found, query)
         return api.V2beta1ListRunsResponse(runs=items, next_page_token=token)
 
     def create_recurring_run(self, query, body):
@@ -131,6 +180,7 @@ class KfpStandIn(StandIn):
             raise HttpError(400, "max_concurrency must be in 1..10")
         if len(made.trigger.cron_schedule.cron.split()) != 6:
             raise HttpError(400, "bad cron expression")
+        self._check_plugins(made)
         made.recurring_run_id = _id()
         made.status = "ENABLED" if made.mode == "ENABLE" else "DISABLED"
         made.created_at = datetime.datetime.now(datetime.UTC)
@@ -177,6 +227,10 @@ class KfpStandIn(StandIn):
         found = [s for s in self.schedules if s.recurring_run_id == schedule_id]
         return _only(found, "recurring run")
 
+    def _check_plugins(self, made):
+        if self.refuses_plugins and made.plugins_input:
+            raise HttpError(400, "plugins_input: no plugin mlflow")
+
     def _check_reference(self, reference):
         found = [
             v
@@ -193,6 +247,9 @@ ROUTES = [
     ("POST", f"{V2}/pipelines/upload", "upload_pipeline"),
     ("POST", f"{V2}/pipelines/upload_version", "upload_version"),
     ("GET", f"{V2}/pipelines/([^/]+)/versions", "list_versions"),
+    ("POST", f"{V2}/pipelines", "create_pipeline"),
+    ("GET", "/apis/v1beta1/runs/([^/]+)", "get_run_v1"),
+    ("GET", "/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", "read_log"),
     ("GET", f"{V2}/experiments", "list_experiments"),
     ("POST", f"{V2}/experiments", "create_experiment"),
     ("POST", f"{V2}/runs", "create_run"),

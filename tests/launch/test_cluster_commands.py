@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,9 @@ import pipeline
 from components.image import EXAMPLE_IMAGE
 from launch import commands
 from launch.submission import compile_text
+from tests.launch.argo_run import ArgoRun
 from tests.launch.kfp_stand_in import KfpStandIn
+from tests.launch.test_result_screen import SUMMARY
 from tests.stand_in import Answer, HttpError, StandIn
 
 
@@ -17,6 +20,12 @@ def graph():
     made = pipeline.make_pipeline(cluster=True)
     compiled = compile_text(made, made.name)
     return replace(compiled, text=compiled.text.replace(EXAMPLE_IMAGE, "registry/iceaggr:7.1.0"))
+
+
+def finish(server, run, log):
+    argo = ArgoRun().step("promote-model", "Succeeded", log=log).end("Succeeded")
+    server.workflows[run.run_id] = argo
+    run.state = "SUCCEEDED"
 
 
 @pytest.fixture
@@ -54,7 +63,7 @@ def test_submit_links_to_the_address_of_the_ui(server, call, monkeypatch):
     monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", "https://kfp.example.org/pipeline/")
     _, out, _ = call("submit", "--host", server.url)
     run_id = server.runs[0].run_id
-    assert f"run      https://kfp.example.org/pipeline/#/runs/details/{run_id}\n" in out
+    assert f"\n         https://kfp.example.org/pipeline/#/runs/details/{run_id}\n" in out
     _, out, _ = call("submit", "--host", server.url, "--ui", "http://127.0.0.1:8080")
     assert f"http://127.0.0.1:8080/#/runs/details/{server.runs[1].run_id}\n" in out
 
@@ -80,14 +89,14 @@ def test_submit_waits_for_the_end(server, call):
     server.states = ["SUCCEEDED"]
     code, out, _ = call("submit", "--host", server.url, "--wait")
     assert code == 0
-    assert out.rstrip().endswith("SUCCEEDED")
+    assert "the run succeeded; its figures: http" in out
 
 
 def test_submit_fails_when_the_run_fails(server, call):
     server.states = ["FAILED"]
     code, _, err = call("submit", "--host", server.url, "--wait")
     assert code == 1
-    assert err.startswith("error: the run did not succeed")
+    assert err.startswith("error: the run failed")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +115,8 @@ def test_submit_fails_when_the_run_fails(server, call):
         (["--host", "kfp.example.org:8080"], "Write http:// or https:// before it"),
         (["--token-file", "/dev/null"], "file not found [--token-file /dev/null]"),
         (["--token-file", "absent"], "file not found [--token-file absent]"),
+        (["--run-name", "a/b"], "not a name of a run [--run-name]"),
+        (["--run-name", " "], "not a name [--run-name]"),
     ],
 )
 def test_submit_sends_nothing_when_the_request_is_wrong(server, call, arguments, message):
@@ -114,6 +125,65 @@ def test_submit_sends_nothing_when_the_request_is_wrong(server, call, arguments,
     assert message in err
     assert err.count("\n") == 1
     assert server.requests == []
+
+
+def test_submit_names_the_run_by_what_tells_it_apart(server, call):
+    call("submit", "--host", server.url, "--set", "raw_uri=s3://b/month 03/")
+    call("submit", "--host", server.url, "--set", "train_start_from=champion")
+    call("submit", "--host", server.url, "--run-name", "Tuesday's idea")
+    first, second, third = (run.display_name for run in server.runs)
+    assert re.fullmatch(r"laptop-month-03-scratch-\d{4}-\d{6}", first)
+    assert re.fullmatch(r"laptop-raw-champion-\d{4}-\d{6}", second)
+    assert third == "Tuesday's idea"
+
+
+@pytest.mark.parametrize("verb", [["submit"], ["schedule", "--cron", "0 0 3 * * 0"]])
+def test_submit_and_schedule_refuse_a_server_that_is_too_old(server, call, verb):
+    server.health["tag_name"] = "2.15.0"
+    code, out, err = call(*verb, "--host", server.url)
+    assert (code, out) == (1, "")
+    assert "Kubeflow Pipelines is too old for the graph" in err
+    assert not server.names("POST")
+    code, _, err = call(*verb, "--host", server.url, "--accept-older-kfp")
+    assert code == 0
+    assert err.startswith("warning: Kubeflow Pipelines 2.15.0 is older than 2.17")
+
+
+@pytest.mark.parametrize("values", [[], ["--set", "experiment_name=neutrinos"]])
+def test_submit_and_schedule_tell_the_mlflow_plugin_the_experiment(server, call, values):
+    call("submit", "--host", server.url, *values)
+    call("schedule", "--cron", "0 0 3 * * 0", "--host", server.url, *values)
+    name = "neutrinos" if values else "iceaggr"
+    for made in (server.runs[0], server.schedules[0]):
+        assert made.plugins_input == {"mlflow": {"experiment_name": name}}
+
+
+def test_submit_prints_the_figures_of_a_run_that_succeeded(server, call):
+    log = f"summary.json: {json.dumps(SUMMARY)}"
+    server.frames = [lambda run: finish(server, run, log)]
+    code, out, _ = call("submit", "--host", server.url, "--wait")
+    assert code == 0
+    assert "verdict  not promoted: [reason]\n" in out
+    assert "promote-model        done" in out
+
+
+def test_follow_tells_how_a_run_ended_that_was_submitted_before(server, call):
+    call("submit", "--host", server.url)
+    finish(server, server.runs[0], "no figures")
+    code, out, _ = call("follow", server.runs[0].run_id, "--host", server.url)
+    assert code == 0
+    assert "the run succeeded; its figures: http" in out
+
+
+def test_submit_ends_with_another_exit_code_when_the_server_is_lost(server, call, monkeypatch):
+    monkeypatch.setattr("launch.following.follow_run.__defaults__", (0.0, 0.05))
+    for _ in range(500):
+        server.fail("GET", ".*v2beta1/runs/.*", 503)
+    code, _, err = call("submit", "--host", server.url, "--wait")
+    assert code == 3
+    again = f"python pipeline.py follow {server.runs[0].run_id} --host {server.url}"
+    assert err.startswith("error: the run goes on")
+    assert again in err
 
 
 def test_submit_says_when_nobody_listens(call):

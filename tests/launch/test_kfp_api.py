@@ -4,7 +4,7 @@ import pytest
 
 from iceaggr.errors import ConfigError
 from launch.api_errors import ServerAwayError, SubmissionError
-from launch.kfp_api import Connection, connect, run_link, ui_address
+from launch.kfp_api import Connection, check_version, connect, run_link, ui_address
 from tests.launch.certificates import certificate
 from tests.launch.kfp_stand_in import KfpStandIn
 
@@ -155,3 +155,31 @@ def test_connect_needs_the_scheme_of_the_address(host):
     with pytest.raises(ConfigError, match=r"not an address.*Write http:// or https://") as caught:
         connect(Connection(host))
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["tag_name", "apiServerTagName"])
+@pytest.mark.parametrize("tag", ["2.17.0", "v2.18.1", "2.17.0-rc.1"])
+def test_check_version_takes_what_was_proved_and_newer(server, field, tag):
+    server.health = {"tag_name": "unknown", field: tag}
+    assert check_version(connect(Connection(server.url)), accept_older=False) == ""
+
+
+def test_check_version_refuses_an_older_server_unless_it_is_accepted(server):
+    server.health = {"tag_name": "2.16.1"}
+    client = connect(Connection(server.url))
+    with pytest.raises(ConfigError, match=r"too old .*found 2\.16\.1, expected 2\.17 or newer"):
+        check_version(client, accept_older=False)
+    assert "older than 2.17, as you accepted" in check_version(client, accept_older=True)
+
+
+@pytest.mark.parametrize("health", [{}, {"tag_name": "unknown"}, {"tag_name": "dev-abc"}])
+def test_check_version_says_when_the_server_does_not_tell_it(server, health):
+    server.health = health
+    words = check_version(connect(Connection(server.url)), accept_older=False)
+    assert words.startswith("the server does not tell its version")
+
+
+def test_check_version_says_when_a_major_version_was_never_tried(server):
+    server.health = {"tag_name": "3.0.0"}
+    words = check_version(connect(Connection(server.url)), accept_older=False)
+    assert "3.0.0 was never tried" in words

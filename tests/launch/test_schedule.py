@@ -1,3 +1,5 @@
+from datetime import timedelta
+
 import pytest
 
 from iceaggr.errors import ConfigError
@@ -6,10 +8,12 @@ from launch.kfp_api import Connection, connect
 from launch.schedule import (
     Schedule,
     delete_schedule,
+    last_runs,
     list_schedules,
     replace_schedule,
 )
 from launch.submission import RunOrder, start_run, upload_version
+from tests.launch.argo_run import ArgoRun
 from tests.launch.kfp_stand_in import KfpStandIn
 
 SUNDAYS = "0 0 3 * * 0"
@@ -148,7 +152,7 @@ def test_replace_schedule_keeps_an_old_one_whose_run_goes_on(server, client, ord
     old = replace_schedule(client, Schedule("weekly", SUNDAYS, order)).current
     # more runs than fit on one page, the live one last
     for _ in range(3):
-        start_run(client, order)
+        start_run(client, order, "night")
     for run in server.runs:
         run.state, run.recurring_run_id = "SUCCEEDED", old.recurring_run_id
     server.runs[-1].state = "RUNNING"
@@ -207,3 +211,42 @@ def test_no_schedule_is_touched_without_a_name(server, client, order, name):
 def test_delete_schedule_says_when_there_is_none(client):
     with pytest.raises(ConfigError, match=r"no such schedule \[--name weekly\]"):
         delete_schedule(client, "weekly")
+
+
+@pytest.mark.parametrize(
+    ("state", "argo", "ended"),
+    [
+        ("RUNNING", ArgoRun(), "running now"),
+        ("SUCCEEDED", ArgoRun(), "succeeded after 1:30"),
+        (
+            "FAILED",
+            ArgoRun().step("train-model", "Failed").end("Failed"),
+            "failed after 1:30: train-model",
+        ),
+        ("FAILED", ArgoRun(), "failed after 1:30, before its first step"),
+        ("CANCELED", ArgoRun(), "terminated by somebody after 1:30"),
+        (
+            "FAILED",
+            ArgoRun().step("promote-model", "Succeeded").step("close-run", "Failed"),
+            "succeeded after 1:30, though close-run failed",
+        ),
+    ],
+)
+def test_last_runs_tells_how_the_newest_run_ended(server, client, order, state, argo, ended):
+    replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    replace_schedule(client, Schedule("never", SUNDAYS, order))
+    weekly, never = list_schedules(client)
+    for number in range(3):
+        start_run(client, order, f"weekly-{number}")
+    # the newest is the middle one: the last was started by hand
+    for run in server.runs[:2]:
+        run.recurring_run_id = weekly.recurring_run_id
+        run.state, run.finished_at = "FAILED", run.created_at + timedelta(seconds=90)
+    server.runs[1].state = state
+    server.workflows[server.runs[1].run_id] = argo
+    found = last_runs(client, [weekly, never], ("train-model", "promote-model", "close-run"))
+    assert list(found) == [weekly.recurring_run_id]
+    assert (found[weekly.recurring_run_id].name, found[weekly.recurring_run_id].ended) == (
+        "weekly-1",
+        ended,
+    )

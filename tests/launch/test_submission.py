@@ -1,11 +1,8 @@
-import time
-
 import pytest
 
-from launch import submission
 from launch.api_errors import ServerAwayError, SubmissionError
 from launch.kfp_api import Connection, connect
-from launch.submission import RunOrder, follow_run, start_run, upload_version
+from launch.submission import RunOrder, start_run, upload_version
 from tests.launch.kfp_stand_in import KfpStandIn
 
 
@@ -34,6 +31,8 @@ def test_upload_version_uploads_a_content_once(server, client, compiled):
     assert (first.uploaded, again.uploaded) == (True, False)
     assert first.version_id == again.version_id
     assert len(server.names("POST", "upload_version$")) == 1
+    # one version with one name: the run form offers no second of the same content
+    assert [v.display_name for v in server.versions] == [first.name]
 
 
 def test_upload_version_finds_a_version_on_a_later_page(server, client, compiled, changed):
@@ -47,7 +46,7 @@ def test_upload_version_adds_a_version_when_the_content_changes(server, client, 
     versions = [upload_version(client, item) for item in (compiled, changed)]
     assert versions[0].pipeline_id == versions[1].pipeline_id
     assert versions[0].name != versions[1].name
-    assert len(server.names("POST", "pipelines/upload$")) == 1
+    assert len(server.names("POST", "pipelines$")) == 1
 
 
 def test_upload_version_takes_the_version_of_somebody_who_was_faster(server, client, compiled):
@@ -64,7 +63,7 @@ def test_upload_version_joins_the_pipeline_of_somebody_who_was_faster(
     forget_once(server, "list_pipelines", "pipelines")
     assert upload_version(client, changed).uploaded
     assert len(server.pipelines) == 1
-    assert len(server.names("POST", "pipelines/upload$")) == 2
+    assert len(server.names("POST", "pipelines$")) == 2
 
 
 def test_upload_version_goes_on_after_an_upload_that_failed(server, client, compiled):
@@ -83,9 +82,9 @@ def test_upload_version_uploads_into_the_namespace_of_the_user(compiled):
 
 def test_start_run_sends_version_values_and_account(server, client, compiled):
     version = upload_version(client, compiled)
-    run_id = start_run(client, RunOrder(version, "nightly", {"n": 3}, "trainer"))
+    run_id = start_run(client, RunOrder(version, "nightly", {"n": 3}, "trainer"), "night")
     run = server.runs[0]
-    assert run.run_id == run_id
+    assert (run.run_id, run.display_name) == (run_id, "night")
     assert run.pipeline_version_reference.pipeline_version_id == version.version_id
     assert run.runtime_config.parameters == {"n": 3}
     assert run.service_account == "trainer"
@@ -95,16 +94,16 @@ def test_start_run_sends_version_values_and_account(server, client, compiled):
 def test_start_run_uses_the_experiment_that_is_there(server, client, compiled):
     version = upload_version(client, compiled)
     for _ in range(2):
-        start_run(client, RunOrder(version, "nightly", {}))
+        start_run(client, RunOrder(version, "nightly", {}), "night")
     assert len(server.experiments) == 1
     assert len({run.experiment_id for run in server.runs}) == 1
 
 
 def test_start_run_joins_the_experiment_of_somebody_who_was_faster(server, client, compiled):
     version = upload_version(client, compiled)
-    start_run(client, RunOrder(version, "nightly", {}))
+    start_run(client, RunOrder(version, "nightly", {}), "night")
     forget_once(server, "list_experiments", "experiments")
-    start_run(client, RunOrder(version, "nightly", {}))
+    start_run(client, RunOrder(version, "nightly", {}), "night")
     assert len({run.experiment_id for run in server.runs}) == 1
     assert len(server.names("POST", "experiments$")) == 2
 
@@ -113,60 +112,18 @@ def test_start_run_says_that_the_user_may_not(server, client, compiled):
     version = upload_version(client, compiled)
     server.fail("POST", ".*/runs", 403)
     with pytest.raises(SubmissionError, match=r"run creation.*HTTP 403.*Ask for the rights"):
-        start_run(client, RunOrder(version, "nightly", {}))
+        start_run(client, RunOrder(version, "nightly", {}), "night")
 
 
-def test_follow_run_says_each_change_and_ends_with_success(server, client, compiled):
-    run_id = start_run(client, RunOrder(upload_version(client, compiled), "nightly", {}))
-    server.states = ["PENDING", "RUNNING", "RUNNING", "SUCCEEDED"]
-    said = []
-    follow_run(client, run_id, said.append, pause_s=0.0)
-    assert said == ["PENDING", "RUNNING", "SUCCEEDED"]
+def test_start_run_tells_the_mlflow_plugin_the_experiment(server, client, compiled):
+    version = upload_version(client, compiled)
+    start_run(client, RunOrder(version, "nightly", {}, tracking_experiment="neutrinos"), "night")
+    assert server.runs[0].plugins_input == {"mlflow": {"experiment_name": "neutrinos"}}
 
 
-@pytest.mark.parametrize("end", ["FAILED", "CANCELED", "SKIPPED"])
-def test_follow_run_fails_when_the_run_does_not_succeed(server, client, compiled, end):
-    run_id = start_run(client, RunOrder(upload_version(client, compiled), "nightly", {}))
-    server.states = ["RUNNING", end]
-    with pytest.raises(SubmissionError, match=f"the run did not succeed .*found {end}"):
-        follow_run(client, run_id, lambda words: None, pause_s=0.0)
-
-
-def test_follow_run_waits_for_a_server_that_comes_back(server, client, compiled):
-    run_id = start_run(client, RunOrder(upload_version(client, compiled), "nightly", {}))
-    server.states = ["RUNNING", "SUCCEEDED"]
-    for status in (503, 500):
-        server.fail("GET", ".*/runs/.*", status)
-    said = []
-    follow_run(client, run_id, said.append, pause_s=0.0)
-    assert said[-2:] == ["RUNNING", "SUCCEEDED"]
-    assert len(said) == 4
-
-
-def test_follow_run_asks_again_when_the_server_falls_silent(server, client, compiled, monkeypatch):
-    monkeypatch.setattr(submission, "_ANSWER_S", 1)
-    run_id = start_run(client, RunOrder(upload_version(client, compiled), "nightly", {}))
-    real, silences, said = server.get_run, iter([2.5] * 4), []
-
-    def slow(*arguments):
-        # the HTTP client tries four times before it gives up
-        time.sleep(next(silences, 0.0))
-        return real(*arguments)
-
-    server.get_run, server.states = slow, ["RUNNING"] * 4 + ["SUCCEEDED"]
-    follow_run(client, run_id, said.append, pause_s=0.0)
-    assert said[0] == "Kubeflow Pipelines cannot be reached, asking again"
-    assert said[-1] == "SUCCEEDED"
-
-
-def test_follow_run_gives_up_on_a_server_that_stays_away(server, client, compiled):
-    run_id = start_run(client, RunOrder(upload_version(client, compiled), "nightly", {}))
-    for _ in range(10):
-        server.fail("GET", ".*/runs/.*", 503)
-    with pytest.raises(ServerAwayError, match="HTTP 503"):
-        follow_run(client, run_id, lambda words: None, pause_s=0.0)
-
-
-def test_follow_run_stops_at_once_when_the_run_is_gone(client):
-    with pytest.raises(SubmissionError, match="HTTP 404: run nowhere not found"):
-        follow_run(client, "nowhere", lambda words: None, pause_s=0.0)
+def test_start_run_goes_without_the_plugin_when_the_server_refuses_it(server, client, compiled):
+    server.refuses_plugins = True
+    version = upload_version(client, compiled)
+    start_run(client, RunOrder(version, "nightly", {}, tracking_experiment="neutrinos"), "night")
+    assert server.runs[0].plugins_input is None
+    assert len(server.names("POST", "runs$")) == 2
