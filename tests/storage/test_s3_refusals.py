@@ -138,9 +138,10 @@ def test_endpoint_with_the_bucket_in_its_path_is_refused_before_a_request():
         assert not server.requests
 
 
-def test_endpoint_with_another_bucket_in_its_path_is_suspected():
+@pytest.mark.parametrize("code", ["NoSuchBucket", "NoSuchKey"])
+def test_endpoint_with_another_bucket_in_its_path_is_suspected(code):
     with (
-        RefusingStore(404, "NoSuchBucket") as server,
+        RefusingStore(404, code) as server,
         pytest.raises(StorageError, match=r"bucket not found.*ends in a path, /other"),
     ):
         open_store({"AWS_ENDPOINT_URL": f"{server.url}/other", **KEYS}).list("s3://b/raw")

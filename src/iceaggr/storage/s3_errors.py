@@ -104,7 +104,9 @@ def explain(error: Exception, uri: str, endpoint: str) -> StorageError:
 
 def _worded(error: Exception, uri: str, endpoint: str) -> StorageError:
     code = error_code(error)
-    if code == "NoSuchBucket":
+    lists = isinstance(error, ClientError) and error.operation_name == "ListObjectsV2"
+    # a list that is taken for the request of an object: the endpoint's path is taken for the bucket
+    if code == "NoSuchBucket" or (lists and code in MISSING):
         return missing_bucket(uri, endpoint)
     for codes, refusal in REFUSALS:
         if code in codes:

@@ -90,8 +90,8 @@ REFUSALS = (
             "object store refused the credentials",
             "{code} from {endpoint}: it does not know the access key",
             "a key that may use bucket {bucket}",
-            "Check AWS_ACCESS_KEY_ID, or the profile that it comes from, on a cluster the secret"
-            " iceaggr-object-store: it may be another store's",
+            "Check AWS_ACCESS_KEY_ID and AWS_SESSION_TOKEN, or the profile that they come from,"
+            " on a cluster the secret iceaggr-object-store: they may be another store's",
         ),
     ),
     (
