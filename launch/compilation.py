@@ -14,7 +14,8 @@ from launch.run_form import DROPDOWNS, add_dropdowns
 def compile_pipeline(pipeline: Any, output: Path) -> Path:
     """Write the graph as IR YAML: pipeline, then what Kubernetes adds to it.
 
-    Raises: ConfigError if the file name does not end in .yaml or the file cannot be written.
+    Raises: ConfigError if the file name does not end in .yaml, or the file holds something else or
+    cannot be written.
     """
     if output.suffix not in (".yaml", ".yml"):
         raise ConfigError(
@@ -23,6 +24,7 @@ def compile_pipeline(pipeline: Any, output: Path) -> Path:
             found=repr(output.name),
             expected="a name that ends in .yaml",
         )
+    _refuse_other_content(output)
     # beside nothing of the user's: the dropdowns are added to what the SDK writes
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
@@ -43,6 +45,22 @@ def _name_branches(graph: dict[str, Any]) -> None:
         for key, task in component.get("dag", {}).get("tasks", {}).items():
             if key.startswith("condition-branches-"):
                 task["taskInfo"]["name"] = "training"
+
+
+def _refuse_other_content(output: Path) -> None:
+    """Replace a compiled pipeline only: settings and manifests have such names, too."""
+    try:
+        text = output.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    if text.strip() and "pipelineInfo:" not in text:
+        raise ConfigError(
+            "the file holds something else than a compiled pipeline",
+            where=f"--output {output}",
+            found=repr(text.strip().splitlines()[0][:60]),
+            expected="a new file, or one that this command wrote",
+            remedy="Give another name, or delete the file first",
+        )
 
 
 def write_documents(output: Path, documents: list[dict[str, Any]], *, sort_keys: bool) -> None:

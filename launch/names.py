@@ -12,6 +12,7 @@ _LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 _DNS_LABEL = re.compile(_LABEL)
 _DNS_SUBDOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _MAX_LABEL = 63
+_MAX_DISPLAY_NAME = 127
 _MAX_SUBDOMAIN = 253
 # Source: distribution/reference of the OCI registries: [domain[:port]/]path[:tag][@digest]
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]+)?"
@@ -54,14 +55,17 @@ def check_run_name(name: str, where: str) -> None:
 def check_display_name(name: str, where: str) -> None:
     """Check a name that people read: of a schedule or an experiment. Raises: ConfigError.
 
-    An empty one is no small mistake: the API takes it for no filter, that is for all there are.
+    An empty one is no small mistake: the API takes it for no filter, that is for all there are. A
+    long one would be refused, or cut, by a column of a database: KFP's names of 127 characters are
+    the shortest of them, MLflow's experiments have 256.
     """
-    if not name.strip() or name != name.strip() or not name.isprintable():
+    is_long = len(name) > _MAX_DISPLAY_NAME
+    if not name.strip() or name != name.strip() or not name.isprintable() or is_long:
         raise ConfigError(
             "not a name",
             where=where,
             found=repr(name),
-            expected="printable text, not empty, no blanks at its ends",
+            expected=f"1 to {_MAX_DISPLAY_NAME} printable characters, no blanks at the ends",
         )
 
 

@@ -194,10 +194,11 @@ def replace_schedule(client: kfp.Client, schedule: Schedule) -> Changes:
 
     The new one exists before the old ones go, so a failure half-way leaves two, never none, and
     the next call cleans up. Of two calls at once, each of which makes one, both keep the same.
-    Raises: ConfigError for a bad cron expression or name; SubmissionError.
+    Raises: ConfigError for a bad cron expression or name, or a schedule of this name that we did
+    not make; SubmissionError.
     """
     check_cron(schedule.cron)
-    present = list_schedules(client, schedule.name)
+    present = _ours(list_schedules(client, schedule.name), schedule.name)
     made = None
     if not _asked_for(schedule, present):
         made = _create(client, schedule)
@@ -212,13 +213,30 @@ def replace_schedule(client: kfp.Client, schedule: Schedule) -> Changes:
     return Changes(current, made is not None, n_deleted, len(stale) - n_deleted)
 
 
+def _ours(entries: list[ScheduleEntry], name: str) -> list[ScheduleEntry]:
+    """Refuse to touch what others made: names are not unique, and whoever deletes asks nobody."""
+    others = [entry.recurring_run_id for entry in entries if not entry.spec_hash]
+    if others:
+        raise ConfigError(
+            "a schedule of this name was made by something else",
+            where=f"--name {name}",
+            found=f"recurring run {', '.join(others)} without our mark in its description",
+            expected="schedules that `pipeline.py schedule` made",
+            remedy="Give another --name; what was made in the UI is deleted there",
+        )
+    return entries
+
+
 def _asked_for(schedule: Schedule, present: list[ScheduleEntry]) -> list[ScheduleEntry]:
     return [e for e in present if e.enabled and e.spec_hash == schedule.spec_hash()]
 
 
 def delete_schedule(client: kfp.Client, name: str) -> Changes:
-    """Disable and delete every schedule of a name. Raises: ConfigError if none or no name."""
-    entries = list_schedules(client, name)
+    """Disable and delete every schedule of a name.
+
+    Raises: ConfigError if there is none or no name, or one of them we did not make.
+    """
+    entries = _ours(list_schedules(client, name), name)
     if not entries:
         raise ConfigError(
             "no such schedule", where=f"--name {name}", remedy="`schedule --list` shows all"

@@ -1,8 +1,9 @@
 """Make the secrets of the `standalone` overlay: new random keys, printed as one YAML stream.
 
-python manifests/new_credentials.py | kubectl apply --filename -
+python manifests/new_credentials.py | kubectl create --filename -
 
-Nothing is stored here; each call makes other keys. The policies of manifests/policies/ go along.
+Nothing is stored here; each call makes other keys, so `create`, which replaces none that is there:
+the database keeps the password that it was made with. The policies of manifests/policies/ go along.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import yaml
 
 SERVICES_NAMESPACE = "iceaggr"
+_DATABASE_SECRET = "iceaggr-mlflow-database"
 _POLICIES = Path(__file__).parent / "policies"
 # key pair -> its policy; the administrator only makes the buckets
 _USERS = {"pipeline": "pipeline", "ingest": "ingest", "tracking": "tracking", "admin": ""}
@@ -61,14 +63,24 @@ def new_keys() -> dict[str, dict[str, str]]:
 
 def secret_objects(keys: dict[str, dict[str, str]], run_namespace: str) -> list[dict[str, Any]]:
     """Describe the secrets that the manifests name."""
+    # hexadecimal: it becomes part of a URL
+    password = {"password": secrets.token_hex(20)}
+    return [
+        *object_store_secrets(keys, run_namespace),
+        _secret(_DATABASE_SECRET, SERVICES_NAMESPACE, password),
+    ]
+
+
+def object_store_secrets(
+    keys: dict[str, dict[str, str]], run_namespace: str
+) -> list[dict[str, Any]]:
+    """Describe those whose values may change while the data stay: the keys of the object store."""
     here = SERVICES_NAMESPACE
     return [
         _secret("iceaggr-object-store-identities", here, {"identities.json": identities(keys)}),
         _secret("iceaggr-object-store-admin", here, keys["admin"]),
         _secret("iceaggr-object-store-ingest", here, keys["ingest"]),
         _secret("iceaggr-mlflow-object-store", here, keys["tracking"]),
-        # hexadecimal: it becomes part of a URL
-        _secret("iceaggr-mlflow-database", here, {"password": secrets.token_hex(20)}),
         _secret("iceaggr-object-store", run_namespace, keys["pipeline"]),
     ]
 
@@ -91,7 +103,14 @@ def main() -> None:
     """Print the objects."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-namespace", default="kubeflow", help="where the steps run")
-    print(yaml.safe_dump_all(secret_objects(new_keys(), parser.parse_args().run_namespace)))
+    parser.add_argument(
+        "--rotate",
+        action="store_true",
+        help="only the keys of the object store, for `kubectl apply` over those that are there",
+    )
+    given = parser.parse_args()
+    make_objects = object_store_secrets if given.rotate else secret_objects
+    print(yaml.safe_dump_all(make_objects(new_keys(), given.run_namespace)))
 
 
 if __name__ == "__main__":

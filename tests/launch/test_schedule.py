@@ -250,3 +250,16 @@ def test_last_runs_tells_how_the_newest_run_ended(server, client, order, state, 
         "weekly-1",
         ended,
     )
+
+
+def test_schedule_that_somebody_else_made_is_left_alone(server, client, order):
+    replace_schedule(client, Schedule("weekly", SUNDAYS, order))
+    # made in the UI, by others, for another pipeline: names are not unique
+    server.schedules[0].description = "the calibration of the other group"
+    before = len(server.requests)
+    with pytest.raises(ConfigError, match=r"made by something else.*--name weekly"):
+        delete_schedule(client, "weekly")
+    with pytest.raises(ConfigError, match="Give another --name"):
+        replace_schedule(client, Schedule("weekly", MONDAYS, order))
+    assert not [r for r in server.requests[before:] if not r.startswith("GET")]
+    assert server.schedules[0].status == "ENABLED"

@@ -1,6 +1,8 @@
 """What kubectl renders is valid, restricted and says what the pipeline expects."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -12,6 +14,7 @@ from components.cluster import (
     SETTINGS_CONFIG_MAP,
     SETTINGS_ENVIRONMENT,
 )
+from iceaggr.machines import torchrun
 from manifests.check import main, problems
 from manifests.new_credentials import new_keys, secret_objects
 from tests.manifests.rendering import MANIFESTS, OVERLAYS, find, render
@@ -321,6 +324,20 @@ def test_new_credentials_makes_each_secret_that_a_manifest_names():
     assert set(steps["stringData"]) == set(OBJECT_STORE_ENVIRONMENT)
 
 
+def test_rotated_credentials_leave_the_password_of_the_database_alone():
+    command = [sys.executable, "-m", "manifests.new_credentials"]
+    made = {}
+    for options in ([], ["--rotate"]):
+        text = subprocess.run(
+            [*command, *options], capture_output=True, text=True, check=True, cwd=MANIFESTS.parent
+        ).stdout
+        made[len(options)] = {s["metadata"]["name"]: s for s in yaml.safe_load_all(text)}
+    assert set(made[0]) - set(made[1]) == {"iceaggr-mlflow-database"}
+    assert set(made[1]) < set(made[0])
+    for name, secret in made[1].items():
+        assert secret["stringData"] != made[0][name]["stringData"]
+
+
 def test_new_keys_differ_each_time():
     assert new_keys() != new_keys()
 
@@ -329,3 +346,32 @@ def test_training_runtime_keeps_every_field_in_the_models_of_the_trainer_api():
     runtime = find(render("existing", trainer=True), "ClusterTrainingRuntime", "iceaggr")
     model = TrainerV1alpha1ClusterTrainingRuntime.from_dict(runtime)
     assert model.to_dict() == runtime
+
+
+def test_server_may_start_for_half_an_hour():
+    # a database that recovers, migrates or reads a large index is not killed half-way
+    servers = [d for d in render("standalone") if d["kind"] in ("Deployment", "StatefulSet")]
+    assert len(servers) == 3
+    for document in servers:
+        probe = _container(document)["startupProbe"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] >= 1800
+        # Kubernetes' own second is too short on a busy node
+        assert all(
+            _container(document)[kind].get("timeoutSeconds", 1) >= 5
+            for kind in ("startupProbe", "readinessProbe", "livenessProbe")
+        )
+
+
+def test_jobs_have_time_to_pull_the_image():
+    documents = render("standalone")
+    schedule = find(documents, "CronJob", "iceaggr-schedule")["spec"]["jobTemplate"]["spec"]
+    for job in (schedule, find(documents, "Job", "buckets")["spec"]):
+        assert job["activeDeadlineSeconds"] >= 1800
+
+
+def test_training_node_has_time_for_its_last_checkpoint():
+    runtime = find(render("existing", trainer=True), "ClusterTrainingRuntime", "iceaggr")
+    (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    grace_s = job["template"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    # what the processes are given after SIGTERM, and Python's own end
+    assert grace_s > torchrun._GRACE_S

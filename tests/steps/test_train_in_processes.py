@@ -267,5 +267,8 @@ def test_parse_machines_reads_what_kfp_hands_on():
 
 
 def test_deadline_leaves_time_for_restarts():
-    assert deadline_s(small_config(training={"max_minutes": 30.0})) == 30 * 120 + 3600
+    # five minutes of training may wait a day for its machines: the limit counts that, too
+    assert deadline_s(small_config(training={"max_minutes": 5.0})) > 24 * 3600
+    assert deadline_s(small_config(training={"max_minutes": 30.0})) == 30 * 120 + 24 * 3600
+    assert deadline_s(small_config(training={"max_minutes": 14 * 24 * 60.0})) == 14 * 24 * 3600
     assert deadline_s(small_config()) == 14 * 24 * 3600

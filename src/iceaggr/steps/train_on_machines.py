@@ -18,7 +18,7 @@ from iceaggr.steps.train_request import TrainingFacts, decide_start, train_in_pr
 from iceaggr.steps.training_choices import TrainingChoices
 
 _LONGEST_S = 14 * 24 * 3600
-_MARGIN_S = 3600
+_WAITING_S = 24 * 3600
 
 
 def run_train_on_machines(
@@ -64,9 +64,14 @@ def run_train_on_machines(
 
 
 def deadline_s(config: ExperimentConfig) -> int:
-    """Give the time after which a job is ended: generous, for waiting and restarts, yet finite."""
+    """Give the time after which a job is ended: generous, for waiting and restarts, yet finite.
+
+    Trainer counts from the creation of the job: hours in which its pods wait for machines, for a
+    quota or for their image, and all restarts are in it, so a day is added for these.
+    Source: `activeDeadlineSeconds` of Trainer's TrainJobSpec, v2.3.
+    """
     minutes = config.training.max_minutes
-    return int(minutes * 60 * 2) + _MARGIN_S if minutes else _LONGEST_S
+    return min(int(minutes * 60 * 2) + _WAITING_S, _LONGEST_S) if minutes else _LONGEST_S
 
 
 def parse_machines(
