@@ -6,10 +6,12 @@ from kubernetes import client
 from iceaggr.config import ExperimentConfig
 from iceaggr.machines.job_api import JobApi
 from iceaggr.machines.train_job import build_train_job
+from iceaggr.steps import context as step_context
 from iceaggr.steps.close_run import end_status, run_close_run
 from iceaggr.steps.context import RunContext
 from tests.machines.kubernetes_stand_in import KubernetesStandIn
 from tests.machines.test_train_job import order
+from tests.tracking.outage import Door
 
 
 @pytest.fixture
@@ -93,3 +95,42 @@ def test_close_run_sets_the_state_of_the_mlflow_run(mlflow_service, tmp_path):
     experiment = client.get_experiment_by_name("closing").experiment_id
     (found,) = client.search_runs([experiment])
     assert found.info.status == "KILLED"
+
+
+@pytest.fixture
+def outage(mlflow_service, monkeypatch):
+    door = Door(mlflow_service.mlflow_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", door.uri)
+    monkeypatch.setattr(step_context, "FINISH_WITHIN_S", 0.5)
+    door.open()
+    yield door
+    door.shut()
+
+
+@pytest.mark.integration
+def test_next_run_sends_how_a_run_ended_while_mlflow_was_away(outage, tmp_path, capfd, monkeypatch):
+    name = f"closing {tmp_path.name}"
+    first = RunContext("run-1", name, tmp_path.as_uri(), ExperimentConfig())
+    with first.tracking("plan_shards") as tracker:
+        client, run_id = tracker.client, tracker.run_id
+    summed_up(first)
+    outage.shut()
+    with first.tracking("train_model") as tracker:
+        tracker.log_metrics({"train/loss": 2.5}, 3)
+    assert run_close_run(first, "COMPLETE") == "FINISHED"
+    store = first.open_store()
+    assert len({item.uri.rsplit("/", 2)[1] for item in store.list(first.unsent_uri)}) == 2
+    # what cannot be sent does not keep the rest from it
+    store.write_bytes(f"{first.all_unsent_uri}/run-0/damaged/run.json", b"{")
+    outage.open()
+    assert client.get_run(run_id).info.status == "RUNNING"
+
+    monkeypatch.setattr(step_context, "FINISH_WITHIN_S", 60.0)
+    later = replace(first, run_id="run-2")
+    assert run_close_run(later, "FAILED") == "FAILED"
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert client.get_run(run_id).data.metrics["train/loss"] == 2.5
+    assert not store.list(first.unsent_uri)
+    told = capfd.readouterr().out
+    assert "tracking records of 1 earlier runs sent" in told
+    assert "run-0 stay: not a folder of unsent tracking records" in told

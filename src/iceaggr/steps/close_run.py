@@ -3,8 +3,9 @@
 Deleted are of a run that succeeded: its checkpoints, which hold optimiser states and are several
 times the size of the model; its copy of the champion, if training started from that; what its
 training processes were asked and answered. A failed or stopped run keeps them for 30 days, because
-retrying it in the UI goes on from them; then the last step of another run deletes them. A TrainJob
-that still works is ended, since nobody waits for it any more.
+retrying it in the UI goes on from them; then the last step of another run deletes them. What runs
+before could not tell MLflow, how they ended too, is sent now. A TrainJob that still works is ended,
+since nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -47,8 +48,21 @@ def run_close_run(context: RunContext, state: str) -> EndStatus:
         finally:
             with context.tracking("close_run", end=status):
                 pass
-        progress.conclude(f"run {status.lower()}, {done}")
+        progress.conclude(f"run {status.lower()}, {done}{_send_earlier(store, context)}")
         return status
+
+
+def _send_earlier(store: ObjectStore, context: RunContext) -> str:
+    """Send what MLflow lacks of runs that ended while it was away. Returns what was done."""
+    if not context.tracked:
+        return ""
+    from iceaggr.tracking.unsent import send_kept_of_runs
+
+    try:
+        done = send_kept_of_runs(store, context.all_unsent_uri)
+    except IceaggrError as error:
+        done = f"tracking records of earlier runs stay: {error}"
+    return f", {done}" if done else ""
 
 
 def _clean_up(store: ObjectStore, context: RunContext, status: EndStatus) -> str:

@@ -103,7 +103,12 @@ class RunContext:
     @property
     def unsent_uri(self) -> str:
         """Name the folder of tracking records that did not reach the server."""
-        return f"{self.run_uri}/unsent_tracking"
+        return f"{self.all_unsent_uri}/{self.run_id}"
+
+    @property
+    def all_unsent_uri(self) -> str:
+        """Name the folder of such records of all runs: the last step of any run sends them."""
+        return f"{self.work_uri}/unsent_tracking"
 
     def require_registry(self, purpose: str) -> None:
         """Refuse what needs a model registry in a run without a tracking server.

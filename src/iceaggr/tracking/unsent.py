@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 import uuid
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +24,8 @@ def keep_unsent(store: ObjectStore, spool: Path, folder_uri: str) -> None:
 
     A store that fails as well leaves the folder where it is, which the log says too.
     """
-    kept = below(folder_uri, uuid.uuid4().hex[:8])
+    # by time: what one step said of the run's state must not overwrite what a later one said
+    kept = below(folder_uri, f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}")
     try:
         for path in sorted(path for path in spool.rglob("*") if path.is_file()):
             store.upload(path, below(kept, path.relative_to(spool).as_posix()))
@@ -32,8 +34,8 @@ def keep_unsent(store: ObjectStore, spool: Path, folder_uri: str) -> None:
         return
     shutil.rmtree(spool, ignore_errors=True)
     log.warning(
-        "unsent tracking records lie in %s. A later step of this run sends them when the server is "
-        "back; by hand: python -m iceaggr.tracking.replay %s",
+        "unsent tracking records lie in %s. A later step of this run, or the last one of another, "
+        "sends them when the server is back; by hand: python -m iceaggr.tracking.replay %s",
         *(kept, folder_uri),
     )
 
@@ -49,28 +51,56 @@ def send_kept(store: ObjectStore, folder_uri: str, tracking_uri: str = "") -> in
     """
     n_sent = 0
     for kept, uris in _kept(store, folder_uri).items():
-        with TemporaryDirectory(prefix="iceaggr-unsent-") as scratch:
-            spool = Path(scratch, "spool")
-            for uri in uris:
-                path = inside(spool, uri.removeprefix(f"{kept}/"))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                store.download(uri, path)
-            try:
-                n_sent += replay(spool, tracking_uri or tracking_server())
-            except TrackingError as error:
-                if not may_pass(error):
-                    raise
-                log.warning("records in %s stay unsent: %s", kept, error)
-                return n_sent
+        try:
+            n_sent += _send(store, kept, uris, tracking_uri)
+        except TrackingError as error:
+            if not may_pass(error):
+                raise
+            log.warning("records in %s stay unsent: %s", kept, error)
+            break
+    return n_sent
+
+
+def send_kept_of_runs(store: ObjectStore, runs_uri: str) -> str:
+    """Send what runs left that ended while the server was away, their final state with it.
+
+    runs_uri: holds a folder of `keep_unsent` for each run.
+    Returns in words what was sent and what stays, '' if nothing lay there: the troubles of one run
+    are no other run's.  Raises: StorageError if they cannot be listed.
+    """
+    n_sent, n_runs, stays = 0, 0, ""
+    for run_uri in _kept(store, runs_uri):
+        try:
+            for kept, uris in _kept(store, run_uri).items():
+                n_sent += _send(store, kept, uris)
+            n_runs += 1
+        except (TrackingError, StorageError) as error:
+            stays = f", those in {run_uri} stay: {error}"
+            if may_pass(error):
+                break
+    sent = f"{n_sent} tracking records of {n_runs} earlier runs sent" if n_sent else ""
+    return f"{sent}{stays}".removeprefix(", ")
+
+
+def _send(store: ObjectStore, kept: str, uris: list[str], tracking_uri: str = "") -> int:
+    """Send one folder of records and delete it. Raises: StorageError, TrackingError."""
+    with TemporaryDirectory(prefix="iceaggr-unsent-") as scratch:
+        spool = Path(scratch, "spool")
         for uri in uris:
-            store.delete(uri)
+            path = inside(spool, uri.removeprefix(f"{kept}/"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            store.download(uri, path)
+        n_sent = replay(spool, tracking_uri or tracking_server())
+    for uri in uris:
+        store.delete(uri)
     return n_sent
 
 
 def _kept(store: ObjectStore, folder_uri: str) -> dict[str, list[str]]:
+    """Group what lies below a folder by the first part of its name, in the order of names."""
     found: dict[str, list[str]] = {}
     base = folder_uri.rstrip("/")
     for item in store.list(f"{base}/"):
         name = item.uri.removeprefix(f"{base}/").partition("/")[0]
         found.setdefault(f"{base}/{name}", []).append(item.uri)
-    return found
+    return dict(sorted(found.items()))
