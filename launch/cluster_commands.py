@@ -326,9 +326,10 @@ def _show(entries: list[ScheduleEntry], runs: dict[str, LastRun], again: str) ->
         if run is None:
             print("    no run yet")
             continue
-        started = f"{run.started.astimezone():%Y-%m-%d %H:%M}" if run.started else "once"
-        print(f"    last run {started}: {run.ended}")
-        print(f"    {run.name}; look: {again.format(run.run_id)}")
+        started = f" {run.started.astimezone():%Y-%m-%d %H:%M}" if run.started else ""
+        print(f"    last run{started}: {run.ended}")
+        print(f"    {run.name}")
+        print(f"    {again.format(run.run_id)}")
 
 
 def _check_names(connection: Connection, experiment: str, service_account: str) -> None:

@@ -125,6 +125,8 @@ def _summary_text(tasks: list[dict[str, Any]]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Write a duration as minutes and seconds."""
+    """Write a duration as minutes and seconds, from one hour on with hours."""
     minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    if minutes < 60:
+        return f"{minutes}:{rest:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -101,6 +101,31 @@ def test_compiled_graph_names_credentials_but_holds_none(compiled, kubernetes):
         assert maps == {variable: key for key, variable in SETTINGS_ENVIRONMENT.items()}, step
 
 
+def test_mlflow_is_told_the_name_that_kubeflow_has_for_the_run(graph):
+    # KFP's driver puts the run's name in the place of exactly this constant
+    named = {
+        name: task["inputs"]["parameters"]["run_name"]
+        for name, task in tasks(graph).items()
+        if "run_name" in task.get("inputs", {}).get("parameters", {})
+    }
+    placeholder = {"runtimeValue": {"constant": "{{$.pipeline_job_name}}"}}
+    # a sharding task reads it where plan_shards noted it
+    assert set(named) == STEPS - {"shard-events"}
+    assert all(value == placeholder for value in named.values())
+
+
+def test_groups_of_the_graph_have_names_of_ours(graph):
+    shown = {key: task["taskInfo"]["name"] for key, task in tasks(graph).items()}
+    groups = {key: name for key, name in shown.items() if key not in STEPS}
+    assert sorted(groups.values()) == [
+        "direction",
+        "one-machine",
+        "several-machines",
+        "shard",
+        "training",
+    ]
+
+
 def test_no_step_sets_an_environment_variable_to_a_value(graph):
     assert not [name for name, container in containers(graph).items() if container.get("env")]
 

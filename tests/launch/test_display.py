@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from launch.display import RunDisplay
+from launch.display import RunDisplay, clock
 from launch.local_run import _messages
 
 NAME = "[raw] events of [/2024]"
@@ -48,3 +48,10 @@ def test_show_leaves_the_reason_of_a_failure_to_the_error():
 def test_messages_pass_over_a_line_that_was_cut():
     whole = json.dumps(message("done"))
     assert list(_messages([whole[:20], whole, ""])) == [message("done")]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (61.9, "1:01"), (3599, "59:59"), (90061, "25:01:01")]
+)
+def test_clock_shows_hours_of_long_runs_alone(seconds, text):
+    assert clock(seconds) == text

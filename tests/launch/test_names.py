@@ -1,7 +1,15 @@
+import re
+
 import pytest
 
 from iceaggr.errors import ConfigError
-from launch.names import check_image, check_namespace, check_service_account
+from launch.names import (
+    check_image,
+    check_namespace,
+    check_run_name,
+    check_service_account,
+    name_run,
+)
 
 DIGEST = "@sha256:" + "0" * 64
 
@@ -53,3 +61,29 @@ def test_names_of_kubernetes_may_be_left_to_the_installation():
     for name in ("", "iceaggr-runner"):
         check_namespace(name, "--namespace")
         check_service_account(name, "--service-account")
+
+
+@pytest.mark.parametrize(
+    ("raw_uri", "events"),
+    [
+        ("s3://iceaggr/raw", "raw"),
+        ("s3://iceaggr/raw/simulated-20000/", "simulated-20000"),
+        ("file:///data/month 03 [new]", "month-03-new"),
+        ("s3://b/a_very_long_name_of_a_folder", "a_very_long_name_o"),
+    ],
+)
+def test_name_run_holds_what_tells_runs_apart(raw_uri, events):
+    name = name_run("laptop", raw_uri, "champion")
+    assert re.fullmatch(rf"laptop-{re.escape(events)}-champion-\d{{4}}-\d{{6}}", name)
+    check_run_name(name, "made")
+
+
+@pytest.mark.parametrize("name", ["", "Tuesday's idea", "x" * 80])
+def test_check_run_name_takes_what_people_write(name):
+    check_run_name(name, "--run-name")
+
+
+@pytest.mark.parametrize("name", ["a/b", ".hidden", "x" * 81, " ", "a\nb"])
+def test_check_run_name_refuses_what_is_no_part_of_a_file_name(name):
+    with pytest.raises(ConfigError, match=r"not a name.*\[--run-name\]"):
+        check_run_name(name, "--run-name")
