@@ -20,6 +20,7 @@ from components.image import EXAMPLE_IMAGE, IMAGE
 from iceaggr.cli_options import MAX_SIMULATED_EVENTS
 from iceaggr.config import ExperimentConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
+from iceaggr.steps.documents import holds, refuse_other_content
 from iceaggr.steps.training_choices import AS_CONFIGURED
 from iceaggr.storage.apart import refuse_among_raw
 from iceaggr.storage.uris import check_place, file_uri
@@ -142,6 +143,9 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
     return app
 
 
+_IS_SUMMARY = holds('"mean_opening_angle_deg"', '"model_uri"')
+
+
 def _check_request(request: RunRequest) -> None:
     if request.raw_uri:
         check_place(request.raw_uri, "--raw-uri")
@@ -160,6 +164,7 @@ def _check_request(request: RunRequest) -> None:
     if request.summary_path:
         refuse_among_raw(raw_uri, file_uri(request.summary_path), where="--summary")
         _check_writable(request.summary_path)
+        refuse_other_content(request.summary_path, "--summary", _IS_SUMMARY)
 
 
 def _check_writable(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Compile the graph to KFP IR YAML."""
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import yaml
 from kfp import compiler
 
 from iceaggr.errors import ConfigError
+from iceaggr.steps.documents import holds, refuse_other_content
 from launch.run_form import DROPDOWNS, add_dropdowns
 
 
@@ -24,7 +26,7 @@ def compile_pipeline(pipeline: Any, output: Path) -> Path:
             found=repr(output.name),
             expected="a name that ends in .yaml",
         )
-    _refuse_other_content(output)
+    _refuse_other(output, pipeline.name)
     # beside nothing of the user's: the dropdowns are added to what the SDK writes
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
@@ -32,7 +34,7 @@ def compile_pipeline(pipeline: Any, output: Path) -> Path:
         documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     add_dropdowns(documents[0]["root"], DROPDOWNS)
     _name_branches(documents[0])
-    write_documents(output, documents, sort_keys=True)
+    write_documents(output, documents, pipeline.name, sort_keys=True)
     return output
 
 
@@ -47,25 +49,23 @@ def _name_branches(graph: dict[str, Any]) -> None:
                 task["taskInfo"]["name"] = "training"
 
 
-def _refuse_other_content(output: Path) -> None:
-    """Replace a compiled pipeline only: settings and manifests have such names, too."""
-    try:
-        text = output.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    if text.strip() and "pipelineInfo:" not in text:
-        raise ConfigError(
-            "the file holds something else than a compiled pipeline",
-            where=f"--output {output}",
-            found=repr(text.strip().splitlines()[0][:60]),
-            expected="a new file, or one that this command wrote",
-            remedy="Give another name, or delete the file first",
-        )
+def _refuse_other(output: Path, name: str) -> None:
+    """Replace this pipeline, compiled before, only: settings and manifests have such names, too."""
+    is_own = holds("deploymentSpec:", "pipelineInfo:", f"name: {name}\n")
+    with suppress(OSError):  # told when it is written
+        refuse_other_content(output, "--output", is_own)
 
 
-def write_documents(output: Path, documents: list[dict[str, Any]], *, sort_keys: bool) -> None:
-    """Write objects as one stream of YAML. Raises: ConfigError if the file cannot be written."""
+def write_documents(
+    output: Path, documents: list[dict[str, Any]], name: str, *, sort_keys: bool
+) -> None:
+    """Write objects as one stream of YAML.
+
+    name: of the pipeline in them.  Raises: ConfigError if the file cannot be written, or is
+    anything but the same pipeline, compiled before.
+    """
     try:
+        _refuse_other(output, name)
         output.write_text(yaml.safe_dump_all(documents, sort_keys=sort_keys), encoding="utf-8")
     except OSError as error:
         raise ConfigError(

@@ -74,7 +74,7 @@ def write_pipeline_objects(
         for path in check or []:
             run_values(compiled.parameters, [], None, path)
         objects = pipeline_objects(compiled, graph.description or "", namespace)
-        write_documents(output, objects, sort_keys=False)
+        write_documents(output, objects, PIPELINE_NAME, sort_keys=False)
     except IceaggrError as error:
         sys.exit(f"error: {error}")
     print(f"wrote {output}: {compiled.version_name}")

@@ -103,10 +103,19 @@ def test_run_finds_out_first_that_the_figures_cannot_be_written(refused, tmp_pat
 
 def test_run_keeps_the_figures_of_before_until_it_has_new_ones(refused, tmp_path):
     path = tmp_path / "figures.json"
-    path.write_text(json.dumps({"kept": True}))
+    figures = {"mean_opening_angle_deg": 40.0, "model_uri": "s3://m"}
+    path.write_text(json.dumps(figures))
     refused("--start-from", "champ", "--summary", str(path))
     commands._check_writable(path)
-    assert json.loads(path.read_text()) == {"kept": True}
+    assert json.loads(path.read_text()) == figures
+
+
+def test_run_never_writes_its_figures_over_something_else(refused, tmp_path):
+    path = tmp_path / "package.json"
+    path.write_text('{"name": "mine"}')
+    line = refused("--raw-uri", "file:///raw", "--summary", str(path))
+    assert f"a file of something else has this name [--summary {path}]" in line
+    assert path.read_text() == '{"name": "mine"}'
 
 
 def test_run_leaves_no_empty_figures_behind(tmp_path):

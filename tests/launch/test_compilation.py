@@ -14,6 +14,17 @@ def test_compile_pipeline_says_when_the_target_cannot_be_written(tmp_path):
         compile_pipeline(pipeline.make_pipeline(cluster=True), folder)
 
 
+def test_compile_pipeline_overwrites_its_own_earlier_result_only(tmp_path):
+    path, graph = tmp_path / "pipeline.yaml", pipeline.make_pipeline(cluster=True)
+    first = compile_pipeline(graph, path).read_bytes()
+    assert compile_pipeline(graph, path).read_bytes() == first
+    for text in ("name: docker-compose\n", first.decode().replace(graph.name, "another")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"something else has this name \[--output"):
+            compile_pipeline(graph, path)
+        assert path.read_text() == text
+
+
 def test_compile_pipeline_says_when_the_folder_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot write .*absent/p.yaml.*No such file"):
         compile_pipeline(pipeline.make_pipeline(cluster=True), tmp_path / "absent" / "p.yaml")
@@ -40,6 +51,8 @@ def test_compile_replaces_its_own_file_only(tmp_path):
     settings = tmp_path / "laptop.yaml"
     settings.write_text("name: laptop\ntraining:\n  n_epochs: 1\n", encoding="utf-8")
     before = settings.read_bytes()
-    with pytest.raises(ConfigError, match=r"holds something else .*laptop\.yaml.*name: laptop"):
+    with pytest.raises(
+        ConfigError, match=r"something else has this name .*laptop\.yaml.*name: laptop"
+    ):
         compile_pipeline(made, settings)
     assert settings.read_bytes() == before

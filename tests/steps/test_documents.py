@@ -12,6 +12,7 @@ from iceaggr.steps.documents import (
     EvaluationPointer,
     ModelPointer,
     check_target_file,
+    holds,
     parse_document,
     read_document,
     read_file,
@@ -87,7 +88,7 @@ def test_document_of_before_stays_when_the_disk_is_full(
 def test_target_file_may_be_new_or_replaced_and_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "old.csv").write_text("old")
     for name in ("old.csv", "new.csv", "x" * 251 + ".csv"):
-        check_target_file(tmp_path / name, "--output")
+        check_target_file(tmp_path / name, "--output", lambda path: path.read_text() == "old")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
@@ -104,18 +105,18 @@ def test_target_that_cannot_be_written_is_refused(tmp_path: Path, name: str, fou
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/null")
     with pytest.raises(ConfigError, match=rf"cannot write here \[--page .*\]: found {found}"):
-        check_target_file(tmp_path / name, "--page")
+        check_target_file(tmp_path / name, "--page", holds("x"))
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder without files")
 def test_target_in_a_folder_that_takes_no_files_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"cannot write here .* \(a file was tried in /proc\)"):
-        check_target_file(Path("/proc/x.parquet"), "--output")
+        check_target_file(Path("/proc/x.parquet"), "--output", holds("x"))
 
 
 def test_target_in_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"folder does not exist \[--output .*\]: found .*/no"):
-        check_target_file(tmp_path / "no" / "x.csv", "--output")
+        check_target_file(tmp_path / "no" / "x.csv", "--output", holds("x"))
 
 
 @pytest.mark.parametrize(
@@ -140,3 +141,12 @@ def test_what_is_no_file_is_no_document(tmp_path: Path, name: str, found: str) -
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(IceaggrError, match=rf"^manifest not found .*{name}\]: found {found}"):
         read_file(tmp_path / name, "manifest", "Write it")
+
+
+def test_target_that_is_something_else_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "notes.html"
+    path.write_text("my notes")
+    with pytest.raises(ConfigError, match=r"something else has this name \[--page .*8 bytes"):
+        check_target_file(path, "--page", holds("<h1>Paired comparison</h1>"))
+    path.write_text("<h1>Paired comparison</h1>")
+    check_target_file(path, "--page", holds("<h1>Paired comparison</h1>"))

@@ -215,3 +215,19 @@ def test_predict_names_the_folder_that_holds_no_model(raw_uri: str, tmp_path: Pa
     with pytest.raises(ModelError, match="no saved model here"):
         run_predict((tmp_path / "none").as_uri(), raw_uri, tmp_path / "out.parquet")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["table.parquet", "table.csv", "notes.csv"])
+def test_predict_overwrites_its_own_earlier_results_only(
+    model_uri: str, raw_uri: str, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    table = pd.DataFrame({"event_id": [1], "mine": [2]})
+    table.to_parquet(path) if path.suffix == ".parquet" else table.to_csv(path, index=False)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"something else has this name \[--output"):
+        run_predict(model_uri, raw_uri, path)
+    assert path.read_bytes() == before
+    path.unlink()
+    assert run_predict(model_uri, raw_uri, path) == 100
+    assert run_predict(model_uri, raw_uri, path) == 100

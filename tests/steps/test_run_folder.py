@@ -32,6 +32,16 @@ def test_folder_that_holds_another_run_is_refused_and_left_as_it_is(tmp_path: Pa
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["run.json", "units"]
 
 
+@pytest.mark.parametrize("name", ["report.html", "manifest.json", "model.json"])
+def test_folder_with_a_file_of_such_a_name_is_refused_and_left_as_it_is(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=rf"documents of no run \[--folder .*found {name}"):
+        create(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_same_request_goes_on_with_the_run(tmp_path: Path) -> None:
     run_id = create(tmp_path / "run").context().run_id
     assert create(tmp_path / "run", "file:///raw/").context().run_id == run_id

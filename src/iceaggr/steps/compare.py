@@ -10,7 +10,7 @@ import pandas as pd
 from iceaggr.config import EvaluationConfig
 from iceaggr.errors import ConfigError, EvaluationError
 from iceaggr.evaluation.comparison import Comparison, compare_runs
-from iceaggr.steps.documents import check_target_file, write_document
+from iceaggr.steps.documents import check_target_file, holds, write_document
 from iceaggr.tracking.run_files import fetch_run_file
 
 EVENTS_FILE = "evaluation/events.parquet"
@@ -31,7 +31,7 @@ def run_compare(runs: list[str], page: Path | None) -> Comparison:
             remedy="Name another run",
         )
     if page:
-        check_target_file(page, "--page")
+        check_target_file(page, "--page", holds("<h1>Paired comparison</h1>"))
     tables: dict[str, pd.DataFrame] = {}
     seen: set[str] = set()
     for run in runs:

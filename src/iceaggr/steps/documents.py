@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,10 +131,42 @@ class EvaluationPointer(BaseModel):
         )
 
 
-def check_target_file(path: Path, option: str) -> None:
+IsOwn = Callable[[Path], bool]
+"""Tells whether a file is an earlier result of the same writer, which it may write anew."""
+
+
+def holds(*words: str) -> IsOwn:
+    """Recognise a text of ours by words that every one of its kind holds."""
+
+    def is_own(path: Path) -> bool:
+        content = path.read_bytes()
+        return all(word.encode() in content for word in words)
+
+    return is_own
+
+
+def refuse_other_content(path: Path, option: str, is_own: IsOwn) -> None:
+    """Refuse to write over a file that is not empty and no earlier result of ours.
+
+    Raises: ConfigError naming the option; OSError if it cannot be read.
+    """
+    if path.is_file() and path.stat().st_size and not is_own(path):
+        with path.open("rb") as file:
+            head = file.read(60).decode("utf-8", "replace").strip().split("\n")[0]
+        raise ConfigError(
+            "a file of something else has this name",
+            where=f"{option} {path}",
+            found=f"{path.stat().st_size:,} bytes that begin with {head!r}",
+            expected="no file, an empty one, or an earlier result",
+            remedy="Give another name, or move that file away",
+        )
+
+
+def check_target_file(path: Path, option: str, is_own: IsOwn) -> None:
     """Refuse a file that could not be written in the end, before work is done for it.
 
-    option: that named it. What has the name already stays as it is.  Raises: ConfigError.
+    option: that named it. What has the name already stays as it is.
+    is_own: asked of what has the name, see `refuse_other_content`.  Raises: ConfigError.
     """
     where, folder = f"{option} {path}", path.absolute().parent
     try:
@@ -159,6 +191,7 @@ def check_target_file(path: Path, option: str) -> None:
             expected="a file, or the name of a new one, in a folder that this user may write to",
             remedy="Give another place or name",
         )
+    refuse_other_content(path, option, is_own)
 
 
 def _no_regular_file(path: Path) -> str:

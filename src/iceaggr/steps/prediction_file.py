@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from iceaggr.errors import ConfigError
 from iceaggr.evaluation.prediction import COLUMNS, PREDICTION_SCHEMA
 from iceaggr.machine_errors import naming
-from iceaggr.steps.documents import check_target_file
+from iceaggr.steps.documents import check_target_file, refuse_other_content
 from iceaggr.storage.file_store import partial_file, replace_durably
 from iceaggr.storage.uris import FILE_SCHEME, file_path
 
@@ -40,7 +40,7 @@ def check_output(output: Path, raw_uri: str) -> None:
             expected=".parquet, or .csv for a competition submission",
             remedy="Give the file one of these endings",
         )
-    check_target_file(output, "--output")
+    check_target_file(output, "--output", lambda _: True)
     if raw_uri.startswith(FILE_SCHEME):
         raw_folder = file_path(raw_uri).resolve()
         place = output.absolute().parent.resolve() / output.name
@@ -48,12 +48,28 @@ def check_output(output: Path, raw_uri: str) -> None:
             raise _among_raw_events(output, f"{place} in {raw_folder}")
 
 
+def _is_prediction(path: Path) -> bool:
+    """Tell predictions, or a submission, from any other file."""
+    try:
+        if path.suffix == ".csv":
+            with path.open("rb") as file:
+                header = file.readline(1000).decode("utf-8", "replace")
+            return header.replace('"', "").strip().split(",") == list(COLUMNS[:3])
+        return list(pq.read_schema(path).names) == list(COLUMNS)
+    except pa.ArrowException:
+        return False
+
+
 def refuse_raw_files(output: Path, uris: Iterable[str]) -> None:
-    """Refuse an output that a link in the raw folder leads to. Raises: ConfigError."""
+    """Refuse an output that a link in the raw folder leads to, or that holds no predictions.
+
+    Raises: ConfigError.
+    """
     for uri in uris:
         with suppress(FileNotFoundError):  # of the output, mostly
             if uri.startswith(FILE_SCHEME) and output.samefile(file_path(uri)):
                 raise _among_raw_events(output, f"the file of {uri}")
+    refuse_other_content(output, "--output", _is_prediction)
 
 
 def _among_raw_events(output: Path, found: str) -> ConfigError:

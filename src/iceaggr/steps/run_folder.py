@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import uuid
 from collections.abc import Iterator
@@ -38,11 +39,11 @@ class RunFolder:
         experiment_name: str,
         config: ExperimentConfig,
     ) -> RunFolder:
-        """Start a run in an empty or absent folder, or go on with the same run in its own.
+        """Start a run in a new folder, or go on with the same run in its own.
 
-        Raises: ConfigError if the folder holds a run of other settings, or results would lie among
-        the raw events; StorageError if a URI names no place or holds a secret. Both come before
-        anything is written.
+        Raises: ConfigError if the folder holds a run of other settings, or documents of no run, or
+        results would lie among the raw events; StorageError if a URI names no place or holds a
+        secret. Both come before anything is written.
         """
         path = path.resolve()
         settings = RunSettings(
@@ -54,12 +55,32 @@ class RunFolder:
         )
         run = RunFolder(path)
         run._check_places(settings)
+        run._refuse_foreign_documents()
         _make(path / _UNITS)
         document = settings.model_dump_json(indent=1).encode()
         # of two that begin here at once, one is first
         if not FileStore().write_bytes_if_absent(file_uri(path / _SETTINGS), document):
             run._settings().check_same(settings, path / _SETTINGS)
         return run
+
+    def _refuse_foreign_documents(self) -> None:
+        """Refuse a folder without a run in which a file has the name of a document of ours."""
+        documents = (
+            *(self.manifest, self.normalization, self.data_card, self.learning_table),
+            *(self.model, self.evaluation, self.report, self.summary, self.verdict),
+        )
+        # os.path: a name that no file can have is told when the folder is made
+        if os.path.exists(self.path / _SETTINGS):
+            return
+        for path in documents:
+            if os.path.exists(path):
+                raise ConfigError(
+                    "folder holds documents of no run",
+                    where=f"--folder {self.path}",
+                    found=f"{path.name} without {_SETTINGS}",
+                    expected="a new folder, or that of a run",
+                    remedy="Give another --folder, or move that file away",
+                )
 
     def _check_places(self, settings: RunSettings) -> None:
         raw_uri, work_uri = settings.raw_uri, settings.work_uri
