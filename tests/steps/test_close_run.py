@@ -1,4 +1,7 @@
+import json
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import pytest
 from kubernetes import client
@@ -6,8 +9,9 @@ from kubernetes import client
 from iceaggr.config import ExperimentConfig
 from iceaggr.machines.job_api import JobApi
 from iceaggr.machines.train_job import build_train_job
+from iceaggr.signals import TerminatedError, TrainingInterruptedError
 from iceaggr.steps import context as step_context
-from iceaggr.steps.close_run import end_status, run_close_run
+from iceaggr.steps.close_run import end_status, run_close_run, who_stopped
 from iceaggr.steps.context import RunContext
 from tests.machines.kubernetes_stand_in import KubernetesStandIn
 from tests.machines.test_train_job import order
@@ -66,6 +70,50 @@ def test_end_status_does_not_believe_in_success_without_a_summary():
     assert end_status("", has_summary=False) == "KILLED"
 
 
+@pytest.fixture
+def kfp():
+    """A stand-in for the API of Kubeflow Pipelines that answers with a state, or refuses."""
+
+    class Answer(BaseHTTPRequestHandler):
+        state = ""
+
+        def do_GET(self):
+            assert self.path == "/apis/v2beta1/runs/run-1"
+            self.send_response(200 if Answer.state else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps({"run_id": "run-1", "state": Answer.state}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        Answer.host = f"http://127.0.0.1:{server.server_port}"
+        yield Answer
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "words"),
+    [
+        ("CANCELING", "KILLED", "by a person"),
+        ("RUNNING", "FAILED", "ended by the platform"),
+        ("", "KILLED", "did not tell"),
+    ],
+)
+def test_run_stopped_from_outside_is_told_as_who_stopped_it(kfp, state, status, words):
+    kfp.state = state
+    pod = {"KUBERNETES_SERVICE_HOST": "x", "KFP_HOST": kfp.host}
+    found, reason = who_stopped("run-1", pod)
+    assert found == status
+    assert words in reason
+
+
+def test_nobody_is_asked_who_stopped_a_run_outside_a_cluster(kfp):
+    kfp.state = "RUNNING"
+    assert who_stopped("run-1", {"KFP_HOST": kfp.host})[0] == "KILLED"
+
+
 def test_close_run_ends_a_train_job_that_nobody_waits_for(run, monkeypatch):
     with KubernetesStandIn() as server:
         settings = client.Configuration()
@@ -95,6 +143,35 @@ def test_close_run_sets_the_state_of_the_mlflow_run(mlflow_service, tmp_path):
     experiment = client.get_experiment_by_name("closing").experiment_id
     (found,) = client.search_runs([experiment])
     assert found.info.status == "KILLED"
+    assert "did not tell whether by a person" in found.data.tags["end_reason"]
+
+
+@pytest.mark.integration
+def test_step_that_is_asked_to_stop_leaves_its_mlflow_run_to_its_retry(mlflow_service, tmp_path):
+    from mlflow import MlflowClient
+
+    context = RunContext("run-8", "stopping", tmp_path.as_uri(), ExperimentConfig())
+    client = MlflowClient(mlflow_service.mlflow_uri)
+
+    def found():
+        experiment = client.get_experiment_by_name("stopping").experiment_id
+        return client.search_runs([experiment])[0]
+
+    for stopped in (TerminatedError(), TrainingInterruptedError("asked to stop")):
+        with pytest.raises(type(stopped)), context.tracking("train_model"):
+            raise stopped
+        assert found().info.status == "RUNNING"
+        assert found().data.tags["step/train_model"].startswith("interrupted on")
+    with pytest.raises(ValueError, match="x"), context.tracking("train_model"):
+        raise ValueError("x")
+    assert (found().info.status, found().data.tags["failed_step"]) == ("FAILED", "train_model")
+    with context.tracking("train_model"):
+        pass
+    assert found().info.status == "RUNNING"
+    with context.tracking("close_run", end="FINISHED"):
+        pass
+    assert found().info.status == "FINISHED"
+    assert not {"failed_step", "failure"} & set(found().data.tags)
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_killed_training_goes_on_from_its_checkpoint_to_the_same_weights(
     # what another job left, which must neither be believed nor reach torchrun
     for name, text in {**FOREIGN, "LOCAL_RANK": "3", "PET_NNODES": "2"}.items():
         monkeypatch.setenv(name, text)
-    config = small_config(training={"n_epochs": 8})
+    config = small_config(training={"n_epochs": 5})
     # a machine without GPUs is never asked for two processes
     monkeypatch.setattr(TrainingChoices, "n_processes", n_processes)
     runs = [replace(context, run_id=name, config=config) for name in ("whole", "killed")]

@@ -10,7 +10,10 @@ since nobody waits for it any more.
 
 from __future__ import annotations
 
+import json
 import os
+import urllib.request
+from collections.abc import Mapping
 from typing import Literal
 
 from iceaggr.errors import IceaggrError
@@ -29,6 +32,14 @@ _SUCCEEDED = ("COMPLETE", "SUCCEEDED")
 
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
+_KFP_HOST = "http://ml-pipeline.kubeflow:8888"
+_ANSWER_S = 10.0
+_BY_A_PERSON = "terminated by a person in Kubeflow Pipelines"
+_BY_THE_PLATFORM = (
+    "a step was ended by the platform and not retried: evicted, out of memory, or its pod deleted"
+)
+_UNKNOWN = "stopped from outside; Kubeflow Pipelines did not tell whether by a person"
+
 
 def run_close_run(context: RunContext, state: str) -> EndStatus:
     """Set the final state of the MLflow run and clean up. Returns that state.
@@ -42,13 +53,17 @@ def run_close_run(context: RunContext, state: str) -> EndStatus:
         has_summary = (
             state in _SUCCEEDED and store.stat(f"{context.run_uri}/summary.json") is not None
         )
-        status = end_status(state, has_summary)
+        status, reason = end_status(state, has_summary), ""
+        if status == "KILLED":
+            status, reason = who_stopped(context.run_id)
         try:
             done = _clean_up(store, context, status)
         finally:
-            with context.tracking("close_run", end=status):
-                pass
-        progress.conclude(f"run {status.lower()}, {done}{_send_earlier(store, context)}")
+            with context.tracking("close_run", end=status) as tracker:
+                if reason:
+                    tracker.set_tags({"end_reason": reason})
+        told = f" ({reason})" if reason else ""
+        progress.conclude(f"run {status.lower()}{told}, {done}{_send_earlier(store, context)}")
         return status
 
 
@@ -90,6 +105,27 @@ def end_status(state: str, has_summary: bool) -> EndStatus:
     if state in _SUCCEEDED:
         return "FINISHED" if has_summary else "FAILED"
     return "FAILED" if state == "FAILED" else "KILLED"
+
+
+def who_stopped(run_id: str, environment: Mapping[str, str] = os.environ) -> tuple[EndStatus, str]:
+    """Find out whether a person or the platform ended a run that KFP still calls running.
+
+    KFP learns of a step's end from the step itself. One that was killed tells nothing, and its last
+    known state stays RUNNING: after a person's Terminate as after an eviction. Only the state of
+    the run tells them apart: it is CANCELING after Terminate, until the last step has ended.
+    Returns the state for MLflow and the reason; KILLED where KFP gives no answer.
+    """
+    if "KUBERNETES_SERVICE_HOST" not in environment:
+        return "KILLED", _UNKNOWN
+    address = f"{environment.get('KFP_HOST', _KFP_HOST)}/apis/v2beta1/runs/{run_id}"
+    try:
+        with urllib.request.urlopen(address, timeout=_ANSWER_S) as answer:
+            state = json.load(answer)["state"]
+    except (OSError, ValueError, LookupError, TypeError):
+        # a multi-user installation asks for a login that steps do not have
+        return "KILLED", _UNKNOWN
+    by_a_person = state in ("CANCELING", "CANCELED")
+    return ("KILLED", _BY_A_PERSON) if by_a_person else ("FAILED", _BY_THE_PLATFORM)
 
 
 def _stop_train_job(store: ObjectStore, context: RunContext) -> bool:

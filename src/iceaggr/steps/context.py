@@ -14,6 +14,7 @@ from iceaggr.errors import ConfigError
 from iceaggr.interfaces import NullTracker, ObjectStore, Tracker
 from iceaggr.patience import FIRST_CONTACT_S
 from iceaggr.service_settings import TRACKING_VARIABLE
+from iceaggr.signals import TerminatedError, TrainingInterruptedError
 from iceaggr.storage import open_store
 from iceaggr.storage.uris import check_place
 
@@ -66,7 +67,7 @@ class RunContext:
         """Open this run's tracker for the time of one step, found or created by the run's id.
 
         end: how the run ends with this step; None = others follow. A step that fails marks the run
-        failed, with the reason.
+        failed, with the reason; one that is asked to stop leaves it running.
         The first step of a run insists on its server, and tries what the last step needs. A later
         one goes on without: its records are sent when the server is back, at the latest by the last
         step of another run.
@@ -94,6 +95,10 @@ class RunContext:
                     FIRST_CONTACT_S,
                 )
             yield tracker
+        except (TerminatedError, TrainingInterruptedError):
+            # asked to stop, maybe to go on in another pod: how the run ends, its last step says
+            self._keep(tracker.finish(None, FINISH_WITHIN_S, tell=False, how="interrupted"))
+            raise
         except BaseException as error:
             tracker.set_tags({"failed_step": step, "failure": str(error) or type(error).__name__})
             self._keep(tracker.finish("FAILED", FINISH_WITHIN_S, tell=False))

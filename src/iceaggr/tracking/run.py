@@ -148,7 +148,12 @@ class MlflowTracker:
         return self._outbox.flush(within_s)
 
     def finish(
-        self, status: EndStatus | None = None, within_s: float = 120.0, *, tell: bool = True
+        self,
+        status: EndStatus | None = None,
+        within_s: float = 120.0,
+        *,
+        tell: bool = True,
+        how: str = "",
     ) -> Path | None:
         """End this step's part: send what waits, then set the run's status.
 
@@ -157,12 +162,13 @@ class MlflowTracker:
         Returns None when all has arrived, else the folder with what has not, for
         `python -m iceaggr.tracking.replay FOLDER`. Never raises for a server that is away.
         tell: False leaves it to the caller to say where the rest is.
+        how: what the tag of this step says of its end; empty = done, or the status
         """
         if self._is_finished:
             return None
         self._is_finished = True
         atexit.unregister(self.finish)
-        self.tell_step("done" if status in (None, "FINISHED") else status.lower())
+        self.tell_step(how or ("done" if status in (None, "FINISHED") else status.lower()))
         if status is not None:
             self._outbox.put({"kind": "status", "status": status})
         n_unsent = self._outbox.close(within_s)

@@ -14,6 +14,7 @@ from iceaggr.tracking.outbox import Record
 
 log = logging.getLogger(__name__)
 _PARAMS_PER_REQUEST = 100
+_OF_A_FAILURE = {"failed_step", "failure", "end_reason"}
 
 
 class RunSender:
@@ -102,7 +103,13 @@ class RunSender:
         self._client.log_inputs(self._run_id, datasets=[DatasetInput(dataset, tags)])
 
     def _send_status(self, record: Record) -> None:
-        if record["status"] == "RUNNING":
-            self._client.update_run(self._run_id, status="RUNNING")
-        else:
-            self._client.set_terminated(self._run_id, record["status"])
+        status = record["status"]
+        if status == "RUNNING":
+            self._client.update_run(self._run_id, status=status)
+            return
+        if status == "FINISHED":
+            # an attempt before this one may have failed, and that is over
+            tags = self._client.get_run(self._run_id).data.tags
+            for tag in _OF_A_FAILURE & set(tags):
+                self._client.delete_tag(self._run_id, tag)
+        self._client.set_terminated(self._run_id, status)
