@@ -194,6 +194,39 @@ def test_stage_fails_when_what_it_installed_differs_from_the_sources(tmp_path, p
     assert re.search(told, done.stdout), done.stdout + done.stderr
 
 
+def stated_commit(checkout, programs):
+    """Run docker/build.sh with an engine that only prints what it is asked."""
+    done = subprocess.run(
+        [checkout / "docker" / "build.sh"],
+        env={"PATH": f"{programs}:{os.environ['PATH']}", "IMAGE": "example.org/iceaggr:1.0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return re.search(r"COMMIT=(\S+)", done.stdout)[1]
+
+
+def test_image_of_a_checkout_with_files_that_git_does_not_know_says_so(tmp_path):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "docker").write_text('#!/bin/sh\necho "$@"\n')
+    (programs / "docker").chmod(0o755)
+    checkout = build_context(tmp_path / "checkout")
+    shutil.copytree(ROOT / "docker", checkout / "docker")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init"], ["add", "."], [*identity, "commit", "-m", "all"]):
+        subprocess.run(["git", *command], cwd=checkout, check=True, capture_output=True)
+    commit = stated_commit(checkout, programs)
+    assert re.fullmatch(r"[0-9a-f]{40}", commit)
+    # outside of what the image holds
+    (checkout / "notes.txt").touch()
+    assert stated_commit(checkout, programs) == commit
+    # a leftover among the sources is installed like all of them
+    (checkout / "src" / "iceaggr" / "leftover.py").touch()
+    assert stated_commit(checkout, programs) == f"{commit}-dirty"
+
+
 @pytest.mark.slow
 @pytest.mark.integration
 def test_engine_builds_the_stage_from_an_old_checkout(engine, build_image, tmp_path):

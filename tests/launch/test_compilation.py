@@ -41,18 +41,3 @@ def test_compile_warns_of_the_example_image(monkeypatch, tmp_path, capsys, image
         commands.main(lambda cluster: None)
     warned = capsys.readouterr().err.startswith("warning: the steps have the image")
     assert warned == (image == EXAMPLE_IMAGE)
-
-
-def test_compile_replaces_its_own_file_only(tmp_path):
-    made = pipeline.make_pipeline(cluster=True)
-    output = tmp_path / "p.yaml"
-    compile_pipeline(made, output)
-    compile_pipeline(made, output)
-    settings = tmp_path / "laptop.yaml"
-    settings.write_text("name: laptop\ntraining:\n  n_epochs: 1\n", encoding="utf-8")
-    before = settings.read_bytes()
-    with pytest.raises(
-        ConfigError, match=r"something else has this name .*laptop\.yaml.*name: laptop"
-    ):
-        compile_pipeline(made, settings)
-    assert settings.read_bytes() == before
