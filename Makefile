@@ -10,7 +10,7 @@ comma := ,
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONWARNINGS \
   PYTHONOPTIMIZE PYTHONINSPECT PIP_USER PIP_TARGET PIP_PREFIX
 
-.PHONY: setup run test test-training test-image test-all fuzz nightly lint up down bench gpu image manifests tools sbom audit
+.PHONY: setup run test test-training test-image test-cluster test-all fuzz nightly lint up down bench gpu image manifests tools sbom audit
 
 # An environment is kept while it is what it would be if it were made now: of these files, in this
 # folder, by this Python. Compared are contents and paths, since time stamps say nothing in a checkout,
@@ -45,7 +45,7 @@ down: setup
 
 # two workers of one thread each: more threads than cores only wait for each other
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not cluster"
 
 # twenty kills at random moments, two processes against one
 test-training: setup
@@ -56,9 +56,13 @@ test-training: setup
 test-image: setup
 	$(BIN)/pytest -m slow tests/docker/test_application_stage.py
 
+# on the cluster that KF_PIPELINES_ENDPOINT and the kubeconfig name: docs/runbook.md
+test-cluster: setup
+	$(BIN)/pytest -m cluster tests/cluster
+
 test-all: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[sdk]"
-	$(BIN)/pytest --hypothesis-profile=exploring
+	$(BIN)/pytest --hypothesis-profile=exploring -m "not cluster"
 
 # every reader of outside bytes under a coverage-guided fuzzer; corpus and findings in build/fuzz
 FUZZ_MINUTES ?= 60
