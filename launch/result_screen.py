@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iceaggr.steps.manifest_facts import reuse_words
-from iceaggr.tracking.experiment_page import view_link_of_run
+from iceaggr.tracking.experiment_page import experiment_of_run, run_link, view_link
 from launch.services import Addresses
 
 
@@ -22,18 +22,10 @@ def print_results(
     addresses: Addresses,
 ) -> None:
     """Print the screen of a local run from the summary that promote_model wrote."""
-    where = f"{addresses.tracking_uri}/#/runs/{summary['mlflow_run_id']}"
-    if not addresses.stay_up:
-        where += "  (stopped now; `make up` brings it back)"
     _print_screen(
         console,
         summary,
-        [
-            ("MLflow", where),
-            *_all_runs(summary, addresses),
-            ("report", str(report)),
-            ("log", str(log)),
-        ],
+        [*_pages(summary, addresses), ("report", str(report)), ("log", str(log))],
     )
 
 
@@ -82,10 +74,17 @@ def _angle_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _all_runs(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str]]:
-    """Link to all runs of the experiment side by side, while the server can be asked."""
-    link = view_link_of_run(addresses.tracking_uri, summary["mlflow_run_id"])
-    return [("runs", f"{link}  (test figures side by side)")] if link else []
+def _pages(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str]]:
+    """Link to the run, and to all runs side by side while the server can be asked."""
+    server, run_id = addresses.tracking_uri, summary["mlflow_run_id"]
+    experiment = experiment_of_run(server, run_id)
+    where = run_link(server, run_id, experiment)
+    if not addresses.stay_up:
+        where += "  (stopped now; `make up` brings it back)"
+    pages = [("MLflow", where)]
+    if experiment:
+        pages.append(("runs", f"{view_link(server, experiment)}  (test figures side by side)"))
+    return pages
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:

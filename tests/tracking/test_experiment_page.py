@@ -4,13 +4,15 @@ import json
 import uuid
 
 import pytest
+from mlflow import MlflowClient
 
 from iceaggr.tracking.experiment_page import (
     VIEW_ID,
     VIEW_NAME,
+    experiment_of_run,
     experiment_tags,
+    run_link,
     view_link,
-    view_link_of_run,
 )
 from iceaggr.tracking.run import open_tracker
 
@@ -39,7 +41,10 @@ def test_new_experiment_gets_the_view_and_an_old_one_keeps_its_own(mlflow_servic
         client = tracker.client
     server = mlflow_service.mlflow_uri
     experiment_id = client.get_experiment_by_name(name).experiment_id
-    assert view_link_of_run(server, tracker.run_id) == view_link(server, experiment_id)
+    assert experiment_of_run(server, tracker.run_id) == experiment_id
+    page = run_link(server, tracker.run_id, experiment_id)
+    assert page.endswith(f"/runs/{tracker.run_id}?workflowType=machine_learning")
+    assert f"/#/experiments/{experiment_id}/runs/" in page
     made = client.get_experiment_by_name(name)
     assert made.tags[SHARED_VIEW]
     assert made.tags["mlflow.experimentKind"] == "custom_model_development"
@@ -48,3 +53,17 @@ def test_new_experiment_gets_the_view_and_an_old_one_keeps_its_own(mlflow_servic
     with open_tracker("", name, uuid.uuid4().hex, "another run", "step"):
         pass
     assert client.get_experiment_by_name(name).tags["mlflow.note.content"] == "our own words"
+
+
+@pytest.mark.integration
+def test_experiment_that_somebody_else_made_gets_kind_and_view_and_keeps_what_it_has(
+    mlflow_service,
+):
+    client, name = MlflowClient(mlflow_service.mlflow_uri), f"theirs {uuid.uuid4().hex}"
+    theirs = client.create_experiment(name, tags={"mlflow.note.content": "theirs", "team": "x"})
+    with open_tracker("", name, uuid.uuid4().hex, "a run", "step"):
+        pass
+    tags = client.get_experiment(theirs).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert tags[SHARED_VIEW]
+    assert (tags["mlflow.note.content"], tags["team"]) == ("theirs", "x")

@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import time
 
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from iceaggr.errors import TrackingError
+from iceaggr.tracking.connection import as_tracking_error, connect
 
 VIEW_ID = "iceaggr"
 """Names the saved view in addresses: `#/experiments/ID/runs?viewStateShareKey=iceaggr`."""
 
+_MODEL_TRAINING = "workflowType=machine_learning"
+"""Opens a page in the mode Model training. MLflow 3.17 shows the one that the browser had last, at
+first GenAI, whatever the kind of the experiment; `#/runs/ID` loses the word.
+"""
 VIEW_NAME = "Test figures side by side"
 
 _METRICS = (
@@ -58,19 +62,36 @@ def experiment_tags() -> dict[str, str]:
     }
 
 
+def missing_tags(known: dict[str, str]) -> dict[str, str]:
+    """Give what the page of an experiment lacks that somebody else made; its note stays theirs."""
+    mine = experiment_tags()
+    return {key: mine[key] for key in mine if key not in known and key != "mlflow.note.content"}
+
+
 def view_link(tracking_uri: str, experiment: str) -> str:
     """Give the address of the table of runs with the saved view; experiment: its id."""
     page = f"{tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs"
-    return f"{page}?viewStateShareKey={VIEW_ID}&workflowType=machine_learning"
+    return f"{page}?viewStateShareKey={VIEW_ID}&{_MODEL_TRAINING}"
 
 
-def view_link_of_run(tracking_uri: str, run_id: str) -> str:
-    """Give the address of the table of runs that a run stands in, '' if the server is away."""
+def run_link(tracking_uri: str, run_id: str, experiment: str = "") -> str:
+    """Give the address of a run's page.
+
+    experiment: its id; without it the page opens, too, but in the mode that the browser had last.
+    """
+    server = tracking_uri.rstrip("/")
+    if not experiment:
+        return f"{server}/#/runs/{run_id}"
+    return f"{server}/#/experiments/{experiment}/runs/{run_id}?{_MODEL_TRAINING}"
+
+
+def experiment_of_run(tracking_uri: str, run_id: str) -> str:
+    """Name the experiment of a run by its id, '' if the server is away."""
     try:
-        run = MlflowClient(tracking_uri).get_run(run_id)
-    except MlflowException:
+        with as_tracking_error("no such run", run_id):
+            return str(connect(tracking_uri).get_run(run_id).info.experiment_id)
+    except TrackingError:
         return ""
-    return view_link(tracking_uri, run.info.experiment_id)
 
 
 def _view_state() -> dict[str, object]:

@@ -10,7 +10,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from iceaggr.errors import TrackingError
-from iceaggr.tracking.experiment_page import experiment_tags
+from iceaggr.tracking.experiment_page import experiment_tags, missing_tags
 
 PIPELINE_RUN_TAG = "iceaggr.pipeline_run_id"
 _CREATOR_TAG = "iceaggr.created_by"
@@ -48,6 +48,8 @@ def experiment_id(client: MlflowClient, name: str) -> str:
             expected="an active experiment",
             remedy="Restore it with `mlflow experiments restore`, or choose another name",
         )
+    for key, value in missing_tags(found.tags).items():
+        client.set_experiment_tag(found.experiment_id, key, value)
     return str(found.experiment_id)
 
 
