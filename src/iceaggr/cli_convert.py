@@ -42,9 +42,7 @@ _MAPPING = (*_TEXTS, "columns", "units", "label_reading")
 def convert(
     inputs: Annotated[
         list[Path],
-        typer.Argument(
-            help="SQLite, Parquet or HDF5 files, or folders of them", metavar="INPUT..."
-        ),
+        typer.Argument(help="SQLite, Parquet or HDF5 files, or folders of them", metavar="INPUT"),
     ],
     out: Uri,
     geometry: Annotated[

@@ -143,6 +143,28 @@ def test_a_null_or_another_wrong_value_is_an_error(tmp_path, table, column, valu
     assert not (tmp_path / "raw").exists()
 
 
+def test_of_nubenchs_tables_of_pulses_the_one_with_noise_is_used(tmp_path):
+    pulses, truth = frames()
+    path = write_sqlite(tmp_path / "merged.db", pulses, truth)
+    connection = sqlite3.connect(path)
+    pulses[::2].to_sql("pulses_no_noise", connection, index=False)
+    connection.close()
+    assert len(converted(tmp_path / "raw", path)[0]) == len(pulses)
+    tested = converted(tmp_path / "test", path, pulses="pulses_no_noise")[0]
+    assert len(tested) == len(pulses[::2])
+
+
+def test_several_tables_of_pulses_are_a_question(tmp_path):
+    pulses, truth = frames()
+    path = write_sqlite(tmp_path / "a.db", pulses, truth, ("InIcePulses", "truth"))
+    connection = sqlite3.connect(path)
+    pulses[::2].to_sql("CleanedPulses", connection, index=False)
+    connection.close()
+    with pytest.raises(RawDataError, match=r"several tables could be the pulses \[--pulses\]"):
+        converted(tmp_path / "raw", path)
+    assert len(converted(tmp_path / "raw", path, pulses="CleanedPulses")[0]) == len(pulses[::2])
+
+
 def test_a_null_time_or_charge_is_a_missing_value_that_sharding_counts(tmp_path):
     pulses, truth = frames()
     pulses.loc[0, "t"] = np.nan

@@ -27,8 +27,8 @@ def whole_numbers(column: Any, place: str, where: str) -> Ints:
     """
     column = _plain(column)
     if column.null_count or pa.types.is_null(column.type):
-        row = int(np.flatnonzero(np.asarray(column.is_null()))[0])
-        raise _refused("an id is missing", place, where, f"null in row {row} of those read at once")
+        found = f"null in {column.null_count:,} of {len(column):,} rows read"
+        raise _refused("an id is missing", place, where, found)
     if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
         try:
             return np.asarray(column.cast(pa.int64()).to_numpy(zero_copy_only=False), np.int64)
