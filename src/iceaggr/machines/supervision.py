@@ -36,7 +36,8 @@ _GRACE_S = 90.0
 _OF_HARDWARE = re.compile(
     r"CUDA|NCCL|CUDNN|CUBLAS|GLOO|ProcessGroup|Dist\w*Error|connection|time[d ]*out", re.IGNORECASE
 )
-_OOM_COUNTERS = ("memory.events", "memory/memory.oom_control", "memory.oom_control")
+# of control groups, second and first version
+_OOM_COUNTERS = ("memory.events", "memory.oom_control")
 
 
 @dataclass(frozen=True)
@@ -252,8 +253,9 @@ def _given_up(attempt: _Attempt, n_restarts: int, n_in_vain: int) -> IceaggrErro
 def _n_oom_kills() -> int:
     """Count the processes that ran out of memory in this control group; 0 where none tells."""
     root = Path("/sys/fs/cgroup")
-    for name in _OOM_COUNTERS:
-        for folder in (root / _own_group(), root):
+    # a container sees its own group as the root
+    for folder in (root / _own_group(), root, root / "memory"):
+        for name in _OOM_COUNTERS:
             try:
                 lines = (folder / name).read_text().splitlines()
             except OSError:
