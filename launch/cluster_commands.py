@@ -12,8 +12,6 @@ from rich.console import Console
 
 from iceaggr.config import parse_config
 from iceaggr.errors import ConfigError
-from iceaggr.machines.job_api import cluster_without_runtime
-from iceaggr.machines.train_job import RUNTIME
 from iceaggr.steps.training_choices import AS_CONFIGURED
 from launch.cron import check_cron
 from launch.following import Followed, RunFailedError, follow_run
@@ -289,6 +287,10 @@ def _warn_without_runtime(values: dict[str, Any]) -> None:
     """
     if str(values.get("train_nodes", "1")) == "1":
         return
+    # Trainer's classes take half a second to import, which no other verb needs
+    from iceaggr.machines.job_api import cluster_without_runtime
+    from iceaggr.machines.train_job import RUNTIME
+
     if cluster := cluster_without_runtime(RUNTIME):
         print(
             f"warning: train_nodes is {values['train_nodes']}, but the cluster of kubectl's context"

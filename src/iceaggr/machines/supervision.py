@@ -257,7 +257,7 @@ def _n_oom_kills() -> int:
     for folder in (root / _own_group(), root, root / "memory"):
         for name in _OOM_COUNTERS:
             try:
-                lines = (folder / name).read_text().splitlines()
+                lines = (folder / name).read_text(encoding="utf-8").splitlines()
             except OSError:
                 continue
             for line in lines:
