@@ -30,6 +30,10 @@ exec chroot "$ROOT" setpriv --reuid "$USER_ID" --regid 0 --clear-groups --no-new
 """
 
 
+class EngineError(Exception):
+    """The engine cannot do here what an image needs: no rights, no base, no network."""
+
+
 class ImageEngine:
     """Docker, podman, or buildah with util-linux.
 
@@ -85,11 +89,22 @@ def find_engine() -> ImageEngine | None:
 
 
 def usable_base(engine: ImageEngine, folder: Path) -> str:
-    """Name a base image: one made of Debian's packages, where buildah and debootstrap are here."""
+    """Name a base image: one made of Debian's packages, where buildah and debootstrap are here.
+
+    Raises: EngineError where it cannot be made, or no program can be run in it.
+    """
     if engine.program != "buildah" or not shutil.which("debootstrap"):
         return DEFAULT_BASE
-    if not engine.has(_MADE_BASE):
-        _make_base(folder / "debian")
+    try:
+        if not engine.has(_MADE_BASE):
+            _make_base(folder / "debian")
+        container = _output("buildah", "from", _MADE_BASE)
+        try:
+            _output("buildah", "run", "--isolation=chroot", container, "--", "true")
+        finally:
+            _output("buildah", "rm", container)
+    except AssertionError as error:
+        raise EngineError(str(error)[-500:]) from None
     return _MADE_BASE
 
 
