@@ -208,6 +208,13 @@ def choose_truth(
     return _whole(name, tables[name], TRUTH_FIELDS, key, given, like=pulses.event)
 
 
+def counts_on_each_string(pulses: ChosenTable) -> bool:
+    """Tell Prometheus' own rows of whole events, whose sensor_id counts on each string anew."""
+    columns = pulses.columns
+    names = (columns.get("string"), columns.get("sensor_id"))
+    return pulses.event == (ROW,) and names == ("string_id", "sensor_id")
+
+
 def choose_geometry(columns: Sequence[str], given: GivenNames) -> dict[str, tuple[str, float]]:
     """Find the columns of a sensor table: our field -> their column, and its factor."""
     found = {}

@@ -80,8 +80,7 @@ def test_prometheus_rows_of_whole_events_are_numbered_by_row(tmp_path):
     (tmp_path / "in").mkdir()
     for k, part in enumerate((truth.iloc[:5], truth.iloc[5:])):
         write_nested(tmp_path / "in" / f"events_{k}.parquet", pulses, part)
-    chosen = {"columns": {"string": "none"}}
-    found, meta, _ = converted(tmp_path / "raw", tmp_path / "in", **chosen)
+    found, meta, _ = converted(tmp_path / "raw", tmp_path / "in")
     number = dict(zip(truth["event_no"], range(len(truth)), strict=True))
     pulses, truth = (t.assign(event_no=t["event_no"].map(number)) for t in (pulses, truth))
     raw, rows = expected(pulses, truth)

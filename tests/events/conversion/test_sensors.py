@@ -10,6 +10,7 @@ from tests.events.conversion.foreign_files import (
     converted,
     frames,
     sensor_frame,
+    write_nested,
     write_sqlite,
 )
 
@@ -64,6 +65,15 @@ def test_numbers_that_count_on_each_string_are_told_apart(tmp_path):
     with pytest.raises(RawDataError, match=r"stands at two places.*--sensor-ids string"):
         converted(tmp_path / "raw", path)
     found, _, _ = converted(tmp_path / "raw", path, sensor_ids="string")
+    assert set(found["sensor_id"]) == {s // 6 * 1000 + s % 6 for s in set(pulses["sensor_id"])}
+
+
+def test_prometheus_own_rows_count_on_each_string(tmp_path):
+    pulses, truth = frames(40)
+    own = pulses.assign(sensor_id=pulses["sensor_id"] % 6)
+    own = own.rename(columns={"sensor_string_id": "string_id"})
+    path = write_nested(tmp_path / "events.parquet", own, truth)
+    found, _, _ = converted(tmp_path / "raw", path)
     assert set(found["sensor_id"]) == {s // 6 * 1000 + s % 6 for s in set(pulses["sensor_id"])}
 
 

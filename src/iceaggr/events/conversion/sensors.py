@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from iceaggr.detector import BUILT_IN, SAME_PLACE_M, Detector, icecube86, parse_geometry
 from iceaggr.errors import DetectorError, RawDataError
-from iceaggr.events.sources import ChosenTable, GivenNames, choose_geometry
+from iceaggr.events.sources import ChosenTable, GivenNames, choose_geometry, counts_on_each_string
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -149,6 +149,8 @@ class Sensors:
             possible["string"] &= bool((table.pair >= 0).all())
         else:
             possible["position"] = False
+        if by == "auto" and possible["string"] and counts_on_each_string(self._chosen):
+            by = "string"
         if by == "auto":
             by = next((key for key, can in possible.items() if can), "auto")  # type: ignore[misc]
         if not possible.get(by, False):
