@@ -92,3 +92,18 @@ def test_step_behind_a_shell_ends_with_the_launcher_of_the_run(worker, tmp_path)
 def test_process_without_a_launcher_runs_on(tmp_path):
     end_with_launcher({})
     assert LAUNCHER_VARIABLE not in os.environ
+
+
+def test_step_in_the_launchers_own_process_goes_on():
+    code = """
+import os, time
+from iceaggr.progress import StepProgress
+from iceaggr.signals import held_by_launcher
+with held_by_launcher() as variables:
+    os.environ.update(variables)
+    with StepProgress("simulate"):
+        time.sleep(2)
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["went on"]), done.stderr

@@ -145,6 +145,8 @@ def held_by_launcher() -> Iterator[dict[str, str]]:
         path = Path(folder) / "running"
         with path.open("w") as file:
             fcntl.lockf(file, fcntl.LOCK_EX)
+            # a step that runs in this very process would be given the lock, and take it for our end
+            _watched.add(str(path))
             yield {LAUNCHER_VARIABLE: str(path)}
 
 
