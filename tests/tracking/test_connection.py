@@ -12,6 +12,7 @@ import mlflow
 import pytest
 
 from iceaggr.errors import TrackingError
+from iceaggr.patience import may_pass
 from iceaggr.steps import context as step_context
 from iceaggr.steps.context import make_context
 from iceaggr.tracking import connection
@@ -20,7 +21,6 @@ from iceaggr.tracking.connection import (
     ServerFailingError,
     as_tracking_error,
     connect,
-    may_pass,
 )
 from iceaggr.tracking.first_step import NOTE, NOTE_TAG, SETTINGS_FILE, check_server
 from iceaggr.tracking.registry import ModelRegistry

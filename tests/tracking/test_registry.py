@@ -15,6 +15,7 @@ import requests
 from iceaggr.errors import TrackingError
 from iceaggr.local_services.ports import choose_ports
 from iceaggr.models.bundle import DOCUMENT, load_model
+from iceaggr.patience import may_pass
 from iceaggr.storage import open_store
 from iceaggr.storage.uris import file_path
 from iceaggr.tracking import connection, promotion_lock
@@ -287,3 +288,19 @@ def test_uri_that_names_no_version_is_explained(registry, uri, tmp_path):
 
 def test_plain_folder_is_returned_as_it_is(registry, tmp_path):
     assert registry.fetch("s3://bucket/model", tmp_path) == "s3://bucket/model"
+
+
+def test_champion_whose_files_are_gone_is_told_at_once(
+    registry, name, run_id, saved_model, tmp_path
+):
+    store = open_store()
+    model = registry.register(store, saved_model, name, run_id, {})
+    promote(registry, model, None)
+    before = {item.uri for item in store.list("s3://mlflow/")}
+    for uri in before:
+        if uri.endswith(f"/artifacts/model/{DOCUMENT}"):
+            store.delete(uri)
+    with pytest.raises(TrackingError, match="files of the registered model are gone") as told:
+        registry.fetch(f"models:/{name}@champion", tmp_path)
+    assert DOCUMENT in str(told.value.found)
+    assert not may_pass(told.value)

@@ -15,12 +15,11 @@ import mlflow
 from mlflow import MlflowClient
 
 from iceaggr.errors import TrackingError
-from iceaggr.patience import ask_patiently
+from iceaggr.patience import ask_patiently, may_pass
 from iceaggr.tracking.connection import (
     LACKS_SIGNS_REMEDY,
     ServerAwayError,
     as_tracking_error,
-    may_pass,
 )
 
 NOTE_TAG = "mlflow.note.content"
@@ -77,10 +76,12 @@ def _check_signs(client: MlflowClient, run_id: str) -> None:
     except TrackingError as error:
         if isinstance(error, ServerAwayError):
             raise
+        with as_tracking_error("cannot write into the run", run_id):
+            client.set_tag(run_id, NOTE_TAG, PLAIN_NOTE)  # fails, too, if it is another trouble
         # the error becomes a tag of the run itself, and must not hold what the server refuses
         raise _without_signs(
             client, f"{error.found}".encode("ascii", "replace").decode()
-        ) from error
+        ) from None  # a failing server may recover, this one not
     if found != NOTE:
         raise _without_signs(client, ascii(found))
 

@@ -18,9 +18,9 @@ from typing import Literal
 from mlflow import MlflowClient
 
 from iceaggr.errors import TrackingError
-from iceaggr.patience import FIRST_CONTACT_S, first_contact_s
+from iceaggr.patience import FIRST_CONTACT_S, first_contact_s, may_pass
 from iceaggr.service_settings import attached_run_id, tracking_server
-from iceaggr.tracking.connection import may_pass, refuse_password
+from iceaggr.tracking.connection import refuse_password
 from iceaggr.tracking.outbox import Outbox
 from iceaggr.tracking.run_lookup import checked_run_id
 from iceaggr.tracking.run_target import LateSender, RunTarget

@@ -9,8 +9,8 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from iceaggr.errors import TrackingError
-from iceaggr.patience import ask_patiently
-from iceaggr.tracking.connection import as_tracking_error, connect, may_pass
+from iceaggr.patience import ask_patiently, may_pass
+from iceaggr.tracking.connection import as_tracking_error, connect
 from iceaggr.tracking.outbox import Record
 from iceaggr.tracking.run_lookup import experiment_id, find_or_create_run
 from iceaggr.tracking.sending import RunSender

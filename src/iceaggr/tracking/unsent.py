@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 
 from iceaggr.errors import StorageError, TrackingError
 from iceaggr.interfaces import ObjectStore
+from iceaggr.patience import may_pass
 from iceaggr.service_settings import tracking_server
 from iceaggr.storage.uris import below, inside
-from iceaggr.tracking.connection import may_pass
 from iceaggr.tracking.replay import replay
 
 log = logging.getLogger(__name__)
