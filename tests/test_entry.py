@@ -51,7 +51,7 @@ def run_python(arguments: list[str], folder: Path, **variables: str) -> subproce
         ([*ICEAGGR, "simulate", "--out", "file:///dev/null/x", "--events", "5"], "pyarrow"),
         ([*ICEAGGR, "compare", "a", "b"], "mlflow"),
         (["-m", "iceaggr.cli", "simulate", "--out", "file:///dev/null/x", "--events=5"], "numpy"),
-        (["-m", "iceaggr.local_services", "status"], "boto3"),
+        (["-m", "iceaggr.local_services", "status"], "botocore"),
         (["-m", "iceaggr.tracking.replay", "gone"], "mlflow"),
         (["-m", "launch.kubernetes_manifests", "/dev/null"], "kfp"),
         (["-m", "manifests.check", "/dev/null"], "kubernetes_validate"),
