@@ -92,6 +92,16 @@ def test_report_shows_small_bins_as_small(found):
 PLAIN = CONFIG.model_copy(update={"n_displays": 0})
 
 
+def test_two_events_are_scored_with_errors_and_one_of_a_topology_without():
+    config = EvaluationConfig(n_bootstrap=100, likelihood_fit=False, n_displays=0)
+    two = [track_batch(2, seed=1)]
+    truth = truth_of(two).assign(topology=["track", "cascade"])  # one event of each
+    scored = evaluate(LineFitModel(), two, truth, config)
+    assert all(math.isfinite(value) for value in scored.metrics.values())
+    assert scored.headline()[0].estimates["mean"].error > 0
+    assert not re.search(r"\bnan\b", scored.report_html, re.IGNORECASE)
+
+
 @pytest.fixture(scope="module")
 def without_truth() -> Evaluation:
     return evaluate(LineFitModel(), BATCHES, None, PLAIN)

@@ -1,6 +1,15 @@
 import numpy as np
+import pytest
 
-from iceaggr.shards.split import TEST, TRAIN, VALIDATION, split_idx
+from iceaggr.errors import RawDataError
+from iceaggr.shards.split import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    events_that_fill,
+    refuse_small_splits,
+    split_idx,
+)
 
 IDS = np.concatenate([np.arange(100_000), 24 * np.arange(100_000) + 2**40, -np.arange(1, 1000)])
 
@@ -35,3 +44,26 @@ def test_split_idx_moves_no_event_between_test_and_validation_when_shares_change
     small, large = split_idx(IDS, "a", 0.1, 0.1), split_idx(IDS, "a", 0.2, 0.3)
     assert (large[small == TEST] == TEST).all()
     assert (large[small == VALIDATION] == VALIDATION).all()
+
+
+def test_split_of_one_event_is_refused_with_the_number_that_would_do():
+    with pytest.raises(
+        RawDataError, match=r"for the splits validation and test \[somewhere\]"
+    ) as e:
+        refuse_small_splits({"train": 10, "validation": 1}, 0.1, 0.1, "somewhere")
+    assert "11 events: train 10, validation 1, test 0" in e.value.found
+    n_events = events_that_fill(0.1)
+    assert f"Give {n_events} events or more, or raise data.validation_share" in e.value.remedy
+    refuse_small_splits({"train": 2, "validation": 2, "test": 2}, 0.1, 0.1, "somewhere")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.4])
+def test_number_that_would_do_almost_always_does(share):
+    n_events = events_that_fill(share)
+    rng = np.random.default_rng(0)
+    n_short = sum(
+        np.count_nonzero(split_idx(rng.integers(0, 2**40, n_events), "s", share, 0.1) == 1) < 2
+        for _ in range(2000)
+    )
+    assert n_short <= 10
+    assert events_that_fill(share / 2) > n_events

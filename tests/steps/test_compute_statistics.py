@@ -14,9 +14,10 @@ from iceaggr.config import ExperimentConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import ShardError
 from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.joining import take_range
 from iceaggr.shards.encoding import encode_shard
 from iceaggr.shards.format import shard_hash
-from iceaggr.shards.manifest import ShardManifest, parse_manifest
+from iceaggr.shards.manifest import ShardManifest, Split, parse_manifest
 from iceaggr.shards.merging import merge_manifests
 from iceaggr.shards.planned import PlannedFile, PlannedObject
 from iceaggr.shards.planning import ShardPlan
@@ -63,24 +64,39 @@ def plan_of(manifest: ShardManifest, work_uri: str) -> str:
     return f"{uri}#0:{len(files)}"
 
 
-def with_shard(manifest: ShardManifest, events: DomEvents, folder: Path) -> ShardManifest:
-    """Write the one shard of a manifest that has an account only."""
-    data = encode_shard(events)
-    uri = (folder / f"{shard_hash(data)}.arrow").as_uri()
-    open_store().write_bytes(uri, data)
-    update = {"uri": uri, "n_bytes": len(data), "blake3": shard_hash(data)}
-    return manifest.model_copy(update={"shards": (manifest.shards[0].model_copy(update=update),)})
+def parts_of(events: DomEvents) -> dict[Split, DomEvents]:
+    """Give train events the two validation and two test events that a data set must have."""
+    held_out = random_dom_events(4, seed=0, first_event_id=10_000)
+    return {
+        "train": events,
+        "validation": take_range(held_out, 0, 2),
+        "test": take_range(held_out, 2, 4),
+    }
+
+
+def with_shards(
+    manifest: ShardManifest, parts: dict[Split, DomEvents], folder: Path
+) -> ShardManifest:
+    """Write the shards of a manifest that has an account only."""
+    entries = []
+    for entry in manifest.shards:
+        data = encode_shard(parts[entry.split])
+        uri = (folder / f"{shard_hash(data)}.arrow").as_uri()
+        open_store().write_bytes(uri, data)
+        update = {"uri": uri, "n_bytes": len(data), "blake3": shard_hash(data)}
+        entries.append(entry.model_copy(update=update))
+    return manifest.model_copy(update={"shards": tuple(entries)})
 
 
 def data_card(context: RunContext, folder: Path, seed: int, place: str = "a") -> str:
     """Run the step on a data set of its own, and give its data card."""
-    events = random_dom_events(200, seed=seed)
-    sketches = {"train": sketch_events(events, icecube86())}
+    parts = parts_of(random_dom_events(200, seed=seed))
+    sketches = {split: sketch_events(events, icecube86()) for split, events in parts.items()}
     sketch_uri = (folder / f"sketch-{seed}.json").as_uri()
     open_store().write_bytes(sketch_uri, split_sketches_to_json(sketches).encode())
     unit, card = folder / "unit.json", folder / "card.html"
     manifest = manifest_of(sketches, uri=f"s3://{place}/b.parquet", sketch_uri=sketch_uri)
-    manifest = with_shard(manifest, events, folder)
+    manifest = with_shards(manifest, parts, folder)
     unit.write_text(manifest.to_json())
     write_work_units(open_store(), context, [plan_of(manifest, context.work_uri)])
     run_compute_statistics(
@@ -124,11 +140,12 @@ def test_raw_file_unlike_the_others_is_told_on_the_card_and_in_the_last_line(
         events = random_dom_events(60, seed=number)
         if number == 1:
             events = replace(events, charge_pe=1000 * events.charge_pe)
-        sketches = {"train": sketch_events(events, icecube86())}
+        parts = parts_of(events)
+        sketches = {split: sketch_events(of, icecube86()) for split, of in parts.items()}
         sketch_uri = (tmp_path / f"sketch-{number}.json").as_uri()
         open_store().write_bytes(sketch_uri, split_sketches_to_json(sketches).encode())
         manifest = manifest_of(sketches, uri=f"s3://a/<b>{number}", sketch_uri=sketch_uri)
-        manifest = with_shard(manifest, events, tmp_path)
+        manifest = with_shards(manifest, parts, tmp_path)
         source = manifest.source_files[0].model_copy(update={"content_key": str(number)})
         units.append(tmp_path / f"unit-{number}.json")
         units[-1].write_text(manifest.model_copy(update={"source_files": (source,)}).to_json())
@@ -138,6 +155,6 @@ def test_raw_file_unlike_the_others_is_told_on_the_card_and_in_the_last_line(
     run_compute_statistics(context, units, data_card_path=tmp_path / "card.html", **documents)
     card = (tmp_path / "card.html").read_text()
     assert "Look at these raw files: 1 of 3 is unlike the others." in card
-    assert re.search(r"<li>s3://a/&lt;b&gt;1 \(60 events\): charge_pe has mean 1[\d,.]+", card)
+    assert re.search(r"<li>s3://a/&lt;b&gt;1 \(64 events\): charge_pe has mean 1[\d,.]+", card)
     last_line = capsys.readouterr().out.splitlines()[-1]
     assert last_line.endswith("; warning: 1 raw file is unlike the others, see the data card")

@@ -69,6 +69,19 @@ def run(simulated: Path, tmp_path: Path) -> Run:
     return Run(raw, tmp_path)
 
 
+@pytest.mark.parametrize("n_events", [5, 12])
+def test_splits_of_no_event_or_one_are_refused_at_planning(run: Run, n_events: int) -> None:
+    with pytest.raises(RawDataError, match="too few events for the split") as caught:
+        run.shard_and_count(n_events=n_events, split_salt="few")
+    assert f"{n_events} events: train " in str(caught.value.found)
+    assert "Give 92 events or more" in caught.value.remedy
+    assert not (run.folder / "work" / "shards").exists()
+
+
+def test_few_train_events_are_told(run: Run) -> None:
+    assert "too few to learn from" in run.shard_and_count(n_events=100)
+
+
 def of_the_particle(meta: pd.DataFrame) -> pd.DataFrame:
     azimuth = np.mod(meta["azimuth"] + np.pi, 2 * np.pi)
     return meta.assign(azimuth=azimuth, zenith=np.pi - meta["zenith"])

@@ -14,11 +14,13 @@ from iceaggr.losses import NATS_OF_IGNORANCE
 from iceaggr.training import train
 from iceaggr.training.checkpoint import CheckpointFolder
 from iceaggr.training.divergence import (
+    NotLearningError,
     check_validation,
     check_windows,
     divergence,
     learning_problem,
     ruinous_excess,
+    with_few_events,
 )
 from iceaggr.training.step import OptimiserStep
 from iceaggr.training.validation import ValidationResult
@@ -233,3 +235,12 @@ def test_spoiled_buffer_is_caught_before_it_is_written(
     monkeypatch.setattr(OptimiserStep, "take", spoiled)
     with pytest.raises(TrainingError, match=r"\[step 8\].*(normalizer.scale|event_id)"):
         train(inputs)
+
+
+def test_run_of_few_events_is_told_by_its_first_cause() -> None:
+    error = NotLearningError("training has diverged", where="w", found="f", remedy="a lower rate")
+    told = str(with_few_events(error, 12))
+    assert told.startswith("too few events to learn from, and training has diverged")
+    assert "12 train events; f" in told
+    assert "lower rate" not in told
+    assert with_few_events(error, 1000) is error

@@ -53,7 +53,7 @@ class TrainingConfig(Section):
     """Newest checkpoints that stay in storage."""
     validation_every_minutes: float = Field(0.0, ge=0, le=MAX_MINUTES)
     """Minutes between validations inside an epoch; 0 = only at its end and that of the run."""
-    max_validation_events: int = Field(10_000, ge=1, le=MAX_EVENTS)
+    max_validation_events: int = Field(10_000, ge=2, le=MAX_EVENTS)
     """Validation stops after the minibatch that completes this many events, each time the same."""
     stop_if_not_learning_after_n_steps: int = Field(0, ge=0, le=10**9)
     """Validations from this step on stop a run that is collapsed, no better than the best constant

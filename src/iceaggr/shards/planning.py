@@ -7,21 +7,27 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 from pydantic import ValidationError
 
 from iceaggr.config import DataConfig
 from iceaggr.errors import RawDataError, ShardError
 from iceaggr.events.layout import RawFile, RawLayout, find_layout, geometry_of
-from iceaggr.events.meta import count_events
+from iceaggr.events.meta import count_events, read_event_tables
 from iceaggr.events.reading import missing_meta_rows
 from iceaggr.events.unique_ids import refuse_repeated_ids
 from iceaggr.interfaces import ObjectStore
+from iceaggr.shards.format import SPLITS
 from iceaggr.shards.planned import PlannedFile, PlannedObject, PlanPart, check_unchanged
+from iceaggr.shards.split import refuse_small_splits, split_idx
 from iceaggr.shards.truth_coverage import check_truth
 from iceaggr.validation import first_problem, shown
 
 PLAN_VERSION: Literal[2] = 2
 """1 did not say which meta file was counted."""
+
+MAX_EVENTS_COUNTED = 100_000
+"""Plans of more events fill every split that is worth a setting: 1e-4 of them are ten."""
 
 
 class ShardPlan(PlanPart):
@@ -68,6 +74,28 @@ def plan_shards(store: ObjectStore, raw_uri: str, config: DataConfig, out_uri: s
     store.write_bytes(plan_uri, data)
     units = cut_units([file.n_bytes for file in files], config)
     return [f"{plan_uri}#{first}:{last}" for first, last in units]
+
+
+def check_splits(store: ObjectStore, work_unit: str, config: DataConfig) -> None:
+    """Refuse a plan of which a split would have no event or one, before anything is sharded.
+
+    work_unit: any of the plan.  Only small plans are counted event by event: of many, each share
+    has its part.
+    Raises: RawDataError naming the splits, and a number of events that would do; StorageError.
+    """
+    plan, _ = load_work_unit(store, work_unit)
+    n_planned = sum(file.n_events_used for file in plan.files)
+    if n_planned > MAX_EVENTS_COUNTED:
+        return
+    batch_ids = [file.batch_id for file in plan.files]
+    tables = read_event_tables(store, plan.meta.uri, batch_ids, labelled=False)
+    ids = [tables[file.batch_id].head(file.n_events_used).event_id for file in plan.files]
+    split = split_idx(
+        np.concatenate(ids), config.split_salt, config.validation_share, config.test_share
+    )
+    counts = np.bincount(split, minlength=len(SPLITS))
+    n_events = {name: int(n) for name, n in zip(SPLITS, counts, strict=True)}
+    refuse_small_splits(n_events, config.validation_share, config.test_share, plan.raw_uri)
 
 
 def cut_units(n_bytes: Sequence[int], config: DataConfig) -> list[tuple[int, int]]:

@@ -7,15 +7,61 @@ month's model is still judged on events that nobody trained on.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
+from iceaggr.errors import RawDataError
 from iceaggr.shards.format import SPLITS
 
 TRAIN, VALIDATION, TEST = (SPLITS.index(name) for name in ("train", "validation", "test"))
 SPLIT_FIELDS = ("split_salt", "validation_share", "test_share")
 """The settings of a split, as `data` and the manifest call them, in the order of `split_idx`."""
+
+MIN_EVENTS_OF_SPLIT = 2
+"""Each figure has an error beside it, and one event has none."""
+CERTAINTY = 0.999
+"""Of the number of events that is named: a hash may put few of some events into a split."""
+
+
+def refuse_small_splits(
+    n_events: Mapping[str, int], validation_share: float, test_share: float, where: str
+) -> None:
+    """Refuse data of which a split would have no event or one.
+
+    n_events: of each of SPLITS.
+    Raises: RawDataError naming the splits, and a number of events that would do.
+    """
+    small = [name for name in SPLITS if n_events.get(name, 0) < MIN_EVENTS_OF_SPLIT]
+    if not small:
+        return
+    counts = ", ".join(f"{name} {n_events.get(name, 0):,}" for name in SPLITS)
+    shares = {
+        "train": 1 - validation_share - test_share,
+        "validation": validation_share,
+        "test": test_share,
+    }
+    enough = max(events_that_fill(share) for share in shares.values())
+    settings = [f"data.{name}_share" for name in small if name != "train"]
+    or_raise = f", or raise {' and '.join(settings)}" if settings else ""
+    raise RawDataError(
+        f"too few events for the split{'s' * (len(small) > 1)} {' and '.join(small)}",
+        where=where,
+        found=f"{sum(n_events.values()):,} events: {counts}",
+        expected=f"at least {MIN_EVENTS_OF_SPLIT} in each split, for figures with an error",
+        remedy=f"Give {enough:,} events or more{or_raise}; to learn, a network needs thousands",
+    )
+
+
+def events_that_fill(share: float) -> int:
+    """Count the events of which a split of this share almost surely has two."""
+    # P(none or one) of n independent events, each in the split with this probability
+    n_events = MIN_EVENTS_OF_SPLIT
+    while (1 - share) ** (n_events - 1) * (1 + (n_events - 1) * share) > 1 - CERTAINTY:
+        n_events = math.ceil(1.05 * n_events)
+    return n_events
 
 
 def split_idx(

@@ -12,6 +12,7 @@ from iceaggr.progress import StepProgress
 from iceaggr.shards.coverage import check_coverage
 from iceaggr.shards.data_card import data_card_html
 from iceaggr.shards.file_plausibility import files_unlike_the_others, refuse_implausible_files
+from iceaggr.shards.format import SPLITS
 from iceaggr.shards.manifest import ShardManifest, load_manifest, parse_manifest
 from iceaggr.shards.merging import merge_manifests
 from iceaggr.shards.plausibility import (
@@ -22,6 +23,7 @@ from iceaggr.shards.plausibility import (
 )
 from iceaggr.shards.recorded_detector import load_recorded_detector
 from iceaggr.shards.sketches import Sketch
+from iceaggr.shards.split import refuse_small_splits
 from iceaggr.shards.statistics import (
     compute_statistics,
     load_file_sketches,
@@ -34,6 +36,7 @@ from iceaggr.steps.documents import read_file, write_document
 from iceaggr.steps.event_sample import judge_sample
 from iceaggr.steps.manifest_facts import manifest_facts, reuse_words
 from iceaggr.steps.planned_units import read_work_units
+from iceaggr.training.divergence import too_few_to_learn_from
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,9 @@ def run_compute_statistics(
     ):
         store = context.open_store()
         manifest = _merged_manifest(context, store, unit_manifest_paths)
+        n_events = {split: manifest.n_events(split) for split in SPLITS}
+        where = f"kept events of {len(manifest.source_files)} raw files"
+        refuse_small_splits(n_events, manifest.validation_share, manifest.test_share, where)
         file_sketches = load_file_sketches(store, manifest)
         sketches, files = merge_files(file_sketches), merge_splits(file_sketches)
         refuse_one_direction(manifest, sketches)
@@ -70,6 +76,7 @@ def run_compute_statistics(
         statistics = compute_statistics(manifest, sketches, context.config.normalization)
         normalization = statistics.normalization.to_json()
         sample = judge_sample(store, manifest, detector, context.config.data.accept_label_reading)
+        odd = [*too_few_to_learn_from(n_events["train"]), *sample.doubts]
         write_document(manifest_path, manifest.to_json())
         write_document(normalization_path, normalization)
         card = data_card_html(
@@ -80,17 +87,13 @@ def run_compute_statistics(
             previous=_previous_sketch(context, store, manifest),
             unlike_files=unlike,
             label_fit=sample.label_fit,
-            doubts=sample.doubts,
+            doubts=odd,
         )
         write_document(data_card_path, card)
         facts = manifest_facts(manifest)
         _track(tracker, manifest, facts, card, normalization)
         _point_to_latest(context, store, manifest)
-        doubts = (
-            doubtful_times(statistics.sketches["train"], detector),
-            _told(unlike),
-            *sample.doubts,
-        )
+        doubts = (*odd, doubtful_times(statistics.sketches["train"], detector), _told(unlike))
         progress.conclude(_conclusion(facts, [doubt for doubt in doubts if doubt]))
         return facts
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from iceaggr.batches import EventLoader
 from iceaggr.config import EvaluationConfig
+from iceaggr.errors import EvaluationError
 from iceaggr.evaluation.evaluation import Evaluation, evaluate
 from iceaggr.evaluation.metrics import method_table, model_estimates
 from iceaggr.evaluation.report import ReportContext
@@ -20,6 +21,7 @@ from iceaggr.interfaces import Tracker
 from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.progress import StepProgress
 from iceaggr.shards.manifest import ShardManifest
+from iceaggr.shards.split import MIN_EVENTS_OF_SPLIT
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import (
     AngleRow,
@@ -54,6 +56,7 @@ def run_evaluate_model(
         context.tracking("evaluate_model") as tracker,
     ):
         manifest = read_manifest(manifest_path)
+        _refuse_one_event(manifest.n_events("test"))
         pointer = read_document(ModelPointer, model_path)
         report_context = _report_context(context, pointer, manifest, raw_uri, tracker.run_id)
         loaded = load_model(context.open_store(), pointer.model_uri)
@@ -80,6 +83,18 @@ def run_evaluate_model(
             f" line fit {line_fit.mean_deg:.2f} deg"
         )
         return _figures(headline)
+
+
+def _refuse_one_event(n_events: int) -> None:
+    """Refuse what has no errors: the headline could not be written. Raises: EvaluationError."""
+    if n_events < MIN_EVENTS_OF_SPLIT:
+        raise EvaluationError(
+            "too few test events to evaluate",
+            where="test split",
+            found=f"{n_events} event{'s' * (n_events != 1)}",
+            expected=f"at least {MIN_EVENTS_OF_SPLIT}: each figure of the headline has an error",
+            remedy="Shard more raw events, or raise data.test_share, and train on them",
+        )
 
 
 def _evaluate(

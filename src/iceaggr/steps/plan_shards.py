@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from iceaggr.progress import StepProgress
-from iceaggr.shards.planning import load_work_unit, plan_shards
+from iceaggr.shards.planning import check_splits, load_work_unit, plan_shards
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.planned_units import write_work_units
 from iceaggr.steps.training_choices import AS_CONFIGURED, TrainingChoices
@@ -20,7 +20,7 @@ def run_plan_shards(context: RunContext, raw_uri: str, gpu_count: str = AS_CONFI
     compute_statistics tells that none is missing.
     gpu_count: of the training that follows, as `TrainingChoices` takes it
     Raises: ConfigError if training could not be as chosen or results would lie among the raw
-    events; StorageError, RawDataError, TrackingError.
+    events; StorageError, TrackingError; RawDataError, also if a split would have no event or one.
     """
     check_place(raw_uri.rstrip("/"), "raw_uri")
     refuse_work_among_raw(raw_uri, context.work_uri, "work_uri")
@@ -37,6 +37,7 @@ def run_plan_shards(context: RunContext, raw_uri: str, gpu_count: str = AS_CONFI
         tracker.log_params({"raw_uri": raw_uri, "work_uri": context.work_uri})
         store = context.open_store()
         work_units = plan_shards(store, raw_uri.rstrip("/"), context.config.data, context.work_uri)
+        check_splits(store, work_units[0], context.config.data)
         write_work_units(store, context, work_units)
         notes = load_work_unit(store, work_units[0])[0].notes
         units = f"{len(work_units)} work unit{'s' * (len(work_units) > 1)}"

@@ -27,6 +27,13 @@ N_DIVERGED_WINDOWS = 3
 N_SIGMA = 2.0
 """Standard errors that a difference on the validation events must exceed."""
 
+MIN_EVENTS_TO_LEARN = 1000
+"""Train events below which a run that does not learn has its first cause in that."""
+
+
+class NotLearningError(TrainingError):
+    """Training diverged, or did not get better than knowing nothing."""
+
 
 def divergence(
     result: ValidationResult, loss: LossConfig, progress: float, train_excess: float | None = None
@@ -92,6 +99,29 @@ def _is_overfitted(train_excess: float | None) -> bool:
     return train_excess is not None and train_excess < 0
 
 
+def too_few_to_learn_from(n_train_events: int) -> list[str]:
+    """Say that a train split is too small to learn from: one sentence, or none."""
+    if n_train_events >= MIN_EVENTS_TO_LEARN:
+        return []
+    return [
+        f"{n_train_events:,} train events are too few to learn from, a network needs thousands:"
+        " figures of this run are luck"
+    ]
+
+
+def with_few_events(error: NotLearningError, n_train_events: int) -> TrainingError:
+    """Word an error of a run that does not learn by its first cause, where that is few events."""
+    if n_train_events >= MIN_EVENTS_TO_LEARN:
+        return error
+    return NotLearningError(
+        f"too few events to learn from, and {error.what}",
+        where=error.where,
+        found=f"{n_train_events:,} train events; {error.found}",
+        expected=f"at least {MIN_EVENTS_TO_LEARN:,} train events, better a hundred times as many",
+        remedy="Give more events; no learning rate makes up for them",
+    )
+
+
 def check_validation(
     result: ValidationResult,
     config: ExperimentConfig,
@@ -111,7 +141,7 @@ def check_validation(
     problem = ruin or learning_problem(result, config, progress, train_excess)
     limit = config.training.stop_if_not_learning_after_n_steps
     if problem and limit and step >= limit:
-        raise TrainingError(
+        raise NotLearningError(
             "the model does not learn",
             where=where,
             found=problem,
@@ -145,7 +175,7 @@ def check_windows(n_diverged: int, excess: float, training: TrainingConfig, step
 
 
 def _diverged(where: str, found: str) -> TrainingError:
-    return TrainingError(
+    return NotLearningError(
         "training has diverged",
         where=where,
         found=found,

@@ -18,6 +18,7 @@ from iceaggr.training.compilation import compile_for
 from iceaggr.training.curves import CurveWindow
 from iceaggr.training.device import choose_device, device_name
 from iceaggr.training.distributed import Processes, joined_processes
+from iceaggr.training.divergence import NotLearningError, with_few_events
 from iceaggr.training.inputs import ProgressCallback, TrainingInputs, TrainingResult
 from iceaggr.training.keeper import Keeper
 from iceaggr.training.loop import Loop, LoopParts
@@ -60,12 +61,15 @@ def train(
                 if not state.is_finished:
                     Loop(parts, state, interruption).run()
                 return _finish(inputs, parts, state)
-        except IceaggrError as error:
+        except IceaggrError as caught:
+            error = caught
+            if isinstance(caught, NotLearningError):
+                error = with_few_events(caught, inputs.manifest.n_events("train"))
             if group.is_main:
                 interrupted = isinstance(error, TrainingInterruptedError)
                 status = "interrupted" if interrupted else "failed"
                 inputs.tracker.set_tags({"training/status": status, "training/reason": str(error)})
-            raise
+            raise error from None
 
 
 def _resume(inputs: TrainingInputs, parts: LoopParts) -> RunState:

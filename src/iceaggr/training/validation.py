@@ -16,6 +16,7 @@ from iceaggr.config import ExperimentConfig
 from iceaggr.errors import TrainingError
 from iceaggr.losses import NATS_OF_IGNORANCE, direction_loss, von_mises_fisher_loss
 from iceaggr.models import DirectionOutput
+from iceaggr.shards.split import MIN_EVENTS_OF_SPLIT
 from iceaggr.training.device import autocast, placed, positioned
 from iceaggr.training.distributed import Processes
 from iceaggr.training.guards import check_batch, check_predictions
@@ -114,8 +115,8 @@ class Validator:
     ) -> ValidationResult | None:
         """Score the model; None if the run was asked to stop meanwhile.
 
-        Raises: TrainingError if there is no validation event, an input is bad, or a prediction is
-        not finite.
+        Raises: TrainingError if there are fewer than two validation events, an input is bad, or a
+        prediction is not finite.
         """
         started = time.monotonic()
         was_training = model.training
@@ -136,6 +137,14 @@ class Validator:
                 remedy="Use more events or a larger data.validation_share",
             )
         together = _joined(everyone)
+        if len(together.loss) < MIN_EVENTS_OF_SPLIT:
+            raise TrainingError(
+                "the validation split has one event",
+                where="manifest",
+                found="1 event",
+                expected="at least two: a figure without an error judges nothing",
+                remedy="Use more events or a larger data.validation_share",
+            )
         # every process sees all events here, so that all of them stop
         check_predictions(together.vector, together.loss, together.event_id, "validation")
         return _score(together, time.monotonic() - started)
