@@ -13,6 +13,7 @@ from iceaggr.normalization import fit_normalization
 from iceaggr.shards.data_card import data_card_html
 from iceaggr.shards.plausibility import (
     crossing_ns,
+    doubtful_charges,
     doubtful_times,
     refuse_mass_rejection,
     refuse_one_direction,
@@ -96,3 +97,19 @@ def test_times_that_spread_far_are_a_warning_on_the_card() -> None:
         for s in (TRAIN, wide)
     ]
     assert [f"Check the units: {warning}" in page for page in pages] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("charge_pe", "told"),
+    [
+        (np.array([3.0, 27.0, 255.0]), "are whole numbers, 3 to 255 with median 27"),
+        (np.array([12.5, 27.2, 80.1]), "are not those of single photons"),
+        (EVENTS.charge_pe, ""),
+        (np.ones(5), ""),
+        (np.zeros(0), ""),
+    ],
+)
+def test_charges_that_are_hardly_photo_electrons_are_told(charge_pe, told) -> None:
+    found = doubtful_charges(charge_pe)
+    assert told in found
+    assert bool(told) == bool(found)
