@@ -9,7 +9,7 @@ from iceaggr.errors import ConfigError, IceaggrError, TrainingError
 from iceaggr.models.bundle import load_model
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.train_here import run_train_here
-from iceaggr.steps.train_request import train_in_processes
+from iceaggr.steps.train_request import decide_start, train_in_processes
 from iceaggr.steps.train_worker import run_worker
 from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.steps.training_start import choose_start
@@ -112,12 +112,14 @@ def test_champion_of_another_network_is_refused_with_what_differs(tmp_path, docu
 
 @pytest.mark.integration
 def test_processes_start_from_what_the_launching_step_decided(tmp_path, documents, champion):
+    context = context_of(tmp_path, "apart", "starts")
+    decide_start(context, FROM_CHAMPION)
     facts = train_in_processes(
-        context_of(tmp_path, "apart", "starts"),
+        context,
         documents,
         model_path=tmp_path / "model.json",
         choices=FROM_CHAMPION,
-        launch=run_worker,
+        launch=lambda uri: run_worker(uri, rank=0, launched=False),
     )
     assert facts.labels["started_from"] == f"champion {champion.uri}"
 
