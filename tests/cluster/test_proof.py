@@ -1,7 +1,9 @@
 """The runbook's chapter 'after installing, prove it', in its order.
 
 `make test-cluster` does it on the cluster that KF_PIPELINES_ENDPOINT and the kubeconfig name. The
-same tests run against a stand-in, which shows that they pass where they can.
+same tests run against a stand-in, which shows that they pass where they can. A cluster needs, too:
+ICEAGGR_IMAGE, raw events in ICEAGGR_RAW_URI, and AWS_* that lead to the object store from here, in
+which ICEAGGR_WORK_URI may be written to.
 """
 
 import re
@@ -13,6 +15,8 @@ from tests.cluster.proof import cluster_of_environment
 from tests.cluster.stand_in_cluster import stand_in_cluster
 
 SCHEDULE = "iceaggr-proof"
+LONG = {"config.training.n_epochs": "1000", "config.training.max_minutes": "5"}
+"""A training that is still at work when something is done to it."""
 
 
 @pytest.fixture(
@@ -48,7 +52,7 @@ def test_small_run_gives_a_registered_model(cluster, first_run):
 
 
 def test_training_goes_on_where_its_pod_was_deleted(cluster, first_run):
-    run_id = cluster.submit()
+    run_id = cluster.submit(**LONG)
     pod = cluster.training_pod(run_id)
     cluster.pods.delete_namespaced_pod(pod, cluster.namespace)
     again = cluster.training_pod(run_id, other_than=pod)
@@ -80,7 +84,7 @@ def test_schedule_retrains_from_the_champion_and_compares_with_it(cluster, first
 
 
 def test_terminated_run_ends_and_closes(cluster, first_run):
-    run_id = cluster.submit()
+    run_id = cluster.submit(**LONG)
     cluster.training_pod(run_id)
     asked_at = time.monotonic()
     cluster.kfp.terminate_run(run_id)
