@@ -146,8 +146,9 @@ def find_summary(log: Iterable[str]) -> dict[str, Any] | None:
     """Find the last summary in the lines of a log, None if there is no whole one."""
     found = None
     for line in log:
-        if line.startswith(_SUMMARY):
+        # a runner may indent what a step prints
+        if line.lstrip().startswith(_SUMMARY):
             # a line that was cut is none
             with contextlib.suppress(ValueError):
-                found = json.loads(line.removeprefix(_SUMMARY))
+                found = json.loads(line.lstrip().removeprefix(_SUMMARY))
     return found

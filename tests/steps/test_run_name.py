@@ -33,5 +33,6 @@ def test_summary_is_found_again_in_the_log_of_a_step(tmp_path, capsys):
     say_summary(tmp_path / "summary")
     say_summary(tmp_path / "absent")
     log = ["start", *capsys.readouterr().out.splitlines(), "summary.json: {cut", "end"]
+    assert find_summary(f"    {line}" for line in log) == find_summary(log)
     assert find_summary(log) == {"reason": "better by 1.0 ± 0.1"}
     assert find_summary(["start", "end"]) is None
