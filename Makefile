@@ -111,7 +111,7 @@ manifests: setup
 	@$(foreach o,$(OVERLAYS),$(BIN)/python -m manifests.rename $(RENDERED)/$(o).yaml \
 	  --image "$(OVERLAY_IMAGE)" --namespace "$(NAMESPACE)" &&) true
 	@ICEAGGR_IMAGE="$(or $(OVERLAY_IMAGE),$$($(BIN)/python -m manifests.rename))" \
-	  $(BIN)/python -m launch.kubernetes_manifests --namespace "$(or $(NAMESPACE),kubeflow)" \
+	  $(BIN)/python -m manifests.pipeline_objects --namespace "$(or $(NAMESPACE),kubeflow)" \
 	  $(addprefix --check ,$(wildcard manifests/overlays/*/*/parameters.env)) \
 	  $(RENDERED)/pipeline.yaml
 	@$(BIN)/python -m manifests.check $(RENDERED)/*.yaml

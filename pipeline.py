@@ -24,19 +24,19 @@ from typing import Any
 import yaml
 from kfp import dsl
 
-from components.check_learning import check_learning
-from components.close_run import close_run
 from components.cluster import RUN_DEADLINE_HOURS, place_training, settle
-from components.compute_statistics import compute_statistics
-from components.evaluate_model import evaluate_model
-from components.image import IMAGE
-from components.parameters import described
-from components.plan_shards import plan_shards
-from components.promote_model import promote_model
-from components.shard_events import shard_events
-from components.train_model import train_model
-from components.train_on_machines import train_on_machines
-from launch.run_form import MEANINGS
+from components.form import FORM_MEANINGS, IMAGE, described
+from components.steps import (
+    check_learning,
+    close_run,
+    compute_statistics,
+    evaluate_model,
+    plan_shards,
+    promote_model,
+    shard_events,
+    train_model,
+    train_on_machines,
+)
 
 PIPELINE_NAME = "iceaggr-direction"
 DEFAULT_CONFIG: dict[str, Any] = yaml.safe_load(
@@ -58,7 +58,7 @@ def make_pipeline(cluster: bool, run_name: str = dsl.PIPELINE_JOB_NAME_PLACEHOLD
         description="Turns raw IceCube events into an evaluated and registered direction model.",
         pipeline_config=dsl.PipelineConfig(active_deadline_seconds=RUN_DEADLINE_HOURS * 3600),
     )
-    @described(MEANINGS)
+    @described(FORM_MEANINGS)
     def direction_pipeline(
         config: dict = DEFAULT_CONFIG,
         evaluate_cpu: str = "4",
@@ -108,7 +108,7 @@ def _place(cluster: bool, task: Any, **needs: Any) -> Any:
     # KFP's own cache is off everywhere: each step has side effects, in its run's MLflow run and
     # folder. Its key holds neither data nor code version (contents of raw files, digest behind an
     # image tag), and a hit is never checked against storage. What is expensive is found again by
-    # explicit versions of both instead, see iceaggr.shards.reuse; checkpoints by run.
+    # explicit versions of both instead, see iceaggr.shards.writing; checkpoints by run.
     task.set_caching_options(False)
     return settle(task, **needs) if cluster else task
 
@@ -124,7 +124,7 @@ def _data_steps(
         memory="8Gi",
     )
     with dsl.ParallelFor(plan.output, name="shard", parallelism=PARALLEL_SHARD_TASKS) as work_unit:
-        # told its run alone: it reads the settings there, see iceaggr.steps.planned_units
+        # told its run alone: it reads the settings there, see iceaggr.steps.plan_shards
         sharded = shard_events(work_unit=work_unit, work_uri=run["work_uri"], run_id=run["run_id"])
         place(sharded, cpu=form["shard_cpu"], memory=form["shard_memory"])
     unit_manifests = dsl.Collected(sharded.outputs["unit_manifest"])

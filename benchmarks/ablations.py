@@ -33,12 +33,11 @@ from iceaggr.batches import EventLoader
 from iceaggr.config import ExperimentConfig
 from iceaggr.config.experiment import parse_config
 from iceaggr.evaluation.calibration import coverage, probability_inside
-from iceaggr.evaluation.event_table import concatenate, join_truth, score_batch
-from iceaggr.evaluation.prediction import predict_batch
+from iceaggr.evaluation.event_table import concatenate, join_truth, predict_batch, score_batch
 from iceaggr.events.truth import read_truth
 from iceaggr.interfaces import NullTracker
 from iceaggr.models.bundle import load_model
-from iceaggr.normalization import Normalization
+from iceaggr.normalization_document import Normalization
 from iceaggr.steps.run_folder import RunFolder
 from iceaggr.steps.training_inputs import load_training_inputs, read_manifest
 from iceaggr.training import train

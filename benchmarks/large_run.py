@@ -14,17 +14,18 @@ if __name__ == "__main__":
 
 import argparse
 import multiprocessing
+import os
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from iceaggr import cli
 from iceaggr.batches import EventLoader
-from iceaggr.shards.format import SPLITS
-from iceaggr.shards.recorded_detector import load_recorded_detector
+from iceaggr.shards.encoding import SPLITS
+from iceaggr.shards.reading import load_recorded_detector
 from iceaggr.steps.run_folder import RunFolder
 from iceaggr.steps.training_inputs import read_manifest
 
@@ -41,9 +42,10 @@ def main() -> None:
     asked = parser.parse_args()
     folder = asked.folder
     run = RunFolder(folder.absolute())
+    at = ("--folder", folder)
     steps: dict[str, tuple[Callable[..., None], tuple[object, ...]]] = {
-        "sharding": (cli.shard, (asked.raw_uri, folder, asked.config)),
-        "statistics": (cli.stats, (folder,)),
+        "sharding": (command, ("shard", "--raw-uri", asked.raw_uri, "--config", asked.config, *at)),
+        "statistics": (command, ("stats", *at)),
         "one epoch": (load_epoch, (folder,)),
     }
     print(f"| step | s | events/s | MiB at {N_MOMENTS} moments from start to end | peak MiB |")
@@ -63,6 +65,11 @@ def main() -> None:
             f"{max(memory_mib):.0f}",
         ]
         print(f"| {' | '.join(row)} |", flush=True)
+
+
+def command(*words: object) -> None:
+    """Become the command `iceaggr WORDS`."""
+    os.execv(sys.executable, [sys.executable, "-m", "iceaggr", *map(str, words)])
 
 
 def load_epoch(folder: Path) -> None:

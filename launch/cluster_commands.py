@@ -13,7 +13,14 @@ from rich.console import Console
 from iceaggr.config import parse_config
 from iceaggr.errors import ConfigError
 from iceaggr.steps.training_choices import AS_CONFIGURED
-from launch.cron import check_cron
+from launch.compilation import (
+    check_display_name,
+    check_namespace,
+    check_run_name,
+    check_service_account,
+    name_run,
+)
+from launch.display import print_cluster_results
 from launch.following import Followed, RunFailedError, follow_run
 from launch.kfp_api import (
     Connection,
@@ -24,19 +31,12 @@ from launch.kfp_api import (
     run_link,
     ui_address,
 )
-from launch.names import (
-    check_display_name,
-    check_namespace,
-    check_run_name,
-    check_service_account,
-    name_run,
-)
-from launch.result_screen import print_cluster_results
 from launch.schedule import (
     Changes,
     LastRun,
     Schedule,
     ScheduleEntry,
+    check_cron,
     delete_schedule,
     last_runs,
     list_schedules,

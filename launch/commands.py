@@ -16,26 +16,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from components.image import EXAMPLE_IMAGE, IMAGE
+from components.form import DROPDOWNS, EXAMPLE_IMAGE, IMAGE, check_allowed
 from iceaggr.cli_options import MAX_SIMULATED_EVENTS
 from iceaggr.config import ExperimentConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
 from iceaggr.steps.documents import holds, refuse_other_content
 from iceaggr.steps.training_choices import AS_CONFIGURED
-from iceaggr.storage.apart import refuse_among_raw
-from iceaggr.storage.uris import check_place, file_uri
+from iceaggr.storage.uris import check_place, file_uri, refuse_among_raw
 from launch.cluster_commands import RunName, add_cluster_commands
-from launch.compilation import compile_pipeline
-from launch.display import RunDisplay
+from launch.compilation import check_display_name, check_run_name, compile_pipeline, name_run
+from launch.display import RunDisplay, print_results
 from launch.ending import Ending
 from launch.following import RunGoesOnError
 from launch.local_run import LocalRun, PipelineRunError, run_here
-from launch.names import check_display_name, check_run_name, name_run
-from launch.result_screen import print_results
-from launch.run_form import DROPDOWNS, check_allowed
-from launch.services import Addresses, service_environment
-from launch.simulated_data import ensure_simulated_events
-from launch.value_checks import check_device, check_folders, check_gpus_here, check_minutes
+from launch.services import Addresses, ensure_simulated_events, service_environment
+from launch.settings import check_device, check_folders, check_gpus_here, check_minutes
 
 STATE_FOLDER = Path(os.environ.get("ICEAGGR_STATE_FOLDER") or ".iceaggr")
 LOST_CONTACT = 3

@@ -15,8 +15,8 @@ import kfp
 
 from iceaggr.errors import IceaggrError
 from iceaggr.progress import find_summary
-from launch.api_errors import ServerAwayError, SubmissionError, api_errors
 from launch.display import clock
+from launch.kfp_api import ServerAwayError, SubmissionError, api_errors
 from launch.submission import FINAL_STATES
 from launch.workflow import Node, Workflow, own_error, read_log, read_workflow
 

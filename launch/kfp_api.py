@@ -9,21 +9,130 @@ import logging
 import os
 import re
 import shlex
+import ssl
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import kfp
+import urllib3
 from kfp.client import ServiceAccountTokenVolumeCredentials
 from kfp_server_api import V2beta1GetHealthzResponse
+from kfp_server_api.exceptions import ApiException
 
-from iceaggr.addresses import refuse_credentials, without_credentials
-from iceaggr.errors import ConfigError
+from iceaggr.errors import ConfigError, IceaggrError
 from iceaggr.patience import ask_patiently, first_contact_s
-from launch.api_errors import HOST_VARIABLE, ServerAwayError, SubmissionError, api_errors
-from launch.credential_files import check_authority, read_credential
+from iceaggr.service_settings import refuse_credentials, without_credentials
+
+# What the Kubeflow Pipelines API refuses, as errors a person can act on.
+
+HOST_VARIABLE = "KF_PIPELINES_ENDPOINT"
+_FIRST_SERVER_ERROR = 500
+_TOO_MANY_REQUESTS = 429
+_REMEDIES = {
+    401: "Give a valid token: --token-file, --service-account-token-file or --cookies-file",
+    403: "Ask for the rights to create runs in this namespace, or give another --namespace",
+    400: "The server did not accept the values, see above",
+    404: "Is this the address of a Kubeflow Pipelines 2.x API?",
+}
+_SERVER_REMEDY = "The server's log says more; what was done so far stays, so try again"
+
+
+class SubmissionError(IceaggrError):
+    """The Kubeflow Pipelines API refused a request or could not be reached."""
+
+
+class ServerAwayError(SubmissionError):
+    """The server is out of reach or out of order, maybe only for now."""
+
+
+@contextmanager
+def api_errors(where: str) -> Iterator[None]:
+    """Turn what the client raises into one sentence; it never quotes request headers."""
+    try:
+        yield
+    except ApiException as error:
+        body = _sentence_of(error)
+        status = error.status or 0
+        away = status >= _FIRST_SERVER_ERROR or status == _TOO_MANY_REQUESTS
+        raise (ServerAwayError if away else SubmissionError)(
+            "Kubeflow Pipelines refused the request",
+            where=where,
+            found=f"HTTP {status}: {body}",
+            remedy=_REMEDIES.get(status, _SERVER_REMEDY),
+        ) from None
+    except urllib3.exceptions.HTTPError as error:
+        reason = getattr(error, "reason", None) or error
+        raise ServerAwayError(
+            "Kubeflow Pipelines cannot be reached",
+            where=where,
+            found=without_credentials(" ".join(str(reason).split()))[:300],
+            remedy=f"Check --host or {HOST_VARIABLE} and, for TLS, --ca-file",
+        ) from None
+
+
+def _sentence_of(error: ApiException) -> str:
+    body = error.body or error.reason or ""
+    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body)
+    with contextlib.suppress(ValueError, AttributeError):
+        document = json.loads(text)
+        text = str(document.get("message") or document.get("error") or text)
+    return " ".join(text.split())[:300]
+
+
+# Files that a connection reads: tokens, cookies, the server's authority.
+#
+# What is wrong with one is told without its content, which nobody else may see.
+
+# what a header of a request may hold; of anything else the HTTP client quotes the whole header
+_HEADER_TEXT = re.compile(rb"[\x20-\x7e]+")
+
+
+def read_credential(path: Path, option: str) -> str:
+    """Read the one line that becomes a header of each request. Raises: ConfigError."""
+    where = f"{option} {path}"
+    text = _read(path, where).strip()
+    if not text:
+        raise ConfigError("file is empty", where=where, found="nothing", expected="one line")
+    if not _HEADER_TEXT.fullmatch(text):
+        lines = len(text.splitlines())
+        raise ConfigError(
+            "file holds no credential",
+            where=where,
+            found=f"{lines} lines" if lines > 1 else "other characters than printable ASCII",
+            expected="the token or the cookies alone: one line of printable ASCII",
+            remedy="A table of cookies, as curl keeps it, is none: write NAME=VALUE; NAME=VALUE",
+        )
+    return text.decode("ascii")
+
+
+def check_authority(path: Path, option: str) -> None:
+    """Check that a file holds certificates of authorities. Raises: ConfigError."""
+    where = f"{option} {path}"
+    _read(path, where)
+    try:
+        ssl.create_default_context(cafile=str(path))
+    except ssl.SSLError:
+        raise ConfigError(
+            "file holds no certificate",
+            where=where,
+            found="nothing that begins with BEGIN CERTIFICATE, or a damaged one",
+            expected="the certificate authority of the server in PEM format",
+        ) from None
+
+
+def _read(path: Path, where: str) -> bytes:
+    if not path.is_file():
+        raise ConfigError("file not found", where=where)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError("file cannot be read", where=where, found=error.strerror) from None
+
 
 _UI_VARIABLE = "KF_PIPELINES_UI_ENDPOINT"
 # of the service of the API server, which has no pages: HTTP, and its neighbour for gRPC

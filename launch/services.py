@@ -11,8 +11,11 @@ from pathlib import Path
 from rich.console import Console
 
 from iceaggr.errors import ConfigError
-from iceaggr.local_services.environment import of_a_run
+from iceaggr.events.simulation import SimulationConfig, simulate
+from iceaggr.local_services.processes import of_a_run
 from iceaggr.local_services.services import LocalServices
+from iceaggr.progress import StepProgress
+from iceaggr.storage import open_store
 
 _STORE_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID")
 
@@ -65,3 +68,28 @@ def _check_no_store_alone() -> None:
             expected="also MLFLOW_TRACKING_URI, or neither",
             remedy="Set MLFLOW_TRACKING_URI to your server, or unset both to start local services",
         )
+
+
+# The default data of a local run: simulated once, then reused.
+
+EVENTS_PER_FILE = 10_000
+SEED = 1
+
+
+def ensure_simulated_events(raw_uri: str, n_events: int) -> None:
+    """Simulate raw events unless they are there; the meta file, written last, marks them whole."""
+    store = open_store()
+    with StepProgress("simulate") as progress:
+        if store.stat(f"{raw_uri}/train_meta.parquet") is not None:
+            progress.conclude(f"{n_events:,} events are there already")
+            return
+        config = SimulationConfig(
+            n_events=n_events, n_events_per_file=EVENTS_PER_FILE, seed=SEED, n_processes=0
+        )
+        simulate(
+            store,
+            raw_uri,
+            config,
+            on_progress=lambda done: progress.update(done, n_events, f"{done:,} events"),
+        )
+        progress.conclude(f"{n_events:,} events")

@@ -22,11 +22,10 @@ from kfp_server_api import (
 )
 from kfp_server_api.exceptions import ApiException
 
-from components.image import EXAMPLE_IMAGE
+from components.form import EXAMPLE_IMAGE
 from iceaggr.errors import ConfigError
-from launch.api_errors import api_errors
-from launch.compilation import compile_pipeline
-from launch.names import check_image
+from launch.compilation import check_image, compile_pipeline
+from launch.kfp_api import api_errors
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _CONFLICT = 409

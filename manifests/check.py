@@ -2,19 +2,16 @@
 
 Every object must fit the strict schema of its kind, where an unknown field is an error. Schemas of
 Kubernetes itself come with kubernetes-validate, those of other kinds lie in manifests/schemas/. For
-the house rules see `manifests.pods` and `_object_problems`.
+the house rules see `manifests.check` and `_object_problems`.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from iceaggr.entry import begin
-
-    begin()
-
+import difflib
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +22,207 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from manifests.pods import (
-    SECRET_NAME,
-    holds_secret,
-    image_problems,
-    pod_problems,
-    variable_problems,
+from iceaggr.config import load_config
+from iceaggr.errors import ConfigError
+from iceaggr.machines.credentials import SETTINGS_CONFIG_MAP, SETTINGS_ENVIRONMENT
+from iceaggr.service_settings import refuse_credentials
+from launch.compilation import check_display_name, check_image, check_namespace
+from launch.kfp_api import Connection, check_address
+from launch.schedule import check_cron
+
+# The house rules for pods: restricted security, limits, probes, images that stay, no secrets.
+
+_POD_PATHS = {
+    "Pod": "spec",
+    "Deployment": "spec.template.spec",
+    "StatefulSet": "spec.template.spec",
+    "DaemonSet": "spec.template.spec",
+    "Job": "spec.template.spec",
+    "CronJob": "spec.jobTemplate.spec.template.spec",
+}
+_SERVERS = ("Deployment", "StatefulSet", "DaemonSet")
+# a tag of one number moves with each release below it
+_IMAGE_VERSION = re.compile(r":v?\d+\.\d+[\w.-]*$|@sha256:[0-9a-f]{64}$")
+SECRET_NAME = re.compile(r"password|secret|token|(?<!public[-_])key|credential", re.IGNORECASE)
+_SECRET_WORD = r"[\w-]*(?:password|passwd|secret|token|access[-_]key|api[-_]key|credential)[\w-]*"
+# `name=value`, `name: value`, `--name value`; no path and no variable that Kubernetes fills in
+_SECRET_VALUE = re.compile(
+    rf"(?<![\w-])(?:{_SECRET_WORD} *[=:] *|--{_SECRET_WORD} +)(?![/$-])[^\s=:]", re.IGNORECASE
 )
-from manifests.settings import setting_problems
+_URL_SECRET = re.compile(r"://[^\s/@:]*:(?!\$\()[^\s/@]+@")
+
+
+def pod_problems(document: dict[str, Any]) -> Iterator[str]:
+    """List what is wrong with the pod that an object makes, if its kind makes any."""
+    kind = document["kind"]
+    if kind not in _POD_PATHS:
+        return
+    pod: Any = document
+    for part in _POD_PATHS[kind].split("."):
+        # the schema of some kinds allows them to have no pod
+        pod = pod.get(part) if isinstance(pod, dict) else None
+    if pod is None:
+        yield f"no {_POD_PATHS[kind]}"
+    else:
+        yield from _pod_problems(pod, server=kind in _SERVERS)
+
+
+def _pod_problems(pod: dict[str, Any], *, server: bool) -> Iterator[str]:
+    """Restricted pod security, least rights, limits, probes of servers, no secret in the clear."""
+    security = pod.get("securityContext", {})
+    if not security.get("runAsNonRoot") or not security.get("runAsUser"):
+        yield "securityContext: runAsNonRoot and a runAsUser other than 0 are missing"
+    if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        yield "securityContext.seccompProfile is not RuntimeDefault"
+    if pod.get("automountServiceAccountToken") is not False:
+        yield "automountServiceAccountToken is not false"
+    for field in ("hostNetwork", "hostPID", "hostIPC"):
+        if pod.get(field):
+            yield f"{field} is set"
+    for volume in pod.get("volumes") or []:
+        if "hostPath" in volume:
+            yield f"volume {volume['name']}: hostPath"
+        if "emptyDir" in volume and not (volume["emptyDir"] or {}).get("sizeLimit"):
+            yield f"volume {volume['name']}: no sizeLimit"
+    for container in [*(pod.get("initContainers") or []), *pod["containers"]]:
+        for problem in _container_problems(container, server=server):
+            yield f"container {container['name']}: {problem}"
+
+
+def _container_problems(container: dict[str, Any], *, server: bool) -> Iterator[str]:
+    security = container.get("securityContext", {})
+    if security.get("allowPrivilegeEscalation") is not False or security.get("privileged"):
+        yield "securityContext.allowPrivilegeEscalation is not false"
+    if security.get("runAsUser", 1) == 0 or security.get("runAsNonRoot", True) is False:
+        yield "securityContext: runs as root"
+    if "ALL" not in security.get("capabilities", {}).get("drop", []):
+        yield "securityContext.capabilities: ALL are not dropped"
+    if not security.get("readOnlyRootFilesystem"):
+        yield "securityContext.readOnlyRootFilesystem is not true"
+    for bound in ("requests", "limits"):
+        for resource in ("cpu", "memory"):
+            if resource not in container.get("resources", {}).get(bound, {}):
+                yield f"no resources.{bound}.{resource}"
+    if server:
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            if probe not in container:
+                yield f"no {probe}"
+    for variable in container.get("env") or []:
+        yield from variable_problems(variable)
+    # joined, so that an option and its value are seen together
+    if holds_secret(" ".join([*container.get("command", []), *container.get("args", [])])):
+        yield "command and args: a secret in the clear?"
+    yield from image_problems("image", container.get("image", ""))
+
+
+def variable_problems(variable: dict[str, Any]) -> Iterator[str]:
+    """Find a secret in a variable of the environment."""
+    value = variable.get("value", "")
+    named = SECRET_NAME.search(variable["name"]) and value[:1] not in ("", "/", "$")
+    if named or holds_secret(value):
+        yield f"env {variable['name']}: a secret in the clear?"
+
+
+def holds_secret(text: str) -> bool:
+    """Tell whether a text looks as if it gave a secret a value."""
+    return bool(_SECRET_VALUE.search(text) or _URL_SECRET.search(text))
+
+
+def image_problems(where: str, image: str) -> Iterator[str]:
+    """Find an image reference that is none or that moves."""
+    if not _IMAGE_VERSION.search(image):
+        yield f"{where}: {image!r} names no version that stays: X.Y.Z or a digest"
+        return
+    try:
+        check_image(image, where=where)
+    except ConfigError as error:
+        yield str(error)
+
+
+# What an operator writes into settings.env and schedule.env, checked in the rendered objects.
+
+_SCHEDULE = "iceaggr-schedule"
+_CONFIGS = Path(__file__).parent.parent / "configs"
+_PLACES = "allowed-uris"
+
+
+def setting_problems(documents: list[dict[str, Any]]) -> Iterator[str]:
+    """Compare the settings with what reads them: the steps, and the schedule's command line."""
+    # what has no name is told by the check of its schema
+    named = {(d.get("kind"), (d.get("metadata") or {}).get("name")): d for d in documents}
+    settings = named.get(("ConfigMap", SETTINGS_CONFIG_MAP))
+    if settings is not None:
+        yield from _step_problems(settings.get("data") or {})
+    job, schedule = named.get(("CronJob", _SCHEDULE)), named.get(("ConfigMap", _SCHEDULE))
+    if job is not None and schedule is not None:
+        yield from _schedule_problems(job, schedule.get("data") or {})
+
+
+def _step_problems(settings: dict[str, str]) -> Iterator[str]:
+    yield from _unread(SETTINGS_CONFIG_MAP, settings, SETTINGS_ENVIRONMENT)
+    if _PLACES not in settings:
+        # the steps take none for no limit, which must be said and not forgotten
+        yield f"ConfigMap {SETTINGS_CONFIG_MAP}: {_PLACES} is missing; empty = every place"
+
+
+def _schedule_problems(job: dict[str, Any], settings: dict[str, str]) -> Iterator[str]:
+    try:
+        (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        arguments = " ".join(container["args"])
+    except (KeyError, TypeError, ValueError):
+        yield f"CronJob {_SCHEDULE}: not one container with args"
+        return
+    read = set(re.findall(r"\$\((\w+)\)", arguments))
+    yield from _unread(_SCHEDULE, settings, read)
+    for name in sorted(read - set(settings)):
+        yield f"ConfigMap {_SCHEDULE}: {name} is missing"
+    for name in sorted(set(settings) & set(_VALUE_CHECKS)):
+        try:
+            _VALUE_CHECKS[name](settings[name])
+        except ConfigError as error:
+            yield f"ConfigMap {_SCHEDULE}: {name}: {error}"
+
+
+def _unread(config_map: str, settings: dict[str, str], read: Iterable[str]) -> Iterator[str]:
+    for name in sorted(set(settings) - set(read)):
+        close = difflib.get_close_matches(name, read, 1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        yield f"ConfigMap {config_map}: nothing reads {name}{meant}"
+
+
+def _check_config_name(name: str) -> None:
+    known = sorted(path.name for path in _CONFIGS.glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(
+            "no such configuration",
+            where="configs/",
+            found=repr(name),
+            expected=f"one of {', '.join(known)}",
+        )
+    load_config(_CONFIGS / name)
+
+
+def _check_host(host: str) -> None:
+    if host:
+        check_address(Connection(host))
+    refuse_credentials(host, where="schedule.env", remedy="The job has a token of its own")
+
+
+_VALUE_CHECKS: dict[str, Callable[[str], None]] = {
+    "CONFIG": _check_config_name,
+    "EXPERIMENT": lambda name: check_display_name(name, where="schedule.env"),
+    "KFP_HOST": _check_host,
+    "RUN_NAMESPACE": lambda name: check_namespace(name, where="schedule.env"),
+    "SCHEDULE_CRON": check_cron,
+    "SCHEDULE_NAME": lambda name: check_display_name(name, where="schedule.env"),
+}
+
+
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
+
 
 KUBERNETES_VERSION = "1.32"
 _SCHEMAS = Path(__file__).parent / "schemas"

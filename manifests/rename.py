@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from iceaggr.errors import ConfigError
-from launch.names import check_image, check_namespace
+from launch.compilation import check_image, check_namespace
 
 _IMAGE_COMPONENT = Path(__file__).parent / "image" / "kustomization.yaml"
 _NAMESPACE_KEYS = ("namespace", "kubernetes.io/metadata.name", "RUN_NAMESPACE")

@@ -20,7 +20,7 @@ from iceaggr.steps.compare import run_compare
 from iceaggr.steps.predict import run_predict
 from iceaggr.storage import open_store
 from iceaggr.tracking.registry import ModelRegistry
-from tests.tracking.test_experiment_page import SHARED_VIEW
+from tests.tracking.test_run_target import SHARED_VIEW
 
 pytestmark = pytest.mark.integration
 

@@ -16,9 +16,8 @@ import yaml
 
 from iceaggr.config import ExperimentConfig
 from iceaggr.events.simulation import SimulationConfig, simulate
-from iceaggr.steps.close_run import run_close_run
+from iceaggr.steps.close_run import KEPT_DAYS, run_close_run
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.unfinished_runs import KEPT_DAYS
 from iceaggr.storage import open_store
 from tests.test_end_to_end import ROOT, small_config
 

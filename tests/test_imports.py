@@ -1,53 +1,20 @@
-"""Imports point one way, and the heavy clients stay in their rooms."""
+"""Imports point one way: no circle of files or of folders, and the heavy clients in their rooms."""
 
 import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "iceaggr"
-# A room may import rooms of its own rank or lower ranks only.
-RANKS = {
-    "errors": 0,
-    "angles": 0,
-    "entry": 0,
-    "interfaces": 0,
-    "light_in_ice": 0,
-    "resources": 0,
-    "validation": 0,
-    "addresses": 1,
-    "machine_errors": 1,
-    "patience": 1,
-    "service_settings": 1,
-    "progress": 1,
-    "signals": 1,
-    "verified": 1,
-    "storage": 1,
-    "detector": 1,
-    "config": 1,
-    "events": 2,
-    "shards": 2,
-    "batches": 2,
-    "normalization": 2,
-    "reconstruction": 3,
-    "losses": 3,
-    "models": 3,
-    "training": 4,
-    "evaluation": 4,
-    "tracking": 5,
-    "local_services": 5,
-    "benchmarks": 5,
-    "machines": 5,
-    "steps": 6,
-    "cli_options": 7,
-    "cli": 7,
-    "cli_convert": 7,
-    "cli_steps": 7,
-    "__main__": 8,
-}
+ROOT = Path(__file__).parent.parent
+LIBRARY = ROOT / "src" / "iceaggr"
+PLACES = (LIBRARY, *(ROOT / name for name in ("components", "launch", "manifests", "benchmarks")))
+FILES = [ROOT / "pipeline.py", *sorted(path for place in PLACES for path in place.rglob("*.py"))]
+
 CLIENT_ROOMS = {
     "boto3": {"storage"},
     "botocore": {"storage"},
@@ -55,46 +22,91 @@ CLIENT_ROOMS = {
     "kfp": set(),
     "kubernetes": {"machines"},
 }
+"""Which rooms of the library may import a client of a service."""
+
+PHYSICS = ("events", "shards", "batches", "reconstruction", "models", "training", "evaluation")
+SERVICES = ("tracking", "machines", "steps", "local_services")
+"""Data, model and training code knows services as the protocols of `interfaces` only."""
 
 
-def imported_modules(path: Path) -> set[str]:
+def module_name(path: Path) -> str:
+    relative = path.relative_to(ROOT / "src" if path.is_relative_to(LIBRARY) else ROOT)
+    return ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imported_names(path: Path) -> set[str]:
+    """List what a file imports, wherever in it: modules, and modules of modules."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def room(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else ""
+def own_imports(path: Path) -> set[str]:
+    """List the modules of ours that a file imports."""
+    found = set()
+    for name in imported_names(path):
+        found |= {name} if name in MODULES else {name.rpartition(".")[0]} & set(MODULES)
+    return found - {module_name(path)}
 
 
-SOURCES = sorted(SOURCE.rglob("*.py"))
+FILE_IMPORTS = {name: own_imports(path) for name, path in MODULES.items()}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(SOURCE)))
-def test_module_imports_only_rooms_below_it(path: Path) -> None:
-    own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    if own == "__init__":
-        return
-    assert own in RANKS, f"new room {own}: give it a rank"
-    for module in imported_modules(path):
-        if module.startswith("iceaggr.") and room(module) in RANKS:
-            assert RANKS[room(module)] <= RANKS[own], f"{own} may not import {module}"
+def folder(module: str) -> str:
+    """Give the folder of a module; a file at the top is a room of its own."""
+    path = MODULES[module]
+    top = path.parent in (ROOT, LIBRARY)
+    return str((path if top else path.parent).relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(SOURCE)))
+def circle(imports: Mapping[str, Iterable[str]]) -> list[str]:
+    """Find one circle, or nothing."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_circle_of_files():
+    assert circle(FILE_IMPORTS) == []
+
+
+def test_no_circle_of_folders():
+    folders: dict[str, set[str]] = {}
+    for module, imported in FILE_IMPORTS.items():
+        of_folder = folders.setdefault(folder(module), set())
+        of_folder |= {folder(name) for name in imported} - {folder(module)}
+    assert circle(folders) == []
+
+
+def test_a_circle_is_seen():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+    assert len(FILE_IMPORTS) > 100
+    assert sum(map(len, FILE_IMPORTS.values())) > 3 * len(FILE_IMPORTS)
+
+
+LIBRARY_FILES = [path for path in FILES if path.is_relative_to(LIBRARY)]
+
+
+@pytest.mark.parametrize("path", LIBRARY_FILES, ids=lambda p: str(p.relative_to(LIBRARY)))
 def test_module_leaves_clients_to_their_rooms(path: Path) -> None:
-    own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    for module in imported_modules(path):
-        client = module.split(".")[0]
+    room = path.relative_to(LIBRARY).parts[0].removesuffix(".py")
+    for name in imported_names(path):
+        client = name.split(".")[0]
         if client in CLIENT_ROOMS:
-            assert own in CLIENT_ROOMS[client], f"{own} may not import {module}"
+            assert room in CLIENT_ROOMS[client], f"{room} may not import {name}"
+        assert client not in ("components", "launch", "manifests", "pipeline"), name
+        if room in PHYSICS:
+            assert name.split(".")[:2] not in [["iceaggr", service] for service in SERVICES], name
 
 
 def test_threads_of_torch_do_not_spin_long_unless_told_to() -> None:

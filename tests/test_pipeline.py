@@ -10,10 +10,9 @@ from kfp import components
 
 import pipeline
 from components.cluster import OBJECT_STORE_ENVIRONMENT, SETTINGS_ENVIRONMENT, TRACKING_ENVIRONMENT
-from components.image import IMAGE
+from components.form import DROPDOWNS, IMAGE
 from iceaggr.config import DataConfig, parse_config
 from launch.compilation import compile_pipeline
-from launch.run_form import DROPDOWNS
 
 LOCAL_STEPS = {
     "plan-shards",

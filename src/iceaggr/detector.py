@@ -17,6 +17,18 @@ import pandas as pd
 
 from iceaggr.errors import DetectorError
 
+# Constants of light in ice at 400 nm, which simulation and reconstruction share.
+
+C_M_PER_NS = 0.299792458
+"""Speed of light in vacuum, which muons reach: metres per nanosecond."""
+
+N_PHASE = 1.3195
+"""Phase refractive index, which sets the Cherenkov angle. Source: IceTray I3Constants."""
+
+N_GROUP = 1.35634
+"""Group refractive index, which sets how fast light travels. Source: IceTray I3Constants."""
+
+
 BUILT_IN = "icecube86"
 """Name of the built-in geometry, accepted wherever a geometry URI is."""
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from iceaggr.errors import IceaggrError
-from iceaggr.machine_errors import as_machine_error
+from iceaggr.errors import IceaggrError, as_machine_error
 from iceaggr.signals import TerminatedError, Termination, end_with_launcher
 
 PROGRESS_FILE_VARIABLE = "ICEAGGR_PROGRESS_FILE"

@@ -37,8 +37,7 @@ def edit(path: Path, change: Any) -> None:
 def _plan_changed(scene: Scene, **change: object) -> None:
     """Change the plan between planning and sharding."""
     from iceaggr.config import load_config
-    from iceaggr.steps.plan_shards import run_plan_shards
-    from iceaggr.steps.shard_events import run_shard_events
+    from iceaggr.steps.plan_shards import run_plan_shards, run_shard_events
 
     config = load_config(scene.write_settings())
     run = RunFolder.create(scene.folder / "other", scene.raw_uri, "", "iceaggr", config)

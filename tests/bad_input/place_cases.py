@@ -6,9 +6,8 @@ import os
 import shutil
 
 from iceaggr.detector import icecube86
-from iceaggr.steps.plan_shards import run_plan_shards
+from iceaggr.steps.plan_shards import run_plan_shards, run_shard_events
 from iceaggr.steps.run_folder import RunFolder
-from iceaggr.steps.shard_events import run_shard_events
 from tests.bad_input.case import Accepts, Case, Quarantines, Stops
 from tests.bad_input.scene import Scene, iceaggr
 

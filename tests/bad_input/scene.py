@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from iceaggr.cli import app
-from iceaggr.shards.manifest import ShardManifest, parse_manifest
-from iceaggr.shards.merging import merge_manifests
+from iceaggr.shards.manifest import ShardManifest, merge_manifests, parse_manifest
 from iceaggr.steps.run_folder import RunFolder
 from iceaggr.storage import open_store
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from iceaggr.config import load_config
-from iceaggr.steps.plan_shards import run_plan_shards
+from iceaggr.steps.plan_shards import run_plan_shards, run_shard_events
 from iceaggr.steps.run_folder import RunFolder
-from iceaggr.steps.shard_events import run_shard_events
 from tests.bad_input.case import Accepts, Case, Stops
 from tests.bad_input.scene import Scene
 

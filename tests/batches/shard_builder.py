@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iceaggr.detector import Detector, icecube86
-from iceaggr.shards.encoding import encode_shard
-from iceaggr.shards.format import shard_hash
+from iceaggr.shards.encoding import encode_shard, shard_hash
 from iceaggr.shards.manifest import ShardEntry, ShardManifest, Split
 from tests.shards.dom_events_builder import random_dom_events
 

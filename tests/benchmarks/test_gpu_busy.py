@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from iceaggr.benchmarks.gpu_busy import busy_share, covered
+from benchmarks.training_loop import busy_share, covered
 
 
 @pytest.mark.parametrize(

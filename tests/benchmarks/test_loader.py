@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from iceaggr.benchmarks import loader
+from benchmarks import loader
 
 
 def test_bench_loader_reports_what_it_measured(

@@ -1,7 +1,7 @@
 import json
 
-from iceaggr.benchmarks import shard
-from iceaggr.benchmarks.bench_input import cache_folder
+from benchmarks import shard
+from benchmarks.loader import cache_folder
 
 
 def test_bench_shard_reports_what_it_measured(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iceaggr.benchmarks import loader, streaming
+from benchmarks import loader, streaming
 
 
 @pytest.mark.slow

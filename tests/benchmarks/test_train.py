@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from iceaggr.benchmarks import train, training_loop
-from iceaggr.benchmarks.train import bench_train
+from benchmarks import train, training_loop
+from benchmarks.train import bench_train
 
 
 def test_bench_train_reports_what_it_measured(

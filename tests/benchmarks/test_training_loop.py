@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import training_loop
+from benchmarks.training_loop import bench_loop
 from iceaggr.batches import EventBatch, EventLoader
-from iceaggr.benchmarks import training_loop
-from iceaggr.benchmarks.training_loop import bench_loop
 from iceaggr.config import parse_config
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from kfp import compiler
 
-from components.plan_shards import plan_shards as plan_shards_component
+from components.steps import plan_shards as plan_shards_component
 from iceaggr.config import ExperimentConfig
 from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.shards.planning import plan_shards

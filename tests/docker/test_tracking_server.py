@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from iceaggr.local_services.ports import choose_ports
+from iceaggr.local_services.processes import choose_ports
 from tests.manifests.rendering import find, render
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]

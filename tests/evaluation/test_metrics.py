@@ -3,7 +3,6 @@
 import pytest
 
 from iceaggr.config import EvaluationConfig
-from iceaggr.evaluation.bootstrap import STATISTICS
 from iceaggr.evaluation.evaluation import energy_words
 from iceaggr.evaluation.metrics import (
     flat_metrics,
@@ -11,6 +10,7 @@ from iceaggr.evaluation.metrics import (
     model_estimates,
     summarize_methods,
 )
+from iceaggr.evaluation.slices import STATISTICS
 from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
 
 

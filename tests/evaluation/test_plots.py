@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iceaggr.evaluation.profiles import bins_of, medians
+from iceaggr.evaluation.figure_style import bins_of, medians
 
 
 @pytest.mark.parametrize("min_events", [1, 7, 100])

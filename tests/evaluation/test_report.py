@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iceaggr.evaluation.bootstrap import Estimate
 from iceaggr.evaluation.report import (
     _calibration_sentence,
     _gain_sentence,
@@ -14,6 +13,7 @@ from iceaggr.evaluation.report import (
     coverage_rows,
     plus_minus,
 )
+from iceaggr.evaluation.slices import Estimate
 
 
 def estimate(value: float, error: float) -> Estimate:

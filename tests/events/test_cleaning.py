@@ -3,9 +3,8 @@ import pytest
 
 from iceaggr.detector import icecube86, parse_geometry
 from iceaggr.events.cleaning import EVENT_REASONS, PULSE_REASONS, Account, clean
-from iceaggr.events.decoding import Pulses
 from iceaggr.events.meta import EventTable
-from iceaggr.events.pulses import PulseChunk
+from iceaggr.events.pulses import PulseChunk, Pulses
 
 NAN = float("nan")
 

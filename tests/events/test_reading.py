@@ -6,7 +6,7 @@ from iceaggr.detector import parse_geometry
 from iceaggr.errors import DetectorError, RawDataError
 from iceaggr.events import pulses
 from iceaggr.events.cleaning import Account
-from iceaggr.events.joining import concatenate
+from iceaggr.events.dom_events import concatenate
 from iceaggr.events.reading import check_sensor_width, raw_columns, read_raw_events
 from iceaggr.storage import open_store
 from tests.events.raw_layout import write_raw_layout

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from iceaggr.storage import open_store, s3_body, s3_client
+from iceaggr.storage import open_store, s3_client, s3_store
 from tests.events.raw_layout import write_raw_layout
 from tests.faults.fault_proxy import FaultProxy
 
@@ -23,8 +23,8 @@ def short_waits(monkeypatch):
     """Limits of a second instead of a minute, and short waits between tries."""
     # the real store answers in time on a busy machine, too: what is slow is slow on purpose
     monkeypatch.setattr(s3_client, "READ_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(s3_body, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(s3_body, "SLOWEST_BYTES_PER_S", 1 << 20)
+    monkeypatch.setattr(s3_store, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(s3_store, "SLOWEST_BYTES_PER_S", 1 << 20)
     if os.environ.get("ICEAGGR_REAL_WAITS") != "1":
         monkeypatch.setattr(s3_client, "sleep", shortened)
         monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=shortened))

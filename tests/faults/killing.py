@@ -27,7 +27,7 @@ import iceaggr.evaluation.evaluation  # noqa: F401
 import iceaggr.shards.data_card  # noqa: F401
 import iceaggr.tracking.registry  # noqa: F401
 from iceaggr.storage import open_store
-from iceaggr.tracking import promotion_lock
+from iceaggr.tracking import registry
 from tests.faults.endings import KINDS, Child, has_cgroups, virtual_bytes
 from tests.faults.pipeline_runs import CHECK_PAGE, STEPS, TinyRun, results
 
@@ -258,7 +258,7 @@ def main(settings: dict[str, Any]) -> None:
     """Run what the settings ask for: steps, kinds and how often each."""
     torch.set_num_threads(1)
     # a lock whose holder was killed is broken after this long, two minutes in production
-    promotion_lock.LEASE_S = 3.0
+    registry.LEASE_S = 3.0
     endings = Endings(settings)
     endings.measure(STEPS[: max(map(STEPS.index, endings.steps)) + 1])
     kinds = [k for k in KINDS if k != "oom_kill" or has_cgroups()]

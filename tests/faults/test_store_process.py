@@ -10,14 +10,13 @@ from dataclasses import replace
 import pytest
 
 from iceaggr.errors import StorageError
-from iceaggr.local_services.object_store import (
+from iceaggr.local_services.processes import LOOPBACK, choose_ports, start_process
+from iceaggr.local_services.services import (
     PORTS,
     object_store_command,
     remove_sockets,
     s3_identities,
 )
-from iceaggr.local_services.ports import LOOPBACK, choose_ports
-from iceaggr.local_services.processes import start_process
 from iceaggr.storage import open_store
 from tests.faults.pipeline_runs import TinyRun, results
 from tests.faults.test_local_machine import may_mount

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from iceaggr.errors import TrackingError
 from iceaggr.steps import context as step_context
-from iceaggr.tracking.run_lookup import PIPELINE_RUN_TAG
+from iceaggr.tracking.run_target import PIPELINE_RUN_TAG
 from tests.faults.fault_plan import FaultPlan
 from tests.faults.fault_proxy import FaultProxy
 from tests.faults.pipeline_runs import STEPS, TinyRun, results

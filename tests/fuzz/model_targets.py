@@ -16,12 +16,11 @@ from iceaggr.config import parse_config
 from iceaggr.interfaces import NullTracker
 from iceaggr.models import build_model
 from iceaggr.models.bundle import DOCUMENT, GEOMETRY, WEIGHTS, load_model, save_model
-from iceaggr.normalization import Normalization
+from iceaggr.normalization_document import Normalization
 from iceaggr.training import TrainingInputs
-from iceaggr.training.device import choose_device
-from iceaggr.training.distributed import joined_processes
+from iceaggr.training.device import choose_device, joined_processes
+from iceaggr.training.keeper import RunState
 from iceaggr.training.run import build_parts
-from iceaggr.training.state import RunState
 from tests.fuzz.contracts import check_batch, check_detector
 from tests.fuzz.damage import (
     damage_arrow,

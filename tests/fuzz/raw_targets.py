@@ -12,12 +12,10 @@ from iceaggr.config import DataConfig
 from iceaggr.detector import Detector, parse_geometry
 from iceaggr.events.cleaning import Account, clean
 from iceaggr.events.grouping import group_by_dom
-from iceaggr.events.meta import EventTable, count_events, read_event_tables
+from iceaggr.events.meta import EventTable, count_events, read_event_tables, refuse_repeated_ids
 from iceaggr.events.pulses import stream_pulses
 from iceaggr.events.truth import read_truth
-from iceaggr.events.unique_ids import refuse_repeated_ids
-from iceaggr.shards.manifest import parse_manifest
-from iceaggr.shards.merging import merge_manifests
+from iceaggr.shards.manifest import merge_manifests, parse_manifest
 from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.reading import read_shard
 from iceaggr.shards.writing import shard_unit

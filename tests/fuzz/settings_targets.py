@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iceaggr.config import load_config, parse_config
-from iceaggr.normalization import Normalization, parse_normalization
+from iceaggr.normalization_document import Normalization, parse_normalization
 from iceaggr.steps.documents import EvaluationPointer, ModelPointer, read_document
 from iceaggr.steps.run_folder import RunFolder
 from tests.fuzz.damage import damage_json, damage_part, damage_yaml, pack, unpack

@@ -10,8 +10,7 @@ from iceaggr.config import DataConfig, NormalizationConfig
 from iceaggr.errors import NormalizationError
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.shards.encoding import decode_shard, encode_shard
-from iceaggr.shards.manifest import ShardManifest, parse_manifest
-from iceaggr.shards.merging import merge_manifests
+from iceaggr.shards.manifest import ShardManifest, merge_manifests, parse_manifest
 from iceaggr.shards.planning import load_work_unit, plan_shards
 from iceaggr.shards.sketches import merge_sketches, split_sketches_from_json
 from iceaggr.shards.statistics import compute_statistics

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 import pipeline
-from components.image import EXAMPLE_IMAGE
+from components.form import EXAMPLE_IMAGE
 from launch import commands
 from launch.submission import compile_text
 from tests.launch.argo_run import ArgoRun
 from tests.launch.kfp_stand_in import KfpStandIn
-from tests.launch.test_result_screen import SUMMARY
+from tests.launch.test_display import SUMMARY
 from tests.stand_in import Answer, HttpError, StandIn
 
 

@@ -4,9 +4,8 @@ import time
 import pytest
 
 from launch import following, workflow
-from launch.api_errors import SubmissionError
 from launch.following import Followed, RunFailedError, RunGoesOnError, follow_run
-from launch.kfp_api import Connection, connect
+from launch.kfp_api import Connection, SubmissionError, connect
 from launch.submission import RunOrder, start_run, upload_version
 from launch.workflow import own_error
 from tests.launch.argo_run import INNER, ArgoRun

@@ -1,7 +1,6 @@
 import pytest
 
-from launch.api_errors import ServerAwayError, SubmissionError
-from launch.kfp_api import Connection, connect
+from launch.kfp_api import Connection, ServerAwayError, SubmissionError, connect
 from launch.submission import RunOrder, start_run, upload_version
 from tests.launch.kfp_stand_in import KfpStandIn
 

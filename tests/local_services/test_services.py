@@ -11,10 +11,9 @@ import psutil
 import pytest
 
 from iceaggr.errors import ServiceError
-from iceaggr.local_services import object_store
+from iceaggr.local_services import services as object_store
 from iceaggr.local_services.processes import start_process
-from iceaggr.local_services.services import LocalServices
-from iceaggr.local_services.state import ServiceState
+from iceaggr.local_services.services import LocalServices, ServiceState
 from iceaggr.storage import open_store
 
 

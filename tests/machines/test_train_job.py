@@ -5,7 +5,7 @@ import pytest
 
 from iceaggr.errors import ConfigError
 from iceaggr.machines.credentials import environment_references
-from iceaggr.machines.torchrun import torchrun_command
+from iceaggr.machines.supervision import torchrun_command
 from iceaggr.machines.train_job import Machines, TrainJobOrder, build_train_job, job_name
 from tests.machines.kubernetes_stand_in import check_job
 

@@ -5,9 +5,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from iceaggr.local_services.object_store import PORTS, remove_sockets
-from iceaggr.local_services.ports import LOOPBACK, choose_ports
-from iceaggr.local_services.processes import start_process
+from iceaggr.local_services.processes import LOOPBACK, choose_ports, start_process
+from iceaggr.local_services.services import PORTS, remove_sockets
 from manifests.new_credentials import identities
 from tests.manifests.rendering import find, render
 from tests.manifests.waiting import LostPortError, wait_until_well

@@ -14,7 +14,7 @@ from components.cluster import (
     SETTINGS_CONFIG_MAP,
     SETTINGS_ENVIRONMENT,
 )
-from iceaggr.machines import torchrun
+from iceaggr.machines import supervision
 from manifests.check import main, problems
 from manifests.new_credentials import new_keys, secret_objects
 from tests.manifests.rendering import MANIFESTS, OVERLAYS, find, render
@@ -374,4 +374,4 @@ def test_training_node_has_time_for_its_last_checkpoint():
     (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
     grace_s = job["template"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     # what the processes are given after SIGTERM, and Python's own end
-    assert grace_s > torchrun._GRACE_S
+    assert grace_s > supervision._GRACE_S

@@ -5,9 +5,9 @@ import re
 import pytest
 import yaml
 
-from launch.kubernetes_manifests import pipeline_objects
 from launch.submission import CompiledPipeline
 from manifests.check import problems
+from manifests.pipeline_objects import pipeline_objects
 from tests.manifests.rendering import find, render
 
 

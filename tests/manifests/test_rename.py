@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import iceaggr
-from components.image import EXAMPLE_IMAGE
+from components.form import EXAMPLE_IMAGE
 from manifests.check import problems
 from manifests.rename import image_of_the_overlays, main, renamed, run_namespace
 from tests.manifests.rendering import MANIFESTS, OVERLAYS, render

@@ -5,10 +5,9 @@ import re
 import pytest
 import yaml
 
-from launch.kubernetes_manifests import write_pipeline_objects
 from launch.settings import run_values
-from manifests.check import main
-from manifests.settings import setting_problems
+from manifests.check import main, setting_problems
+from manifests.pipeline_objects import write_pipeline_objects
 from tests.manifests.rendering import OVERLAYS, find, render
 
 

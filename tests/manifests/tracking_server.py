@@ -4,8 +4,7 @@ import os
 import sys
 from contextlib import contextmanager
 
-from iceaggr.local_services.ports import LOOPBACK, choose_ports
-from iceaggr.local_services.processes import start_process
+from iceaggr.local_services.processes import LOOPBACK, choose_ports, start_process
 from tests.manifests.rendering import find, render
 from tests.manifests.waiting import wait_until_well
 

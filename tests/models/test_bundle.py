@@ -10,7 +10,7 @@ from iceaggr.config import ModelConfig, parse_config
 from iceaggr.errors import DetectorError, ModelError, StorageError
 from iceaggr.models import build_model
 from iceaggr.models.bundle import load_model, save_model
-from iceaggr.normalization import Normalization
+from iceaggr.normalization_document import Normalization
 from iceaggr.storage import open_store
 from tests.batches.batch_builder import random_event_batch
 from tests.models.sealing import edit_sealed

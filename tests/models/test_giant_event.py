@@ -18,7 +18,8 @@ from iceaggr.detector import icecube86
 from iceaggr.errors import TrainingError
 from iceaggr.losses import direction_loss
 from iceaggr.models import DirectionModel, build_model
-from iceaggr.normalization import Normalization, Normalizer
+from iceaggr.models.normalizer import Normalizer
+from iceaggr.normalization_document import Normalization
 from iceaggr.training.guards import check_batch
 
 N_PULSES, N_DOMS = 178_250, 5_160

@@ -7,7 +7,7 @@ from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import LossConfig, ModelConfig
 from iceaggr.losses import direction_loss
 from iceaggr.models import DirectionModel, build_model
-from iceaggr.normalization import Normalization
+from iceaggr.normalization_document import Normalization
 from tests.batches.batch_builder import (
     DomHits,
     Event,

@@ -16,8 +16,8 @@ import torch
 from iceaggr.angles import opening_angle
 from iceaggr.config import load_config
 from iceaggr.models import DirectionModel, build_model
-from iceaggr.models.direction_output import DirectionOutput
-from iceaggr.normalization import Normalization
+from iceaggr.models.hierarchical import DirectionOutput
+from iceaggr.normalization_document import Normalization
 from tests.batches.batch_builder import Event, assemble, random_events, track_events
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -7,7 +7,7 @@ import torch
 from iceaggr.angles import opening_angle
 from iceaggr.detector import icecube86
 from iceaggr.reconstruction import improved_line_fit, line_fit, tensor_of_inertia
-from iceaggr.reconstruction.fit_result import FALLBACK_DIRECTION
+from iceaggr.reconstruction.line_fit import FALLBACK_DIRECTION
 from tests.batches.batch_builder import DomHits, Event, assemble, track_event_batch, track_events
 
 FITS = pytest.mark.parametrize("fit", [line_fit, improved_line_fit, tensor_of_inertia])

@@ -19,7 +19,7 @@ from iceaggr.config import ModelConfig, load_config
 from iceaggr.errors import IceaggrError
 from iceaggr.models.bundle import load_model, save_model
 from iceaggr.models.hierarchical import build_model
-from iceaggr.normalization import Normalization
+from iceaggr.normalization_document import Normalization
 from iceaggr.storage import open_store
 from iceaggr.training.checkpoint import Checkpoint, CheckpointFolder
 

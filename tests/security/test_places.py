@@ -16,9 +16,8 @@ from iceaggr.steps.documents import ModelPointer
 from iceaggr.steps.run_folder import RunFolder
 from iceaggr.storage import open_store
 from iceaggr.storage.uris import file_uri, inside
-from iceaggr.tracking.replay import replay
-from iceaggr.tracking.run_files import fetch_run_file
-from iceaggr.tracking.unsent import send_kept
+from iceaggr.tracking.run import fetch_run_file
+from iceaggr.tracking.unsent import replay, send_kept
 from tests.events.raw_layout import write_raw_layout
 from tests.stand_in import Answer, StandIn
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from iceaggr.config import DataConfig
-from iceaggr.events.dom_events import DomEvents
-from iceaggr.events.joining import concatenate
+from iceaggr.events.dom_events import DomEvents, concatenate
 from iceaggr.interfaces import ObjectStore
-from iceaggr.shards.manifest import ShardManifest
-from iceaggr.shards.merging import merge_manifests
+from iceaggr.shards.manifest import ShardManifest, merge_manifests
 from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.reading import read_shard
 from iceaggr.shards.writing import shard_unit

@@ -5,9 +5,8 @@ import pyarrow as pa
 import pytest
 
 from iceaggr.errors import ShardError
-from iceaggr.events.joining import take_range
-from iceaggr.shards.encoding import decode_shard, encode_shard, shard_pieces
-from iceaggr.shards.format import shard_schema
+from iceaggr.events.dom_events import take_range
+from iceaggr.shards.encoding import decode_shard, encode_shard, shard_pieces, shard_schema
 from tests.shards.dom_events_builder import random_dom_events
 
 

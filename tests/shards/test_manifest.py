@@ -6,8 +6,7 @@ import pytest
 
 from iceaggr.detector import icecube86, parse_geometry
 from iceaggr.errors import ShardError
-from iceaggr.shards.manifest import ShardManifest, parse_manifest
-from iceaggr.shards.merging import merge_manifests
+from iceaggr.shards.manifest import ShardManifest, merge_manifests, parse_manifest
 from iceaggr.shards.sketching import sketch_events
 from tests.shards.dom_events_builder import random_dom_events
 from tests.shards.shard_manifest_builder import manifest_of

@@ -31,7 +31,7 @@ from iceaggr.batches import collate
 from iceaggr.config import BatchConfig
 from iceaggr.detector import icecube86
 from iceaggr.events.cleaning import Account, clean
-from iceaggr.events.decoding import decode_pulses
+from iceaggr.events.pulses import decode_pulses
 from iceaggr.events.grouping import group_by_dom
 from iceaggr.events.meta import EventTable
 from iceaggr.events.pulses import PulseChunk

@@ -1,17 +1,136 @@
+from __future__ import annotations
+
 import json
 import os
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from iceaggr.config import DataConfig
 from iceaggr.errors import RawDataError, ShardError
-from iceaggr.shards.planning import cut_units, load_work_unit, plan_shards
+from iceaggr.shards.manifest import merge_manifests
+from iceaggr.shards.planning import (
+    PlannedFile,
+    PlannedObject,
+    check_coverage,
+    check_unchanged,
+    cut_units,
+    load_work_unit,
+    plan_shards,
+)
+from iceaggr.shards.split import TEST, split_idx
+from iceaggr.shards.writing import shard_unit
 from iceaggr.storage import open_store
 from tests.events.raw_layout import write_raw_layout
 
 STORE = open_store()
+
+
+def test_check_unchanged_refuses_a_raw_file_that_is_gone_or_another(tmp_path):
+    path = tmp_path / "batch_1.parquet"
+    path.write_bytes(b"pulses")
+    planned = PlannedObject(**vars(STORE.stat(path.as_uri())))
+    check_unchanged(STORE, planned)
+    path.write_bytes(b"pulses and more")
+    with pytest.raises(RawDataError, match=r"changed after it was planned \[.*batch_1.parquet\]"):
+        check_unchanged(STORE, planned)
+    path.unlink()
+    with pytest.raises(RawDataError, match=r"raw file is missing \[.*batch_1.parquet\]"):
+        check_unchanged(STORE, planned)
+
+
+def test_planned_file_uses_no_more_events_than_it_has():
+    counts = {"n_events": 3, "n_events_used": 4}
+    with pytest.raises(ValidationError, match="at most 3 events used"):
+        PlannedFile(uri="file:///b", n_bytes=1, etag="t", batch_id=1, **counts)
+
+
+# The truth of a simulation: what evaluation would refuse is refused when a run is planned.
+
+CONFIG = DataConfig(test_share=0.3)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Two files of raw events and the truth of all in one file."""
+    write_raw_layout(tmp_path, n_files=2, n_events_per_file=30)
+    (tmp_path / "truth").mkdir()
+    write_truth(tmp_path, event_ids(tmp_path))
+    return tmp_path
+
+
+def event_ids(raw: Path) -> np.ndarray:
+    return pd.read_parquet(raw / "train_meta.parquet")["event_id"].to_numpy()
+
+
+def write_truth(raw: Path, ids: np.ndarray) -> None:
+    truth = pd.DataFrame({"event_id": ids, "energy_gev": 10.0, "topology": "track"})
+    truth.to_parquet(raw / "truth" / "all.parquet", index=False)
+
+
+def planned_with_truth(raw: Path, config: DataConfig = CONFIG) -> list[str]:
+    return plan_shards(open_store(), raw.as_uri(), config, (raw / "work").as_uri())
+
+
+def is_test(ids: np.ndarray) -> np.ndarray:
+    split = split_idx(ids, CONFIG.split_salt, CONFIG.validation_share, CONFIG.test_share)
+    return np.asarray(split == TEST)
+
+
+def test_plan_takes_a_truth_in_any_files_and_order(raw: Path) -> None:
+    assert planned_with_truth(raw)
+    ids = event_ids(raw)
+    write_truth(raw, np.concatenate([ids[::-1], [1, 2, 3]]))  # three are no events
+    assert planned_with_truth(raw)
+
+
+def test_plan_asks_for_the_truth_of_test_events_only(raw: Path) -> None:
+    ids = event_ids(raw)
+    write_truth(raw, ids[is_test(ids)])
+    assert planned_with_truth(raw)
+
+
+def test_plan_refuses_a_truth_without_a_test_event(raw: Path) -> None:
+    ids = event_ids(raw)
+    test = ids[is_test(ids)]
+    write_truth(raw, np.setdiff1d(ids, test[3:5]))
+    words = (
+        rf"truth lacks events \[.*/truth/\]: found no row of event_id {test[3]}; 2 of {len(test)}"
+    )
+    with pytest.raises(RawDataError, match=words):
+        planned_with_truth(raw)
+    assert not (raw / "work").exists()
+
+
+@pytest.mark.parametrize("shift", [1_000_000_000, None])
+def test_plan_refuses_the_truth_of_other_events(raw: Path, shift: int | None) -> None:
+    write_truth(raw, event_ids(raw) + shift if shift else np.empty(0, np.int64))
+    with pytest.raises(RawDataError, match=r"truth lacks events .* (\d+) of \1 events of the test"):
+        planned_with_truth(raw)
+
+
+def test_plan_needs_no_truth_of_files_that_are_not_used(raw: Path) -> None:
+    ids = event_ids(raw)
+    write_truth(raw, ids[:30])
+    assert planned_with_truth(raw, DataConfig(test_share=0.3, n_events=30))
+    with pytest.raises(RawDataError, match="truth lacks events"):
+        planned_with_truth(raw)
+
+
+def test_plan_names_an_impossible_value_before_anything_is_written(raw: Path) -> None:
+    path = raw / "truth" / "all.parquet"
+    truth = pd.read_parquet(path)
+    truth.loc[4, "energy_gev"] = np.nan
+    truth.to_parquet(path, index=False)
+    with pytest.raises(RawDataError, match=rf"null of event_id {truth['event_id'][4]} \(row 4\)"):
+        planned_with_truth(raw)
+    assert not (raw / "work").exists()
+
+
 MIB = 1 << 20
 
 
@@ -166,3 +285,63 @@ def test_plan_shards_refuses_a_meta_file_that_changes_while_it_is_counted(tmp_pa
     ):
         plan(uri, tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+# A work unit that is missing, or of another plan, is told from the plan.
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """Work units of one raw file each, and what was sharded of them."""
+    folder = tmp_path_factory.mktemp("coverage")
+    raw_uri = write_raw_layout(folder / "raw", n_files=8, n_events_per_file=4, mean_pulses=5)
+    [unit] = plan_shards(open_store(), raw_uri, DataConfig(), (folder / "work").as_uri())
+    plan_uri = unit.partition("#")[0]
+    units = [f"{plan_uri}#{first}:{first + 1}" for first in range(8)]
+    out_uri = (folder / "work").as_uri()
+    return units, [shard_unit(open_store(), unit, out_uri, DataConfig()) for unit in units]
+
+
+def test_whole_plan_is_accepted_however_the_units_are_joined(sharded):
+    units, manifests = sharded
+    check_coverage(open_store(), units, manifests)
+    check_coverage(open_store(), units, [merge_manifests(manifests)])
+
+
+def test_missing_work_units_are_counted_and_named(sharded):
+    units, manifests = sharded
+    told = (
+        r"work units were not sharded \[.*/plans/\w{16}\.json\]: found manifests of 7 work units, "
+        r"expected those of all 8 that were planned; missing are 2:3 with 4 events of "
+        r"batch_3\.parquet\. Shard the raw events again, by the same `iceaggr shard`"
+    )
+    with pytest.raises(ShardError, match=told):
+        check_coverage(open_store(), units, manifests[:2] + manifests[3:])
+
+
+def test_no_work_unit_at_all_names_the_first_that_are_missing(sharded):
+    with pytest.raises(ShardError, match=r"of 0 work units.* 4:5 and 3 more with 32 events of .*m"):
+        check_coverage(open_store(), sharded[0], [])
+
+
+def test_work_unit_that_lacks_one_of_its_files_is_missing(sharded):
+    units, manifests = sharded
+    joined = units[0].replace("#0:1", "#0:8")
+    with pytest.raises(ShardError, match=r"0 work units.* 0:8 with 4 events of batch_8\.parquet"):
+        check_coverage(open_store(), [joined], manifests[:7])
+
+
+def test_file_that_was_not_planned_is_named(sharded):
+    units, manifests = sharded
+    with pytest.raises(ShardError, match=r"batch_8\.parquet\]: found tag .*only the raw files of"):
+        check_coverage(open_store(), units[:7], manifests)
+
+
+@pytest.mark.parametrize("change", [{"etag": "of-before"}, {"n_bytes": 7}, {"n_events_in": 3}])
+def test_file_that_is_another_than_planned_is_named(sharded, change):
+    units, manifests = sharded
+    source = manifests[0].source_files[0].model_copy(update=change)
+    other = manifests[0].model_copy(update={"source_files": (source,)})
+    value = next(iter(change.values()))
+    with pytest.raises(ShardError, match=rf"not what was planned \[.*batch_1.*found .*\b{value}"):
+        check_coverage(open_store(), units, [other, *manifests[1:]])

@@ -3,7 +3,7 @@ import pytest
 
 from iceaggr.detector import icecube86
 from iceaggr.errors import StorageError
-from iceaggr.events.joining import concatenate, take_range
+from iceaggr.events.dom_events import concatenate, take_range
 from iceaggr.shards import shard_writer
 from iceaggr.shards.reading import read_shard
 from iceaggr.shards.shard_writer import ShardWriter

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from iceaggr.detector import icecube86, parse_geometry
 from iceaggr.errors import ShardError
-from iceaggr.events.joining import take_range
-from iceaggr.shards.binning import Binning
-from iceaggr.shards.histograms import summarise
+from iceaggr.events.dom_events import take_range
+from iceaggr.shards.histograms import Binning, summarise
 from iceaggr.shards.sketches import (
     FEATURES,
     Sketch,

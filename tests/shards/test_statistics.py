@@ -10,10 +10,15 @@ from iceaggr.config import NormalizationConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import NormalizationError, ShardError
 from iceaggr.events.layout import ABSENT_FLAG
-from iceaggr.normalization import Normalization, fit_normalization
+from iceaggr.normalization_document import Normalization
 from iceaggr.shards.sketches import Sketch, split_sketches_to_json
 from iceaggr.shards.sketching import sketch_events
-from iceaggr.shards.statistics import check_scaling, compute_statistics, load_sketches
+from iceaggr.shards.statistics import (
+    check_scaling,
+    compute_statistics,
+    fit_normalization,
+    load_sketches,
+)
 from iceaggr.storage import open_store
 from tests.shards.dom_events_builder import random_dom_events
 from tests.shards.shard_manifest_builder import manifest_of

@@ -7,8 +7,7 @@ import pytest
 from iceaggr.config import parse_config
 from iceaggr.errors import ConfigError
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.plan_shards import run_plan_shards
-from iceaggr.steps.planned_units import read_work_units
+from iceaggr.steps.plan_shards import read_work_units, run_plan_shards
 from iceaggr.storage import open_store
 from tests.events.raw_layout import write_raw_layout
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from iceaggr.errors import ConfigError
-from iceaggr.evaluation.prediction import PREDICTION_SCHEMA
+from iceaggr.evaluation.event_table import PREDICTION_SCHEMA
 from iceaggr.steps.prediction_file import check_output, write_predictions
 
 

@@ -5,7 +5,7 @@ import pytest
 from iceaggr.config import ExperimentConfig
 from iceaggr.progress import find_summary, say_summary
 from iceaggr.steps.context import RunContext, make_context
-from iceaggr.steps.planned_units import planned_context, write_work_units
+from iceaggr.steps.plan_shards import planned_context, write_work_units
 
 
 @pytest.mark.parametrize(

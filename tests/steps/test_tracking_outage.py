@@ -12,13 +12,12 @@ from iceaggr.steps.check_learning import run_check_learning
 from iceaggr.steps.close_run import run_close_run
 from iceaggr.steps.compute_statistics import run_compute_statistics
 from iceaggr.steps.evaluate_model import run_evaluate_model
-from iceaggr.steps.plan_shards import run_plan_shards
+from iceaggr.steps.plan_shards import run_plan_shards, run_shard_events
 from iceaggr.steps.run_folder import RunFolder
-from iceaggr.steps.shard_events import run_shard_events
 from iceaggr.steps.train_model import run_train_model
 from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.storage import open_store
-from iceaggr.tracking.replay import main
+from iceaggr.tracking.unsent import main
 from tests.tracking.outage import Door
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]

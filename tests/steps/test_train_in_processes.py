@@ -14,16 +14,15 @@ from pathlib import Path
 import pytest
 
 from iceaggr.errors import ConfigError, IceaggrError, StorageError, TrainingError
-from iceaggr.machines.supervision import Limits
-from iceaggr.machines.torchrun import run_here
+from iceaggr.machines.supervision import Limits, run_here
 from iceaggr.signals import EXIT_CODE_INTERRUPTED, LAUNCHER_VARIABLE, end_with_launcher
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.train_here import run_train_here
 from iceaggr.steps.train_on_machines import deadline_s, parse_machines
 from iceaggr.steps.train_request import (
     TrainAnswer,
     n_steps_saved,
     read_request,
+    run_train_here,
     train_in_processes,
 )
 from iceaggr.steps.training_choices import TrainingChoices
@@ -180,7 +179,7 @@ def endless(documents, tmp_path):
     request = f"{context.run_uri}/training/request/request.json"
     program = (
         "import sys\n"
-        "from iceaggr.machines.torchrun import run_here\n"
+        "from iceaggr.machines.supervision import run_here\n"
         "from iceaggr.signals import TrainingInterruptedError\n"
         "try: run_here(sys.argv[1], 2)\n"
         "except TrainingInterruptedError as error: sys.exit(error.exit_code)\n"

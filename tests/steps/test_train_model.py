@@ -1,10 +1,10 @@
 import pytest
 
 from iceaggr.errors import TrainingError
+from iceaggr.steps.close_run import delete_temporary
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.train_model import run_train_model
 from iceaggr.steps.training_choices import TrainingChoices
-from iceaggr.steps.unfinished_runs import delete_temporary
 from iceaggr.storage.file_store import FileStore
 from tests.training.small_runs import small_config, small_inputs
 

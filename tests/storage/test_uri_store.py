@@ -13,8 +13,7 @@ import pytest
 from iceaggr.errors import StorageError
 from iceaggr.storage import open_store
 from iceaggr.storage.file_store import PARTIAL_PREFIX
-from iceaggr.storage.ranged_reader import READ_AHEAD_BYTES
-from iceaggr.storage.s3_store import PART_BYTES
+from iceaggr.storage.s3_store import PART_BYTES, READ_AHEAD_BYTES
 
 AWKWARD_NAMES = ["plain", "two words", "ünïcode-π", "per%cent", "per%41cent", "a+b&c=d", "x#y?z"]
 

@@ -8,7 +8,7 @@ import torch
 from iceaggr.config import ExperimentConfig, ModelConfig
 from iceaggr.models.bundle import save_model
 from iceaggr.models.hierarchical import build_model
-from iceaggr.normalization import Normalization
+from iceaggr.normalization_document import Normalization
 from iceaggr.storage import open_store
 
 TINY = ModelConfig(d_model=16, n_heads=2, n_dom_layers=1, n_event_layers=1, dropout=0.0)

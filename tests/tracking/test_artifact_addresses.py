@@ -13,8 +13,7 @@ import pytest
 from iceaggr.models.bundle import load_model
 from iceaggr.storage import open_store
 from iceaggr.tracking.registry import ModelRegistry
-from iceaggr.tracking.run import open_tracker
-from iceaggr.tracking.run_files import fetch_run_file
+from iceaggr.tracking.run import fetch_run_file, open_tracker
 from manifests.new_credentials import new_keys
 from tests.manifests.object_store_server import object_store_server
 from tests.manifests.rendering import find, render

@@ -17,12 +17,15 @@ from iceaggr.steps import context as step_context
 from iceaggr.steps.context import make_context
 from iceaggr.tracking import connection
 from iceaggr.tracking.connection import (
+    NOTE,
+    NOTE_TAG,
+    SETTINGS_FILE,
     ServerAwayError,
     ServerFailingError,
     as_tracking_error,
+    check_server,
     connect,
 )
-from iceaggr.tracking.first_step import NOTE, NOTE_TAG, SETTINGS_FILE, check_server
 from iceaggr.tracking.registry import ModelRegistry
 from iceaggr.tracking.run import open_tracker
 from tests.tracking.gate import Gate

@@ -13,16 +13,15 @@ import pytest
 import requests
 
 from iceaggr.errors import TrackingError
-from iceaggr.local_services.ports import choose_ports
+from iceaggr.local_services.processes import choose_ports
 from iceaggr.models.bundle import DOCUMENT, load_model
 from iceaggr.patience import may_pass
 from iceaggr.storage import open_store
 from iceaggr.storage.uris import file_path
-from iceaggr.tracking import connection, promotion_lock
+from iceaggr.tracking import connection
+from iceaggr.tracking import registry as promotion_lock
 from iceaggr.tracking.model_package import input_example
-from iceaggr.tracking.promotion_lock import PromotionLock
-from iceaggr.tracking.registered_model import RegisteredModel
-from iceaggr.tracking.registry import ModelRegistry
+from iceaggr.tracking.registry import ModelRegistry, PromotionLock, RegisteredModel
 from iceaggr.tracking.run import open_tracker
 from tests.models.sealing import edit_sealed
 from tests.tracking.outage import Door

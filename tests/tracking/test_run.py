@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from iceaggr.errors import TrackingError
-from iceaggr.tracking import run_lookup
-from iceaggr.tracking.outbox import RECORDS
-from iceaggr.tracking.replay import replay
-from iceaggr.tracking.run import open_tracker
-from iceaggr.tracking.sending import RunSender
+from iceaggr.tracking import run_target
+from iceaggr.tracking.connection import connect
+from iceaggr.tracking.outbox import RECORDS, RunSender
+from iceaggr.tracking.run import fetch_run_file, open_tracker
+from iceaggr.tracking.unsent import replay
 from tests.tracking.outage import Door
 
 EXPERIMENT = "tracking tests"
@@ -48,7 +48,7 @@ def history(tracker, key):
 @pytest.mark.integration
 def test_steps_that_start_together_share_one_run(mlflow_service, monkeypatch):
     # they agree as long as no run takes longer to create; on a busy machine one may
-    monkeypatch.setattr(run_lookup, "_SETTLE_S", 6.0)
+    monkeypatch.setattr(run_target, "_SETTLE_S", 6.0)
     run_id = unique_id()
     with ThreadPoolExecutor(4) as pool:
         trackers = list(pool.map(lambda step: opened(step, run_id), "abcd"))
@@ -213,7 +213,7 @@ def test_server_down_for_good_leaves_a_folder_that_can_be_replayed(door, caplog)
     tracker.log_text("text", "late.txt")
     spool = tracker.finish("FINISHED", within_s=0.5)
     assert (spool / RECORDS).is_file()
-    assert f"python -m iceaggr.tracking.replay {spool}" in caplog.text
+    assert f"python -m iceaggr.tracking.unsent {spool}" in caplog.text
     with pytest.raises(TrackingError, match="not reachable"):
         replay(spool)
     door.open()
@@ -257,3 +257,53 @@ def test_damaged_plugin_settings_are_told(monkeypatch):
 def test_impossible_pipeline_run_id_is_refused(mlflow_service, run_id):
     with pytest.raises(TrackingError, match="not the id of a pipeline run"):
         open_tracker("", EXPERIMENT, run_id, "a run", "step")
+
+
+# Runs are found by whatever a user sees of them: name, its beginning, id, address.
+
+pytestmark = pytest.mark.integration
+FILE = "evaluation/events.parquet"
+
+
+def make_run(name, text=""):
+    with open_tracker("", "run files", uuid.uuid4().hex, name, "step") as tracker:
+        if text:
+            tracker.log_text(text, FILE)
+    return tracker.run_id
+
+
+@pytest.fixture
+def stem(mlflow_service):
+    return f"config{uuid.uuid4().hex[:8]}"
+
+
+def test_run_is_found_by_what_users_see(stem, tmp_path):
+    name = f"{stem}-one"
+    run_id = make_run(name, "the events")
+    address = f"http://127.0.0.1:5000/#/experiments/1/runs/{run_id}/artifacts"
+    for number, run in enumerate((name, run_id, f"runs:/{run_id}", address, stem)):
+        found = fetch_run_file(run, FILE, tmp_path / str(number))
+        assert (found.run_name, found.run_id) == (name, run_id)
+        assert found.path.read_text() == "the events"
+
+
+def test_file_of_a_step_is_found_by_the_pipelines_run(stem, tmp_path):
+    """Kubeflow's plugin keeps each step in a run of its own, below that of the pipeline."""
+    parent = make_run(f"{stem}-pipeline")
+    child = make_run(f"{stem}-evaluate-model", "the events")
+    connect("").set_tag(child, "mlflow.parentRunId", parent)
+    found = fetch_run_file(f"{stem}-pipeline", FILE, tmp_path)
+    assert (found.run_name, found.run_id) == (f"{stem}-pipeline", parent)
+    assert found.path.read_text() == "the events"
+
+
+def test_run_that_is_not_the_only_one_or_not_there_is_told_with_those_that_are(stem, tmp_path):
+    run_id = make_run(f"{stem}-one")
+    make_run(f"{stem}-two")
+    several = rf"several runs are meant \[{stem}\]: found .*{stem}-one \({run_id}\)"
+    with pytest.raises(TrackingError, match=several):
+        fetch_run_file(stem, FILE, tmp_path)
+    with pytest.raises(TrackingError, match=rf"no such run \[nobody\]: found newest .*{stem}-two"):
+        fetch_run_file("nobody", FILE, tmp_path)
+    with pytest.raises(TrackingError, match=rf"no such file \[{stem}-one\].*evaluation is done"):
+        fetch_run_file(run_id, FILE, tmp_path)

@@ -8,8 +8,7 @@ from iceaggr.errors import TrackingError
 from iceaggr.steps import context as step_context
 from iceaggr.steps.context import make_context
 from iceaggr.storage import open_store
-from iceaggr.tracking.replay import main
-from iceaggr.tracking.unsent import send_kept
+from iceaggr.tracking.unsent import main, send_kept
 from tests.tracking.outage import Door
 
 

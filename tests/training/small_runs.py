@@ -12,12 +12,10 @@ import torch
 from iceaggr.angles import azimuth_zenith
 from iceaggr.config import ExperimentConfig, parse_config
 from iceaggr.detector import icecube86
-from iceaggr.events.dom_events import DomEvents
-from iceaggr.events.joining import take_range
+from iceaggr.events.dom_events import DomEvents, take_range
 from iceaggr.interfaces import NullTracker, ObjectStore, Tracker
-from iceaggr.normalization import Normalization
-from iceaggr.shards.encoding import encode_shard
-from iceaggr.shards.format import shard_hash
+from iceaggr.normalization_document import Normalization
+from iceaggr.shards.encoding import encode_shard, shard_hash
 from iceaggr.shards.manifest import ShardEntry, ShardManifest
 from iceaggr.storage.file_store import FileStore
 from iceaggr.training import TrainingInputs

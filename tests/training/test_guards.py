@@ -9,7 +9,8 @@ from torch import nn
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import NormalizationConfig
 from iceaggr.errors import TrainingError
-from iceaggr.normalization import Normalization, Normalizer
+from iceaggr.models.normalizer import Normalizer
+from iceaggr.normalization_document import Normalization
 from iceaggr.training.guards import (
     GradientNorms,
     TakenStep,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from iceaggr.errors import TrainingError
-from iceaggr.normalization import Normalization
+from iceaggr.normalization_document import Normalization
 from iceaggr.shards import encoding
 from iceaggr.training import (
     LearningRow,

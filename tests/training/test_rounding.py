@@ -14,7 +14,7 @@ from iceaggr.errors import TrainingError
 from iceaggr.signals import TrainingInterruptedError
 from iceaggr.training import TrainingInputs, TrainingProgress, train
 from iceaggr.training.checkpoint import CheckpointFolder
-from iceaggr.training.rounding import Rounding, fixed_threads, go_on_with
+from iceaggr.training.keeper import Rounding, fixed_threads, go_on_with
 from tests.training.small_runs import (
     RecordingTracker,
     same_weights,

@@ -2,16 +2,100 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from iceaggr.config import ExperimentConfig, ModelConfig, TrainingConfig
 from iceaggr.errors import TrainingError
 from iceaggr.models import build_model
-from iceaggr.normalization import Normalization
-from iceaggr.training.compilation import compile_for
-from iceaggr.training.device import LoadedBatch
-from iceaggr.training.distributed import Processes
-from iceaggr.training.step import OptimiserStep
+from iceaggr.normalization_document import Normalization
+from iceaggr.training.device import LoadedBatch, Processes, compile_for
+from iceaggr.training.step import (
+    AveragedWeights,
+    OptimiserStep,
+    build_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from tests.batches.batch_builder import random_event_batch
+
+ADAMW = TrainingConfig(learning_rate=0.1, weight_decay=0.5)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model(torch.ones(5, 3)).square().sum().backward()
+    optimizer.step()
+
+
+def test_only_matrices_are_decayed() -> None:
+    model = network()
+    optimizer = build_optimizer(model, ADAMW)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        kept = 1 - 0.1 * 0.5 if parameter.ndim >= 2 else 1.0
+        assert torch.allclose(parameter, before[name] * kept), name
+
+
+def test_restored_optimizer_takes_the_same_steps() -> None:
+    model = network()
+    optimizer = build_optimizer(model, ADAMW)
+    step(model, optimizer)
+    tensors = {k: t.clone() for k, t in optimizer_tensors(optimizer, model).items()}
+    weights = {k: t.clone() for k, t in model.state_dict().items()}
+    step(model, optimizer)
+
+    other = network()
+    other.load_state_dict(weights)
+    restored = build_optimizer(other, ADAMW)
+    restore_optimizer(restored, other, tensors)
+    step(other, restored)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_optimizer_refuses_the_state_of_another_model() -> None:
+    model = network()
+    with pytest.raises(KeyError, match="unknown"):
+        restore_optimizer(build_optimizer(model, ADAMW), model, {"step/unknown": torch.ones(())})
+
+
+def set_weights(model: nn.Linear, value: float) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+
+
+def test_average_follows_the_recursion() -> None:
+    model = nn.Linear(2, 2)
+    set_weights(model, 0.0)
+    average = AveragedWeights(model, decay=0.5)
+    expected = 0.0
+    for n_updates, value in enumerate((1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0), start=1):
+        set_weights(model, value)
+        average.update(model, n_updates)
+        decay = min(0.5, (1 + n_updates) / (10 + n_updates))
+        expected = decay * expected + (1 - decay) * value
+    assert torch.allclose(average.tensors["weight"], torch.full((2, 2), expected))
+
+
+def test_average_is_applied_within_the_block_only() -> None:
+    model = nn.Linear(2, 2)
+    set_weights(model, 1.0)
+    average = AveragedWeights(model, decay=0.5)
+    set_weights(model, 3.0)
+    with average.applied(model):
+        assert torch.equal(model.weight, torch.ones(2, 2))
+    assert torch.equal(model.weight, torch.full((2, 2), 3.0))
+    assert torch.equal(average.tensors["weight"], torch.ones(2, 2))
+
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 BAD_GRADIENT = r"gradient is not finite \[step 2\].*found head.out.bias"

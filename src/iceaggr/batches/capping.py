@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from iceaggr.batches.ragged import IntArray, offsets_of, ragged_rows
+from iceaggr.batches.event_batch import IntArray, offsets_of, ragged_rows
 from iceaggr.config import BatchConfig
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.schema import PULSE_NAMES

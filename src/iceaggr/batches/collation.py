@@ -12,9 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from iceaggr.batches.event_batch import EventBatch
+from iceaggr.batches.event_batch import EventBatch, IntArray, offsets_of, ragged_rows
 from iceaggr.batches.event_pool import EventPool
-from iceaggr.batches.ragged import IntArray, offsets_of, ragged_rows
 from iceaggr.config import BatchConfig
 from iceaggr.detector import Detector
 from iceaggr.events.dom_events import DOM_NAMES, EVENT_NAMES, DomEvents

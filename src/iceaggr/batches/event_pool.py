@@ -12,7 +12,7 @@ import torch
 
 from iceaggr.angles import unit_vector
 from iceaggr.batches.capping import cap_events
-from iceaggr.batches.ragged import IntArray
+from iceaggr.batches.event_batch import IntArray
 from iceaggr.config import BatchConfig
 from iceaggr.detector import Detector
 from iceaggr.errors import DetectorError, ShardError

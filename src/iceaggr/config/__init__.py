@@ -4,12 +4,19 @@ A configuration file is YAML with the sections of `ExperimentConfig`; what it le
 default of the field. `configs/` holds the presets. Nothing else in the project reads settings.
 """
 
-from iceaggr.config.data import BatchConfig, DataConfig, NormalizationConfig
 from iceaggr.config.experiment import ExperimentConfig, load_config, parse_config
-from iceaggr.config.judging import EvaluationConfig, PromotionConfig
-from iceaggr.config.model import LossConfig, ModelConfig
-from iceaggr.config.section import Section
-from iceaggr.config.training import LearningCheckConfig, TrainingConfig
+from iceaggr.config.sections import (
+    BatchConfig,
+    DataConfig,
+    EvaluationConfig,
+    LearningCheckConfig,
+    LossConfig,
+    ModelConfig,
+    NormalizationConfig,
+    PromotionConfig,
+    Section,
+    TrainingConfig,
+)
 
 __all__ = [
     "BatchConfig",

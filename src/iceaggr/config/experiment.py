@@ -9,13 +9,20 @@ from typing import Any
 import yaml
 from pydantic import ValidationError, field_validator
 
-from iceaggr.addresses import without_credentials
-from iceaggr.config.data import BatchConfig, DataConfig, NormalizationConfig
-from iceaggr.config.judging import EvaluationConfig, PromotionConfig
-from iceaggr.config.model import LossConfig, ModelConfig
-from iceaggr.config.section import Section
-from iceaggr.config.training import LearningCheckConfig, TrainingConfig
+from iceaggr.config.sections import (
+    BatchConfig,
+    DataConfig,
+    EvaluationConfig,
+    LearningCheckConfig,
+    LossConfig,
+    ModelConfig,
+    NormalizationConfig,
+    PromotionConfig,
+    Section,
+    TrainingConfig,
+)
 from iceaggr.errors import ConfigError
+from iceaggr.service_settings import without_credentials
 from iceaggr.validation import first_problem, shown
 
 

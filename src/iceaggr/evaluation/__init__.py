@@ -2,7 +2,7 @@
 
 from iceaggr.evaluation.comparison import Comparison, compare_runs
 from iceaggr.evaluation.evaluation import Evaluation, evaluate
-from iceaggr.evaluation.prediction import predict_batches, stream_predictions
+from iceaggr.evaluation.event_table import predict_batches, stream_predictions
 from iceaggr.evaluation.promotion import Verdict, decide_promotion
 from iceaggr.evaluation.report import ReportContext
 from iceaggr.events.truth import read_truth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -11,15 +12,153 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from scipy import stats
 
 from iceaggr.config import EvaluationConfig
 from iceaggr.errors import EvaluationError
-from iceaggr.evaluation.bootstrap import estimate_mean
-from iceaggr.evaluation.comparison_plot import draw_comparison
-from iceaggr.evaluation.comparison_text import CAVEAT, SIGNIFICANT, comparison_text
+from iceaggr.evaluation.figure_style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, draw
 from iceaggr.evaluation.report import environment
-from iceaggr.evaluation.slices import available_dimensions, bin_label, dimension_bins
+from iceaggr.evaluation.slices import available_dimensions, bin_label, dimension_bins, estimate_mean
+
+# The comparison in a terminal: overall table, what it means, the bins that differ.
+
+SIGNIFICANT = 0.05
+"""Below this p-value a difference is called one."""
+
+N_SHOWN = 8
+"""Bins of each model that the text shows; the page shows all."""
+
+TEXT_WIDTH = 118
+CAVEAT = (
+    "The error knows these events, not the luck of a training: another seed alone can differ by"
+    " more."
+)
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Write the overall table and the notable bins as plain text."""
+    console = Console(file=io.StringIO(), width=TEXT_WIDTH, color_system=None)
+    console.print(
+        f"{comparison.n_events:,} shared test events; differences are paired, against "
+        f"{comparison.reference}, negative = better.",
+        markup=False,
+    )
+    if any(n != comparison.n_events for n in comparison.n_events_of.values()):
+        own = ", ".join(f"{name} {n:,}" for name, n in comparison.n_events_of.items())
+        console.print(f"Only shared events count; events of each: {own}.", markup=False)
+    console.print(
+        _text_table(comparison.overall, "model", comparison.confidence, has_reference=True)
+    )
+    for sentence in comparison.sentences():
+        console.print(sentence, markup=False)
+    console.print(f"{CAVEAT}\n", markup=False)
+    for model, rows in comparison.bins.groupby("model", sort=False):
+        notable = rows[rows["p_adjusted"] < SIGNIFICANT].sort_values("p_adjusted")
+        what = "all of them with --page; the clearest:" if len(notable) else "see --page."
+        console.print(
+            f"{model}: {len(notable)} of {len(rows)} bins differ from {comparison.reference} at"
+            f" {100 * SIGNIFICANT:g} % after correction for the number of bins, {what}",
+            markup=False,
+        )
+        if len(notable):
+            named = notable.assign(bin=notable["title"] + ", " + notable["bin"])
+            console.print(_text_table(named.head(N_SHOWN), "bin", comparison.confidence))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def _text_table(
+    rows: pd.DataFrame, label: str, confidence: float, has_reference: bool = False
+) -> Table:
+    """Lay out rows in degrees, one per value of the column `label`.
+
+    has_reference: the first row is the reference, which has no difference.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(label)
+    interval = f"{100 * confidence:g} % interval"
+    for title in ("events", "mean", "median", "difference / deg", interval, "p"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for place, row in enumerate(rows.to_dict("records")):
+        compared = [
+            f"{row['difference']:+.3f} ± {row['error']:.3f}",
+            f"{row['low']:+.3f} to {row['high']:+.3f}",
+            f"{row.get('p_adjusted', row['p_value']):.2g}",
+        ]
+        table.add_row(
+            escape(str(row[label])),
+            f"{row['n_events']:,.0f}",
+            f"{row['mean_deg']:.2f}",
+            f"{row['median_deg']:.2f}",
+            *(["reference"] if has_reference and place == 0 else compared),
+        )
+    return table
+
+
+# The comparison figure: paired differences to the reference in every bin.
+
+COLORS = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE)
+MARKERS = ("o", "s", "^", "D", "v")
+
+
+N_COLUMNS = 3
+
+
+def draw_comparison(bins: pd.DataFrame, reference: str) -> bytes:
+    """Draw difference ± standard error per bin, one panel per dimension, one colour per model.
+
+    bins: the table of Comparison; bins with fewer than two events have no error and no point, small
+    ones a hollow one.
+    """
+    titles = list(dict.fromkeys(bins["title"]))
+    n_rows = -(-len(titles) // N_COLUMNS)
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(n_rows, N_COLUMNS, squeeze=False).ravel()
+        for axes in panels[len(titles) :]:
+            axes.set_visible(False)
+        for axes, title in zip(panels, titles, strict=False):
+            _paint_panel(axes, bins[bins["title"] == title], title)
+        for row in range(n_rows):
+            panels[row * N_COLUMNS].set_ylabel(f"Mean angle − {reference} [deg]", fontsize=9)
+        panels[0].legend(loc="best")
+
+    return draw((12.5, 3.3 * n_rows), paint)
+
+
+def _paint_panel(axes: Axes, bins: pd.DataFrame, title: str) -> None:
+    models = list(dict.fromkeys(bins["model"]))
+    labels = bins["bin"][bins["model"] == models[0]].tolist()
+    for place, model in enumerate(models):
+        x = np.arange(len(labels)) + 0.15 * (place - (len(models) - 1) / 2)
+        _paint_model(axes, x, bins[bins["model"] == model], place)
+    axes.axhline(0.0, color=BLACK, linewidth=0.8)
+    axes.set_xlim(-0.6, len(labels) - 0.4)
+    axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
+    axes.set_title(title)
+
+
+def _paint_model(axes: Axes, x: np.ndarray, rows: pd.DataFrame, place: int) -> None:
+    """Paint the points of one model; place: its number, by which it has colour and marker."""
+    look: dict[str, Any] = {
+        "color": COLORS[place % len(COLORS)],
+        "marker": MARKERS[place % len(MARKERS)],
+        "linestyle": "none",
+        "capsize": 2,
+    }
+    for small, fill, label in ((False, None, rows["model"].iloc[0]), (True, "white", None)):
+        chosen = (rows["small"] == small).to_numpy()
+        axes.errorbar(
+            x[chosen], rows["difference"][chosen], rows["error"][chosen],
+            markerfacecolor=fill, label=label, **look,
+        )  # fmt: skip
+
 
 LABEL_TOLERANCE_RAD = 1e-4
 

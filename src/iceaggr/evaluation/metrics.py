@@ -10,13 +10,6 @@ import pandas as pd
 
 from iceaggr.config import EvaluationConfig
 from iceaggr.evaluation.baselines import TITLES
-from iceaggr.evaluation.bootstrap import (
-    Estimate,
-    estimate_angles,
-    estimate_mean,
-    estimate_median,
-    estimate_share,
-)
 from iceaggr.evaluation.calibration import (
     LEVELS,
     calibration_gap,
@@ -24,6 +17,13 @@ from iceaggr.evaluation.calibration import (
     pulls,
 )
 from iceaggr.evaluation.event_table import angles_of, nats_of, pit_of
+from iceaggr.evaluation.slices import (
+    Estimate,
+    estimate_angles,
+    estimate_mean,
+    estimate_median,
+    estimate_share,
+)
 from iceaggr.events.truth import TOPOLOGIES
 
 

@@ -10,17 +10,30 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from iceaggr.evaluation.baselines import TITLES
+from iceaggr.evaluation.calibration import (
+    RiskCoverage,
+    expected_pull_density,
+    probability_inside,
+    pulls,
+)
+from iceaggr.evaluation.event_table import angles_of
 from iceaggr.evaluation.figure_style import (
     ANGLE_TICKS,
     BLACK,
     BLUE,
     GREEN,
+    GREY,
+    METHOD_LOOK,
     ORANGE,
+    VERMILLION,
     angle_axis,
+    bins_of,
     draw,
     log_x_axis,
+    paint_profile,
+    say_too_few,
 )
-from iceaggr.evaluation.profiles import bins_of, paint_profile, say_too_few
 from iceaggr.evaluation.slices import slice_column
 from iceaggr.events.truth import TOPOLOGIES
 
@@ -186,3 +199,184 @@ def _paint_kinematic_floor(axes: Axes, events: pd.DataFrame, min_events: int) ->
     x = [centre for centre, _ in bins]
     median = [np.nanmedian(floor[inside]) for _, inside in bins]
     axes.plot(x, median, color=BLUE, linestyle=":", label="Neutrino–muon angle, median")
+
+
+# The confidence figures: calibration of kappa, and accuracy against the share of events kept.
+
+N_PIT_BINS = 20
+MAX_PULL = 4.0
+
+
+def draw_calibration(events: pd.DataFrame) -> bytes:
+    """Draw the PIT histogram, coverage against nominal, and the pulls against what kappa claims."""
+    angle_rad = np.deg2rad(events["opening_angle_deg"].to_numpy())
+    kappa = events["kappa"].to_numpy()
+    pit = probability_inside(angle_rad, kappa)
+    pull = pulls(angle_rad, kappa)
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(1, 3)
+        _paint_pit(panels[0], pit)
+        _paint_coverage(panels[1], pit)
+        _paint_pulls(panels[2], pull, kappa)
+
+    return draw((12.5, 4.0), paint)
+
+
+def draw_risk_coverage(curves: RiskCoverage) -> bytes:
+    """Draw mean, median and 90 % opening angle, each ± error, against the share of events kept."""
+    lines = (
+        ("90 % of events below", curves.p90_deg, {"color": GREEN, "linestyle": "-."}),
+        ("Mean", curves.mean_deg, {"color": VERMILLION, "linewidth": 2.2}),
+        ("Median", curves.median_deg, {"color": BLUE, "linestyle": "--"}),
+    )
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        kept = 100.0 * curves.kept_share
+        for label, (low, value, high), look in lines:
+            axes.fill_between(kept, low, high, color=look["color"], alpha=0.2, linewidth=0)
+            axes.plot(kept, value, label=f"{label} ± error", **look)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, None)
+        axes.set_xlabel("Events kept, highest κ first [%]")
+        axes.set_ylabel("Opening angle of kept events [deg]")
+        axes.legend(loc="best")
+
+    return draw((7.2, 4.3), paint)
+
+
+def _paint_pit(axes: Axes, pit: np.ndarray) -> None:
+    counts, edges = np.histogram(pit, bins=N_PIT_BINS, range=(0.0, 1.0))
+    expected = len(pit) / N_PIT_BINS
+    error = np.sqrt(expected) / expected
+    axes.axhspan(1 - 2 * error, 1 + 2 * error, color=GREY, alpha=0.25, label="calibrated, ±2σ")
+    axes.stairs(
+        counts / expected, edges, color=VERMILLION, linewidth=2, label="model", baseline=None
+    )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, max(1.3, 1.1 * float((counts / expected).max())))
+    axes.set_xlabel("Probability inside the observed angle (PIT)")
+    axes.set_ylabel("Events / expected")
+    axes.legend()
+    axes.set_title("PIT")
+
+
+def _paint_coverage(axes: Axes, pit: np.ndarray) -> None:
+    nominal = np.linspace(0.0, 1.0, 101)
+    share = np.searchsorted(np.sort(pit), nominal, side="right") / len(pit)
+    band = 2 * np.sqrt(nominal * (1 - nominal) / len(pit))
+    axes.plot([0, 1], [0, 1], color=BLACK, linestyle="--", linewidth=1, label="calibrated")
+    axes.fill_between(nominal, share - band, share + band, color=VERMILLION, alpha=0.25)
+    axes.plot(nominal, share, color=VERMILLION, linewidth=2, label="model, ±2σ")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_aspect("equal")
+    axes.set_xlabel("Nominal probability")
+    axes.set_ylabel("Share of events inside")
+    axes.legend()
+    axes.set_title("Coverage")
+
+
+def _paint_pulls(axes: Axes, pull: np.ndarray, kappa: np.ndarray) -> None:
+    edges = np.linspace(0.0, MAX_PULL, 41)
+    n_per_density = len(pull) * np.diff(edges)
+    counts, _ = np.histogram(pull, bins=edges)
+    expected = expected_pull_density(kappa, edges)
+    error = np.sqrt(expected / n_per_density)
+    middle = (edges[1:] + edges[:-1]) / 2
+    axes.fill_between(
+        middle, expected - 2 * error, expected + 2 * error,
+        color=GREY, alpha=0.25, linewidth=0, label="calibrated, ±2σ",
+    )  # fmt: skip
+    axes.stairs(counts / n_per_density, edges, color=VERMILLION, linewidth=2, baseline=None)
+    axes.plot(
+        edges, edges * np.exp(-(edges**2) / 2), color=BLACK, linestyle=":", label="narrow errors"
+    )
+    beyond = float((pull > MAX_PULL).mean())
+    axes.plot([], [], color=VERMILLION, label=f"model ({100 * beyond:.1f} % beyond {MAX_PULL:g})")
+    axes.set_xlim(0, MAX_PULL)
+    axes.set_xticks(range(int(MAX_PULL) + 1))
+    axes.set_ylim(0, None)
+    axes.set_xlabel("Pull  ψ√κ")
+    axes.set_ylabel("Density")
+    axes.legend()
+    axes.set_title("Pulls")
+
+
+# Cumulative distributions of the opening angle: the model and every baseline in one picture.
+
+FIRST_SHARE = 0.01
+"""Share of the best method's events that lie left of a logarithmic axis."""
+
+N_POINTS = 1500
+"""Points of a curve at most: more than the picture has pixels."""
+
+
+def draw_cumulative(events: pd.DataFrame, methods: list[str]) -> bytes:
+    """Draw the cumulative distribution for all events, linear and logarithmic.
+
+    methods: `model` and names of baselines, in the order of the legend.
+    """
+    parts = [("All events", events, False), ("All events, logarithmic", events, True)]
+    return _draw(parts, methods)
+
+
+def draw_cumulative_by_topology(events: pd.DataFrame, methods: list[str]) -> bytes:
+    """Draw the cumulative distribution of tracks and of cascades, logarithmic."""
+    parts = [
+        (f"{topology.capitalize()}s", events[events["topology"] == topology], True)
+        for topology in TOPOLOGIES
+    ]
+    return _draw(parts, methods)
+
+
+def _draw(parts: list[tuple[str, pd.DataFrame, bool]], methods: list[str]) -> bytes:
+    """Draw one panel per part: title, events, logarithmic or not."""
+
+    def paint(figure: Figure) -> None:
+        panels: Any = figure.subplots(1, len(parts), sharey=True)
+        for axes, (title, events, logarithmic) in zip(panels, parts, strict=True):
+            _paint(axes, events, methods)
+            _scale(axes, events, methods, logarithmic)
+            axes.set_title(f"{title} ({len(events):,} events)")
+        panels[0].set_ylabel("Share of events below")
+        panels[0].set_ylim(0, 1)
+        filled = next((axes for axes in panels if axes.get_legend_handles_labels()[0]), panels[0])
+        handles, labels = filled.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center")
+
+    return draw((12.0, 4.1), paint)
+
+
+def _paint(axes: Axes, events: pd.DataFrame, methods: list[str]) -> None:
+    share = np.linspace(0.0, 1.0, int(np.clip(len(events), 2, N_POINTS)))
+    if len(events):
+        for method in methods:
+            angle_deg = np.quantile(angles_of(events, method), share)
+            axes.plot(angle_deg, share, label=TITLES[method], **METHOD_LOOK[method])
+            if method == "model":
+                error = np.sqrt(share * (1 - share) / len(events))
+                color = METHOD_LOOK[method]["color"]
+                axes.fill_between(
+                    angle_deg, share - error, share + error,
+                    color=color, alpha=0.25, linewidth=0, label="This model ± error",
+                )  # fmt: skip
+    axes.axhline(0.5, color=GREY, linewidth=0.8)
+    axes.set_xlabel("Opening angle [deg]")
+
+
+def _scale(axes: Axes, events: pd.DataFrame, methods: list[str], logarithmic: bool) -> None:
+    if not logarithmic:
+        axes.set_xlim(0, 180)
+        axes.set_xticks(range(0, 181, 30))
+        return
+    axes.set_xscale("log")
+    # from where the best method has a few events
+    first = [
+        float(np.quantile(angles_of(events, method), FIRST_SHARE))
+        for method in (methods if len(events) else ())
+    ]
+    axes.set_xlim(float(np.clip(min(first, default=1.0), 0.1, 10)), 180)
+    axes.set_xticks([tick for tick in ANGLE_TICKS if tick >= axes.get_xlim()[0]])
+    axes.xaxis.set_major_formatter("{x:g}")

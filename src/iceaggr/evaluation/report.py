@@ -16,10 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from iceaggr.config import EvaluationConfig
 from iceaggr.detector import Detector
 from iceaggr.evaluation.baselines import TITLES
-from iceaggr.evaluation.bootstrap import Estimate
 from iceaggr.evaluation.calibration import Coverage, coverage
 from iceaggr.evaluation.event_table import pit_of
 from iceaggr.evaluation.metrics import MethodSummary, model_estimates
+from iceaggr.evaluation.slices import Estimate
 from iceaggr.events.truth import TOPOLOGIES
 from iceaggr.losses import NATS_OF_IGNORANCE
 

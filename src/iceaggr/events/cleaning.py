@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from iceaggr.detector import Detector
-from iceaggr.events.decoding import Pulses
 from iceaggr.events.label_reading import in_range
 from iceaggr.events.meta import EventTable
-from iceaggr.events.pulses import PulseChunk
+from iceaggr.events.pulses import PulseChunk, Pulses
 
 MAX_TIME_NS = 10_000_000
 """10 ms: a hundred times the longest readout window; anything later is no time."""

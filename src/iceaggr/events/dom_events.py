@@ -5,9 +5,11 @@ What a shard holds, in memory; what sharding writes, sketches summarise and load
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+import ctypes
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -133,3 +135,110 @@ class SortedEvents(EventDoms):
         # quicker than [pulse_rows]
         pulses = {name: self.raw_pulses[name].take(self.pulse_rows) for name in PULSE_NAMES}
         return DomEvents(**doms, **pulses)
+
+
+# Cutting and joining DomEvents.
+
+Events = TypeVar("Events", bound=DomEvents | SortedEvents)
+
+
+def take_range(events: Events, start: int, stop: int) -> Events:
+    """Take events [start, stop) without copying pulses."""
+    doms = slice(*events.event_dom_offsets[[start, stop]])
+    pulses = slice(*events.dom_pulse_offsets[[doms.start, doms.stop]])
+    rows = {EVENT_NAMES: slice(start, stop), DOM_NAMES: doms, events.PULSE_FIELDS: pulses}
+    return replace(
+        events,
+        event_dom_offsets=events.event_dom_offsets[start : stop + 1] - doms.start,
+        dom_pulse_offsets=events.dom_pulse_offsets[doms.start : doms.stop + 1] - pulses.start,
+        **{name: getattr(events, name)[of] for names, of in rows.items() for name in names},
+    )
+
+
+def concatenate(parts: Sequence[DomEvents]) -> DomEvents:
+    """Join events end to end; at least one part."""
+    if len(parts) == 1:
+        return parts[0]
+    return with_pulses(parts, _joined(parts, PULSE_NAMES))
+
+
+def with_pulses(parts: Sequence[EventDoms], pulses: Mapping[str, npt.NDArray[Any]]) -> DomEvents:
+    """Join events end to end, at least one part, and give them their pulses.
+
+    pulses: the columns PULSE_NAMES of all parts, (N,) each; they are taken as they are.
+    """
+    return DomEvents(
+        event_dom_offsets=_offsets(
+            [part.event_dom_offsets for part in parts], [part.n_doms for part in parts]
+        ),
+        dom_pulse_offsets=_offsets(
+            [part.dom_pulse_offsets for part in parts], [part.n_pulses for part in parts]
+        ),
+        **_joined(parts, (*EVENT_NAMES, *DOM_NAMES)),
+        **pulses,
+    )
+
+
+def _joined(parts: Sequence[EventDoms], names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+
+
+def _offsets(parts: Sequence[np.ndarray], n_rows: Sequence[int]) -> np.ndarray:
+    before = np.cumsum([0, *n_rows])
+    shifted = [part[:-1] + shift for part, shift in zip(parts, before[:-1], strict=True)]
+    return np.concatenate([*shifted, before[-1:]])
+
+
+# Memory that is used again: fresh pages cost the kernel more time than filling them does.
+
+_HEADROOM = 1.5
+# from malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES, _LARGEST_KEPT_BYTES = 1 << 28, 1 << 25
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory for the next array, for the rest of this process.
+
+    By default each array of a few MiB is fresh pages from the kernel, and goes back when freed.
+    At most 256 MiB per heap are kept, in pieces of up to 32 MiB, the most that glibc allows; other
+    C libraries are left as they are.
+    Source: mallopt(3).
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        set_option(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)
+
+
+class PulseColumns:
+    """Grows columns of pulses, one for each of PULSE_NAMES, in memory that can be used again."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, npt.NDArray[Any]] = {}
+        self.n_pulses = 0
+
+    def add(self, events: DomEvents | SortedEvents) -> None:
+        """Append the pulses of some events; those of one shard have one type of charge."""
+        start, stop = self.n_pulses, self.n_pulses + events.n_pulses
+        for name in PULSE_NAMES:
+            column = self._with_room(name, stop, events.pulse_dtype(name))
+            events.copy_pulses(name, out=column[start:stop])
+        self.n_pulses = stop
+
+    def filled(self) -> dict[str, npt.NDArray[Any]]:
+        """Give views of the columns, valid until `clear`."""
+        return {name: column[: self.n_pulses] for name, column in self._memory.items()}
+
+    def clear(self) -> None:
+        """Forget the pulses, but not their memory."""
+        self.n_pulses = 0
+
+    def _with_room(self, name: str, n_values: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        column = self._memory.get(name)
+        if column is None or len(column) < n_values or column.dtype != dtype:
+            longer = np.empty(math.ceil(n_values * _HEADROOM), dtype)
+            if column is not None:
+                longer[: self.n_pulses] = column[: self.n_pulses]
+            column = self._memory[name] = longer
+        return column

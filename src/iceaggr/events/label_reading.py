@@ -15,7 +15,7 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from iceaggr.config.data import LabelWord
+from iceaggr.config.sections import LabelWord
 
 Angles = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from iceaggr.errors import IceaggrError, RawDataError
 from iceaggr.interfaces import ObjectStore
-from iceaggr.verified import N_READS
+from iceaggr.validation import N_READS
 
 logger = logging.getLogger(__name__)
 

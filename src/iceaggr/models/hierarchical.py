@@ -2,17 +2,218 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from dataclasses import dataclass
 
-from iceaggr.batches.event_batch import EventBatch
+import torch
+from torch import Tensor, nn
+
+from iceaggr.batches.event_batch import EventBatch, segment_idx
 from iceaggr.config import ModelConfig
-from iceaggr.models.direction_head import DirectionHead
-from iceaggr.models.direction_output import DirectionOutput
-from iceaggr.models.dom_transformer import DomTransformer
-from iceaggr.models.event_transformer import DomInputs, EventTransformer
 from iceaggr.models.input_features import Features, InputFeatures
-from iceaggr.normalization import Normalization, Normalizer
+from iceaggr.models.normalizer import Normalizer
+from iceaggr.models.packed_transformer import LayerStack, RelativeBias
+from iceaggr.models.packing import Chunk
+from iceaggr.models.seed_frame import N_VECTORS
+from iceaggr.normalization_document import Normalization
+from iceaggr.reconstruction.segments import segment_mean
+
+# DirectionOutput: what a model predicts for each event.
+
+_SHORTEST = 1e-12
+
+
+@dataclass(frozen=True)
+class DirectionOutput:
+    """One vector per event: it points to the origin and is as long as the concentration kappa.
+
+    vector: (B, 3) float32
+    seed: (B, 3) float32, unit vectors of the classical fit that the prediction started from, or
+        None if it started from none
+    """
+
+    vector: Tensor
+    seed: Tensor | None = None
+
+    @property
+    def direction(self) -> Tensor:
+        """Give unit vectors, (B, 3): straight up for one of length zero, NaN if not finite."""
+        length = torch.linalg.vector_norm(self.vector.double(), dim=-1, keepdim=True)
+        up = torch.zeros_like(self.vector).double()
+        up[..., 2] = 1
+        unit = self.vector.double() / length.clamp_min(_SHORTEST)
+        # asked this way round NaN, which is neither longer nor shorter, stays what it is
+        return torch.where(length <= _SHORTEST, up, unit).to(self.vector.dtype)
+
+    @property
+    def kappa(self) -> Tensor:
+        """Give the von Mises-Fisher concentration, (B,)."""
+        return torch.linalg.vector_norm(self.vector, dim=-1)
+
+
+# The head: event embedding to a vector whose direction and length are the prediction.
+
+MAX_LENGTH = 12.0
+"""Longest raw vector: kappa = sinh(12) = 81,000, a spread of 0.2 degrees."""
+
+
+class DirectionHead(nn.Module):
+    """Maps an embedding to a direction and a concentration, kappa = sinh(|raw vector|).
+
+    sinh is the identity for the small concentrations of a beginner, and lets the large ones of
+    clear tracks (10,000 and more) be reached from raw numbers near ten.
+    """
+
+    def __init__(self, width: int, start_at_seed: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, 3)
+        if start_at_seed:
+            with torch.no_grad():
+                self.out.weight.mul_(0.1)
+                self.out.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
+
+    def forward(
+        self, embedding: Tensor, vector: Tensor, rotation: Tensor | None = None
+    ) -> DirectionOutput:
+        """Predict.
+
+        embedding: (B, C). vector: (B, 3), added to what the embedding says.
+        rotation: (B, 3, 3), rows are the axes of the frame the prediction is made in, or None for
+        the detector's own. Returns vectors in the detector's frame.
+        """
+        with torch.autocast(embedding.device.type, enabled=False):
+            # sixteen bits would round the direction to 0.2 degrees
+            embedding = embedding.float()
+            raw = self.out(nn.functional.gelu(self.hidden(self.norm(embedding)))) + vector
+            if rotation is not None:
+                raw = (rotation * raw[:, :, None]).sum(1)
+        length = (raw.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+        kappa = torch.sinh(length.clamp(max=MAX_LENGTH))
+        seed = None if rotation is None else rotation[:, 2]
+        return DirectionOutput(raw * (kappa / length), seed)
+
+
+# The DOM transformer: the pulses of one DOM to one embedding.
+
+
+class DomTransformer(nn.Module):
+    """Transforms the pulses of each DOM together and averages them."""
+
+    def __init__(self, config: ModelConfig, n_features: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(n_features, config.d_model)
+        self.layers = LayerStack(config, config.n_dom_layers)
+        self.norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, features: Tensor, dom_pulse_offsets: Tensor) -> Tensor:
+        """Embed DOMs.
+
+        features: (N, F) float per pulse; dom_pulse_offsets: (D+1,) int64. Returns (D, C).
+        """
+
+        def run(chunk: Chunk) -> Tensor:
+            x = self.layers.transform(self.embed(chunk.take(features)), chunk)
+            return segment_mean(self.norm(x), chunk.segment, chunk.n_segments)
+
+        return self.layers.run_chunks(self.layers.packing(dom_pulse_offsets, len(features)), run)
+
+
+# The event transformer: the DOMs of one event to one embedding.
+
+VECTOR_GAIN = 5.0
+"""Weights near one give vectors of the length that a prediction of some confidence has."""
+
+
+@dataclass(frozen=True)
+class DomInputs:
+    """What the event transformer is told of each DOM.
+
+    embedding: (D, C).  places: (D, 4) float32, x, y, z in m and first time in ns
+    vectors: (D, V, 3) float32, vectors in the frame of the prediction; V may be 0
+    """
+
+    embedding: Tensor
+    places: Tensor
+    vectors: Tensor
+
+
+class EventTransformer(nn.Module):
+    """Transforms the DOMs of each event together, and reads out their mean or an event token.
+
+    With a vector readout, each DOM also weighs its own vectors, and their mean is read out: the
+    network then need not learn to multiply, only which DOMs point where the light came from.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.has_token = config.event_token
+        self.layers = LayerStack(config, config.n_event_layers)
+        self.norm = nn.LayerNorm(config.d_model)
+        self.bias = RelativeBias(config.n_heads) if config.relative_bias else None
+        self.vector_weights = (
+            nn.Linear(config.d_model, N_VECTORS) if config.vector_readout else None
+        )
+        if self.vector_weights is not None:
+            # the prediction starts at the seed, undisturbed
+            nn.init.zeros_(self.vector_weights.weight)
+            nn.init.zeros_(self.vector_weights.bias)
+
+    def forward(
+        self, doms: DomInputs, token: Tensor | None, event_dom_offsets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Embed events.
+
+        token: (B, C), one event token each, or None. event_dom_offsets: (B+1,) int64.
+        Returns embeddings (B, C), and the weighted mean of the DOMs' vectors (B, 3), which is 0
+        without a vector readout.
+        """
+        if token is not None:
+            doms, event_dom_offsets = _put_first(doms, token, event_dom_offsets)
+
+        def run(chunk: Chunk) -> Tensor:
+            bias = None if self.bias is None else self.bias(chunk.take(doms.places))
+            x = self.norm(self.layers.transform(chunk.take(doms.embedding), chunk, bias))
+            vector = self._read_vector(x, chunk.take(doms.vectors), chunk)
+            if token is None:
+                pooled = segment_mean(x, chunk.segment, chunk.n_segments)
+            else:
+                pooled = x.index_select(0, chunk.offsets[:-1])
+            return torch.cat([pooled.float(), vector], dim=-1)
+
+        packing = self.layers.packing(event_dom_offsets, len(doms.embedding))
+        read = self.layers.run_chunks(packing, run)
+        return read[:, :-3], read[:, -3:]
+
+    def _read_vector(self, x: Tensor, vectors: Tensor, chunk: Chunk) -> Tensor:
+        if self.vector_weights is None:
+            return x.new_zeros(chunk.n_segments, 3, dtype=torch.float32)
+        weights = VECTOR_GAIN * self.vector_weights(x).float()
+        return segment_mean((weights[:, :, None] * vectors).sum(1), chunk.segment, chunk.n_segments)
+
+
+def _put_first(doms: DomInputs, token: Tensor, offsets: Tensor) -> tuple[DomInputs, Tensor]:
+    """Put one token before the DOMs of each event; it lies nowhere and has no vectors."""
+    n_events, n_doms = len(token), len(doms.embedding)
+    dom = torch.arange(n_doms, device=offsets.device)
+    event = torch.arange(n_events + 1, device=offsets.device)
+    new_offsets = offsets + event
+    # by row numbers, not by a mask, whose length a GPU would have to be asked for
+    source = torch.empty(n_doms + n_events, dtype=torch.int64, device=offsets.device)
+    source[dom + segment_idx(offsets, n_doms) + 1] = dom
+    source[new_offsets[:-1]] = n_doms + event[:-1]
+
+    def joined(rows: Tensor, of_token: Tensor) -> Tensor:
+        return torch.cat([rows, of_token]).index_select(0, source)
+
+    nowhere = doms.places.new_full((n_events, doms.places.shape[1]), torch.nan)
+    nothing = doms.vectors.new_zeros((n_events, *doms.vectors.shape[1:]))
+    together = DomInputs(
+        joined(doms.embedding, token.to(doms.embedding.dtype)),
+        joined(doms.places, nowhere),
+        joined(doms.vectors, nothing),
+    )
+    return together, new_offsets
 
 
 class DirectionModel(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,23 +10,50 @@ from torch import Tensor, nn
 
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import ModelConfig
-from iceaggr.models.dom_statistics import (
-    N_SHAPES,
-    N_TIMES,
-    DomStatistics,
-    dom_statistics,
-    event_size,
-    event_time_ns,
-)
-from iceaggr.models.fourier import FourierEncoding
+from iceaggr.models.normalizer import NormalizedInputs
 from iceaggr.models.seed_frame import (
     N_EVENT_FEATURES,
     N_POSITION_FEATURES,
+    N_SHAPES,
+    N_TIMES,
+    DomStatistics,
     SeedFrame,
+    dom_statistics,
+    event_size,
+    event_time_ns,
+    find_seeds,
+    n_alternatives,
     seed_frame,
 )
-from iceaggr.models.seeds import find_seeds, n_alternatives
-from iceaggr.normalization import NormalizedInputs
+
+# Fourier encoding: a coordinate as sines and cosines of many wavelengths.
+
+
+class FourierEncoding(nn.Module):
+    """Encodes coordinates at wavelengths spaced evenly in their logarithm.
+
+    17 m of light path are 77 ns: a network that sees microseconds in one number does not resolve
+    it. The phases are computed in float32, before any cast to a shorter type.
+    """
+
+    wave_numbers: Tensor
+
+    def __init__(self, shortest: float, longest: float, n_bands: int) -> None:
+        super().__init__()
+        exponents = torch.linspace(0, 1, n_bands, dtype=torch.float64)
+        wavelengths = longest * (shortest / longest) ** exponents
+        numbers = (2 * math.pi / wavelengths).float()
+        self.register_buffer("wave_numbers", numbers, persistent=False)
+
+    def width(self, n_coordinates: int) -> int:
+        """Count the columns made from n_coordinates."""
+        return 2 * n_coordinates * self.wave_numbers.shape[0]
+
+    def forward(self, coordinates: Tensor) -> Tensor:
+        """Encode coordinates (R, K) in the unit of the wavelengths into (R, 2 K bands)."""
+        phase = (coordinates.float()[..., None] * self.wave_numbers).flatten(1)
+        return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
 
 TIME_WAVES_NS = (50.0, 40_000.0)
 """Shortest and longest wave of times relative to the event, which may last tens of microseconds."""

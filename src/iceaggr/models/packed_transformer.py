@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,14 +10,70 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from iceaggr.config import ModelConfig
-from iceaggr.models.dropout import Dropout
-from iceaggr.models.fused_attention import ScoreChange, attend_fused, same_segment_mask
-from iceaggr.models.lean_layers import normed_feedforward, normed_linear, runs_lean
+from iceaggr.models.lean_layers import Dropout, normed_feedforward, normed_linear, runs_lean
 from iceaggr.models.packing import Chunk, Group, Packing, RowLimits, pack, pack_in_order
+from iceaggr.reconstruction.hypotheses import C_M_PER_NS
+
+# Fused attention within segments: one kernel for all of them, without padding or written masks.
+#
+# Rows lie in one long sequence. Blocks of it that share a segment are attended, all others are
+# never computed, and inside a block rows of other segments are masked on the fly.
+
+BLOCK_ROWS = 128
+"""Rows of a block, as wide as the kernels' tiles."""
+MIN_HEAD_WIDTH = 16
+"""Narrower heads have no kernel on a GPU. Source: flex_attention in the inductor of torch."""
+
+ScoreChange = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(score, batch, head, query row, key row) to the changed score."""
+
+
+def same_segment_mask(chunk: Chunk) -> BlockMask:
+    """List the blocks of rows that share a segment; nothing waits for the device.
+
+    Raises: ValueError for a chunk that was packed for grouped attention.
+    """
+    if chunk.groups:
+        raise ValueError("a chunk packed into groups, expected one packed in order")
+    segment, offsets = chunk.segment, chunk.offsets
+    n_rows = len(segment)
+    # at least two: a dimension of one would be compiled apart
+    n_blocks = max(2, -(-n_rows // BLOCK_ROWS))
+    block = torch.arange(n_blocks, device=segment.device)
+    first_row = (block * BLOCK_ROWS).clamp(max=n_rows - 1)
+    last_row = (first_row + BLOCK_ROWS - 1).clamp(max=n_rows - 1)
+    first = offsets[:-1][segment[first_row]] // BLOCK_ROWS
+    last = (offsets[1:][segment[last_row]] - 1) // BLOCK_ROWS
+    n_columns = torch.where(block * BLOCK_ROWS < n_rows, last - first + 1, 0)
+    columns = (first[:, None] + block).clamp(max=n_blocks - 1)
+
+    def same_segment(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return segment[query] == segment[key]
+
+    return BlockMask.from_kv_blocks(
+        n_columns.int()[None, None],
+        columns.int()[None, None],
+        BLOCK_SIZE=BLOCK_ROWS,
+        mask_mod=same_segment,
+        seq_lengths=(n_rows, n_rows),
+    )
+
+
+def attend_fused(
+    packed: Tensor, n_heads: int, mask: BlockMask, change_score: ScoreChange | None
+) -> Tensor:
+    """Attend within all segments of a chunk: (R, 3C), queries, keys and values, to (R, C)."""
+    n_rows, width = packed.shape[0], packed.shape[1] // 3
+    shaped = packed.view(n_rows, 3, n_heads, width // n_heads)
+    query, key, value = (part.transpose(0, 1)[None] for part in shaped.unbind(1))
+    out = flex_attention(query, key, value, score_mod=change_score, block_mask=mask)
+    assert isinstance(out, Tensor), "no auxiliary output was asked for"
+    return out[0].transpose(0, 1).reshape(n_rows, width)
+
 
 MAX_TRACES = 128
 """Traces of the layer in one process, four per network; torch gives up after 8 by itself."""
@@ -201,3 +257,94 @@ def _run_recomputed(run: Callable[[Chunk], Tensor], chunk: Chunk) -> Tensor:
     # torch brings back the random state of those devices only on which it is handed a tensor
     out: Tensor = checkpoint(run_on_device, chunk, chunk.segment, use_reentrant=False)
     return out
+
+
+# Relative space-time bias: how two DOMs lie to each other tells whether one light links them.
+
+DISTANCE_EDGES_M = (10.0, 30.0, 70.0, 140.0, 250.0, 450.0)
+DELAY_EDGES_NS = (-1500.0, -500.0, -150.0, -40.0, 40.0, 150.0, 400.0, 1000.0, 3000.0)
+N_DELAYS = len(DELAY_EDGES_NS) + 1
+N_CELLS = (len(DISTANCE_EDGES_M) + 1) * N_DELAYS + 1
+Rank = Callable[[Tensor, tuple[float, ...]], Tensor]
+"""Values and sorted edges to the number of edges below each value."""
+N_COPIES = 128
+"""Copies of the table that a fused kernel reads: else all pairs would add to the same gradients,
+one after the other."""
+
+
+class RelativeBias(nn.Module):
+    """Looks up a bias per head by distance and by delay |dt| - distance / c.
+
+    A delay of zero: a muon may have passed both; positive: something slower than light in vacuum
+    led from one to the other, such as scattered light; negative: nothing can have travelled from
+    one to the other, though one source between them may have lit both. The event token, which lies
+    nowhere, has a bias of its own.
+    """
+
+    def __init__(self, n_heads: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(N_CELLS, n_heads)
+        nn.init.zeros_(self.table.weight)
+
+    def forward(self, places: Tensor) -> BiasOfPlaces:
+        """Prepare the biases between rows.
+
+        places: (R, 4) float32, x, y, z in m and time in ns; NaN for a token.
+        """
+        return BiasOfPlaces(places, self.table.weight)
+
+
+@dataclass(frozen=True)
+class BiasOfPlaces:
+    """The biases between rows that lie at known places.
+
+    places: (R, 4) float32, x, y, z in m and time in ns; NaN for a token.  table: (cells, H)
+    """
+
+    places: Tensor
+    table: Tensor
+
+    def grouped(self, chunk: Chunk) -> list[Tensor]:
+        """Write the bias out, one (n, H, L, L) per group."""
+        return [self._of_group(group.pad(self.places)) for group in chunk.groups]
+
+    def _of_group(self, places: Tensor) -> Tensor:
+        one, other = places[:, :, None].unbind(-1), places[:, None, :].unbind(-1)
+        cell = _cell(one, other, _rank)
+        return nn.functional.embedding(cell, self.table).permute(0, 3, 1, 2)
+
+    def change_score(self) -> ScoreChange:
+        """Give the function that adds the bias inside a fused kernel."""
+        x, y, z, t = (column.contiguous() for column in self.places.unbind(-1))
+        tables = self.table.float().repeat(N_COPIES, 1)
+
+        def add_bias(
+            score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor
+        ) -> Tensor:
+            one = (x[query], y[query], z[query], t[query])
+            cell = _cell(one, (x[key], y[key], z[key], t[key]), _rank_in_kernel)
+            copy = (query * 37 + key) % N_COPIES
+            return score + tables[copy * N_CELLS + cell, head]
+
+        return add_bias
+
+
+def _cell(one: Sequence[Tensor], other: Sequence[Tensor], rank: Rank) -> Tensor:
+    """Find the row of the table for pairs of places x, y, z, t, each broadcast to the pairs."""
+    dx, dy, dz, dt = (a - b for a, b in zip(one, other, strict=True))
+    distance = (dx * dx + dy * dy + dz * dz).sqrt()
+    delay = dt.abs() - distance / C_M_PER_NS
+    cell = rank(distance, DISTANCE_EDGES_M) * N_DELAYS + rank(delay, DELAY_EDGES_NS)
+    return torch.where(distance != distance, N_CELLS - 1, cell)
+
+
+def _rank(values: Tensor, edges: tuple[float, ...]) -> Tensor:
+    return torch.bucketize(values, values.new_tensor(edges))
+
+
+def _rank_in_kernel(values: Tensor, edges: tuple[float, ...]) -> Tensor:
+    """Count the edges below: the same as `_rank`, which does not exist inside a kernel."""
+    n_below = (values > edges[0]).to(torch.int32)
+    for edge in edges[1:]:
+        n_below = n_below + (values > edge).to(torch.int32)
+    return n_below

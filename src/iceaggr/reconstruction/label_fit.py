@@ -23,8 +23,7 @@ from iceaggr.batches import iter_batches
 from iceaggr.config import BatchConfig
 from iceaggr.detector import Detector
 from iceaggr.errors import RawDataError
-from iceaggr.events.dom_events import DomEvents
-from iceaggr.events.joining import take_range
+from iceaggr.events.dom_events import DomEvents, take_range
 from iceaggr.events.label_reading import (
     AS_DOCUMENTED,
     MIN_SHARE_IN_RANGE,

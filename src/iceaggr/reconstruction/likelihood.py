@@ -2,17 +2,147 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations_with_replacement
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.signal import fftconvolve
+from scipy.special import gammainc
 from torch import Tensor
 
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.reconstruction.hypotheses import EFFECTIVE_OFFSET_M, EFFECTIVE_SLOPE, Source
-from iceaggr.reconstruction.pandel import ArrivalTable
-from iceaggr.reconstruction.segments import segment_sum, segment_sum_rounded_once
+from iceaggr.detector import C_M_PER_NS, N_GROUP
+from iceaggr.reconstruction.hypotheses import (
+    EFFECTIVE_OFFSET_M,
+    EFFECTIVE_SLOPE,
+    PointSource,
+    Source,
+    TrackSource,
+)
+from iceaggr.reconstruction.line_fit import (
+    FitResult,
+    improved_line_fit,
+    line_fit,
+    tensor_of_inertia,
+)
+from iceaggr.reconstruction.segments import (
+    in_sensor_order,
+    segment_mean,
+    segment_quantile,
+    segment_sum,
+    segment_sum_rounded_once,
+)
+
+# Arrival times of scattered light: the Pandel density blurred by a Gaussian, as a table.
+#
+# A delay t behind unscattered light, seen at an effective distance d, follows a Gamma distribution
+# of shape d / 33.3 m and rate 1/557 ns + c_ice / 98 m. The table holds log density, log survival
+# and their derivatives on a grid that is fine near t = 0, where the density rises within
+# nanoseconds. Source: D. Pandel 1996, constants for AMANDA ice H2 as in IceTray rpdf; N. van
+# Eijndhoven et al. 2007 for the Gaussian blur, here done numerically.
+
+SCATTERING_M = 33.29
+ABSORPTION_M = 98.0
+TAU_NS = 556.7
+RATE_PER_NS = 1 / TAU_NS + C_M_PER_NS / N_GROUP / ABSORPTION_M
+"""Of the Gamma distribution: absorption cuts off late light."""
+TIME_KNEE_NS, DISTANCE_KNEE_M = 20.0, 20.0
+"""Where the grid of the table turns from even to logarithmic steps: even in asinh(t / knee)."""
+TIME_STEP, DISTANCE_STEP = 0.06, 0.12
+LAST_NS, FURTHEST_M = 6000, 500.0
+LOWEST_LOG = -40.0
+"""Lowest log density per ns: what lies below is rounding of the convolution."""
+N_COLUMNS = 6
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class ArrivalTerms:
+    """Log density and survival of delays, with derivatives, each (R,) float32.
+
+    log_density per ns; log_survival; *_by_ns, *_by_m: derivatives by delay and by distance
+    """
+
+    log_density: Tensor
+    density_by_ns: Tensor
+    density_by_m: Tensor
+    log_survival: Tensor
+    survival_by_ns: Tensor
+    survival_by_m: Tensor
+
+
+@dataclass(frozen=True)
+class ArrivalTable:
+    """Bilinear table over asinh(t / 20 ns) and asinh(d / 20 m). values: (T * M, 6) float32."""
+
+    values: Tensor
+    first_u: float
+    n_times: int
+    n_distances: int
+
+    def lookup(self, delay_ns: Tensor, distance_m: Tensor) -> ArrivalTerms:
+        """Interpolate. delay_ns, distance_m: (R,) float32; beyond the table its edge holds."""
+        u = (torch.asinh(delay_ns / TIME_KNEE_NS) - self.first_u) / TIME_STEP
+        w = torch.asinh(distance_m / DISTANCE_KNEE_M) / DISTANCE_STEP
+        u = u.clamp(0, self.n_times - 1.001)
+        w = w.clamp(0, self.n_distances - 1.001)
+        row, column = u.floor(), w.floor()
+        along, across = (u - row)[:, None], (w - column)[:, None]
+        corner = (row * self.n_distances + column).long()
+        low = torch.lerp(self.values[corner], self.values[corner + 1], across)
+        corner = corner + self.n_distances
+        high = torch.lerp(self.values[corner], self.values[corner + 1], across)
+        return ArrivalTerms(*torch.lerp(low, high, along).unbind(-1))
+
+
+@cache
+def arrival_table(blur_ns: float, device: torch.device = CPU) -> ArrivalTable:
+    """Build the table for a Gaussian blur, once per process and device.
+
+    blur_ns: photomultiplier jitter and what the ice model does not know; large for a first search.
+    """
+    if device != CPU:
+        table = arrival_table(blur_ns, CPU)
+        return replace(table, values=table.values.to(device))
+    first_u = float(np.arcsinh(-6 * blur_ns / TIME_KNEE_NS))
+    n_times = int((np.arcsinh(LAST_NS / TIME_KNEE_NS) - first_u) / TIME_STEP) + 1
+    n_distances = int(np.arcsinh(FURTHEST_M / DISTANCE_KNEE_M) / DISTANCE_STEP) + 1
+    times = TIME_KNEE_NS * np.sinh(first_u + TIME_STEP * np.arange(n_times))
+    distances = DISTANCE_KNEE_M * np.sinh(DISTANCE_STEP * np.arange(n_distances))
+    logs = np.stack([_log_curves(times, d, blur_ns) for d in distances.clip(min=1.0)], axis=1)
+    columns = []
+    for name in range(2):
+        values = logs[..., name]
+        by_time = np.gradient(values, times, axis=0)
+        by_distance = np.gradient(values, distances, axis=1)
+        columns += [values, by_time, by_distance]
+    rows = np.stack(columns, axis=-1).reshape(-1, N_COLUMNS)
+    return ArrivalTable(torch.from_numpy(rows.astype(np.float32)), first_u, n_times, n_distances)
+
+
+def _log_curves(
+    times: npt.NDArray[np.float64], distance_m: float, blur_ns: float
+) -> npt.NDArray[np.float64]:
+    """Compute log density and log survival at some delays: (T, 2)."""
+    edges = np.arange(0, LAST_NS + 2.0)
+    # masses of 1 ns bins: exact also where the density itself diverges at zero delay
+    mass = np.diff(gammainc(distance_m / SCATTERING_M, RATE_PER_NS * edges))
+    reach = int(7 * blur_ns)
+    offsets = np.arange(-reach, reach + 1.0)
+    kernel = np.exp(-0.5 * (offsets / blur_ns) ** 2)
+    density = fftconvolve(mass, kernel / kernel.sum()).clip(min=1e-17)
+    grid = offsets[0] + 0.5 + np.arange(len(density))
+    survival = 1 - np.cumsum(density) / density.sum() + density / density.sum() / 2
+    log_survival = np.log(survival.clip(min=1e-12))
+    log_density = np.log(density).clip(min=LOWEST_LOG)
+    return np.stack(
+        [np.interp(times, grid, log_density), np.interp(times, grid, log_survival)], axis=-1
+    )
+
 
 SourceT = TypeVar("SourceT", bound=Source)
 
@@ -185,3 +315,104 @@ def timed_hits(batch: EventBatch, centre_m: Tensor, time_zero_ns: Tensor) -> Tim
         photons[kept],
         batch.n_events,
     )
+
+
+# Likelihood fits: a track from several starting directions, and a point of light.
+
+SEARCH_BLUR_NS, FINAL_BLUR_NS = 60.0, 20.0
+N_SEARCH_STEPS, N_FINAL_STEPS, N_POINT_STEPS = 6, 10, 10
+MIN_HITS = 5
+EARLY_SHARE = 0.35
+"""Scattered light only comes later: a source starts in time with this quantile of its hits."""
+
+
+@dataclass(frozen=True)
+class CentredHits:
+    """First pulses relative to the charge centre, (B, 3) m, and to a robust time, (B,) ns."""
+
+    hits: TimedHits
+    centre_m: Tensor
+    time_zero_ns: Tensor
+
+
+def likelihood_fit(batch: EventBatch) -> FitResult:
+    """Fit a muon track to the first pulses by the blurred Pandel likelihood.
+
+    Starts at the line fits and the inertia axis, both ways; a coarse search (60 ns blur) picks
+    the best start and a fine one (20 ns) finishes. Events with fewer than five of the hits that
+    `timed_hits` takes have ok = False and keep the improved line fit.
+    Source: AMANDA collaboration 2004, "Muon track reconstruction and data selection techniques".
+    """
+    batch = in_sensor_order(batch)
+    plain = line_fit(batch)
+    improved = improved_line_fit(batch, plain)
+    return fit_track(centred_hits(batch), improved, [plain, tensor_of_inertia(batch)])
+
+
+def centred_hits(batch: EventBatch) -> CentredHits:
+    """Prepare what the likelihood fits look at."""
+    event, n_events = batch.dom_event_idx(), batch.n_events
+    first = batch.time_ns[batch.dom_pulse_offsets[:-1]]
+    # auxiliary charge counts only where there is no other
+    charge = torch.where(batch.auxiliary, 1e-3, 1.0) * batch.charge_pe.clamp(0.05, 30.0)
+    weight = segment_sum_rounded_once(charge, batch.pulse_dom_idx(), batch.n_doms).clamp(max=30.0)
+    # float32 would lose millimetres, and others with every order of the DOMs
+    centre = segment_mean(batch.xyz_m.double(), event, n_events, weight.double()).float()
+    time_zero = segment_quantile(first, weight, 0.5, event, n_events)
+    return CentredHits(timed_hits(batch, centre, time_zero), centre, time_zero)
+
+
+def fit_track(centred: CentredHits, first: FitResult, others: list[FitResult]) -> FitResult:
+    """Fit tracks from the directions of other fits, and from the reverse of the first and last.
+
+    The first fit stands where there are fewer than five hits.
+    """
+    directions = [first.direction, *(fit.direction for fit in others)]
+    starts = torch.stack([*directions, -directions[0], -directions[-1]])
+    n_starts, n_events = starts.shape[:2]
+    many = centred.hits.repeated(n_starts)
+    source = _track_through_centre(many, -starts.flatten(0, 1))
+    device = starts.device
+    found, cost = minimise(source, many, arrival_table(SEARCH_BLUR_NS, device), N_SEARCH_STEPS)
+    best = cost.view(n_starts, n_events).argmin(0) * n_events
+    best = best + torch.arange(n_events, device=best.device)
+    table = arrival_table(FINAL_BLUR_NS, device)
+    final, _ = minimise(found.take(best), centred.hits, table, N_FINAL_STEPS)
+    ok = (_n_hits(centred.hits) >= MIN_HITS) & torch.isfinite(final.travel).all(-1)
+    return FitResult(
+        torch.where(ok[:, None], -final.travel, first.direction),
+        torch.where(ok[:, None], final.position_m + centred.centre_m, first.position_m),
+        torch.where(ok, final.time_ns + centred.time_zero_ns, first.time_ns),
+        ok,
+    )
+
+
+def fit_point(centred: CentredHits) -> Tensor:
+    """Fit a point source of light to the first pulses: (B, 3) position in m.
+
+    Events that fix no point keep their charge centre.
+    """
+    hits, zero = centred.hits, torch.zeros_like(centred.centre_m)
+    source = PointSource(zero, zero[:, 0], zero)
+    source = PointSource(zero, _early(hits, source.geometry(hits.xyz_m, hits.fit).arrival_ns), zero)
+    table = arrival_table(SEARCH_BLUR_NS, zero.device)
+    found, _ = minimise(source, hits, table, N_POINT_STEPS)
+    ok = torch.isfinite(found.position_m).all(-1, keepdim=True)
+    return centred.centre_m + torch.where(ok, found.position_m, zero)
+
+
+def _track_through_centre(hits: TimedHits, travel: Tensor) -> TrackSource:
+    zero = torch.zeros_like(travel)
+    source = TrackSource(travel, zero, zero[:, 0], zero)
+    early = _early(hits, source.geometry(hits.xyz_m, hits.fit).arrival_ns)
+    return TrackSource(travel, zero, early, zero)
+
+
+def _early(hits: TimedHits, arrival_ns: Tensor) -> Tensor:
+    """Find the time of a source that lights most of its likely signal in time. (K,) ns."""
+    delay = hits.time_ns - arrival_ns
+    return segment_quantile(delay, 1 - hits.noise, EARLY_SHARE, hits.fit, hits.n_fits)
+
+
+def _n_hits(hits: TimedHits) -> Tensor:
+    return segment_sum(torch.ones_like(hits.time_ns), hits.fit, hits.n_fits)

@@ -2,17 +2,132 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from iceaggr.normalization import FeatureScaling
-from iceaggr.shards.binning import Floats
-from iceaggr.shards.data_card_style import label_plainly, styled, svg
-from iceaggr.shards.histograms import FeatureSketch
+from iceaggr.detector import Detector
+from iceaggr.normalization_document import FeatureScaling
+from iceaggr.shards.histograms import FeatureSketch, Floats
+
+# How the figures of the data card look: inline SVG that needs nothing from outside the page.
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+P = ParamSpec("P")
+
+
+def styled(plot: Callable[P, str]) -> Callable[P, str]:
+    """Draw in the style of the card without changing the settings of the process."""
+
+    @wraps(plot)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> str:
+        with matplotlib.rc_context(STYLE):
+            return plot(*args, **kwargs)
+
+    return styled
+
+
+def label_plainly(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers: 1, 2, 5 within two decades, else powers."""
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def svg(figure: Figure, salt: str) -> str:
+    """Save a figure as an SVG element that fills its container; a salt keeps its ids unique."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(text, format="svg", dpi=130, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    head, tail = svg.split(">", 1)
+    return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + tail
+
+
+# The maps of the data card: where in the detector events were seen.
+
+
+@styled
+def occupancy_top_view(detector: Detector, occupancy: Floats) -> str:
+    """Draw the strings from above, coloured by the mean occupancy of their DOMs in use.
+
+    occupancy: (S,) float64, share of the events in which each DOM was hit.
+    """
+    figure, axes = _map_canvas((4.6, 4.2))
+    keys = detector.string_id[:, None]
+    if (keys < 0).any():  # a table without strings: sensors above each other make one
+        keys = np.round(detector.xyz_m[:, :2]).astype(np.int64)
+    _, string_of = np.unique(keys, axis=0, return_inverse=True)
+    string_of = string_of.ravel()
+    n_used = np.maximum(np.bincount(string_of, weights=detector.in_use), 1)
+    mean = np.bincount(string_of, weights=occupancy * detector.in_use) / n_used
+    n_all = np.bincount(string_of)
+    x, y = (np.bincount(string_of, weights=detector.xyz_m[:, k]) / n_all for k in (0, 1))
+    _scatter(figure, axes, x, y, mean, 70 if len(x) < 500 else 12)
+    axes.set_aspect("equal")
+    axes.set_xlabel("x [m]")
+    axes.set_ylabel("y [m]")
+    return svg(figure, "top-view")
+
+
+@styled
+def occupancy_side_view(detector: Detector, occupancy: Floats) -> str:
+    """Draw every DOM in use from the side: string number (or x) against z; crosses: never hit."""
+    figure, axes = _map_canvas((6.4, 4.2))
+    strings = (detector.string_id >= 0).all()
+    across = detector.string_id.astype(float) if strings else detector.xyz_m[:, 0]
+    used = detector.in_use
+    _scatter(figure, axes, across[used], detector.xyz_m[used, 2], occupancy[used], 9)
+    axes.set_xlabel("string" if strings else "x [m]")
+    axes.set_ylabel("z [m]")
+    return svg(figure, "side-view")
+
+
+def _scatter(figure: Figure, axes: Axes, x: Floats, y: Floats, value: Floats, size: float) -> None:
+    hit = value > 0
+    axes.scatter(x[~hit], y[~hit], s=size / 2, marker="x", color="#b00020", lw=0.6, rasterized=True)
+    if not hit.any():
+        return
+    # percentiles: one hot DOM must not turn the rest of the detector into one colour
+    percent = 100 * value[hit]
+    low, high = np.percentile(percent, [1, 99.5])
+    high = max(high, 1.05 * low)
+    wide = high > 8 * low
+    norm = (LogNorm if wide else Normalize)(low, high, clip=True)
+    many = len(x) > 500  # thousands of DOMs are smaller as an image
+    points = axes.scatter(x[hit], y[hit], s=size, c=percent, norm=norm, cmap="viridis", lw=0)
+    points.set(rasterized=many, antialiased=not many)
+    bar = figure.colorbar(points, ax=axes, label="events with a hit in the DOM [%]", pad=0.02)
+    if wide:
+        label_plainly(bar.ax.yaxis)
+
+
+def _map_canvas(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="compressed")
+    return figure, figure.add_subplot()
+
 
 # Okabe and Ito: told apart by colour-blind readers too
 SPLIT_COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}

@@ -4,24 +4,141 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from iceaggr.config import DataConfig
 from iceaggr.errors import RawDataError, ShardError
 from iceaggr.events.layout import RawFile, RawLayout, find_layout, geometry_of
-from iceaggr.events.meta import count_events, read_event_tables
+from iceaggr.events.meta import (
+    count_events,
+    read_event_tables,
+    refuse_repeated_ids,
+    stream_event_ids,
+)
 from iceaggr.events.reading import missing_meta_rows
-from iceaggr.events.unique_ids import refuse_repeated_ids
+from iceaggr.events.schema import reading_again
+from iceaggr.events.truth import Ids, read_truth_ids
 from iceaggr.interfaces import ObjectStore
-from iceaggr.shards.format import SPLITS
-from iceaggr.shards.planned import PlannedFile, PlannedObject, PlanPart, check_unchanged
+from iceaggr.shards.encoding import SPLITS
+from iceaggr.shards.manifest import ShardManifest, SourceFile
 from iceaggr.shards.split import refuse_small_splits, split_idx
-from iceaggr.shards.truth_coverage import check_truth
 from iceaggr.validation import first_problem, shown
+
+# What a plan says of the raw files, and whether they are still what was planned.
+
+
+class PlanPart(BaseModel):
+    """What every part of a plan is: frozen, and without fields that nobody knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PlannedObject(PlanPart):
+    """One object among the raw files, as it was when planned."""
+
+    uri: str
+    n_bytes: int = Field(ge=0)
+    etag: str
+
+
+class PlannedFile(PlannedObject):
+    """One batch file, and how many of its events are used."""
+
+    batch_id: int
+    n_events: int = Field(ge=0)
+    n_events_used: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _uses_no_more_than_there_are(self) -> PlannedFile:
+        if self.n_events_used > self.n_events:
+            raise ValueError(f"at most {self.n_events} events used")
+        return self
+
+
+def check_unchanged(store: ObjectStore, planned: PlannedObject) -> None:
+    """Compare a batch file or the meta file with the plan.
+
+    Raises: RawDataError if it is gone or another one.
+    """
+    stored = store.stat(planned.uri)
+    if stored is None:
+        raise RawDataError(
+            "raw file is missing",
+            where=planned.uri,
+            found="no such object",
+            expected=f"{planned.n_bytes} bytes, as planned",
+            remedy="Copy it back, or run plan_shards again",
+        )
+    if (stored.etag, stored.n_bytes) != (planned.etag, planned.n_bytes):
+        found = f"tag {stored.etag}, {stored.n_bytes} bytes"
+        expected = f"tag {planned.etag}, {planned.n_bytes} bytes"
+        raise changed_after_plan(planned.uri, found, expected)
+
+
+def changed_after_plan(uri: str, found: str, expected: str) -> RawDataError:
+    """Word the error of a raw file that is not the planned one."""
+    return RawDataError(
+        "raw file changed after it was planned",
+        where=uri,
+        found=found,
+        expected=expected,
+        remedy="Run plan_shards again once nobody writes to the raw files",
+    )
+
+
+# Whether the truth has the events that evaluation will ask it for: known before any is sharded.
+
+
+def check_truth(
+    store: ObjectStore, raw_uri: str, meta_uri: str, batch_ids: Sequence[int], config: DataConfig
+) -> None:
+    """Check the truth folder, if there is one, as evaluation will: each value, each test event.
+
+    Rows of events that are not among the raw files are nobody's concern.
+    Raises: RawDataError naming file, column, row and event of a value that cannot be, or an event
+    of the test split that has no truth.
+    """
+    truth_ids = read_truth_ids(store, raw_uri)
+    if truth_ids is None:
+        return
+    missing, n_missing, n_test = _missing(store, meta_uri, batch_ids, config, truth_ids)
+    if n_missing:
+        raise RawDataError(
+            "truth lacks events",
+            where=f"{raw_uri}/truth/",
+            found=f"no row of event_id {missing}; {n_missing:,} of {n_test:,} events of the test"
+            " split without truth",
+            expected="a row for every event of the test split, or no truth at all",
+            remedy="Give the truth/ folder that was written with these events, or move it away:"
+            " evaluation then goes without it",
+        )
+
+
+@reading_again
+def _missing(
+    store: ObjectStore, meta_uri: str, batch_ids: Sequence[int], config: DataConfig, truth: Ids
+) -> tuple[int | None, int, int]:
+    """Find the first test event without truth, and count these and all test events."""
+    first, n_missing, n_test = None, 0, 0
+    for ids in _test_ids(stream_event_ids(store, meta_uri, batch_ids), config):
+        place = np.minimum(np.searchsorted(truth, ids), max(len(truth) - 1, 0))
+        known = truth[place] == ids if len(truth) else np.zeros(len(ids), bool)
+        n_test += len(ids)
+        n_missing += int((~known).sum())
+        if first is None and not known.all():
+            first = int(ids[~known][0])
+    return first, n_missing, n_test
+
+
+def _test_ids(reads: Iterator[Ids], config: DataConfig) -> Iterator[Ids]:
+    for ids in reads:
+        split = split_idx(ids, config.split_salt, config.validation_share, config.test_share)
+        yield ids[split == SPLITS.index("test")]
+
 
 PLAN_VERSION: Literal[2] = 2
 """1 did not say which meta file was counted."""
@@ -257,3 +374,76 @@ def _planned_file(file: RawFile, n_events: int, n_used: int) -> PlannedFile:
         n_events=n_events,
         n_events_used=n_used,
     )
+
+
+# Whether the manifests of the work units account for every raw file of the plan.
+#
+# A task that failed, was killed or whose manifest was lost leaves the others' manifests behind, and
+# they look sound: only the plan tells that events are missing.
+
+SHARD_AGAIN = (
+    "Shard the raw events again, by the same `iceaggr shard` command or another run of the"
+    " pipeline: what is there is reused"
+)
+_N_NAMED = 5
+
+
+def check_coverage(
+    store: ObjectStore, work_units: Sequence[str], manifests: Sequence[ShardManifest]
+) -> None:
+    """Compare what was sharded with what was planned, file by file.
+
+    work_units: all that plan_shards gave.  manifests: all that shard_events wrote.
+    Raises: ShardError if a work unit lacks its manifest, or a raw file is not as it was planned;
+    StorageError.
+    """
+    planned = load_work_units(store, work_units)
+    sources = {file.uri: file for part in manifests for file in part.source_files}
+    missing = [
+        unit for unit, files in planned.items() if any(file.uri not in sources for file in files)
+    ]
+    if missing:
+        raise _lost(planned, missing, sources)
+    files_by_uri = {file.uri: file for files in planned.values() for file in files}
+    for uri, source in sources.items():
+        _check_planned(source, files_by_uri.get(uri))
+
+
+def _lost(
+    planned: Mapping[str, Sequence[PlannedFile]],
+    missing: Sequence[str],
+    sources: Mapping[str, SourceFile],
+) -> ShardError:
+    files = [file for unit in missing for file in planned[unit] if file.uri not in sources]
+    n_events = sum(file.n_events_used for file in files)
+    units = ", ".join(unit.rpartition("#")[2] for unit in missing[:_N_NAMED])
+    names = ", ".join(file.uri.rpartition("/")[2] for file in files[:_N_NAMED])
+    return ShardError(
+        "work units were not sharded",
+        where=missing[0].rpartition("#")[0],
+        found=f"manifests of {len(planned) - len(missing)} work units",
+        expected=f"those of all {len(planned)} that were planned; missing are {units}"
+        f"{_and_more(len(missing))} with {n_events:,} events of {names}{_and_more(len(files))}",
+        remedy=SHARD_AGAIN,
+    )
+
+
+def _and_more(n_all: int) -> str:
+    return f" and {n_all - _N_NAMED} more" if n_all > _N_NAMED else ""
+
+
+def _check_planned(source: SourceFile, file: PlannedFile | None) -> None:
+    found = _identity(source.etag, source.n_bytes, source.n_events_in)
+    expected = file and _identity(file.etag, file.n_bytes, file.n_events_used)
+    if found != expected:
+        raise ShardError(
+            "what was sharded is not what was planned",
+            where=source.uri,
+            found=found,
+            expected=expected or "only the raw files of the plan",
+            remedy=SHARD_AGAIN,
+        )
+
+
+def _identity(etag: str, n_bytes: int, n_events: int) -> str:
+    return f"tag {etag}, {n_bytes} bytes, {n_events} events"

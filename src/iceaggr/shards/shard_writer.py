@@ -7,12 +7,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from iceaggr.detector import Detector
-from iceaggr.events.dom_events import DomEvents, EventDoms, SortedEvents
-from iceaggr.events.joining import Events, take_range, with_pulses
-from iceaggr.events.workspace import PulseColumns
+from iceaggr.events.dom_events import (
+    DomEvents,
+    EventDoms,
+    Events,
+    PulseColumns,
+    SortedEvents,
+    take_range,
+    with_pulses,
+)
 from iceaggr.interfaces import ObjectStore
-from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, shard_pieces
-from iceaggr.shards.format import shard_hash
+from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, shard_hash, shard_pieces
 from iceaggr.shards.manifest import ShardEntry, Split
 from iceaggr.shards.sketches import Sketch
 from iceaggr.shards.sketching import sketch_events

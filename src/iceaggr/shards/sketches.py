@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
 from iceaggr.errors import ShardError
-from iceaggr.shards.format import SPLITS
+from iceaggr.shards.encoding import SPLITS
 from iceaggr.shards.histograms import FeatureSketch, feature_from_document
 from iceaggr.validation import first_problem, shown
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iceaggr.errors import RawDataError
-from iceaggr.shards.format import SPLITS
+from iceaggr.shards.encoding import SPLITS
 
 TRAIN, VALIDATION, TEST = (SPLITS.index(name) for name in ("train", "validation", "test"))
 SPLIT_FIELDS = ("split_salt", "validation_share", "test_share")

@@ -2,18 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from iceaggr.config import NormalizationConfig
-from iceaggr.errors import NormalizationError, ShardError
+from iceaggr.errors import NormalizationError, RawDataError, ShardError
 from iceaggr.events.layout import absent_features
 from iceaggr.interfaces import ObjectStore
-from iceaggr.normalization import INPUT_FEATURES, Normalization, check_usable, fit_normalization
-from iceaggr.shards.format import SPLITS
+from iceaggr.normalization_document import INPUT_FEATURES, POSITIONS, FeatureScaling, Normalization
+from iceaggr.shards.encoding import SPLITS
 from iceaggr.shards.histograms import FeatureSketch
 from iceaggr.shards.manifest import ShardManifest
 from iceaggr.shards.sketches import Sketch, merge_sketches, split_sketches_from_json
+
+# Fitting a normalisation to the statistics of the train split.
+
+TAIL_SHARE, TAIL_REACH = 0.001, 6.0
+"""The quantiles of this share lie within this many scales of the mean."""
+LOG_REACH = 9.5
+"""The extremes of log10 charge do, below the 10 beyond which a value counts as an outlier."""
+
+
+def fit_normalization(sketch: Sketch, constant_features: Collection[str] = ()) -> Normalization:
+    """Fit centre and scale to a sketch of the train split, each event counting equally.
+
+    Time, log10 charge and sensor row: mean, and the standard deviation or, for a heavy tail, a
+    scale that holds the tail (TAIL_REACH); log10 charge one that holds its extremes (LOG_REACH),
+    because a bright event may fill a batch alone. x, y and z have their own means
+    but one common scale, so that angles survive. The auxiliary flag becomes -1 or +1: a fitted
+    scale would blow up the rarer value.
+    constant_features: what this detector does not record; it becomes 0 with scale 1.
+    Raises: NormalizationError naming every feature that is missing, not finite or constant.
+    """
+    check_usable(sketch, constant_features)
+    charge, time, row = (sketch.features[f] for f in ("log10_charge", "time_ns", "sensor_idx"))
+    spread = sum(sketch.features[axis].std ** 2 for axis in POSITIONS) / len(POSITIONS)
+    common_scale = spread**0.5 or 1.0
+    positions = {
+        axis: FeatureScaling(centre=sketch.features[axis].mean, scale=common_scale)
+        for axis in POSITIONS
+    }
+    flag = sketch.features["auxiliary"]
+    return Normalization(
+        preset="fitted",
+        time_ns=_fit(time),
+        charge_pe=_fit(charge, "log10"),
+        auxiliary=_fit(flag) if flag.is_constant else FeatureScaling(centre=0.5, scale=0.5),
+        sensor_idx=_fit(row),
+        **positions,
+    )
+
+
+def _fit(
+    feature: FeatureSketch, transform: Literal["identity", "log10"] = "identity"
+) -> FeatureScaling:
+    if feature.is_constant:
+        return FeatureScaling(transform=transform, centre=feature.low)
+    tails = (feature.quantile(1 - TAIL_SHARE), feature.quantile(TAIL_SHARE))
+    scale = max(feature.std, *(abs(tail - feature.mean) / TAIL_REACH for tail in tails))
+    if transform == "log10":
+        ends = (feature.low, feature.high)
+        scale = max(scale, *(abs(end - feature.mean) / LOG_REACH for end in ends))
+    return FeatureScaling(transform=transform, centre=feature.mean, scale=scale)
+
+
+def check_usable(sketch: Sketch, constant_features: Collection[str] = ()) -> None:
+    """Refuse a sketch with an input feature that is missing, not finite or constant.
+
+    Raises: NormalizationError naming each such feature with its figures.
+    """
+    unknown = sorted(set(constant_features) - set(INPUT_FEATURES))
+    if unknown:
+        raise NormalizationError(
+            "unknown constant feature",
+            where="normalization.constant_features",
+            found=unknown,
+            expected=f"some of {INPUT_FEATURES}",
+            remedy="Correct the name",
+        )
+    problems = []
+    for name in INPUT_FEATURES:
+        feature = sketch.features["log10_charge" if name == "charge_pe" else name]
+        if feature.n_not_finite:
+            problem = f"{feature.n_not_finite} of {feature.n_values + feature.n_not_finite} values"
+            problems.append(f"{name}: {problem} are not finite or have no logarithm")
+        elif feature.n_values == 0:
+            problems.append(f"{name}: no values")
+        elif feature.is_constant and name not in constant_features:
+            value = sketch.features[name].low  # of charge as it was, not its logarithm
+            problems.append(f"{name}: all {feature.n_values} values are {value:g}")
+    if problems:
+        raise NormalizationError(
+            "features cannot be normalised",
+            where=f"statistics of {sketch.n_events} events",
+            found="; ".join(problems),
+            expected="finite values that vary",
+            remedy="Mend the raw data, or name what the detector lacks in "
+            "normalization.constant_features",
+        )
+
 
 FileSketches = Sequence[tuple[str, Mapping[str, Sketch]]]
 """URI of each raw file, and its sketches: split -> sketch."""
@@ -173,4 +261,50 @@ def _check_complete(manifest: ShardManifest, sketches: Mapping[str, Sketch]) -> 
             found=f"{sum(e.n_events for e in manifest.shards)} events in all splits",
             expected="at least one",
             remedy="Give more raw events",
+        )
+
+
+# Whether events are like those that a model was trained on, by the model's own normalisation.
+#
+# A fitted centre is the mean of the training data and a scale at least their standard deviation, so
+# that the document alone bounds where they lay, whatever their distribution.
+
+JUDGED_FEATURES = ("time_ns", "charge_pe", "sensor_idx")
+"""Positions follow from the sensor, and the auxiliary flag has two values only."""
+MAX_SHIFT = 3.0
+"""Scales from the centre to the median: beyond lay at most a tenth of the training data (on one
+side; a hundredth if they were about normal), and half of these.
+Source: Cantelli's inequality, 1 / (1 + 3^2)."""
+MIN_SPREAD_NORM = 0.05
+"""Standard deviation in scales. That of the training data was 0.19 at least, since a scale exceeds
+it only to hold the tail beyond a share of 0.001 (`fitting.TAIL_SHARE`) within 6 scales."""
+
+
+def refuse_unlike_training(sketch: Sketch, normalization: Normalization, where: str) -> None:
+    """Stop where a feature lies beside the training data, or is all but constant and was not.
+
+    The fixed constants of a preset say nothing of any training data: then nothing is judged.
+    Raises: RawDataError naming feature, figures and bounds.
+    """
+    if normalization.preset != "fitted":
+        return
+    for name in JUDGED_FEATURES:
+        scaling = normalization.scaling(name)
+        feature = sketch.features[normalization.sketched_feature(name)]
+        shift = (feature.quantile(0.5) - scaling.centre) / scaling.scale
+        spread = feature.std / scaling.scale
+        if abs(shift) > MAX_SHIFT:
+            found = f"a median of {feature.quantile(0.5):.4g}, {shift:+.1f} scales from the centre"
+        elif spread < MIN_SPREAD_NORM and scaling.scale != 1.0:  # 1 is that of a constant feature
+            found = f"a spread (standard deviation) of {feature.std:.3g}, {spread:.2g} scales"
+        else:
+            continue
+        shown = normalization.sketched_feature(name)
+        raise RawDataError(
+            "events are not like those that the model was trained on",
+            where=f"{where} {shown}",
+            found=found,
+            expected=f"around {scaling.centre:.4g}, in scales of {scaling.scale:.3g}: a median"
+            f" within {MAX_SHIFT:g}, a spread of at least {MIN_SPREAD_NORM:g}",
+            remedy="Look at units and sensor ids of these events, or train a model on such events",
         )

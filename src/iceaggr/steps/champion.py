@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 
@@ -13,13 +15,37 @@ from iceaggr.angles import opening_angle, unit_vector
 from iceaggr.batches import EventBatch, EventLoader
 from iceaggr.config import BatchConfig, PromotionConfig
 from iceaggr.detector import Detector
-from iceaggr.evaluation.held_out import kept_for_testing, split_of
-from iceaggr.evaluation.prediction import predict_batches
+from iceaggr.evaluation.event_table import predict_batches
 from iceaggr.evaluation.promotion import Verdict, decide_promotion
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import LoadedModel
 from iceaggr.shards.manifest import ShardManifest
-from iceaggr.shards.recorded_detector import load_recorded_detector
+from iceaggr.shards.reading import load_recorded_detector
+from iceaggr.shards.split import SPLIT_FIELDS, TEST, split_idx
+
+# Which events a model has not been trained with, also if its split was another one than today's.
+#
+# A model that was trained with another salt or other shares has seen most of the events that are
+# test events now: judged on those, it would win by what it remembers.
+
+
+def split_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Read from a saved model's facts the split that it was trained with: salt and shares.
+
+    Returns an empty dict if the model does not say all of it.
+    """
+    data = facts.get("experiment", {}).get("data", {})
+    return {name: data[name] for name in SPLIT_FIELDS} if data.keys() >= {*SPLIT_FIELDS} else {}
+
+
+def kept_for_testing(
+    split: Mapping[str, Any], event_id: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Tell which events are test events of a split that `split_of` gave.
+
+    event_id: (N,) int64. Returns (N,) bool.
+    """
+    return split_idx(event_id, *(split[name] for name in SPLIT_FIELDS)) == TEST
 
 
 def judge_against(

@@ -11,7 +11,7 @@ from iceaggr.config import EvaluationConfig
 from iceaggr.errors import ConfigError, EvaluationError
 from iceaggr.evaluation.comparison import Comparison, compare_runs
 from iceaggr.steps.documents import check_target_file, holds, write_document
-from iceaggr.tracking.run_files import fetch_run_file
+from iceaggr.tracking.run import fetch_run_file
 
 EVENTS_FILE = "evaluation/events.parquet"
 

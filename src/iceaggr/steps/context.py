@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from iceaggr.addresses import without_credentials
 from iceaggr.config import ExperimentConfig, parse_config
 from iceaggr.errors import ConfigError
 from iceaggr.interfaces import NullTracker, ObjectStore, Tracker
 from iceaggr.patience import FIRST_CONTACT_S
-from iceaggr.service_settings import TRACKING_VARIABLE
+from iceaggr.service_settings import TRACKING_VARIABLE, without_credentials
 from iceaggr.signals import TerminatedError, TrainingInterruptedError
 from iceaggr.storage import open_store
 from iceaggr.storage.uris import check_place
@@ -77,7 +76,7 @@ class RunContext:
         if not self.tracked:
             yield NullTracker()
             return
-        from iceaggr.tracking.first_step import check_server
+        from iceaggr.tracking.connection import check_server
         from iceaggr.tracking.run import open_tracker
 
         tracker = open_tracker(

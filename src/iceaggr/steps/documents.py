@@ -9,12 +9,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from iceaggr.errors import ConfigError, EvaluationError, IceaggrError, ModelError
+from iceaggr.errors import ConfigError, EvaluationError, IceaggrError, ModelError, naming
 from iceaggr.interfaces import ObjectStore
-from iceaggr.machine_errors import naming
 from iceaggr.storage.file_store import partial_file, replace_durably
-from iceaggr.validation import first_problem
-from iceaggr.verified import read_verified
+from iceaggr.validation import first_problem, read_verified
 
 D = TypeVar("D", bound=BaseModel)
 

@@ -31,7 +31,7 @@ from iceaggr.steps.documents import (
     write_document,
 )
 from iceaggr.steps.training_inputs import read_manifest
-from iceaggr.verified import sha256_of
+from iceaggr.validation import sha256_of
 
 METHODS_FILE, BINS_FILE = "methods.csv", "bins.csv"
 """Every statistic with its interval: beside the report wherever that is."""

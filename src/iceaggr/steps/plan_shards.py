@@ -3,14 +3,81 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from iceaggr.errors import ShardError
+from iceaggr.interfaces import ObjectStore
 from iceaggr.progress import StepProgress
-from iceaggr.shards.planning import check_splits, load_work_unit, plan_shards
-from iceaggr.steps.context import RunContext
-from iceaggr.steps.planned_units import write_work_units
+from iceaggr.shards.planning import SHARD_AGAIN, check_splits, load_work_unit, plan_shards
+from iceaggr.shards.writing import shard_unit
+from iceaggr.steps.context import RunContext, make_context
+from iceaggr.steps.documents import parse_document, write_document
 from iceaggr.steps.training_choices import AS_CONFIGURED, TrainingChoices
-from iceaggr.storage.apart import refuse_among_raw, refuse_work_among_raw
-from iceaggr.storage.uris import check_place, file_uri
+from iceaggr.storage import open_store
+from iceaggr.storage.uris import check_place, file_uri, refuse_among_raw, refuse_work_among_raw
+
+# What a run shards, noted in its folder: its work units, and the settings they have in common.
+#
+# Kubeflow keeps a whole run in one Kubernetes object of at most 1 MiB, of which each work unit
+# takes its part. So a unit's task is told its run alone and reads the settings here. And what was
+# planned must have been sharded, all of it.
+
+
+class WorkUnits(BaseModel):
+    """The work units of a run as plan_shards gave them, and what it was told of the run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="list of work units")
+
+    work_units: tuple[str, ...] = Field(min_length=1)
+    experiment_name: str
+    run_name: str = ""
+    config: dict[str, Any]
+
+
+def write_work_units(store: ObjectStore, context: RunContext, work_units: list[str]) -> None:
+    """Note in the run's folder what is to be sharded. Raises: StorageError."""
+    document = WorkUnits(
+        work_units=tuple(work_units),
+        experiment_name=context.experiment_name,
+        run_name=context.name,
+        config=context.config.model_dump(mode="json"),
+    )
+    store.write_bytes(
+        _uri(context.work_uri, context.run_id), document.model_dump_json(indent=1).encode()
+    )
+
+
+def read_work_units(store: ObjectStore, context: RunContext) -> tuple[str, ...]:
+    """Read what was to be sharded. Raises: ShardError if nothing was planned; StorageError."""
+    return _read(store, _uri(context.work_uri, context.run_id)).work_units
+
+
+def planned_context(run_id: str, work_uri: str) -> RunContext:
+    """Build the context of a step that is told its run alone.
+
+    Raises: ShardError if nothing was planned; ConfigError, StorageError.
+    """
+    place = make_context(run_id, "", work_uri, {})  # checks the folder before anything is read
+    plan = _read(open_store(), _uri(place.work_uri, run_id))
+    return make_context(run_id, plan.experiment_name, work_uri, plan.config, plan.run_name)
+
+
+def _read(store: ObjectStore, uri: str) -> WorkUnits:
+    if store.stat(uri) is None:
+        raise ShardError(
+            "no plan of this run",
+            where=uri,
+            found="no such object",
+            expected="the list of work units that plan_shards wrote",
+            remedy=SHARD_AGAIN,
+        )
+    return parse_document(WorkUnits, store.read_bytes(uri), uri)
+
+
+def _uri(work_uri: str, run_id: str) -> str:
+    return f"{work_uri}/runs/{run_id}/work_units.json"
 
 
 def run_plan_shards(context: RunContext, raw_uri: str, gpu_count: str = AS_CONFIGURED) -> list[str]:
@@ -43,3 +110,36 @@ def run_plan_shards(context: RunContext, raw_uri: str, gpu_count: str = AS_CONFI
         units = f"{len(work_units)} work unit{'s' * (len(work_units) > 1)}"
         progress.conclude("; ".join((units, *notes)))
         return work_units
+
+
+# Step 2: one work unit of raw files -> shards and sketches in object storage.
+
+
+def run_shard_events(context: RunContext, work_unit: str, manifest_path: Path) -> dict[str, float]:
+    """Shard one work unit and write its manifest to a local file.
+
+    Returns counts of events and pulses, for the artifact's metadata.
+    Raises: StorageError, RawDataError.
+    """
+    label = work_unit.rpartition("#")[2]
+    with StepProgress("shard_events", task=label, run_id=context.run_id) as progress:
+        manifest = shard_unit(
+            context.open_store(),
+            work_unit,
+            context.work_uri,
+            context.config.data,
+            on_progress=progress.update,
+        )
+        write_document(manifest_path, manifest.to_json())
+        facts = {
+            "n_source_files": len(manifest.source_files),
+            "n_source_files_reused": sum(source.reused for source in manifest.source_files),
+            "n_events": sum(source.n_events_kept for source in manifest.source_files),
+            "n_pulses": sum(source.n_pulses_kept for source in manifest.source_files),
+            "n_pulses_rejected": sum(s.n_pulses_rejected for s in manifest.source_files),
+        }
+        progress.conclude(
+            f"{facts['n_events']:,} events, {facts['n_pulses']:,} pulses, "
+            f"{facts['n_source_files_reused']} of {facts['n_source_files']} files reused"
+        )
+        return {name: float(value) for name, value in facts.items()}

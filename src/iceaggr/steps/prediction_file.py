@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from iceaggr.errors import ConfigError
-from iceaggr.evaluation.prediction import COLUMNS, PREDICTION_SCHEMA
-from iceaggr.machine_errors import naming
+from iceaggr.errors import ConfigError, naming
+from iceaggr.evaluation.event_table import COLUMNS, PREDICTION_SCHEMA
 from iceaggr.steps.documents import check_target_file, refuse_other_content
 from iceaggr.storage.file_store import partial_file, replace_durably
 from iceaggr.storage.uris import FILE_SCHEME, file_path

@@ -35,8 +35,7 @@ from iceaggr.steps.summary import description, make_summary
 from iceaggr.steps.training_inputs import read_manifest
 from iceaggr.storage import open_folder
 from iceaggr.tracking.connection import PATIENCE_S, ServerAwayError
-from iceaggr.tracking.registered_model import ChampionChangedError, RegisteredModel
-from iceaggr.tracking.registry import ModelRegistry
+from iceaggr.tracking.registry import ChampionChangedError, ModelRegistry, RegisteredModel
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import logging
 import os
 import stat
 import uuid
@@ -9,17 +12,128 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from iceaggr.config import ExperimentConfig
-from iceaggr.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field
+
+from iceaggr.config import ExperimentConfig, parse_config
+from iceaggr.errors import ConfigError, as_machine_error
 from iceaggr.service_settings import TRACKING_VARIABLE, tracking_server
 from iceaggr.steps.context import RunContext, make_context
 from iceaggr.steps.documents import read_document
-from iceaggr.steps.run_settings import RunSettings
-from iceaggr.steps.step_lock import alone_in
-from iceaggr.storage.apart import refuse_among_raw, refuse_work_among_raw
 from iceaggr.storage.file_store import FileStore
-from iceaggr.storage.uris import check_place, file_uri
+from iceaggr.storage.uris import check_place, file_uri, refuse_among_raw, refuse_work_among_raw
+from iceaggr.validation import shown
+
+# What a run was asked for when it began in a folder, and how another request differs.
+
+
+class RunSettings(BaseModel):
+    """What the first step was asked, and the identity of the run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="settings of a run")
+
+    run_id: str = Field(min_length=1)
+    experiment_name: str
+    raw_uri: str
+    work_uri: str
+    config: dict[str, Any]
+
+    def check_same(self, asked: RunSettings, path: Path) -> None:
+        """Let a request pass that asks for the same as the run in this file; ids may differ.
+
+        Fields of the configuration that are newer than the run have their default there.
+        Raises: ConfigError naming every setting that differs.
+        """
+        here, there = self._named(str(path)), asked._named("configuration")
+        differing = [name for name in there if here.get(name) != there[name]]
+        if differing:
+            raise ConfigError(
+                "folder holds a run of other settings",
+                where=str(path),
+                found=_list(here, differing),
+                expected=_list(there, differing),
+                remedy="Give another --folder; with the settings of the run, it goes on",
+            )
+
+    def _named(self, where: str) -> dict[str, Any]:
+        """Name every setting, those of the configuration `section.field`."""
+        named = {"raw_uri": self.raw_uri, "work_uri": self.work_uri}
+        named["experiment_name"] = self.experiment_name
+        config = parse_config(self.config, where=where).model_dump(mode="json")
+        for section, values in config.items():
+            fields = values if isinstance(values, dict) else {"": values}
+            named |= {f"{section}.{field}".rstrip("."): value for field, value in fields.items()}
+        return named
+
+
+def _list(settings: dict[str, Any], names: list[str]) -> str:
+    return ", ".join(f"{name} {shown(settings.get(name))}" for name in names)
+
+
+# One step at a time in a run's folder.
+
+LOCK_FILE = "step.lock"
+_TAKEN = (errno.EACCES, errno.EAGAIN)
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep the steps of other processes out of a folder.
+
+    The operating system holds the lock and gives it up with the process, however that ends; the
+    empty file stays. A record lock, unlike flock, is not inherited by forked children, which may
+    outlive a killed step.
+    Raises: ConfigError if another process works in the folder, or something else has the name of
+    the lock; MachineError if this user may not write there.
+    """
+    with _open_lock(folder / LOCK_FILE) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _TAKEN:
+                raise _taken(folder) from None
+            log.warning("%s cannot be locked (%s): give one step at a time", folder, error.strerror)
+        yield
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    """Open the lock file, made if it is absent, without waiting for a reader were it a pipe."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+    except OSError as error:
+        told = as_machine_error(error)
+        if told is None or error.errno == errno.EISDIR:
+            raise _no_lock(path, error.strerror or str(error)) from None
+        raise told from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise _no_lock(path, "a device, pipe or socket")
+    return file
+
+
+def _no_lock(path: Path, found: str) -> ConfigError:
+    return ConfigError(
+        "folder cannot be locked for one step at a time",
+        where=str(path),
+        found=found,
+        expected="a regular file, or nothing",
+        remedy="Remove what has this name, and run the step again",
+    )
+
+
+def _taken(folder: Path) -> ConfigError:
+    return ConfigError(
+        "another step works in this folder",
+        where=str(folder),
+        found=f"{LOCK_FILE} held by another process",
+        expected="one step at a time",
+        remedy="Wait until it has ended, or give another --folder",
+    )
+
 
 _SETTINGS = "run.json"
 _UNITS = "units"

@@ -11,7 +11,7 @@ from iceaggr.errors import ConfigError
 from iceaggr.machines.credentials import environment_references, plugin_references
 from iceaggr.machines.job_api import JobApi
 from iceaggr.machines.job_run import run_train_job
-from iceaggr.machines.torchrun import torchrun_command
+from iceaggr.machines.supervision import torchrun_command
 from iceaggr.machines.train_job import Machines, TrainJobOrder
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.train_request import TrainingFacts, decide_start, train_in_processes

@@ -9,15 +9,95 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from iceaggr.errors import TrainingError
-from iceaggr.interfaces import ObjectStore
+from iceaggr.interfaces import ObjectStore, Tracker
+from iceaggr.machines.supervision import LIMITS, Limits, run_here
+from iceaggr.models.bundle import DOCUMENT, GEOMETRY, WEIGHTS, load_model
+from iceaggr.patience import ask_patiently, may_pass
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import ModelPointer, parse_document, write_document
 from iceaggr.steps.training_choices import TrainingChoices
+from iceaggr.storage import open_folder
+from iceaggr.training import TrainingInputs, normalization_shift, start_from_model
+
+# What a training starts from: decided once per run, so that a retry starts from the same.
+#
+# The first attempt asks the registry, copies the champion beside the run's checkpoints and writes
+# training/start.json last. Every process of the training, on every machine, and every retry reads
+# that: a champion that changes in between changes nothing, and a checkpoint wins over any start.
+
+
+class TrainingStart(BaseModel):
+    """The decision of a run.
+
+    model: name of the model whose weights are taken, empty = from scratch
+    folder_uri: this run's copy of it
+    words: the decision for people, with its reason where it is not the obvious one
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="start of a training")
+
+    model: str = ""
+    folder_uri: str = ""
+    words: str = "scratch"
+
+
+def choose_start(context: RunContext) -> TrainingStart:
+    """Find the decision of this run, or make it.
+
+    Raises: ConfigError if the champion is wanted without a registry; TrackingError, StorageError;
+    IceaggrError if the decision of an earlier attempt is damaged.
+    """
+    if context.config.training.start_from == "scratch":
+        return TrainingStart()
+    store = context.open_store()
+    uri = f"{context.run_uri}/training/start.json"
+    if store.stat(uri) is None:
+        decided = _ask_registry(context, store)
+        # of two attempts that decide at the same time the first one counts
+        store.write_bytes_if_absent(uri, decided.model_dump_json(indent=1).encode())
+    return parse_document(TrainingStart, store.read_bytes(uri), uri)
+
+
+def begin_from(start: TrainingStart, inputs: TrainingInputs, tracker: Tracker) -> TrainingInputs:
+    """Give a run the weights that its start decided on, and say so in the tracker.
+
+    Raises: ModelError if the copy is damaged; TrainingError if the model does not fit the settings.
+    """
+    tracker.set_tags({"training/started_from": start.words})
+    if not start.model:
+        return inputs
+    started = start_from_model(inputs, load_model(inputs.store, start.folder_uri), start.model)
+    shift = normalization_shift(kept=started.normalization, fitted=inputs.normalization)
+    tracker.log_metrics(
+        {f"train_start/normalization_{name}": value for name, value in shift.items()}
+    )
+    return started
+
+
+def _ask_registry(context: RunContext, store: ObjectStore) -> TrainingStart:
+    name = context.config.promotion.model_name
+    context.require_registry("training from the champion")
+    from iceaggr.tracking.registry import ModelRegistry
+
+    registry = ModelRegistry()
+    champion = registry.champion(name)
+    if champion is None:
+        return TrainingStart(words=f"scratch, as {name} has no champion yet")
+    folder_uri = f"{context.run_uri}/training/start/{champion.version}"
+    with TemporaryDirectory() as folder:
+        fetched = registry.fetch(champion.uri, Path(folder))
+        local = open_folder(Path(folder))
+        for file in (WEIGHTS, GEOMETRY, DOCUMENT):
+            store.write_bytes(f"{folder_uri}/{file}", local.read_bytes(f"{fetched}/{file}"))
+    return TrainingStart(
+        model=champion.uri, folder_uri=folder_uri, words=f"champion {champion.uri}"
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +157,7 @@ def decide_start(context: RunContext, choices: TrainingChoices) -> None:
 
     Raises: what `choose_start` raises.
     """
-    from iceaggr.steps.training_start import choose_start
+    from iceaggr.steps.train_request import choose_start
 
     choose_start(replace(context, config=choices.applied_to(context.config)))
 
@@ -127,3 +207,46 @@ def train_in_processes(
     answer = parse_document(TrainAnswer, store.read_bytes(request.result_uri), request.result_uri)
     write_document(model_path, answer.pointer.model_dump_json(indent=1))
     return TrainingFacts(answer.labels, answer.figures)
+
+
+# Step 5 on this machine: in one process per GPU, watched by this one, which stays small.
+
+
+def run_train_here(
+    context: RunContext,
+    documents: tuple[Path, Path],
+    *,
+    model_path: Path,
+    choices: TrainingChoices,
+    limits: Limits = LIMITS,
+) -> TrainingFacts:
+    """Train on this machine, with one process per GPU; a retry resumes.
+
+    A process that is killed, runs out of memory or meets an error of its GPU is restarted from its
+    checkpoint, within limits.
+    documents: manifest and normalisation.
+    Raises: ConfigError for a bad choice; TrainingError, also if the machine lacks the GPUs.
+    """
+    n_processes = choices.n_processes
+    config = choices.applied_to(context.config)
+    if n_processes > 1:
+        from iceaggr.training.device import check_gpus
+
+        # a single process finds out by itself, and saves this one from importing torch
+        check_gpus(config.training, n_processes)
+        ask_patiently(
+            lambda: decide_start(context, choices),
+            is_away=may_pass,
+            patience_s=limits.store_away_s,
+        )
+    store = context.open_store()
+    return train_in_processes(
+        context,
+        documents,
+        model_path=model_path,
+        choices=choices,
+        launch=lambda uri: run_here(
+            uri, n_processes, lambda: n_steps_saved(store, context.run_uri), limits
+        ),
+        folder_name="here",
+    )

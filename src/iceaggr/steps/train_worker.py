@@ -12,8 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from iceaggr.errors import IceaggrError
-from iceaggr.machines.supervision import note_ending, restarts_so_far
-from iceaggr.machines.torchrun import TOGETHER
+from iceaggr.machines.supervision import TOGETHER, note_ending, restarts_so_far
 from iceaggr.progress import PROGRESS_FILE_VARIABLE
 from iceaggr.signals import TrainingInterruptedError, end_with_launcher
 from iceaggr.steps.context import make_context

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from iceaggr.config import ExperimentConfig
-from iceaggr.config.bounds import MAX_MINUTES
+from iceaggr.config.sections import MAX_MINUTES
 from iceaggr.errors import ConfigError
 
 AS_CONFIGURED = "configured"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from iceaggr.interfaces import Tracker
-from iceaggr.normalization import parse_normalization
+from iceaggr.normalization_document import parse_normalization
 from iceaggr.shards.manifest import ShardManifest, parse_manifest
-from iceaggr.shards.recorded_detector import load_recorded_detector
+from iceaggr.shards.reading import load_recorded_detector
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import read_file
 from iceaggr.training import TrainingInputs

@@ -18,10 +18,9 @@ from botocore.config import Config
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from botocore.exceptions import BotoCoreError, ClientError, PartialCredentialsError
 
-from iceaggr.addresses import refuse_credentials
 from iceaggr.errors import StorageError
 from iceaggr.patience import first_contact_s
-from iceaggr.service_settings import store_settings
+from iceaggr.service_settings import refuse_credentials, store_settings
 from iceaggr.storage.s3_errors import (
     NotS3Error,
     explain,

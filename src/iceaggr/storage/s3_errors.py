@@ -19,8 +19,8 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from iceaggr.addresses import without_credentials
 from iceaggr.errors import StorageError
+from iceaggr.service_settings import without_credentials
 from iceaggr.storage.s3_refusals import (
     CONFIGURATION,
     DENIED,

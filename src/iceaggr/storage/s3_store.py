@@ -4,29 +4,191 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
+import os
+import re
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    IncompleteReadError,
+    ResponseStreamingError,
+)
+from urllib3.exceptions import HTTPError
 
 from iceaggr.errors import StorageError
 from iceaggr.interfaces import Content, StoredObject, pieces_of
 from iceaggr.storage.file_store import as_storage_error, partial_file, replace_durably
-from iceaggr.storage.ranged_reader import RangedReader
-from iceaggr.storage.s3_body import TagChecks, md5_of, read_body
 from iceaggr.storage.s3_client import S3Client
-from iceaggr.storage.s3_errors import (
-    error_code,
-    explain,
-    is_missing,
-    is_wordless,
-    missing_bucket,
-)
+from iceaggr.storage.s3_errors import error_code, explain, is_missing, is_wordless, missing_bucket
 from iceaggr.storage.uris import bad_uri, bucket_and_key
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+# Taking the body of an answer: all of it, in time, and compared with its tag where that is a hash.
+#
+# S3 does not protect a body on its way beyond what TCP and TLS do. But the tag (ETag) of an object
+# that was written in one request is the MD5 of its content at most services, so a whole read can be
+# compared with it. Objects encrypted with keys of KMS or of the client and those written in parts
+# have tags of another kind, and some services make up all their tags. So a tag counts as a hash
+# only once one of its bucket has been right; before that, content that arrives twice alike is
+# taken.
+
+SLOWEST_BYTES_PER_S = 16 << 10
+"""A body that comes slower than this for longer than PATIENCE_S is asked for again."""
+PATIENCE_S = 60.0
+_CHUNK_BYTES = 1 << 20
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+class BadBodyError(ConnectionError):
+    """The body came too slowly, or is not what its tag says; the next try may be better."""
+
+
+def read_body(answer: Mapping[str, Any]) -> bytes:
+    """Read the whole body of an answer.
+
+    Raises: IncompleteReadError, ResponseStreamingError; BadBodyError if it merely trickles.
+    """
+    n_expected = int(answer["ContentLength"])
+    latest = time.monotonic() + PATIENCE_S + n_expected / SLOWEST_BYTES_PER_S
+    chunks, n_read = [], 0
+    with closing(answer["Body"]) as body:  # not the body itself: that enters its raw stream
+        # read() would wait for all bytes asked for, and each one that comes resets its time-out
+        stream = body._raw_stream
+        try:
+            while chunk := stream.read1(_CHUNK_BYTES):
+                chunks.append(chunk)
+                n_read += len(chunk)
+                if time.monotonic() > latest:
+                    raise BadBodyError(
+                        f"{n_read} of {n_expected} bytes came in"
+                        f" {PATIENCE_S + n_expected / SLOWEST_BYTES_PER_S:.0f} s"
+                    )
+        except HTTPError as error:
+            raise ResponseStreamingError(error=error) from error
+    if n_read != n_expected:
+        raise IncompleteReadError(actual_bytes=n_read, expected_bytes=n_expected)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+class TagChecks:
+    """Compares whole contents with their tags; shared by threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hashed_buckets: set[str] = set()
+        self._doubtful: dict[tuple[str, str], str] = {}
+
+    def check(self, where: tuple[str, str], answer: Mapping[str, Any], md5: str) -> None:
+        """Accept the content of an object by its MD5, in hex. where: bucket and key.
+
+        Raises: BadBodyError if the tag is a hash, but of something else.
+        """
+        tag = str(answer.get("ETag", "")).strip('"')
+        if not _MD5.fullmatch(tag) or _is_encrypted(answer):
+            return
+        with self._lock:
+            before = self._doubtful.pop(where, "")
+            if md5 == tag:
+                self._hashed_buckets.add(where[0])
+                return
+            if where[0] not in self._hashed_buckets and before == md5:
+                return
+            self._doubtful[where] = md5
+        raise BadBodyError(f"content of MD5 {md5} came under the tag {tag}")
+
+
+def md5_of(data: bytes) -> str:
+    """Hash content as a tag does: 32 hex digits."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _is_encrypted(answer: Mapping[str, Any]) -> bool:
+    return "kms" in str(answer.get("ServerSideEncryption", "")) or bool(
+        answer.get("SSECustomerAlgorithm")
+    )
+
+
+# A seekable file over ranged reads: only what is asked for crosses the network.
+
+READ_AHEAD_BYTES = 256 << 10
+
+
+class RangedReader(io.RawIOBase):
+    """Binary file of known size whose bytes come from `fetch(first, n_bytes)`.
+
+    Small reads share one request of READ_AHEAD_BYTES; a read near the end takes the whole tail,
+    because readers of Parquet and Arrow look there first. Every read returns all bytes asked for
+    unless the file ends, so no caller meets a short read. One thread at a time.
+    """
+
+    def __init__(self, fetch: Callable[[int, int], bytes], n_bytes: int, name: str) -> None:
+        self.name = name
+        self._fetch = fetch
+        self._n_bytes = n_bytes
+        self._position = 0
+        self._first_kept = 0
+        self._kept = b""
+
+    def readable(self) -> bool:
+        """Say yes: this is an input."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say yes: seeking costs nothing."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move, without transferring anything."""
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._n_bytes}[whence]
+        if origin + offset < 0:
+            raise ValueError(f"seek before the start of {self.name}: {origin + offset}")
+        self._position = origin + offset
+        return self._position
+
+    def readinto(self, buffer: Buffer) -> int:
+        """Fill the buffer, or what the file still has."""
+        target = memoryview(buffer).cast("B")
+        data = self._bytes_at(self._position, len(target))
+        target[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def readall(self) -> bytes:
+        """Read from the position to the end in one request."""
+        data = bytes(self._bytes_at(self._position, self._n_bytes - self._position))
+        self._position += len(data)
+        return data
+
+    def _bytes_at(self, first: int, n_wanted: int) -> memoryview:
+        n_wanted = min(n_wanted, self._n_bytes - first)
+        if n_wanted <= 0:
+            return memoryview(b"")
+        kept_from = first - self._first_kept
+        if kept_from < 0 or kept_from + n_wanted > len(self._kept):
+            if n_wanted >= READ_AHEAD_BYTES:
+                return memoryview(self._fetch(first, n_wanted))
+            self._first_kept = min(first, max(0, self._n_bytes - READ_AHEAD_BYTES))
+            n_ahead = min(READ_AHEAD_BYTES, self._n_bytes - self._first_kept)
+            self._kept = self._fetch(self._first_kept, n_ahead)
+            kept_from = first - self._first_kept
+        return memoryview(self._kept)[kept_from : kept_from + n_wanted]
+
 
 PART_BYTES = 16 << 20
 _MAX_PARTS = 9_000

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from iceaggr.interfaces import Content, StoredObject
-from iceaggr.storage.allowed import ALLOWED_URIS_VARIABLE, AllowedPlaces
 from iceaggr.storage.file_store import FileStore
 from iceaggr.storage.s3_store import S3Store
-from iceaggr.storage.uris import FILE_SCHEME, S3_SCHEME, bad_uri
+from iceaggr.storage.uris import (
+    ALLOWED_URIS_VARIABLE,
+    FILE_SCHEME,
+    S3_SCHEME,
+    AllowedPlaces,
+    bad_uri,
+)
 
 
 class UriStore:

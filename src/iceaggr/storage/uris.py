@@ -13,11 +13,13 @@ folder, and some stores resolve it behind their access policies.
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
-from iceaggr.addresses import without_credentials
-from iceaggr.errors import StorageError
+from iceaggr.errors import ConfigError, StorageError
+from iceaggr.service_settings import without_credentials
 
 FILE_SCHEME = "file://"
 S3_SCHEME = "s3://"
@@ -149,3 +151,132 @@ def bad_uri(uri: str, where: str = "") -> StorageError:
         expected="file:///absolute/path or s3://bucket/key",
         remedy=f"Write file://{uri}" if uri.startswith("/") else "Give the URI with its scheme",
     )
+
+
+# Which places storage may touch: those of ICEAGGR_ALLOWED_URIS, or all of them.
+#
+# Plans, manifests and pointers come from a bucket and name URIs. What they name is read and written
+# with the rights of the step, so a deployment says once which buckets and folders that may be.
+
+ALLOWED_URIS_VARIABLE = "ICEAGGR_ALLOWED_URIS"
+
+
+class AllowedPlaces:
+    """Buckets, folders in buckets and local folders that may be read and written.
+
+    setting: URIs separated by commas or spaces, such as `s3://iceaggr,file:///data`; empty = all.
+    A scheme that no URI has is closed, the folder for temporary files included: it is everybody's.
+    What a process fetched into a folder of its own it opens with `open_folder`. Links are followed
+    before local folders are compared.
+    Raises: StorageError if the setting holds anything but storage URIs, or none of them although
+    it is not empty.
+    """
+
+    def __init__(self, setting: str) -> None:
+        self._uris = tuple(setting.replace(",", " ").split())
+        if setting and not self._uris:
+            raise StorageError(
+                "no place is allowed",
+                where=ALLOWED_URIS_VARIABLE,
+                found=repr(setting),
+                expected="storage URIs, or nothing at all where every place is allowed",
+                remedy="Look at what should have filled in the buckets",
+            )
+        self._buckets = tuple(bucket_and_key(u) for u in self._uris if u.startswith(S3_SCHEME))
+        folders = [file_path(uri) for uri in self._uris if uri.startswith(FILE_SCHEME)]
+        self._folders = tuple(folder.resolve() for folder in folders)
+        for uri in self._uris:
+            if not uri.startswith((S3_SCHEME, FILE_SCHEME)):
+                raise bad_uri(uri, where=ALLOWED_URIS_VARIABLE)
+
+    def check(self, uri: str) -> None:
+        """Let an allowed URI pass. Raises: StorageError."""
+        if self._uris and not self._holds(uri):
+            raise StorageError(
+                "URI outside the places that are allowed",
+                where=uri,
+                found=uri,
+                expected=f"a URI below {', '.join(self._uris)}",
+                remedy=f"Correct the URI, or add its bucket or folder to {ALLOWED_URIS_VARIABLE}",
+            )
+
+    def _holds(self, uri: str) -> bool:
+        if uri.startswith(S3_SCHEME):
+            bucket, key = bucket_and_key(uri)
+            return any(bucket == b and _is_below(key, folder) for b, folder in self._buckets)
+        path = Path(os.path.realpath(file_path(uri)))
+        return any(path.is_relative_to(folder) for folder in self._folders)
+
+
+def _is_below(key: str, folder: str) -> bool:
+    folder = folder.rstrip("/")
+    return not folder or key.rstrip("/") == folder or key.startswith(f"{folder}/")
+
+
+# Raw events are never written to: results lie in other places.
+
+WORK_FOLDERS = ("plans", "shards", "datasets", "runs", "unfinished_runs")
+"""What the steps write below a work folder."""
+_RAW_FOLDERS = ("train", "test")
+
+
+def refuse_work_among_raw(raw_uri: str, work_uri: str, where: str) -> None:
+    """Refuse a work folder of which a part would lie among the raw events.
+
+    Side by side is fine, and so is a work folder that holds the raw folder beside its own.
+    where: option or parameter that names the work folder.
+    Raises: ConfigError; StorageError if a URI names no place.
+    """
+    for place_uri in (work_uri, *(below(work_uri, name) for name in WORK_FOLDERS)):
+        refuse_among_raw(raw_uri, place_uri, where)
+
+
+def refuse_among_raw(raw_uri: str, place_uri: str, where: str) -> None:
+    """Refuse to write to the raw folder or anywhere below it.
+
+    where: option or parameter that names the place.
+    Raises: ConfigError; StorageError if a URI names no place.
+    """
+    if lies_within(place_uri, raw_uri):
+        raise ConfigError(
+            "results would be written among the raw events",
+            where=where,
+            found=f"{without_credentials(place_uri)} in {without_credentials(raw_uri)}",
+            expected="a place outside the raw folder",
+            remedy="Raw events are never written to: give another place",
+        )
+
+
+def lies_within(uri: str, folder_uri: str) -> bool:
+    """Tell whether a place is a folder or lies below it, whatever way leads there.
+
+    Links are followed, also one that stands in the place of the raw folder's train/ or test/. Keys
+    of objects are compared part by part: some stores take `a//b` and `a/./b` for `a/b`.
+    Raises: StorageError if a URI names no place.
+    """
+    if uri.startswith(S3_SCHEME) and folder_uri.startswith(S3_SCHEME):
+        parts, folder_parts = _s3_parts(uri), _s3_parts(folder_uri)
+        return parts[: len(folder_parts)] == folder_parts
+    if uri.startswith(FILE_SCHEME) and folder_uri.startswith(FILE_SCHEME):
+        place, folder = file_path(uri), file_path(folder_uri)
+        return any(_lies_in(place, f) for f in (folder, *(folder / n for n in _RAW_FOLDERS)))
+    return False
+
+
+def _s3_parts(uri: str) -> list[str]:
+    bucket, key = bucket_and_key(uri)
+    return [bucket, *(part for part in key.split("/") if part not in ("", "."))]
+
+
+def _lies_in(place: Path, folder: Path) -> bool:
+    real, real_folder = (Path(os.path.realpath(path)) for path in (place, folder))
+    return any(_is_same(path, real_folder) for path in (real, *real.parents))
+
+
+def _is_same(path: Path, folder: Path) -> bool:
+    """Compare names, and what they name: a mount can show one folder under two."""
+    if path == folder:
+        return True
+    with suppress(OSError):  # of a name that nothing has yet
+        return path.samefile(folder)
+    return False

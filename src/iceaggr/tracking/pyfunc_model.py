@@ -19,12 +19,11 @@ import pyarrow as pa
 
 from iceaggr.batches import iter_batches
 from iceaggr.errors import ModelError, RawDataError
-from iceaggr.evaluation.prediction import COLUMNS, predict_batches
+from iceaggr.evaluation.event_table import COLUMNS, predict_batches
 from iceaggr.events.cleaning import Account, clean
-from iceaggr.events.decoding import Pulses, decode_pulses
 from iceaggr.events.grouping import group_by_dom
 from iceaggr.events.meta import EventTable
-from iceaggr.events.pulses import PulseChunk
+from iceaggr.events.pulses import PulseChunk, Pulses, decode_pulses
 from iceaggr.events.schema import FLAG, INTEGER, PULSE_COLUMNS
 from iceaggr.models.bundle import load_model
 from iceaggr.storage import open_folder

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlflow
@@ -21,16 +25,160 @@ from iceaggr.service_settings import tracking_server
 from iceaggr.storage.uris import file_uri
 from iceaggr.tracking.connection import as_tracking_error, connect, patient
 from iceaggr.tracking.model_package import BUNDLE, build_package, fetch_bundle
-from iceaggr.tracking.promotion_lock import promotion_lock
-from iceaggr.tracking.registered_model import (
-    CONTENT_TAG,
-    MODELS,
-    ChampionChangedError,
-    RegisteredModel,
-    check_unchanged,
-    described,
-    refuse_foreign,
-)
+
+# One version in the model registry: what is known of it, and when it is refused.
+
+CONTENT_TAG = "content_sha256"
+"""Marks every version that iceaggr registered; the hash tells a retry that it is there already."""
+
+MODELS = "models:/"
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """One version in the registry. run_id: the MLflow run that trained it."""
+
+    name: str
+    version: str
+    run_id: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def uri(self) -> str:
+        """Name it for `mlflow models serve` and `iceaggr predict`."""
+        return f"{MODELS}{self.name}/{self.version}"
+
+
+class ChampionChangedError(TrackingError):
+    """Another model became champion while the decision was made: it must be made again."""
+
+
+def described(version: ModelVersion) -> RegisteredModel:
+    """Describe what MLflow calls a version."""
+    return RegisteredModel(
+        version.name, str(version.version), version.run_id or "", dict(version.tags)
+    )
+
+
+def refuse_foreign(version: ModelVersion, model_uri: str) -> None:
+    """Refuse a version that iceaggr did not register. Raises: TrackingError."""
+    if CONTENT_TAG not in version.tags:
+        raise TrackingError(
+            "registered model is of another project",
+            where=model_uri,
+            found=f"version {version.version} of {version.name} without the tag {CONTENT_TAG}",
+            expected="a version that iceaggr registered",
+            remedy="Check the name of the model and promotion.model_name",
+        )
+
+
+def check_unchanged(
+    found: RegisteredModel | None, expected: RegisteredModel | None, model: RegisteredModel
+) -> None:
+    """Compare the champion found with the expected one. Raises: ChampionChangedError."""
+    versions = [f"version {m.version}" if m else "no champion" for m in (found, expected)]
+    if versions[0] != versions[1]:
+        raise ChampionChangedError(
+            "the champion changed while the decision was made",
+            where=model.name,
+            found=versions[0],
+            expected=f"{versions[1]}, with which version {model.version} was compared",
+            remedy="Run the promotion step again: it compares with the new champion",
+        )
+
+
+# A lock on the tracking server, so that two promotions of one model cannot overlap.
+#
+# MLflow sets aliases without looking at the old value, but names in its registry are unique:
+# creating a registered model of a certain name succeeds for exactly one client. That name is the
+# lock.
+
+LEASE_S = 120.0
+_POLL_S = 0.3
+
+
+class PromotionLock:
+    """A lock that this process holds, as long as its name in the registry bears its owner's mark.
+
+    A holder that died leaves its lock behind; after two minutes anybody may rename it away. The new
+    name is made from the dead owner's mark, so that only one of several can do so.
+    """
+
+    def __init__(self, client: MlflowClient, model_name: str) -> None:
+        self._client = client
+        self._model_name = model_name
+        self._name = f"{model_name}.promotion-lock"
+        self._mark = uuid.uuid4().hex
+
+    def acquire(self, within_s: float) -> None:
+        """Take the lock, waiting for other promotions. Raises: TrackingError if that is in vain."""
+        deadline = time.monotonic() + within_s
+        while not self._create():
+            self._break_if_stale()
+            if time.monotonic() > deadline:
+                raise TrackingError(
+                    "another promotion does not end",
+                    where=self._model_name,
+                    found=f"registered model {self._name} for {within_s:.0f} s",
+                    expected="a promotion of seconds",
+                    remedy="Delete that entry in the registry if no promotion is running",
+                )
+            time.sleep(_POLL_S)
+
+    def assert_held(self) -> None:
+        """Check that nobody took the lock away. Raises: TrackingError if somebody did."""
+        if self._owner() != self._mark:
+            raise TrackingError(
+                "the promotion took too long and lost its lock",
+                where=self._model_name,
+                found="the mark of another owner",
+                expected=f"at most {LEASE_S:.0f} s",
+                remedy="Look at the champion in the registry, then run the promotion step again",
+            )
+
+    def release(self) -> None:
+        """Give the lock back, if it is still ours."""
+        if self._owner() == self._mark:
+            self._client.delete_registered_model(self._name)
+
+    def _create(self) -> bool:
+        try:
+            self._client.create_registered_model(self._name, description=self._mark)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_ALREADY_EXISTS":
+                return self._owner() == self._mark  # our own request, repeated
+            raise
+        return True
+
+    def _owner(self) -> str:
+        try:
+            return str(self._client.get_registered_model(self._name).description)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return ""
+            raise
+
+    def _break_if_stale(self) -> None:
+        with suppress(MlflowException):  # gone or broken by somebody else: look again
+            found = self._client.get_registered_model(self._name)
+            if time.time() - found.creation_timestamp / 1e3 > LEASE_S:
+                abandoned = f"{self._name}.abandoned-{found.description}"
+                self._client.rename_registered_model(self._name, abandoned)
+                self._client.delete_registered_model(abandoned)
+
+
+@contextmanager
+def promotion_lock(
+    client: MlflowClient, model_name: str, within_s: float = 180.0
+) -> Iterator[PromotionLock]:
+    """Hold the lock of one model's promotions."""
+    lock = PromotionLock(client, model_name)
+    lock.acquire(within_s)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 PREVIOUS_TAG = "previous_champion"

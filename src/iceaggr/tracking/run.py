@@ -6,25 +6,86 @@ import atexit
 import json
 import logging
 import math
+import os
+import platform
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+import mlflow
+import psutil
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from iceaggr.errors import TrackingError
 from iceaggr.patience import FIRST_CONTACT_S, first_contact_s, may_pass
 from iceaggr.service_settings import attached_run_id, tracking_server
-from iceaggr.tracking.connection import refuse_password
+from iceaggr.tracking.connection import as_tracking_error, connect, refuse_password
 from iceaggr.tracking.outbox import Outbox
-from iceaggr.tracking.run_lookup import checked_run_id
-from iceaggr.tracking.run_target import LateSender, RunTarget
-from iceaggr.tracking.surroundings import hardware, surroundings
+from iceaggr.tracking.run_target import LateSender, RunTarget, checked_run_id
+
+# What a run depended on besides its settings: code, versions, image, hardware.
+
+_PACKAGES = ("iceaggr", "torch", "numpy", "pyarrow", "mlflow", "kfp")
+
+
+def surroundings() -> dict[str, str]:
+    """Collect tags of the code; those that are empty are left out."""
+    tags = {"code/commit": code_commit(), "code/image": os.environ.get("ICEAGGR_IMAGE", "")}
+    tags["mlflow.source.git.commit"] = tags["code/commit"].removesuffix("-dirty")
+    tags["mlflow.source.name"] = "iceaggr pipeline"
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+    tags["code/versions"] = ", ".join(f"{name} {one}" for name, one in versions.items() if one)
+    return {key: value for key, value in tags.items() if value}
+
+
+def code_commit() -> str:
+    """Name the git commit: of the image if it says so, else of the working tree; '' if unknown.
+
+    Ends in `-dirty` when tracked files differ from the commit.
+    """
+    if told := os.environ.get("ICEAGGR_GIT_COMMIT"):
+        return told
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        here = Path(__file__).parent
+        done = subprocess.run(
+            command, cwd=here, capture_output=True, text=True, timeout=10, encoding="utf-8"
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def hardware() -> str:
+    """Describe processors, memory and GPUs in one line."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory_gib = psutil.virtual_memory().total / 2**30
+    return f"{n_cores} cores, {memory_gib:.0f} GiB, {_gpus()}"
+
+
+def _gpus() -> str:
+    torch = sys.modules.get("torch")  # a step that computes has it; the others need no GPU
+    if torch is None or not torch.cuda.is_available():
+        return "no GPU"
+    return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +221,7 @@ class MlflowTracker:
         status: None leaves the run to the steps that follow; the last step gives FINISHED, a step
         that fails gives FAILED. A later step or a retry sets an ended run to running again.
         Returns None when all has arrived, else the folder with what has not, for
-        `python -m iceaggr.tracking.replay FOLDER`. Never raises for a server that is away.
+        `python -m iceaggr.tracking.unsent FOLDER`. Never raises for a server that is away.
         tell: False leaves it to the caller to say where the rest is.
         how: what the tag of this step says of its end; empty = done, or the status
         """
@@ -179,7 +240,7 @@ class MlflowTracker:
             return self._spool
         log.warning(
             "%d tracking records of run %s did not reach the server (%s). They lie in %s; send "
-            "them later with: python -m iceaggr.tracking.replay %s",
+            "them later with: python -m iceaggr.tracking.unsent %s",
             *(n_unsent, self.run_id or "(not open)", self._outbox.last_error or "no answer"),
             *(self._spool, self._spool),
         )
@@ -252,3 +313,94 @@ def _flat(params: Mapping[str, object], above: str = "") -> dict[str, object]:
 def _key(text: str) -> str:
     """Keep the characters that MLflow allows in names."""
     return re.sub(r"[^\w\-. :/]", "_", text)[:_LONGEST_KEY]
+
+
+# Files that a tracked run keeps: finding a run by what users see of it, and fetching a file.
+
+_N_NAMED = 5
+# the address of a run's page, and runs:/ID
+_ID_IN_ADDRESS = re.compile(r"runs:?/([0-9a-f]{32})\b")
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """A downloaded file of a run."""
+
+    run_id: str
+    run_name: str
+    path: Path
+
+
+def fetch_run_file(run: str, artifact_path: str, into: Path) -> RunFile:
+    """Download one file of a run.
+
+    run: its id, its name, the beginning of its name, or the address of its page.
+    into: local folder.
+    Raises: TrackingError if no run or several are meant, or it has no such file.
+    """
+    client = connect("", first_contact_s())
+    with as_tracking_error("cannot look for the run", run):
+        found = _find_run(client, run)
+    name, run_id = str(found.info.run_name), str(found.info.run_id)
+    with as_tracking_error("cannot fetch a file of the run", f"{name} {artifact_path}"):
+        path = mlflow.artifacts.download_artifacts(
+            run_id=_holder(client, found, artifact_path),
+            artifact_path=artifact_path,
+            dst_path=str(into),
+            tracking_uri=client.tracking_uri,
+        )
+    return RunFile(run_id, name, Path(path))
+
+
+def _find_run(client: MlflowClient, run: str) -> Run:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    in_address = _ID_IN_ADDRESS.search(run)
+    asked = in_address[1] if in_address else run.replace("'", "").replace("%", "")
+    for query in (
+        f"attributes.run_id = '{asked}'",
+        f"attributes.run_name = '{asked}'",
+        f"attributes.run_name LIKE '{asked}%'",
+    ):
+        found = client.search_runs(experiments, query, max_results=_N_NAMED) if asked else []
+        if len(found) == 1:
+            return found[0]
+        if len(found) > 1:
+            raise TrackingError(
+                "several runs are meant",
+                where=run,
+                found=_named(found),
+                expected="one run",
+                remedy="Give a whole name, or the id of the run where names are equal",
+            )
+    newest = client.search_runs(experiments, max_results=_N_NAMED)
+    raise TrackingError(
+        "no such run",
+        where=run,
+        found=f"newest runs {_named(newest)}" if newest else "no runs at all",
+        expected="the name, the id or the address of a run on this server",
+        remedy="The list of runs on the server's page shows their names",
+    )
+
+
+def _named(runs: list[Run]) -> str:
+    return ", ".join(f"{run.info.run_name} ({run.info.run_id})" for run in runs)
+
+
+def _holder(client: MlflowClient, run: Run, artifact_path: str) -> str:
+    """Name the run that holds the file: the run itself, or one of its steps.
+
+    Kubeflow's MLflow plugin makes a run for each step, below that of the pipeline.
+    """
+    folder = artifact_path.rpartition("/")[0]
+    below = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    for candidate in (run, *client.search_runs([run.info.experiment_id], below)):
+        known = client.list_artifacts(candidate.info.run_id, folder or None)
+        if artifact_path in [item.path for item in known]:
+            return str(candidate.info.run_id)
+    raise TrackingError(
+        "run has no such file",
+        where=str(run.info.run_name),
+        found=f"a run that is {run.info.status.lower()}, without {artifact_path}",
+        expected="a run whose evaluation is done",
+        remedy="Let its evaluation finish, or name another run",
+    )

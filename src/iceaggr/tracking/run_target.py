@@ -3,17 +3,209 @@
 from __future__ import annotations
 
 import json
+import time
+import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
 
 from iceaggr.errors import TrackingError
 from iceaggr.patience import ask_patiently, may_pass
 from iceaggr.tracking.connection import as_tracking_error, connect
-from iceaggr.tracking.outbox import Record
-from iceaggr.tracking.run_lookup import experiment_id, find_or_create_run
-from iceaggr.tracking.sending import RunSender
+from iceaggr.tracking.outbox import Record, RunSender
+
+# What MLflow's page of an experiment offers without configuration: its kind, a note, a view.
+#
+# MLflow keeps saved views of the table of runs as tags of the experiment, one JSON document each
+# (MLflow 3.15 and later list them under Views; older servers ignore the tag).
+
+VIEW_ID = "iceaggr"
+"""Names the saved view in addresses: `#/experiments/ID/runs?viewStateShareKey=iceaggr`."""
+
+_MODEL_TRAINING = "workflowType=machine_learning"
+"""Opens a page in the mode Model training. MLflow 3.17 shows the one that the browser had last, at
+first GenAI, whatever the kind of the experiment; `#/runs/ID` loses the word.
+"""
+VIEW_NAME = "Test figures side by side"
+
+_METRICS = (
+    "test/mean_deg",
+    "test/median_deg",
+    "test/p68_deg",
+    "test_error/mean_deg",
+    "test_track/median_deg",
+    "test_cascade/median_deg",
+    "test_kappa/gap",
+    "train/events_per_s",
+)
+_PARAMS = ("config/model/d_model", "config/model/seed", "config/training/learning_rate")
+_TAGS = ("data_digest", "promoted")
+
+_NOTE = f"""\
+One run per pipeline run, written to by all its steps.
+
+**Views > {VIEW_NAME}** shows the figures on test events as columns, best mean opening angle first.
+Only runs with the same data digest were judged on the same events; for those,
+`iceaggr compare RUN RUN` gives the paired difference with its error, in total and per bin.
+
+Metrics: `test/` the model on test events, `test_error/` standard errors, `test_track/`,
+`test_cascade/`, `test_kappa/` calibration, `test_baselines/` classical fits; `train/` and
+`validation/` are curves. Parameters: `config/` holds every setting.
+"""
+
+
+def experiment_tags() -> dict[str, str]:
+    """Make the tags that a new experiment is created with."""
+    view = {
+        "name": VIEW_NAME,
+        "createdAt": int(time.time() * 1000),
+        "state": json.dumps(_view_state()),
+    }
+    return {
+        # a model that is trained, not an application of language models: decides what MLflow shows
+        "mlflow.experimentKind": "custom_model_development",
+        "mlflow.note.content": _NOTE,
+        f"mlflow.sharedViewState.{VIEW_ID}": json.dumps(view),
+    }
+
+
+def missing_tags(known: dict[str, str]) -> dict[str, str]:
+    """Give what the page of an experiment lacks that somebody else made; its note stays theirs."""
+    mine = experiment_tags()
+    return {key: mine[key] for key in mine if key not in known and key != "mlflow.note.content"}
+
+
+def view_link(tracking_uri: str, experiment: str) -> str:
+    """Give the address of the table of runs with the saved view; experiment: its id."""
+    page = f"{tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs"
+    return f"{page}?viewStateShareKey={VIEW_ID}&{_MODEL_TRAINING}"
+
+
+def run_link(tracking_uri: str, run_id: str, experiment: str = "") -> str:
+    """Give the address of a run's page.
+
+    experiment: its id; without it the page opens, too, but in the mode that the browser had last.
+    """
+    server = tracking_uri.rstrip("/")
+    if not experiment:
+        return f"{server}/#/runs/{run_id}"
+    return f"{server}/#/experiments/{experiment}/runs/{run_id}?{_MODEL_TRAINING}"
+
+
+def experiment_of_run(tracking_uri: str, run_id: str) -> str:
+    """Name the experiment of a run by its id, '' if the server is away."""
+    try:
+        with as_tracking_error("no such run", run_id):
+            return str(connect(tracking_uri).get_run(run_id).info.experiment_id)
+    except TrackingError:
+        return ""
+
+
+def _view_state() -> dict[str, object]:
+    columns = [f"metrics.`{name}`" for name in _METRICS]
+    columns += [f"params.`{name}`" for name in _PARAMS]
+    columns += [f"tags.`{name}`" for name in _TAGS]
+    return {
+        "selectedColumns": columns,
+        "orderByKey": f"metrics.`{_METRICS[0]}`",
+        "orderByAsc": True,
+    }
+
+
+# Which MLflow run a step writes to: the one of its pipeline run, the same for all its steps.
+
+PIPELINE_RUN_TAG = "iceaggr.pipeline_run_id"
+_CREATOR_TAG = "iceaggr.created_by"
+_SETTLE_S = 1.5
+
+
+def checked_run_id(pipeline_run_id: str) -> str:
+    """Check the id by which all steps find their run. Raises: TrackingError."""
+    if not pipeline_run_id or '"' in pipeline_run_id:
+        raise TrackingError(
+            "not the id of a pipeline run",
+            where="run_id",
+            found=repr(pipeline_run_id),
+            expected="text without quotation marks",
+            remedy="Give each pipeline run an id of its own",
+        )
+    return pipeline_run_id
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Find or create an experiment; a step that creates it at the same moment is no error."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, tags=experiment_tags()))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise TrackingError(
+            "experiment was deleted",
+            where=name,
+            found="a deleted one of that name",
+            expected="an active experiment",
+            remedy="Restore it with `mlflow experiments restore`, or choose another name",
+        )
+    for key, value in missing_tags(found.tags).items():
+        client.set_experiment_tag(found.experiment_id, key, value)
+    return str(found.experiment_id)
+
+
+def find_or_create_run(
+    client: MlflowClient, experiment: str, pipeline_run_id: str, run_name: str
+) -> str:
+    """Return the id of the pipeline run's one MLflow run, creating it if it is the first.
+
+    MLflow has no unique keys for runs. So steps that start together may each create one; all then
+    wait until the newest is 1.5 s old, agree on the oldest, and whoever made another deletes it.
+    This holds unless creating a run takes longer than that, or clocks differ by more.
+    """
+    me = uuid.uuid4().hex
+    runs = _runs_of(client, experiment, pipeline_run_id)
+    if not runs:
+        tags = {PIPELINE_RUN_TAG: pipeline_run_id, _CREATOR_TAG: me}
+        client.create_run(experiment, run_name=run_name, tags=tags)
+        runs = _runs_of(client, experiment, pipeline_run_id)
+    youngest_s = time.time() - max((run.info.start_time for run in runs), default=0) / 1e3
+    if youngest_s < _SETTLE_S:
+        time.sleep(_SETTLE_S - max(0.0, youngest_s))
+        runs = _runs_of(client, experiment, pipeline_run_id)
+    if not runs:
+        raise TrackingError(
+            "the run disappeared while it was opened",
+            where=pipeline_run_id,
+            found="no run",
+            expected="the run that was made a moment ago",
+            remedy="Do not delete runs of a pipeline that is still running",
+        )
+    chosen, *others = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+    if chosen.data.tags.get(_CREATOR_TAG) == me:
+        _delete_tag(client, chosen.info.run_id)  # it has served; users see tags
+    for other in others:
+        if other.data.tags.get(_CREATOR_TAG) == me:
+            client.delete_run(other.info.run_id)
+    return str(chosen.info.run_id)
+
+
+def _delete_tag(client: MlflowClient, run_id: str) -> None:
+    try:
+        client.delete_tag(run_id, _CREATOR_TAG)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # our own request, its answer lost
+            raise
+
+
+def _runs_of(client: MlflowClient, experiment: str, pipeline_run_id: str) -> list[Run]:
+    mine = f'tags.`{PIPELINE_RUN_TAG}` = "{pipeline_run_id}"'
+    return list(client.search_runs([experiment], mine, ViewType.ACTIVE_ONLY))
+
 
 STUMBLE_S = 1.0
 """A server that has just answered may stumble over one request."""

@@ -2,19 +2,97 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 import shutil
+import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from iceaggr.errors import StorageError, TrackingError
+from iceaggr.errors import IceaggrError, StorageError, TrackingError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.patience import may_pass
 from iceaggr.service_settings import tracking_server
 from iceaggr.storage.uris import below, inside
-from iceaggr.tracking.replay import replay
+from iceaggr.tracking.connection import as_tracking_error
+from iceaggr.tracking.outbox import RECORDS, RunSender
+from iceaggr.tracking.run_target import load_target
+
+# Sends what a finished run could not: `python -m iceaggr.tracking.unsent FOLDER`.
+
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
+
+
+_RECORDS_PER_REQUEST = 200
+
+
+def replay(folder: Path, tracking_uri: str = "") -> int:
+    """Send a spool folder to its run and delete it; returns the number of records sent.
+
+    tracking_uri: empty = the one that the records name.
+    Raises: TrackingError if the folder is no spool or the server is still away; StorageError if a
+    record names a file outside the folder.
+    """
+    try:
+        target = load_target(folder)
+        lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError, TypeError) as error:
+        raise TrackingError(
+            "not a folder of unsent tracking records",
+            where=str(folder),
+            found=str(error),
+            expected=f"{RECORDS} and the file that names their run",
+            remedy="Give the folder that the step named when it ended",
+        ) from None
+    if tracking_uri:
+        target = replace(target, tracking_uri=tracking_uri)
+    records = [json.loads(line) for line in lines]
+    for record in records:  # the folder may have been moved since
+        if record["kind"] == "file":
+            path = Path(record["path"])
+            record["path"] = str(inside(folder, f"{path.parent.name}/{path.name}"))
+    client, target = target.open()
+    sender = RunSender(client, target.run_id)
+    with as_tracking_error("cannot send the records", str(folder)):
+        for first in range(0, len(records), _RECORDS_PER_REQUEST):
+            sender.send(records[first : first + _RECORDS_PER_REQUEST])
+    shutil.rmtree(folder)
+    return len(records)
+
+
+def _replay_stored(folder_uri: str) -> int:
+    from iceaggr.storage import open_store
+    from iceaggr.tracking.unsent import send_kept
+
+    return send_kept(open_store(), folder_uri)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m iceaggr.tracking.unsent", description=__doc__)
+    parser.add_argument("folder", help="a folder of unsent records, or its URI in storage")
+    folder = parser.parse_args(arguments).folder
+    try:
+        n_sent = _replay_stored(folder) if "://" in folder else replay(Path(folder))
+    except IceaggrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{n_sent} records sent")
+    return 0
+
+
+if __name__ == "__main__":
+    from iceaggr.entry import run
+
+    run(main)
+
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +113,7 @@ def keep_unsent(store: ObjectStore, spool: Path, folder_uri: str) -> None:
     shutil.rmtree(spool, ignore_errors=True)
     log.warning(
         "unsent tracking records lie in %s. A later step of this run, or the last one of another, "
-        "sends them when the server is back; by hand: python -m iceaggr.tracking.replay %s",
+        "sends them when the server is back; by hand: python -m iceaggr.tracking.unsent %s",
         *(kept, folder_uri),
     )
 

@@ -27,8 +27,7 @@ from torch import Tensor
 
 from iceaggr.errors import StorageError, TrainingError
 from iceaggr.interfaces import ObjectStore
-from iceaggr.validation import shown
-from iceaggr.verified import read_verified, sha256_of
+from iceaggr.validation import read_verified, sha256_of, shown
 
 FORMAT_VERSION = 1
 _FOLDER = re.compile(r"step-\d{8,}-[0-9a-f]{16}")

@@ -2,21 +2,118 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import os
+import sysconfig
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.config import TrainingConfig
+from iceaggr.config import ModelConfig, TrainingConfig
 from iceaggr.errors import TrainingError
 from iceaggr.models import DirectionModel
 from iceaggr.models.input_features import Features
+from iceaggr.models.packed_transformer import MIN_HEAD_WIDTH
+from iceaggr.signals import without_launchers
 from iceaggr.training.inputs import BatchSource
+
+# The processes of one run: started by torchrun, one per GPU, or a single one.
+#
+# Schedulers and other trainings leave RANK, WORLD_SIZE, MASTER_ADDR and their kin in a shell. A
+# process that believed them would wait for partners that do not exist. So they count only where our
+# own launcher has started the process, which says so itself.
+
+# torch 2.13 has another name for it
+_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_NO_SYNC: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The place of this process among all of the run. With one process nothing is ever sent."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Tell whether this process tracks and writes."""
+        return self.rank == 0
+
+    def gather(self, numbers: Sequence[float]) -> Tensor:
+        """Collect a few numbers of every process: (world_size, K) float64, on the CPU."""
+        mine = torch.tensor(list(numbers), dtype=torch.float64)
+        if self.world_size == 1:
+            return mine[None]
+        everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(everyone, mine)
+        return torch.stack(everyone)
+
+    def gather_objects(self, item: Any) -> list[Any]:
+        """Collect an object of every process, in rank order."""
+        if self.world_size == 1:
+            return [item]
+        everyone: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyone, item)
+        return everyone
+
+    def any(self, flag: bool) -> bool:
+        """Tell whether the flag is set in any process."""
+        return bool(self.gather([float(flag)]).any())
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Let gradients be averaged over the processes during backward."""
+        if self.world_size == 1:
+            return model
+        return DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            # buffers are constants: the normalisation and the frame of the features
+            **_NO_SYNC,
+        )
+
+
+@contextmanager
+def joined_processes(use_gpu: bool, launched: bool) -> Iterator[Processes]:
+    """Join the processes that torchrun describes in the environment, and leave them at the end.
+
+    Control messages always travel over gloo on the CPU, gradients over NCCL on GPUs.
+    launched: our launcher started this process with others; False trains alone, whatever is there
+    """
+    if not launched:
+        without_launchers(os.environ)
+        yield Processes()
+        return
+    if int(os.environ["WORLD_SIZE"]) == 1:
+        yield Processes()
+        return
+    started_here = not dist.is_initialized()
+    if started_here:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
+    try:
+        yield Processes(
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        )
+    finally:
+        if started_here:
+            dist.destroy_process_group()
+
 
 logger = logging.getLogger(__name__)
 
@@ -200,3 +297,49 @@ def _is_sound(batch: EventBatch, check: Check | None) -> bool:
     except Exception:
         return False
     return True
+
+
+# Whether the layers of a model are compiled for its device, and what is missing if not.
+
+
+def compile_for(model: DirectionModel, device: torch.device, config: TrainingConfig) -> None:
+    """Compile the layers of a model where its device and the configuration say so, and log it.
+
+    Raises: TrainingError if the configuration insists and it cannot be.
+    """
+    wanted, obstacle = config.compile_layers, _obstacle_to_compiling(device, model.config)
+    if wanted == "on" and obstacle:
+        raise TrainingError(
+            "layers cannot be compiled",
+            where="training.compile_layers",
+            found=obstacle,
+            expected="a GPU, Triton, a C compiler, Python's headers and heads of width "
+            f"{MIN_HEAD_WIDTH} or more",
+            remedy="Set training.compile_layers to auto or off, or install what is missing",
+        )
+    if wanted == "off" or obstacle:
+        level = logging.WARNING if wanted == "auto" and device.type == "cuda" else logging.INFO
+        logger.log(level, "layers are not compiled: %s", obstacle or "switched off")
+        return
+    logger.info("layers are compiled for %s: the first step takes a minute", device)
+    model.compile_layers()
+
+
+def _obstacle_to_compiling(device: torch.device, config: ModelConfig) -> str:
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    head_width = config.d_model // config.n_heads
+    if head_width < MIN_HEAD_WIDTH:
+        return f"attention heads of width {head_width} (model.d_model / model.n_heads)"
+    if find_spec("triton") is None:
+        return "torch came without Triton"
+    if not (os.environ.get("CC") or which("gcc") or which("clang")):
+        return "no C compiler (gcc, clang or $CC)"
+    if not python_header().is_file():
+        return "no C headers of Python (python3-dev)"
+    return ""
+
+
+def python_header() -> Path:
+    """Say where the C header lies that a compiled launcher of kernels includes."""
+    return Path(sysconfig.get_path("include")) / "Python.h"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import NormalizationConfig
 from iceaggr.errors import NormalizationError, TrainingError
-from iceaggr.normalization import check_inputs
+from iceaggr.models.normalizer import check_inputs
 
 N_NAMED = 10
 """Event ids or parameters that an error lists."""

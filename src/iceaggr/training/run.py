@@ -11,22 +11,22 @@ from iceaggr.batches import EventLoader
 from iceaggr.errors import IceaggrError
 from iceaggr.models import build_model
 from iceaggr.models.bundle import save_model
-from iceaggr.normalization import Normalizer
+from iceaggr.models.normalizer import Normalizer
 from iceaggr.signals import Interruption, TrainingInterruptedError
 from iceaggr.training.checkpoint import CheckpointFolder
-from iceaggr.training.compilation import compile_for
-from iceaggr.training.curves import CurveWindow
-from iceaggr.training.device import choose_device, device_name
-from iceaggr.training.distributed import Processes, joined_processes
-from iceaggr.training.divergence import NotLearningError, with_few_events
+from iceaggr.training.device import (
+    Processes,
+    choose_device,
+    compile_for,
+    device_name,
+    joined_processes,
+)
 from iceaggr.training.inputs import ProgressCallback, TrainingInputs, TrainingResult
-from iceaggr.training.keeper import Keeper
+from iceaggr.training.keeper import Keeper, RunState, fixed_threads, run_identity
 from iceaggr.training.loop import Loop, LoopParts
-from iceaggr.training.reporting import Reporter
-from iceaggr.training.rounding import fixed_threads
-from iceaggr.training.state import RunState, run_identity
+from iceaggr.training.reporting import CurveWindow, Reporter
 from iceaggr.training.step import OptimiserStep
-from iceaggr.training.validation import Validator
+from iceaggr.training.validation import NotLearningError, Validator, with_few_events
 
 logger = logging.getLogger(__name__)
 

@@ -5,19 +5,117 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.config import ExperimentConfig
+from iceaggr.config import ExperimentConfig, TrainingConfig
 from iceaggr.losses import direction_loss
 from iceaggr.models import DirectionModel
-from iceaggr.training.averaging import AveragedWeights
-from iceaggr.training.device import LoadedBatch, autocast
-from iceaggr.training.distributed import Processes
+from iceaggr.training.device import LoadedBatch, Processes, autocast
 from iceaggr.training.guards import GradientNorms, TakenStep, check_kept, check_step
-from iceaggr.training.optimizer import build_optimizer, optimizer_tensors, set_learning_rate
+
+# AdamW, and its state as named tensors.
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """Build AdamW with weight decay on matrices only.
+
+    Decay pulls biases and norm scales towards zero for no gain, so vectors are left out.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    on_gpu = any(p.is_cuda for p in parameters)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        fused=on_gpu,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """List the optimiser's state as tensors named "<quantity>/<parameter>"."""
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    return {
+        f"{quantity}/{names[parameter]}": value
+        for parameter, quantities in optimizer.state.items()
+        for quantity, value in quantities.items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
+) -> None:
+    """Put tensors of `optimizer_tensors` back.
+
+    Raises: KeyError if a tensor belongs to no parameter of the model.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    row = {names[parameter]: index for index, parameter in enumerate(ordered)}
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        quantity, _, name = key.partition("/")
+        state.setdefault(row[name], {})[quantity] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+# Exponential moving average of the weights.
+
+
+class AveragedWeights:
+    """Averages the parameters over the steps; validated and saved instead of the last ones.
+
+    The decay starts low, min(decay, (1 + n) / (10 + n)) after n updates, so that the average
+    forgets the initial weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors: dict[str, Tensor] = {
+            name: parameter.detach().clone() for name, parameter in model.named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, n_updates: int) -> None:
+        """Move the average towards the present weights."""
+        decay = min(self.decay, (1 + n_updates) / (10 + n_updates))
+        present = [parameter.detach() for parameter in model.parameters()]
+        torch._foreach_lerp_(list(self.tensors.values()), present, 1 - decay)
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over stored averages. Raises: KeyError if they are of another model."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Run a block with the averaged weights in the model, then put the present ones back."""
+        parameters = dict(model.named_parameters())
+        present = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self._copy(self.tensors, parameters)
+        try:
+            yield
+        finally:
+            self._copy(present, parameters)
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(source: dict[str, Tensor], target: dict[str, nn.Parameter]) -> None:
+        for name, parameter in target.items():
+            parameter.copy_(source[name])
 
 
 @dataclass(frozen=True)

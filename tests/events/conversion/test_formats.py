@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from iceaggr.errors import RawDataError
-from iceaggr.events.conversion.tables import open_tables
+from iceaggr.events.conversion.file_tables import open_tables
 from tests.events.conversion.foreign_files import (
     converted,
     expected,

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 
-from iceaggr.detector import icecube86
-from iceaggr.events.simulation.figures import FIGURES, figures_table, measure_figures
+from benchmarks.simulation_figures import FIGURES, figures_table, measure_figures
+from iceaggr.detector import C_M_PER_NS, N_GROUP, icecube86
 from iceaggr.events.simulation.ice import COS_CHERENKOV, SIN_CHERENKOV
-from iceaggr.light_in_ice import C_M_PER_NS, N_GROUP
 from iceaggr.storage import open_store
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 
+from iceaggr.detector import C_M_PER_NS, N_GROUP
+from iceaggr.events.simulation.ice import live_sensors
 from iceaggr.events.simulation.pairs import Cascades, Tracks, cascade_pairs, track_pairs
-from iceaggr.events.simulation.sensors import live_sensors
-from iceaggr.light_in_ice import C_M_PER_NS, N_GROUP
 
 
 def vertical_track(first_m: float = -750.0, last_m: float = 750.0) -> Tracks:

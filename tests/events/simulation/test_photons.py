@@ -1,9 +1,9 @@
 import numpy as np
 
+from iceaggr.events.simulation.ice import live_sensors
 from iceaggr.events.simulation.pairs import Pairs
 from iceaggr.events.simulation.photons import draw_afterpulses, draw_noise, draw_photons
 from iceaggr.events.simulation.pulses import form_pulses
-from iceaggr.events.simulation.sensors import live_sensors
 
 
 def one_pair(expected_pe: float, xi: float = 1.5, rho: float = 4e-3) -> Pairs:

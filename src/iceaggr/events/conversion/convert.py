@@ -19,17 +19,23 @@ import pyarrow.parquet as pq
 from iceaggr.detector import Detector
 from iceaggr.errors import RawDataError
 from iceaggr.events.cleaning import Account, clean
+from iceaggr.events.conversion.file_tables import open_tables
 from iceaggr.events.conversion.sensors import SensorKey, Sensors, read_geometry
-from iceaggr.events.conversion.tables import JoinedTable, open_tables
+from iceaggr.events.conversion.tables import (
+    Floats,
+    Ints,
+    JoinedTable,
+    flags,
+    numbers,
+    whole_numbers,
+)
 from iceaggr.events.conversion.truth import EventNumbers, Truth, no_truth, read_truth
-from iceaggr.events.conversion.values import Floats, Ints, flags, numbers, whole_numbers
-from iceaggr.events.decoding import decode_pulses
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.grouping import group_by_dom
 from iceaggr.events.label_reading import AS_DOCUMENTED, LabelReading
 from iceaggr.events.layout import ABSENT_CHARGE, ABSENT_FLAG
 from iceaggr.events.meta import EventTable
-from iceaggr.events.pulses import PulseChunk
+from iceaggr.events.pulses import PulseChunk, decode_pulses
 from iceaggr.events.raw_folder import CHECKED, RawFolder
 from iceaggr.events.sources import (
     ROW,

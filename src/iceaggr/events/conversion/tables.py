@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -10,21 +9,110 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from iceaggr.errors import RawDataError
 
-ROWS_PER_READ = 1 << 18
-SUFFIXES = {
-    "SQLite": (".db", ".sqlite", ".sqlite3", ".db3"),
-    "Parquet": (".parquet", ".pq"),
-    "HDF5": (".h5", ".hdf5", ".hdf", ".he5"),
-}
-_SKIPPED = (".", "_", "~")
-"""A folder or file whose name begins so is a copy, a checkpoint or an unfinished rest."""
-_NUMBERED = re.compile(r"(.*?)[._-]*\d.*")
-_NAMELESS = ("", "part", "batch", "chunk", "file", "data")
+# Values of foreign columns, checked: a null is never a number, and nothing is rounded.
 
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+_RUN_BITS, _EVENT_BITS, _SUB_BITS = 20, 32, 11
+"""Of an id that is made of run, event and part of the event: 63 bits together."""
+_OTHER_COLUMN = "Mend the source, or name another column with the flag"
+
+
+def whole_numbers(column: Any, place: str, where: str) -> Ints:
+    """Take ids: (n,) int64.
+
+    place: table, column and flag.  where: the file.
+    Raises: RawDataError if one is null, no number, has a fraction or exceeds 64 signed bits.
+    """
+    column = _plain(column)
+    if column.null_count or pa.types.is_null(column.type):
+        found = f"null in {column.null_count:,} of {len(column):,} rows read"
+        raise _refused("an id is missing", place, where, found)
+    if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
+        try:
+            return np.asarray(column.cast(pa.int64()).to_numpy(zero_copy_only=False), np.int64)
+        except pa.ArrowInvalid:
+            raise _refused("an id exceeds 64 bits", place, where, str(pc.max(column))) from None
+    values = _as_float(column, place, where)
+    # up to 2^53 every whole number is a float64
+    wrong = ~((np.abs(values) <= 2.0**53) & (values == np.floor(values)))
+    if wrong.any():
+        found = f"{values[wrong][0]:g}"
+        raise _refused("an id is no whole number", place, where, found)
+    return values.astype(np.int64)
+
+
+def numbers(column: Any, place: str, where: str) -> Floats:
+    """Take measured values: (n,) float64, NaN where one is null. Raises: RawDataError for text."""
+    return _as_float(_plain(column), place, where)
+
+
+def flags(column: Any, place: str, where: str) -> Floats:
+    """Take flags: (n,) float64, 0 or 1, NaN where one is null. Raises: RawDataError for others."""
+    values = _as_float(_plain(column), place, where)
+    wrong = ~(np.isnan(values) | (values == 0) | (values == 1))
+    if wrong.any():
+        raise _refused("a flag is neither 0 nor 1", place, where, f"{values[wrong][0]:g}")
+    return values
+
+
+def combined_ids(columns: list[Ints], place: str, where: str) -> Ints:
+    """Make one id of run, event and, if there is a third, part of the event: (n,) int64.
+
+    The same event has the same id in whatever file it lies.
+    Raises: RawDataError if one does not fit into its bits.
+    """
+    sub = columns[2] if len(columns) > 2 else np.zeros_like(columns[0])
+    parts = ((columns[0], _RUN_BITS), (columns[1], _EVENT_BITS), (sub, _SUB_BITS))
+    for values, n_bits in parts:
+        wrong = (values < 0) | (values >= 1 << n_bits)
+        if wrong.any():
+            what = "run and event make no id"
+            raise _refused(what, place, where, f"{values[wrong][0]}, not 0 to {(1 << n_bits) - 1}")
+    shifted = columns[0] << (_EVENT_BITS + _SUB_BITS)
+    return np.asarray(shifted | (columns[1] << _SUB_BITS) | sub, np.int64)
+
+
+def _plain(column: Any) -> Any:
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column
+
+
+def _as_float(column: Any, place: str, where: str) -> Floats:
+    kind = column.type
+    if pa.types.is_null(kind):
+        return np.full(len(column), np.nan)
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        raise _refused("a column holds no numbers", place, where, f"{kind} {column[0]}")
+    # not `cast`, which refuses integers beyond 2^53
+    values = column.cast(pa.float64()) if pa.types.is_decimal(kind) else column
+    return np.asarray(values.to_numpy(zero_copy_only=False), np.float64)
+
+
+def _refused(what: str, place: str, where: str, found: str) -> RawDataError:
+    return RawDataError(
+        what,
+        where=f"{where} {place}",
+        found=found,
+        expected="numbers; ids whole and in every row",
+        remedy=_OTHER_COLUMN,
+    )
+
+
+ROWS_PER_READ = 1 << 18
 Columns = dict[str, Any]
 """Column name -> Arrow array, all of one length."""
 
@@ -97,82 +185,8 @@ class JoinedTable:
             first_row += part.n_events
 
 
-def open_tables(inputs: Sequence[Path]) -> dict[str, JoinedTable]:
-    """Find the tables in all files, and in the files of all folders: name -> table.
-
-    Raises: RawDataError if a file cannot be read or is of no known format.
-    """
-    found: dict[str, list[tuple[int, SourceTable]]] = {}
-    for number, given in enumerate(inputs):
-        for path in _files(given):
-            tables = _tables_of(path, given)
-            if not tables:
-                raise _unreadable(path, "no table in it", "tables of pulses and of truth")
-            for table in tables:
-                found.setdefault(table.name, []).append((number, table))
-    return {name: JoinedTable(name, tuple(parts)) for name, parts in found.items()}
-
-
-def _files(given: Path) -> list[Path]:
-    if given.is_file():
-        return [given]
-    if not given.exists():
-        raise _unreadable(given, "nothing of this name", "a file or a folder")
-    known = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
-    files = [
-        path
-        for path in sorted(given.rglob("*"), key=_in_order)
-        if path.suffix.lower() in known
-        and path.is_file()
-        and not any(part.startswith(_SKIPPED) for part in path.relative_to(given).parts)
-    ]
-    if not files:
-        raise _unreadable(given, "no such file in the folder", f"files that end in {_endings()}")
-    if any(path.name in ("train_meta.parquet", "test_meta.parquet") for path in files):
-        raise RawDataError(
-            "the folder holds the raw layout already",
-            where=str(given),
-            found="train_meta.parquet or test_meta.parquet",
-            expected="events in another layout",
-            remedy=f"Use it as it is: --raw-uri {given.absolute().as_uri()}",
-        )
-    return files
-
-
-def _in_order(path: Path) -> list[Any]:
-    """Sort part 10 after part 9."""
-    return [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", str(path))]
-
-
-def _endings() -> str:
-    return ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
-
-
-def _tables_of(path: Path, given: Path) -> Sequence[SourceTable]:
-    with path.open("rb") as file:
-        head = file.read(16)
-    suffix = path.suffix.lower()
-    if head.startswith(b"SQLite format 3\0") or suffix in SUFFIXES["SQLite"]:
-        return _sqlite_tables(path)
-    if head.startswith(b"PAR1") or suffix in SUFFIXES["Parquet"]:
-        from iceaggr.events.conversion.parquet_tables import parquet_tables
-
-        return parquet_tables(path, table_name(path, given))
-    if head.startswith(b"\x89HDF\r\n\x1a\n") or suffix in SUFFIXES["HDF5"]:
-        from iceaggr.events.conversion.hdf5_tables import hdf5_tables
-
-        return hdf5_tables(path)
-    raise _unreadable(path, f"begins with {head[:8]!r}", "SQLite, Parquet or HDF5")
-
-
-def table_name(path: Path, given: Path) -> str:
-    """Name the table that a file is a part of: `total_3.parquet` and `total/part-3.parquet`."""
-    numbered = _NUMBERED.fullmatch(path.stem)
-    stem = numbered[1] if numbered else path.stem
-    return stem if stem.lower() not in _NAMELESS else (path.parent.name or given.name or path.stem)
-
-
-def _unreadable(path: Path, found: str, expected: str) -> RawDataError:
+def unreadable(path: Path, found: str, expected: str) -> RawDataError:
+    """Word the error of a source that cannot be read."""
     return RawDataError(
         "cannot read the source",
         where=str(path),
@@ -191,7 +205,7 @@ def reading_source(path: Path, *errors: type[Exception]) -> Iterator[None]:
         raise
     except errors as error:
         found = (" ".join(str(error).split()) or type(error).__name__)[:300]
-        raise _unreadable(path, found, "a complete file that this user may read") from None
+        raise unreadable(path, found, "a complete file that this user may read") from None
 
 
 @dataclass(frozen=True)
@@ -227,7 +241,8 @@ class _SqliteTable:
             ) from None
 
 
-def _sqlite_tables(path: Path) -> list[SourceTable]:
+def sqlite_tables(path: Path) -> list[SourceTable]:
+    """List the tables and views of a SQLite file. Raises: RawDataError."""
     listing = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY rowid"
     with reading_source(path, sqlite3.Error), closing(_connect(path)) as connection:
         tables: list[SourceTable] = []

@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 
 from iceaggr.errors import RawDataError
-from iceaggr.events.conversion.tables import JoinedTable
-from iceaggr.events.conversion.values import Floats, Ints, combined_ids, numbers, whole_numbers
+from iceaggr.events.conversion.tables import (
+    Floats,
+    Ints,
+    JoinedTable,
+    combined_ids,
+    numbers,
+    whole_numbers,
+)
 from iceaggr.events.label_reading import LabelReading
 from iceaggr.events.sources import ROW, ChosenTable
 from iceaggr.events.truth import MAX_ENERGY_GEV

@@ -7,14 +7,15 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import numpy.typing as npt
 
+from iceaggr.detector import C_M_PER_NS
 from iceaggr.events.simulation.config import N_EVENTS_PER_BLOCK, SimulationConfig
-from iceaggr.events.simulation.ice import Floats
+from iceaggr.events.simulation.ice import Floats, Ints, live_sensors
 from iceaggr.events.simulation.interactions import (
     REACH_M,
     Interactions,
     draw_interactions,
 )
-from iceaggr.events.simulation.muon import draw_losses, muon_energy, muon_range_m
+from iceaggr.events.simulation.light import draw_losses, muon_energy, muon_range_m
 from iceaggr.events.simulation.pairs import (
     Cascades,
     Pairs,
@@ -30,10 +31,7 @@ from iceaggr.events.simulation.photons import (
     draw_photons,
     join,
 )
-from iceaggr.events.simulation.pulses import form_pulses, quantised
-from iceaggr.events.simulation.sensors import Ints, live_sensors
-from iceaggr.events.simulation.trigger import Readout, read_out
-from iceaggr.light_in_ice import C_M_PER_NS
+from iceaggr.events.simulation.pulses import Readout, form_pulses, quantised, read_out
 
 _MIN_PHOTONS = 6
 """Fewer photons than this, with chance noise, practically never make eight coincident hits."""

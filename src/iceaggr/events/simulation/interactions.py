@@ -13,8 +13,7 @@ from scipy.spatial import ConvexHull
 from iceaggr.detector import icecube86
 from iceaggr.events.simulation.config import SimulationConfig
 from iceaggr.events.simulation.ice import Floats
-from iceaggr.events.simulation.light import hadronic_light
-from iceaggr.events.simulation.muon import muon_range_m
+from iceaggr.events.simulation.light import hadronic_light, muon_range_m
 
 INTERACTIONS = ("nu_mu_cc", "nu_e_cc", "nu_nc")
 """Names of the interaction codes; the first makes tracks, the others cascades."""

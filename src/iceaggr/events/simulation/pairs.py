@@ -8,18 +8,19 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
+from iceaggr.detector import C_M_PER_NS, N_GROUP
 from iceaggr.events.simulation import light
 from iceaggr.events.simulation.ice import (
     COS_CHERENKOV,
     SIN_CHERENKOV,
     TAN_CHERENKOV,
     Floats,
+    Ints,
+    live_sensors,
     reference_lengths,
     south_pole_ice,
 )
-from iceaggr.events.simulation.muon import CONTINUOUS_B_PER_M, muon_energy
-from iceaggr.events.simulation.sensors import Ints, live_sensors
-from iceaggr.light_in_ice import C_M_PER_NS, N_GROUP
+from iceaggr.events.simulation.light import CONTINUOUS_B_PER_M, muon_energy
 
 MIN_EXPECTED_PE = 0.004
 """Pairs with less light are left out; their sum is below one photon for nearly every event."""

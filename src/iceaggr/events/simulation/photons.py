@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iceaggr.events.simulation.ice import Floats
+from iceaggr.detector import C_M_PER_NS, N_GROUP
+from iceaggr.events.simulation.ice import Floats, Ints, live_sensors
 from iceaggr.events.simulation.light import SHOWER_STEP_M
 from iceaggr.events.simulation.pairs import Pairs
-from iceaggr.events.simulation.sensors import Ints, live_sensors
-from iceaggr.light_in_ice import C_M_PER_NS, N_GROUP
 
 _JITTER_NS = 2.0
 """Spread of the PMT transit time. Source: IceTray PMTRes, main peak."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -14,17 +15,224 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-from iceaggr.errors import RawDataError
-from iceaggr.events.simulation.block import SimulatedEvents, simulate_block
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from iceaggr.detector import icecube86
+from iceaggr.errors import MachineError, RawDataError
+from iceaggr.events.raw_folder import CHECKED, RawFolder
+from iceaggr.events.simulation.block import SimulatedEvents, join_events, simulate_block
 from iceaggr.events.simulation.config import (
+    N_EVENT_IDS_PER_SEED,
     N_EVENTS_PER_BLOCK,
     SimulationConfig,
     SimulationSummary,
 )
-from iceaggr.events.simulation.writing import RawWriter
+from iceaggr.events.simulation.ice import Floats, Ints
+from iceaggr.events.simulation.interactions import INTERACTIONS, inside_array
 from iceaggr.interfaces import ObjectStore
-from iceaggr.machine_errors import MachineError
+
+# Tables of the public competition layout, made from simulated events.
+
+
+def _pulse_schema() -> pa.Schema:
+    """Describe the pulses with the event id as pandas index, as in the competition's files."""
+    empty = pd.DataFrame(
+        {
+            "sensor_id": np.zeros(0, np.int16),
+            "time": np.zeros(0, np.int64),
+            "charge": np.zeros(0, np.float64),
+            "auxiliary": np.zeros(0, np.bool_),
+        },
+        index=pd.Index(np.zeros(0, np.int64), name="event_id"),
+    )
+    return pa.Schema.from_pandas(empty)
+
+
+PULSE_SCHEMA = _pulse_schema()
+
+
+def pulse_table(events: SimulatedEvents, event_id: Ints) -> pa.Table:
+    """Build the rows of a batch file: one per pulse. event_id: (E,) int64."""
+    columns = [
+        events.sensor_id,
+        events.time_ns,
+        events.charge_pe,
+        events.auxiliary,
+        np.repeat(event_id, events.n_pulses),
+    ]
+    return pa.Table.from_arrays([pa.array(c) for c in columns], schema=PULSE_SCHEMA)
+
+
+def meta_table(events: SimulatedEvents, event_id: Ints, source_file: int, labels: bool) -> pa.Table:
+    """Build the rows of the meta file for one whole batch file; the last index is inclusive."""
+    end = np.cumsum(events.n_pulses)
+    columns: dict[str, Ints | Floats] = {
+        "batch_id": np.full(len(event_id), source_file, dtype=np.int64),
+        "event_id": event_id,
+        "first_pulse_index": end - events.n_pulses,
+        "last_pulse_index": end - 1,
+    }
+    if labels:
+        columns["azimuth"], columns["zenith"] = _angles(events.truth.origin)
+    return pa.table(columns)
+
+
+def truth_table(events: SimulatedEvents, event_id: Ints) -> pa.Table:
+    """Build the rows of the truth file, which only evaluation may read.
+
+    Angles are radians and point to the origin, as the label does; muon columns are NaN for
+    cascades. visible_energy_gev is the electromagnetic energy with the light of the cascade, plus,
+    for tracks, the energy with which the muon reaches the array.
+    """
+    truth = events.truth
+    track = truth.is_track
+    muon_azimuth, muon_zenith = _angles(-truth.travel)
+    cosine = np.clip(-(truth.origin * truth.travel).sum(axis=1), -1.0, 1.0)
+    contained = inside_array(truth.vertex_m)
+    cascade_seen = np.where(track & ~contained, 0.0, truth.cascade_gev)
+    nan = math.nan
+    return pa.table(
+        {
+            "event_id": event_id,
+            "energy_gev": truth.energy_gev,
+            "topology": np.where(track, "track", "cascade"),
+            "interaction": np.array(INTERACTIONS)[truth.code],
+            "vertex_x_m": truth.vertex_m[:, 0],
+            "vertex_y_m": truth.vertex_m[:, 1],
+            "vertex_z_m": truth.vertex_m[:, 2],
+            "contained": contained,
+            "inelasticity": truth.inelasticity,
+            "visible_energy_gev": cascade_seen + events.muon_at_array_gev,
+            "muon_energy_gev": np.where(track, events.muon_at_array_gev, nan),
+            "muon_azimuth": np.where(track, muon_azimuth, nan),
+            "muon_zenith": np.where(track, muon_zenith, nan),
+            "neutrino_muon_angle": np.where(track, np.arccos(cosine), nan),
+        }
+    )
+
+
+def geometry_csv() -> bytes:
+    """Write the built-in detector as the competition's sensor table, in metres."""
+    detector = icecube86()
+    table = pd.DataFrame(detector.xyz_m, columns=["x", "y", "z"])
+    table.insert(0, "sensor_id", detector.sensor_id)
+    return table.to_csv(index=False).encode()
+
+
+def _angles(direction: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    # here and not above: worker processes, which only need the physics, start without torch
+    import torch
+
+    from iceaggr.angles import azimuth_zenith
+
+    azimuth, zenith = azimuth_zenith(torch.from_numpy(direction))
+    return azimuth.numpy(), zenith.numpy()
+
+
+# Writing simulated events so that a crash half-way never looks complete.
+
+MARKER = "simulation.json"
+"""Written first: says that the folder is a simulation's own, with all its settings."""
+_N_PULSES_PER_ROW_GROUP = 1_000_000
+
+
+class RawWriter:
+    """Writes batch files as events arrive and the meta file last, when all are in place.
+
+    Memory holds one row group of pulses and the labels of one batch file.
+    """
+
+    def __init__(
+        self, store: ObjectStore, out_uri: str, config: SimulationConfig, scratch: Path
+    ) -> None:
+        self._folder = RawFolder(store, out_uri, scratch, labelled=config.labels)
+        self._config = config
+        self._scratch = scratch
+        self._pulses: pq.ParquetWriter | None = None
+        self._waiting: list[SimulatedEvents] = []
+        self._labels: list[SimulatedEvents] = []
+        self._n_in_file = 0
+        self._n_written = 0
+        self.n_files = 0
+
+    def __enter__(self) -> Self:
+        settings = self._config.model_dump(exclude={"n_processes"})
+        self._folder.claim(MARKER, settings, geometry_csv())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pulses is not None:
+            self._pulses.close()
+        self._folder.__exit__(kind, error, trace)
+
+    def add(self, events: SimulatedEvents) -> None:
+        """Append events, closing batch files as they fill."""
+        while len(events.n_pulses):
+            room = self._config.n_events_per_file - self._n_in_file
+            part = events.head(room)
+            events = events.tail(room)
+            self._waiting.append(part)
+            self._labels.append(part.without_pulses())
+            self._n_in_file += len(part.n_pulses)
+            if self._n_in_file == self._config.n_events_per_file:
+                self._close_file()
+            elif sum(len(p.time_ns) for p in self._waiting) >= _N_PULSES_PER_ROW_GROUP:
+                self._flush_pulses()
+
+    def finish(self) -> None:
+        """Close the last batch file and publish the meta file: only now the data are complete."""
+        if self._n_in_file:
+            self._close_file()
+        self._folder.finish()
+
+    def _batch_name(self) -> str:
+        return f"batch_{self.n_files + 1}.parquet"
+
+    def _event_ids(self, last: int, n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        start = self._config.seed * N_EVENT_IDS_PER_SEED + last - n
+        return np.arange(start, start + n, dtype=np.int64)
+
+    def _flush_pulses(self) -> None:
+        events = join_events(self._waiting)
+        self._waiting = []
+        self._n_written += len(events.n_pulses)
+        if self._pulses is None:
+            self._pulses = pq.ParquetWriter(
+                self._scratch / self._batch_name(), PULSE_SCHEMA, **CHECKED
+            )
+        event_id = self._event_ids(self._n_written, len(events.n_pulses))
+        self._pulses.write_table(pulse_table(events, event_id))
+
+    def _close_file(self) -> None:
+        if self._waiting:
+            self._flush_pulses()
+        assert self._pulses is not None, "a batch file holds at least one event"
+        self._pulses.close()
+        self._pulses = None
+        events, self._labels = join_events(self._labels), []
+        event_id = self._event_ids(self._n_written, len(events.n_pulses))
+        path = self._scratch / self._batch_name()
+        self._folder.publish(path)
+        if self._config.labels:
+            truth = truth_table(events, event_id)
+            pq.write_table(truth, path, **CHECKED)
+            self._folder.publish_truth(path)
+        self.n_files += 1
+        self._folder.append_meta(meta_table(events, event_id, self.n_files, self._config.labels))
+        self._n_in_file = 0
+
 
 _BLOCKS_AHEAD = 2
 

@@ -1,1 +1,0 @@
-"""Benchmarks: how fast and how large, as JSON-able figures."""
