@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 # `make run` trains this long; the laptop configuration itself asks for 10
 TRAIN_MINUTES ?= 5
 comma := ,
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/iceaggr/__init__.py)
 
 # what a shell sets for another Python, or another pip, is not for this one
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONWARNINGS \
@@ -95,7 +96,7 @@ gpu: setup
 # the image of all steps, with docker, podman or buildah; see docker/build.sh for the variables
 # given on the command line or in the environment; otherwise manifests/image says which
 OVERLAY_IMAGE := $(IMAGE)
-IMAGE ?= registry.example.org/iceaggr:0.1.0
+IMAGE ?= registry.example.org/iceaggr:$(VERSION)
 image:
 	@IMAGE="$(IMAGE)" docker/build.sh
 
@@ -125,7 +126,8 @@ tools:
 # all parts with version and licence, as CycloneDX
 sbom: setup tools
 	@mkdir -p build
-	@$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \
+	@sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml > build/described.toml
+	@$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject build/described.toml \
 	  --output-reproducible --output-format JSON --output-file build/sbom.json
 	@echo "wrote build/sbom.json"
 

@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from iceaggr import __version__
 from iceaggr.errors import ConfigError
 
-EXAMPLE_IMAGE = "registry.example.org/iceaggr:0.1.0"
+EXAMPLE_IMAGE = f"registry.example.org/iceaggr:{__version__}"
 """Stands for yours: no cluster can pull it. Makefile and manifests/image name the same."""
 IMAGE = os.environ.get("ICEAGGR_IMAGE") or EXAMPLE_IMAGE
 

@@ -12,7 +12,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 BASE_IMAGE=${BASE_IMAGE:-docker.io/library/debian:12-slim}
-IMAGE=${IMAGE:?name the image, e.g. IMAGE=registry.example.org/iceaggr:0.1.0}
+IMAGE=${IMAGE:?name the image, e.g. IMAGE=registry.example.org/iceaggr:1.2.3}
 TORCH=${TORCH:-torch==2.13.0}
 SYSTEM_PACKAGES=${SYSTEM_PACKAGES:-}
 IMAGE_FLAGS=${IMAGE_FLAGS:-}
@@ -28,7 +28,7 @@ else
   exit 1
 fi
 
-version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
+version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' src/iceaggr/__init__.py)
 commit=$(git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || true)
 # git calls a checkout clean whatever files lie in it that it was never told of; the image holds them
 case "$commit" in

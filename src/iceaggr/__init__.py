@@ -3,6 +3,7 @@
 import os
 
 __version__ = "0.1.0"
+"""The one place of the version: package, image and errors read it here."""
 
 # A thread of torch that has nothing to do waits for the next operation in a busy loop. By default
 # it does so for about a millisecond, which on shared cores takes the time from the thread that it

@@ -1,31 +1,13 @@
 """One name of the image in all places; `make manifests` changes it everywhere."""
 
 import re
-import tomllib
 
 import pytest
 import yaml
 
-import iceaggr
-from components.form import EXAMPLE_IMAGE
 from manifests.check import problems
-from manifests.rename import image_of_the_overlays, main, renamed, run_namespace
-from tests.manifests.rendering import MANIFESTS, OVERLAYS, render
-
-ROOT = MANIFESTS.parent
-
-
-def test_every_default_names_the_same_image_and_version():
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    makefile = (ROOT / "Makefile").read_text()
-    assert re.search(r"^IMAGE \?= (\S+)$", makefile, re.MULTILINE)[1] == EXAMPLE_IMAGE
-    assert image_of_the_overlays() == EXAMPLE_IMAGE
-    assert EXAMPLE_IMAGE.endswith(f"/iceaggr:{version}")
-    assert iceaggr.__version__ == version
-    named = re.findall(
-        r"registry\.example\.org/[^\s`]+", (ROOT / "docs" / "runbook.md").read_text()
-    )
-    assert set(named) == {EXAMPLE_IMAGE}
+from manifests.rename import main, renamed, run_namespace
+from tests.manifests.rendering import OVERLAYS, render
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
