@@ -173,5 +173,5 @@ def cluster_of_environment() -> Cluster | None:
         endpoint=endpoint,
         namespace=os.environ.get("ICEAGGR_RUN_NAMESPACE", "kubeflow"),
         raw_uri=os.environ.get("ICEAGGR_RAW_URI", "s3://iceaggr/raw"),
-        work_uri=os.environ.get("ICEAGGR_WORK_URI", "s3://iceaggr/proof").rstrip("/"),
+        work_uri=os.environ.get("ICEAGGR_WORK_URI", "s3://iceaggr/work/proof").rstrip("/"),
     )

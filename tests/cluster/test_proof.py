@@ -2,10 +2,11 @@
 
 `make test-cluster` does it on the cluster that KF_PIPELINES_ENDPOINT and the kubeconfig name. The
 same tests run against a stand-in, which shows that they pass where they can. A cluster needs, too:
-ICEAGGR_IMAGE, raw events in ICEAGGR_RAW_URI, and AWS_* that lead to the object store from here, in
-which ICEAGGR_WORK_URI may be written to.
+ICEAGGR_IMAGE, raw events in ICEAGGR_RAW_URI, and AWS_* that lead to the object store from here,
+with keys that may read ICEAGGR_WORK_URI, to which the steps write.
 """
 
+import json
 import re
 import time
 
@@ -13,6 +14,7 @@ import pytest
 
 from tests.cluster.proof import cluster_of_environment
 from tests.cluster.stand_in_cluster import stand_in_cluster
+from tests.manifests.rendering import MANIFESTS
 
 SCHEDULE = "iceaggr-proof"
 LONG = {"config.training.n_epochs": "1000", "config.training.max_minutes": "5"}
@@ -44,6 +46,18 @@ def first_run(cluster):
     run_id = cluster.submit("--wait")
     assert cluster.end_of(run_id) == "SUCCEEDED"
     return cluster.summary(run_id)
+
+
+def test_steps_may_write_to_the_work_folder_that_is_taken_when_none_is_named(monkeypatch, tmp_path):
+    (tmp_path / "config").write_text("")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://127.0.0.1:8080")
+    monkeypatch.delenv("ICEAGGR_WORK_URI", raising=False)
+    policy = json.loads((MANIFESTS / "policies" / "pipeline.json").read_text())
+    writes = [s for s in policy["Statement"] if "s3:PutObject" in s["Action"]]
+    allowed = [r.removeprefix("arn:aws:s3:::").rstrip("*") for s in writes for r in s["Resource"]]
+    folder = cluster_of_environment().work_uri.removeprefix("s3://") + "/"
+    assert any(folder.startswith(place) for place in allowed)
 
 
 def test_small_run_gives_a_registered_model(cluster, first_run):
