@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from iceaggr.detector import icecube86, parse_geometry
+from iceaggr.detector import ICE, WATER, icecube86, parse_geometry
 from iceaggr.errors import DetectorError
 
 HEADER = "sensor_id,x,y,z,string,efficiency\n"
@@ -64,3 +64,47 @@ def test_geometry_with_rows_longer_than_its_header_is_refused_at_once():
     text = "0,7," + ";" * 110 + "1\n7,sensor_id,x,y,z"
     with pytest.raises(DetectorError, match="lacks columns"):
         parse_geometry(text, "here")
+
+
+def test_geometry_says_its_medium_and_ice_changes_no_digest():
+    rows = ["1,0,0,0", "2,5,5,5"]
+
+    def read(*media):
+        lines = [f"{row},{m}" for row, m in zip(rows, media, strict=True)] if media else rows
+        return parse_geometry("\n".join(["sensor_id,x,y,z" + ",medium" * bool(media), *lines]), "h")
+
+    silent, ice, water = read(), read("ice", "Ice "), read("water", "WATER")
+    # digests of shards and models that were made before a geometry could say its medium
+    assert icecube86().digest().startswith("dd6ece14e7a44daf")
+    assert silent.digest().startswith("b097a78c0691ed7e")
+    assert ice.digest() == silent.digest() != water.digest()
+    assert (silent.medium, ice.medium, water.medium) == (ICE, ICE, WATER)
+    assert silent.medium_words.startswith("ice, because the geometry does not say (a column")
+    assert (ice.medium_words, water.medium_words, icecube86().medium_words) == (
+        "ice",
+        "water",
+        "ice",
+    )
+    assert silent.difference_from(ice) == ""
+    assert water.difference_from(silent) == "the same sensors, but in water, not in ice"
+    again = parse_geometry(water.to_csv(), "again")
+    assert (again.stated_medium, again.digest()) == (WATER, water.digest())
+    assert parse_geometry(silent.to_csv(), "again").stated_medium is None
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("2,5,5,5,rock", r"several media \[here\]: found 'rock' and 'water', expected one"),
+        ("2,5,5,5,", r"several media \[here\]: found '' and 'water'"),
+        ("", None),
+    ],
+)
+def test_geometry_of_no_known_medium_is_refused(second, message):
+    head = "sensor_id,x,y,z,medium\n"
+    if message:
+        with pytest.raises(DetectorError, match=message):
+            parse_geometry(f"{head}1,0,0,0,water\n{second}\n", "here")
+        return
+    with pytest.raises(DetectorError, match=r"medium \[here line 2, .*'rock', expected ice or wat"):
+        parse_geometry(f"{head}1,0,0,0,rock\n2,5,5,5,rock\n", "here")

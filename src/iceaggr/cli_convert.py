@@ -35,7 +35,14 @@ class SensorIds(StrEnum):
     position = "position"
 
 
-_TEXTS = ("pulses", "truth", "geometry", "direction", "sensor_ids")
+class MediumName(StrEnum):
+    """What the sensors stand in."""
+
+    water = "water"
+    ice = "ice"
+
+
+_TEXTS = ("pulses", "truth", "geometry", "medium", "direction", "sensor_ids")
 _MAPPING = (*_TEXTS, "columns", "units", "label_reading")
 
 
@@ -49,6 +56,10 @@ def convert(
         str,
         typer.Option(help="All sensors: CSV, Parquet, Prometheus' .geo, or icecube86 (built in)"),
     ] = "",
+    medium: Annotated[
+        MediumName | None,
+        typer.Option(help="What the sensors stand in, where the geometry does not say it"),
+    ] = None,
     pulses: Annotated[str, typer.Option(help="Table of pulses", metavar="TABLE")] = "",
     truth: Annotated[str, typer.Option(help="Table of truth", metavar="TABLE")] = "",
     column: Annotated[
@@ -125,6 +136,7 @@ def convert(
             units=given.get("units", {}) | _pairs(unit, "--unit", "QUANTITY=UNIT"),
         ),
         geometry=geometry or given.get("geometry", ""),
+        medium=medium.value if medium else given.get("medium", ""),
         sensor_ids=sensor_ids.value if sensor_ids else given.get("sensor_ids", "auto"),
         label_reading=_reading(direction, label_reading, given),
         renumber=renumber,
@@ -186,7 +198,7 @@ def _mapping(path: Path | None) -> dict[str, Any]:
         raise _bad_mapping(path, " ".join(str(error).split())[:200]) from None
     if not isinstance(document, dict):
         raise _bad_mapping(path, type(document).__name__)
-    choices = {"direction": Points, "sensor_ids": SensorIds}
+    choices = {"direction": Points, "sensor_ids": SensorIds, "medium": MediumName}
     for name, value in document.items():
         if name in ("columns", "units"):
             sound = isinstance(value, dict)

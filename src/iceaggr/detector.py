@@ -1,4 +1,4 @@
-"""The detector: where each sensor is and how efficient, IceCube-86 built in, any CSV accepted."""
+"""The detector: where each sensor is, how efficient and in which medium; IceCube-86 is built in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import io
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib import resources
 
@@ -17,17 +17,83 @@ import pandas as pd
 
 from iceaggr.errors import DetectorError
 
-# Constants of light in ice at 400 nm, which simulation and reconstruction share.
+# Light in the medium around the sensors, which simulation and reconstruction share.
 
 C_M_PER_NS = 0.299792458
 """Speed of light in vacuum, which muons reach: metres per nanosecond."""
 
 N_PHASE = 1.3195
-"""Phase refractive index, which sets the Cherenkov angle. Source: IceTray I3Constants."""
+"""Phase refractive index of ice, which sets the Cherenkov angle. Source: IceTray I3Constants."""
 
 N_GROUP = 1.35634
-"""Group refractive index, which sets how fast light travels. Source: IceTray I3Constants."""
+"""Group refractive index of ice, which sets the speed of light. Source: IceTray I3Constants."""
 
+
+@dataclass(frozen=True)
+class Medium:
+    """What light travels through between source and sensor.
+
+    n_phase, n_group: refractive indices; the first sets the Cherenkov angle, the second the speed
+    scattering_m, delay_ns, absorption_m: of the Pandel density of arrival times. A delay seen at a
+    distance d follows a Gamma distribution of shape d / scattering_m and of rate `delay_rate`.
+    """
+
+    name: str
+    n_phase: float
+    n_group: float
+    scattering_m: float
+    delay_ns: float
+    absorption_m: float
+
+    @property
+    def cherenkov_rad(self) -> float:
+        """Give the angle between a muon and its light, arccos(1 / n_phase)."""
+        return math.acos(1 / self.n_phase)
+
+    @property
+    def light_ns_per_m(self) -> float:
+        """Give the time that light takes per metre: 4.524 ns in ice, 4.602 ns in water."""
+        return self.n_group / C_M_PER_NS
+
+    @property
+    def delay_per_distance(self) -> float:
+        """Give the light path of the cone per metre of closest distance, in units of c t.
+
+        0.917 in ice, 0.951 in water. Source: geometry of a cone that moves with c while its light
+        moves with c / n_group.
+        """
+        angle = self.cherenkov_rad
+        return self.n_group / math.sin(angle) - 1 / math.tan(angle)
+
+    @property
+    def delay_rate(self) -> float:
+        """Give the rate of the Gamma distribution, per ns: absorption cuts off late light."""
+        return 1 / self.delay_ns + C_M_PER_NS / self.n_group / self.absorption_m
+
+
+ICE = Medium("ice", N_PHASE, N_GROUP, scattering_m=33.29, delay_ns=556.7, absorption_m=98.0)
+"""South Pole ice at 400 nm. Source: IceTray I3Constants; D. Pandel 1996 for the delays, with the
+constants of AMANDA ice H2 as in IceTray rpdf."""
+
+_SEA_SCATTERING_M, _SEA_N_GROUP = 265.0, 1.3797
+WATER = Medium(
+    "water",
+    n_phase=1.3499,
+    n_group=_SEA_N_GROUP,
+    scattering_m=_SEA_SCATTERING_M,
+    delay_ns=ICE.delay_ns * _SEA_SCATTERING_M / ICE.scattering_m * _SEA_N_GROUP / N_GROUP,
+    absorption_m=60.0,
+)
+"""Deep sea water at 460 to 473 nm. Source: indices of ANTARES as in km3pipe's constants; lengths of
+blue light from ANTARES 2005, Astropart. Phys. 23, 131 (astro-ph/0412126), where the scattering
+length is the effective one. No Pandel time is published for water: delays in ice, scaled as paths
+of light scale with the scattering length, which is derived here and not fitted to data."""
+
+MEDIA = {medium.name: medium for medium in (ICE, WATER)}
+"""The media by the names that a geometry, `iceaggr convert --medium` and reports use."""
+MEDIUM_REMEDY = (
+    "a column `medium` in the geometry, or `iceaggr convert --medium`, says water or ice"
+)
 
 BUILT_IN = "icecube86"
 """Name of the built-in geometry, accepted wherever a geometry URI is."""
@@ -38,7 +104,7 @@ MIN_EXTENT_M, MAX_EXTENT_M = 5.0, 100_000.0
 """Of a detector in metres: a kilometre written in kilometres or in centimetres is outside."""
 SAME_PLACE_M = 0.01
 """Within it, positions are those of one sensor, rounded."""
-_COLUMNS = "a CSV with the columns sensor_id, x, y, z once each, and string, efficiency if known"
+_COLUMNS = "a CSV with sensor_id, x, y, z once each, and string, efficiency, medium if known"
 _REMEDY = "Write the geometry as docs/data_formats.md says, positions in metres"
 
 
@@ -51,6 +117,7 @@ class Detector:
     string_id:  (S,) int64, or -1 everywhere when the table has no strings
     efficiency: (S,) float64, relative quantum efficiency; 1 where the table says nothing
     in_use:     (S,) bool, False for modules that the table lists without an efficiency
+    stated_medium: what the geometry says it stands in, None if it does not say
     """
 
     sensor_id: npt.NDArray[np.int64]
@@ -58,6 +125,19 @@ class Detector:
     string_id: npt.NDArray[np.int64]
     efficiency: npt.NDArray[np.float64]
     in_use: npt.NDArray[np.bool_]
+    stated_medium: Medium | None = None
+
+    @property
+    def medium(self) -> Medium:
+        """Give the medium whose constants fits use: ice if the geometry does not say."""
+        return self.stated_medium or ICE
+
+    @property
+    def medium_words(self) -> str:
+        """Say which medium that is, and what to do where nobody said so."""
+        if self.stated_medium:
+            return self.stated_medium.name
+        return f"{ICE.name}, because the geometry does not say ({MEDIUM_REMEDY})"
 
     @property
     def n_sensors(self) -> int:
@@ -87,11 +167,18 @@ class Detector:
         return np.where(self.sensor_id[row] == sensor_id, row, -1).astype(np.int64)
 
     def difference_from(self, other: Detector) -> str:
-        """Say in what this table differs from another; '' if all sensors stand within 1 cm."""
+        """Say in what this table differs from another.
+
+        '' if all sensors stand within 1 cm, in the same medium.
+        """
         if not np.array_equal(self.sensor_id, other.sensor_id):
             return f"{self.n_sensors} sensors, other sensor ids"
         apart_m = float(np.abs(self.xyz_m - other.xyz_m).max())
-        return "" if apart_m <= SAME_PLACE_M else f"{self.n_sensors} sensors, {apart_m:.2f} m apart"
+        if apart_m > SAME_PLACE_M:
+            return f"{self.n_sensors} sensors, {apart_m:.2f} m apart"
+        if self.medium != other.medium:
+            return f"the same sensors, but in {self.medium.name}, not in {other.medium.name}"
+        return ""
 
     def to_csv(self) -> str:
         """Write the table so that `parse_geometry` reads the very same one again."""
@@ -100,10 +187,15 @@ class Detector:
         if (self.string_id >= 0).any():
             columns["string"] = self.string_id
         columns["efficiency"] = np.where(self.in_use, self.efficiency, np.nan)
+        if self.stated_medium:
+            columns["medium"] = np.full(self.n_sensors, self.stated_medium.name)
         return pd.DataFrame(columns).to_csv(index=False, lineterminator="\n")
 
     def digest(self) -> str:
-        """Hash the whole table: 64 hex digits, the same for the same sensors."""
+        """Hash the whole table: 64 hex digits, the same for the same sensors in the same medium.
+
+        Ice adds nothing, so that tables from before media were told keep their digest.
+        """
         hashed = hashlib.sha256()
         for column in (
             self.sensor_id,
@@ -113,6 +205,8 @@ class Detector:
             self.in_use,
         ):
             hashed.update(np.ascontiguousarray(column).data)
+        if self.medium != ICE:
+            hashed.update(self.medium.name.encode())
         return hashed.hexdigest()
 
 
@@ -125,13 +219,13 @@ def icecube86() -> Detector:
     text = (
         resources.files("iceaggr.resources").joinpath("icecube86.csv").read_text(encoding="utf-8")
     )
-    return parse_geometry(text, where=BUILT_IN)
+    return replace(parse_geometry(text, where=BUILT_IN), stated_medium=ICE)
 
 
 def parse_geometry(text: str | bytes, where: str) -> Detector:
-    """Read a geometry CSV: sensor_id, x, y, z (metres); string and efficiency are optional.
+    """Read a geometry CSV: sensor_id, x, y, z (metres); string, efficiency, medium are optional.
 
-    An empty efficiency means a module that is not in use.
+    An empty efficiency means a module that is not in use. The medium is the same in every row.
     Raises: DetectorError naming row and column if one is missing, no number or out of range, or if
     a sensor occurs twice; or if the sensors together extend too little or too far for metres.
     """
@@ -153,7 +247,23 @@ def parse_geometry(text: str | bytes, where: str) -> Detector:
         string_id=string_id[order].astype(np.int64),
         efficiency=np.where(in_use, efficiency, 1.0)[order],
         in_use=in_use[order],
+        stated_medium=rows.medium() if "medium" in rows.names else None,
     )
+
+
+def medium_of(name: str, where: str) -> Medium:
+    """Find a medium by its name, in any case of letters. Raises: DetectorError."""
+    found = MEDIA.get(name.strip().lower())
+    if found is None:
+        raise DetectorError(
+            "unknown medium",
+            where=where,
+            found=repr(name[:40]),
+            expected=" or ".join(MEDIA),
+            remedy="Name what the sensors stand in, or leave the medium out: it is then taken as"
+            " ice, and told so",
+        )
+    return found
 
 
 def _is_whole(values: Floats) -> npt.NDArray[np.bool_]:
@@ -204,6 +314,16 @@ class _Rows:
             found, place = repr(cells[row][:40]), f" line {self.rows[row][0]}"
             raise self._refused(f"geometry column {name} is out of range", found, expected, place)
         return values
+
+    def medium(self) -> Medium:
+        """Read the column `medium`, which has one value in all rows."""
+        column = self.names.index("medium")
+        media = {row[column].strip().lower(): line for line, row in reversed(self.rows)}
+        if len(media) > 1:
+            found = " and ".join(repr(name[:40]) for name in sorted(media))
+            raise self._refused("geometry names several media", found, "one medium in all rows")
+        ((name, line),) = media.items()
+        return medium_of(name, f"{self.where} line {line}, column medium")
 
     def _refused(self, what: str, found: object, expected: str, place: str = "") -> DetectorError:
         where = f"{self.where}{place}"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.detector import Detector, icecube86
+from iceaggr.detector import Detector, Medium, icecube86
 
 N_GROUP = 1.35634
 N_PHASE = 1.3195
@@ -102,17 +102,28 @@ def random_direction(rng: np.random.Generator) -> np.ndarray:
 
 
 def track_events(
-    n_events: int, seed: int = 0, delay_ns: float = 20.0, noise_share: float = 0.0
+    n_events: int,
+    seed: int = 0,
+    delay_ns: float = 20.0,
+    noise_share: float = 0.0,
+    medium: Medium | None = None,
 ) -> list[Event]:
     """Draw through-going tracks: DOMs within 60 m, hit at the Cherenkov time plus a delay.
 
     delay_ns: mean of the exponential delay.  noise_share: DOMs hit at random, per true hit.
+    medium: delays are of its Pandel density instead, and light has its speed.
     """
     rng = np.random.default_rng(seed)
-    return [_track(event_id, rng, delay_ns, noise_share) for event_id in range(n_events)]
+    return [_track(event_id, rng, delay_ns, noise_share, medium) for event_id in range(n_events)]
 
 
-def _track(event_id: int, rng: np.random.Generator, delay_ns: float, noise_share: float) -> Event:
+def _track(
+    event_id: int,
+    rng: np.random.Generator,
+    delay_ns: float,
+    noise_share: float,
+    medium: Medium | None,
+) -> Event:
     detector = icecube86()
     while True:
         origin = random_direction(rng)
@@ -123,12 +134,17 @@ def _track(event_id: int, rng: np.random.Generator, delay_ns: float, noise_share
         near = np.flatnonzero((distance < 60) & (rng.random(len(along)) < 0.7))
         if len(near) >= 12 and np.ptp(along[near]) > 400:
             break
-    cherenkov = np.arccos(1 / N_PHASE)
-    bracket = N_GROUP / np.sin(cherenkov) - 1 / np.tan(cherenkov)
+    cherenkov = np.arccos(1 / (medium.n_phase if medium else N_PHASE))
+    n_group = medium.n_group if medium else N_GROUP
+    bracket = n_group / np.sin(cherenkov) - 1 / np.tan(cherenkov)
     times = 10_000 + (along + bracket * distance) / C_M_PER_NS
     doms = {}
     for sensor in near:
-        delays = np.sort(rng.exponential(delay_ns, 1 + rng.poisson(0.4)))
+        n_pulses = 1 + rng.poisson(0.4)
+        delays = np.sort(rng.exponential(delay_ns, n_pulses))
+        if medium:
+            shape = distance[sensor] / medium.scattering_m
+            delays = np.sort(rng.gamma(shape, 1 / medium.delay_rate, n_pulses))
         doms[int(sensor)] = DomHits(
             int(sensor),
             (times[sensor] + delays).round(),

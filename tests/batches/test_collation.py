@@ -14,7 +14,7 @@ from iceaggr.angles import unit_vector
 from iceaggr.batches import EventBatch, collate, iter_batches
 from iceaggr.batches.collation import batch_ends, join_batches, select_events
 from iceaggr.config import BatchConfig
-from iceaggr.detector import Detector, icecube86, parse_geometry
+from iceaggr.detector import ICE, WATER, Detector, icecube86, parse_geometry
 from iceaggr.errors import DetectorError, ShardError
 from iceaggr.events.dom_events import DomEvents
 from tests.shards.dom_events_builder import random_dom_events
@@ -113,6 +113,14 @@ def test_collate_refuses_a_mixture_of_labelled_and_unlabelled_events() -> None:
     azimuth[2] = np.nan
     with pytest.raises(ShardError, match="event_id 2"):
         collate(replace(events, azimuth=azimuth), np.arange(5), icecube86(), BatchConfig())
+
+
+def test_batches_know_the_medium_of_their_detector() -> None:
+    events, wet = random_dom_events(20, 1), replace(icecube86(), stated_medium=WATER)
+    batches = list(iter_batches(iter([events]), wet, BatchConfig(n_events=4)))
+    assert {batch.medium for batch in batches} == {WATER}
+    assert join_batches(batches).to("cpu").medium == WATER
+    assert collate(events, np.arange(20), icecube86(), BatchConfig()).medium == ICE
 
 
 def test_collate_refuses_a_sensor_the_detector_does_not_have() -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 
 from iceaggr.config import ModelConfig, parse_config
+from iceaggr.detector import WATER, icecube86
 from iceaggr.errors import DetectorError, ModelError, StorageError
 from iceaggr.models import build_model
 from iceaggr.models.bundle import load_model, save_model
+from iceaggr.models.seed_frame import dom_statistics, find_seeds, seed_frame
 from iceaggr.normalization_document import Normalization
 from iceaggr.storage import open_store
 from tests.batches.batch_builder import random_event_batch
@@ -36,6 +39,27 @@ def test_loaded_model_predicts_the_same_bits(saved) -> None:
     assert loaded.facts == {"run": "abc", "mean_deg": 60.5}
     assert loaded.detector.n_sensors == 5160
     assert not loaded.model.training
+
+
+def test_loaded_model_knows_the_medium_of_its_detector(saved) -> None:
+    store, uri, model, _ = saved
+    wet = replace(icecube86(), stated_medium=WATER)
+    save_model(store, uri, model, wet.to_csv(), {})
+    assert load_model(store, uri).detector.stated_medium == WATER
+
+
+def test_seeds_of_a_model_use_the_medium_of_their_events() -> None:
+    batch = random_event_batch(10)
+    wet, statistics = replace(batch, medium=WATER), dom_statistics(batch)
+    config = CONFIG.model_copy(update={"seed": "line_fit"})
+    seeds = find_seeds(batch, config)
+    frames = [seed_frame(told, statistics, seeds).expected_ns for told in (batch, wet)]
+    # behind the point of light: the same way at the other group velocity, but for the common zero
+    event, centre = batch.dom_event_idx(), seeds.point_m
+    radius = torch.linalg.vector_norm(batch.xyz_m - centre[event], dim=-1)
+    later = (frames[1] - frames[0])[:, 1] - radius * (1.3797 - 1.35634) / 0.299792458
+    of_first = later[event == 0]
+    torch.testing.assert_close(of_first, of_first[:1].expand_as(of_first), rtol=0, atol=0.05)
 
 
 def test_load_refuses_a_folder_without_a_model(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import math
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -7,11 +8,10 @@ import torch
 from scipy import integrate, stats
 
 from iceaggr.angles import opening_angle
+from iceaggr.detector import ICE, WATER, Medium
 from iceaggr.reconstruction import improved_line_fit, likelihood_fit
-from iceaggr.reconstruction.hypotheses import PointSource, TrackSource
+from iceaggr.reconstruction.hypotheses import PointSource, TrackSource, cherenkov_time
 from iceaggr.reconstruction.likelihood import (
-    RATE_PER_NS,
-    SCATTERING_M,
     TimedHits,
     arrival_table,
     centred_hits,
@@ -34,17 +34,17 @@ from tests.batches.batch_builder import (
 @pytest.mark.parametrize("delay", [-20.0, 0.0, 15.0, 120.0, 800.0])
 def test_arrival_table_matches_quadrature(distance: float, delay: float) -> None:
     blur = 20.0
-    gamma = stats.gamma(distance / SCATTERING_M, scale=1 / RATE_PER_NS)
+    gamma = stats.gamma(distance / ICE.scattering_m, scale=1 / ICE.delay_rate)
     # over equal shares of probability, where the density itself may diverge at zero
     shares = (np.arange(200_000) + 0.5) / 200_000
     expected = np.log(stats.norm.pdf(delay - gamma.ppf(shares), scale=blur).mean())
-    terms = arrival_table(blur).lookup(torch.tensor([delay]), torch.tensor([distance]))
+    terms = arrival_table(blur, ICE).lookup(torch.tensor([delay]), torch.tensor([distance]))
     assert float(terms.log_density) == pytest.approx(expected, abs=0.03)
 
 
 def test_arrival_density_is_normalised_and_survival_is_its_integral() -> None:
     times = torch.linspace(-200, 5900, 60_000)
-    terms = arrival_table(20.0).lookup(times, torch.full_like(times, 60.0))
+    terms = arrival_table(20.0, ICE).lookup(times, torch.full_like(times, 60.0))
     density = terms.log_density.exp().double().numpy()
     assert integrate.trapezoid(density, times.numpy()) == pytest.approx(1.0, abs=0.02)
     after = integrate.trapezoid(density[20_000:], times.numpy()[20_000:])
@@ -53,7 +53,7 @@ def test_arrival_density_is_normalised_and_survival_is_its_integral() -> None:
 
 def test_curvature_is_the_sum_of_squared_scores_and_symmetric() -> None:
     hits = centred_hits(track_event_batch(20, seed=4, noise_share=0.3)).hits
-    source, table = sources(20)[0], arrival_table(60.0)
+    source, table = sources(20)[0], arrival_table(60.0, ICE)
     value = evaluate(source, hits, table)
     pulls, inverse_width = source.prior()
     total = torch.zeros(20, 5, 5)
@@ -86,13 +86,13 @@ def test_geometry_derivatives_match_finite_differences(number: int) -> None:
     source = sources(20)[number]
     xyz = 100 * torch.randn(60, 3, generator=torch.Generator().manual_seed(2))
     fit = torch.arange(60) % 20
-    geometry = source.geometry(xyz, fit)
+    geometry = source.geometry(xyz, fit, ICE)
     n_parameters = geometry.arrival_by.shape[1]
     for parameter in range(n_parameters - 1):
         size = 1e-3 if number == 0 and parameter < 2 else 0.3
         step = torch.zeros(20, n_parameters)
         step[:, parameter] = size
-        above, below = (source.moved(s).geometry(xyz, fit) for s in (step, -step))
+        above, below = (source.moved(s).geometry(xyz, fit, ICE) for s in (step, -step))
         slope = (above.arrival_ns - below.arrival_ns) / (2 * size)
         torch.testing.assert_close(
             geometry.arrival_by[:, parameter],
@@ -113,7 +113,7 @@ def test_geometry_derivatives_match_finite_differences(number: int) -> None:
 def test_likelihood_gradient_matches_finite_differences(number: int) -> None:
     batch = track_event_batch(20, seed=4, noise_share=0.3)
     hits = centred_hits(batch).hits
-    source, table = sources(20)[number], arrival_table(60.0)
+    source, table = sources(20)[number], arrival_table(60.0, ICE)
     value = evaluate(source, hits, table)
     n_parameters = value.gradient.shape[1]
     for parameter in range(n_parameters):
@@ -193,3 +193,45 @@ def test_likelihood_fit_is_finite_for_hits_without_any_order() -> None:
             assert torch.isfinite(values).all()
         lengths = torch.linalg.vector_norm(result.direction, dim=-1)
         torch.testing.assert_close(lengths, torch.ones_like(lengths))
+
+
+def test_light_of_a_muon_in_water_by_closed_form() -> None:
+    # the cone moves with c, its light with c / n_group: how late it is 10 m beside the track
+    assert math.degrees(WATER.cherenkov_rad) == pytest.approx(42.201, abs=1e-3)
+    assert math.degrees(ICE.cherenkov_rad) == pytest.approx(40.724, abs=1e-3)
+    assert 1 / WATER.light_ns_per_m == pytest.approx(0.21729, abs=1e-5)
+    angle = math.acos(1 / 1.3499)
+    way, ahead = 10 / math.sin(angle), 10 / math.tan(angle)
+    expected = (-ahead + 1.3797 * way) / 0.299792458
+    zero, ten = torch.zeros(1), torch.full((1,), 10.0)
+    assert float(cherenkov_time(zero, ten, WATER)) == pytest.approx(expected, rel=1e-6)
+    assert float(cherenkov_time(zero, ten, ICE)) == pytest.approx(9.1733 / 0.299792458, rel=1e-4)
+    # light of a point, and the mean delay behind it
+    source = PointSource(torch.zeros(1, 3), zero, torch.zeros(1, 3))
+    place, fit = torch.tensor([[300.0, 0.0, 0.0]]), torch.zeros(1, dtype=torch.int64)
+    arrival = float(source.geometry(place, fit, WATER).arrival_ns)
+    assert arrival == pytest.approx(300 * 1.3797 / 0.299792458, rel=1e-5)
+    assert WATER.delay_rate == pytest.approx(1 / WATER.delay_ns + 0.21729 / 60, rel=1e-4)
+
+
+@pytest.mark.parametrize(("true", "wrong"), [(WATER, ICE), (ICE, WATER)], ids=["water", "ice"])
+def test_tracks_fit_better_with_the_constants_of_their_own_medium(
+    true: Medium, wrong: Medium
+) -> None:
+    batch = assemble(track_events(60, seed=7, medium=true))
+    assert batch.direction is not None
+    angles, costs = [], []
+    for medium in (true, wrong):
+        told = replace(batch, medium=medium)
+        fit = likelihood_fit(told)
+        angles.append(torch.rad2deg(opening_angle(fit.direction, batch.direction)))
+        centred = centred_hits(told)
+        source = TrackSource(
+            -fit.direction,
+            fit.position_m - centred.centre_m,
+            fit.time_ns - centred.time_zero_ns,
+            torch.zeros(60, 3),
+        )
+        costs.append(evaluate(source, centred.hits, arrival_table(20.0, medium)).cost)
+    assert angles[0].mean() < 0.9 * angles[1].mean()
+    assert (costs[0] < costs[1]).float().mean() > 0.9

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from iceaggr.detector import icecube86, parse_geometry
+from iceaggr.detector import WATER, icecube86, parse_geometry
 from iceaggr.errors import ShardError
 from iceaggr.events.layout import ABSENT_CHARGE
 from iceaggr.normalization_document import Normalization
@@ -203,6 +203,10 @@ def test_card_describes_another_detector_without_labels_strings_charge_or_flag()
     text = text_of(data_card_html(manifest_of(sketches), sketches, scaling, detector))
     assert "These events have no labels." in text
     assert "60 sensors in the table, 60 in use" in text
+    assert "through ice, because the geometry does not say" in text
+    wet = replace(detector, stated_medium=WATER)
+    text = text_of(data_card_html(manifest_of(sketches), sketches, scaling, wet))
+    assert "Light is taken to travel through water." in text
 
 
 def test_card_refuses_data_without_a_train_split() -> None:

@@ -364,6 +364,19 @@ def test_predict_takes_events_without_a_geometry_only_if_told_that_they_are_of_t
     assert run_predict(model_uri, uri, tmp_path / "out.parquet", same_detector=True) == 20
 
 
+def test_predict_refuses_events_of_another_medium_than_the_models(
+    model_uri: str, raw_uri: str, tmp_path: Path
+) -> None:
+    uri = raw_copy(raw_uri, tmp_path).as_uri()
+    path = tmp_path / "raw" / "sensor_geometry.csv"
+    table = pd.read_csv(path)
+    table.assign(medium="ice").to_csv(path, index=False)
+    assert run_predict(model_uri, uri, tmp_path / "out.parquet") == 100
+    table.assign(medium="water").to_csv(path, index=False)
+    with pytest.raises(DetectorError, match=r"same sensors, but in water.*1 cm, in ice.*medium"):
+        run_predict(model_uri, uri, tmp_path / "out.parquet")
+
+
 def test_predict_names_the_folder_that_holds_no_model(raw_uri: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no saved model here"):
         run_predict((tmp_path / "none").as_uri(), raw_uri, tmp_path / "out.parquet")

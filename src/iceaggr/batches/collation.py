@@ -15,22 +15,24 @@ from torch import Tensor
 from iceaggr.batches.event_batch import EventBatch, IntArray, offsets_of, ragged_rows
 from iceaggr.batches.event_pool import EventPool
 from iceaggr.config import BatchConfig
-from iceaggr.detector import Detector
+from iceaggr.detector import Detector, Medium
 from iceaggr.events.dom_events import DOM_NAMES, EVENT_NAMES, DomEvents
 from iceaggr.events.schema import PULSE_NAMES
 
 
 @dataclass(frozen=True)
 class SensorTable:
-    """Sensor properties in the types of a batch: xyz_m (S, 3), efficiency (S,), float32."""
+    """What batches take of a detector: xyz_m (S, 3), efficiency (S,), float32; its medium."""
 
     xyz_m: npt.NDArray[np.float32]
     efficiency: npt.NDArray[np.float32]
+    medium: Medium
 
     @classmethod
     def of(cls, detector: Detector) -> SensorTable:
         """Convert a detector once, for many batches."""
-        return cls(detector.xyz_m.astype(np.float32), detector.efficiency.astype(np.float32))
+        xyz_m, efficiency = detector.xyz_m, detector.efficiency
+        return cls(xyz_m.astype(np.float32), efficiency.astype(np.float32), detector.medium)
 
 
 class Gatherer:
@@ -97,6 +99,7 @@ class Gatherer:
             n_pulses_dropped=int(pulses_dropped.sum()),
             event_doms_dropped=torch.from_numpy(doms_dropped),
             event_pulses_dropped=torch.from_numpy(pulses_dropped),
+            medium=self.table.medium,
         )
 
 
@@ -156,10 +159,10 @@ def select_events(events: DomEvents, event_rows: IntArray) -> DomEvents:
 
 
 def join_batches(batches: Sequence[EventBatch]) -> EventBatch:
-    """Concatenate batches, in order; all or none have directions."""
+    """Concatenate batches of one detector, in order; all or none have directions."""
     if len(batches) == 1:
         return batches[0]
-    joined: dict[str, Tensor | int | None] = {}
+    joined: dict[str, Tensor | int | Medium | None] = {}
     for field in fields(EventBatch):
         parts = [getattr(batch, field.name) for batch in batches]
         if field.name.endswith("_offsets"):
@@ -167,6 +170,8 @@ def join_batches(batches: Sequence[EventBatch]) -> EventBatch:
             joined[field.name] = torch.from_numpy(offsets_of(counts.numpy()))
         elif isinstance(parts[0], Tensor):
             joined[field.name] = torch.cat(parts)
+        elif isinstance(parts[0], Medium):
+            joined[field.name] = parts[0]
         else:
             joined[field.name] = None if parts[0] is None else sum(parts)
     return EventBatch(**joined)  # type: ignore[arg-type]

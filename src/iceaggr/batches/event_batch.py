@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from iceaggr.detector import ICE, Medium
+
 
 @dataclass(frozen=True)
 class EventBatch:
@@ -30,6 +32,8 @@ class EventBatch:
     n_doms_dropped, n_pulses_dropped: what the configured caps left out of this batch
     event_doms_dropped, event_pulses_dropped: (B,) int64, the same for each event, or None when the
                         batch was not made from events under caps
+    medium:             what the detector stands in; classical fits, and features made of them, use
+                        its constants of light
     """
 
     event_id: Tensor
@@ -46,6 +50,7 @@ class EventBatch:
     n_pulses_dropped: int = 0
     event_doms_dropped: Tensor | None = None
     event_pulses_dropped: Tensor | None = None
+    medium: Medium = ICE
 
     @property
     def n_events(self) -> int:

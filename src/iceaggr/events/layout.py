@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -208,7 +208,7 @@ def geometry_of(store: ObjectStore, layout: RawLayout, declared: str = "") -> st
                 "raw events are not of the detector that the settings declare",
                 where=layout.geometry_uri,
                 found=difference,
-                expected=f"the sensors of data.detector: {declared}, within 1 cm",
+                expected=f"the sensors of data.detector: {declared}, within 1 cm, in its medium",
                 remedy="Leave data.detector empty, or give the events of that detector",
             )
     return layout.geometry_uri
@@ -266,7 +266,7 @@ def load_detector(store: ObjectStore, geometry_uri: str) -> Detector:
 
     geometry_uri: CSV in storage, or "icecube86" for the built-in table. A CSV of bare positions
     (no string, no efficiency: the public set's) that are the built-in ones within a centimetre
-    takes strings and efficiencies from the built-in table.
+    takes strings and efficiencies from the built-in table, and the medium unless it names one.
     Raises: StorageError, DetectorError.
     """
     if geometry_uri == BUILT_IN:
@@ -280,4 +280,8 @@ def load_detector(store: ObjectStore, geometry_uri: str) -> Detector:
     is_known = np.array_equal(detector.sensor_id, known.sensor_id) and np.allclose(
         detector.xyz_m, known.xyz_m, rtol=0, atol=0.01
     )
-    return known if is_known else detector
+    if not is_known:
+        return detector
+    # the same positions in water are a benchmark's, not IceCube's
+    same_medium = detector.medium == known.medium
+    return known if same_medium else replace(known, stated_medium=detector.stated_medium)

@@ -14,9 +14,9 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from iceaggr.config import ModelConfig
+from iceaggr.detector import C_M_PER_NS
 from iceaggr.models.lean_layers import Dropout, normed_feedforward, normed_linear, runs_lean
 from iceaggr.models.packing import Chunk, Group, Packing, RowLimits, pack, pack_in_order
-from iceaggr.reconstruction.hypotheses import C_M_PER_NS
 
 # Fused attention within segments: one kernel for all of them, without padding or written masks.
 #

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import ModelConfig
-from iceaggr.reconstruction.hypotheses import LIGHT_NS_PER_M, cherenkov_time, track_geometry
+from iceaggr.reconstruction.hypotheses import cherenkov_time, track_geometry
 from iceaggr.reconstruction.likelihood import centred_hits, fit_point, fit_track
 from iceaggr.reconstruction.line_fit import (
     FitResult,
@@ -203,10 +203,10 @@ def seed_frame(batch: EventBatch, statistics: DomStatistics, seeds: Seeds) -> Se
     rotation = frame_axes(fit.direction)
     along, distance = track_geometry(batch.xyz_m, fit.position_m[event], -fit.direction[event])
     centre_along, _ = track_geometry(centre, fit.position_m, -fit.direction)
-    track_ns = cherenkov_time(along, distance)
+    track_ns = cherenkov_time(along, distance, batch.medium)
     from_centre = batch.xyz_m - centre[event]
     radius = torch.linalg.vector_norm(from_centre, dim=-1)
-    point_ns = radius * LIGHT_NS_PER_M
+    point_ns = radius * batch.medium.light_ns_per_m
     # whatever the seed's own time: half of the triggered DOMs see light before, half after this
     track_zero = segment_quantile(first_ns - track_ns, weight, 0.5, event, n_events)
     point_zero = segment_quantile(first_ns - point_ns, weight, 0.5, event, n_events)

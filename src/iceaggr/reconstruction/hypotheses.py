@@ -5,24 +5,15 @@ Letters: K fits (an event has one per starting point), R hits of all fits, P par
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from iceaggr.detector import C_M_PER_NS, N_GROUP, N_PHASE
+from iceaggr.detector import C_M_PER_NS, Medium
 
 # The Cherenkov geometry of a straight track: which way light takes, and when it arrives.
-#
-# Source: geometry of a cone that moves with c while its light moves with c / n_group.
-
-CHERENKOV_RAD = math.acos(1 / N_PHASE)
-LIGHT_NS_PER_M = N_GROUP / C_M_PER_NS
-"""Time that light takes in ice, 4.524 ns/m."""
-DELAY_PER_DISTANCE = N_GROUP / math.sin(CHERENKOV_RAD) - 1 / math.tan(CHERENKOV_RAD)
-"""Light path of the cone per metre of closest distance, in units of c t: 0.917."""
 
 
 def track_geometry(xyz_m: Tensor, position: Tensor, travel: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,14 +28,15 @@ def track_geometry(xyz_m: Tensor, position: Tensor, travel: Tensor) -> tuple[Ten
     return along, across.square().sum(-1).clamp_min(1e-6).sqrt()
 
 
-def cherenkov_time(along_m: Tensor, distance_m: Tensor) -> Tensor:
+def cherenkov_time(along_m: Tensor, distance_m: Tensor, medium: Medium) -> Tensor:
     """Time after the muon passed the reference point at which unscattered light arrives, ns."""
-    return (along_m + DELAY_PER_DISTANCE * distance_m) / C_M_PER_NS
+    return (along_m + medium.delay_per_distance * distance_m) / C_M_PER_NS
 
 
 EFFECTIVE_SLOPE, EFFECTIVE_OFFSET_M = 0.8395, 3.0
 """Effective distance 0.8395 d + 3 m, which corrects the Pandel density for the photomultiplier's
-orientation: for light from the side. Source: IceTray rpdf, ice H2, there 3.094 m."""
+orientation: for light from the side. Source: IceTray rpdf, ice H2, there 3.094 m; kept in water,
+for which nobody has published it."""
 ACROSS_WIDTH_M, POINT_WIDTH_M = 150.0, 100.0
 """Widths of the priors that keep tracks and points near where they start."""
 MAX_TURN_RAD, MAX_SHIFT_M, MAX_DELAY_NS = 0.35, 70.0, 1000.0
@@ -76,7 +68,7 @@ class Source(Protocol):
     def time_ns(self) -> Tensor:
         """Give the time of the source, (K,) ns."""
 
-    def geometry(self, xyz_m: Tensor, fit: Tensor) -> Geometry:
+    def geometry(self, xyz_m: Tensor, fit: Tensor, medium: Medium) -> Geometry:
         """Compute times and distances of hits. xyz_m: (R, 3); fit: (R,) fit of each hit."""
 
     def moved(self, step: Tensor) -> Self:
@@ -122,7 +114,7 @@ class TrackSource:
         first = torch.stack([1 + sign * x * x * a, sign * b, -sign * x], dim=-1)
         return first, torch.stack([b, sign + y * y * a, -y], dim=-1)
 
-    def geometry(self, xyz_m: Tensor, fit: Tensor) -> Geometry:
+    def geometry(self, xyz_m: Tensor, fit: Tensor, medium: Medium) -> Geometry:
         """Compute Cherenkov times and closest distances of hits."""
         first, second = self.axes()
         frame = torch.stack([self.travel, first, second], dim=1)[fit]
@@ -130,11 +122,12 @@ class TrackSource:
         along, p, q = torch.einsum("rij,rj->ri", frame, relative).unbind(-1)
         distance = (p * p + q * q + 1e-2).sqrt()
         across = torch.stack([p, q], dim=-1) / distance[:, None]
-        turn = ((distance - DELAY_PER_DISTANCE * along) / C_M_PER_NS)[:, None] * across
-        shift = (-DELAY_PER_DISTANCE / C_M_PER_NS) * across
+        delay = medium.delay_per_distance
+        turn = ((distance - delay * along) / C_M_PER_NS)[:, None] * across
+        shift = (-delay / C_M_PER_NS) * across
         one, zero = torch.ones_like(along)[:, None], torch.zeros_like(along)[:, None]
         return Geometry(
-            (along + DELAY_PER_DISTANCE * distance) / C_M_PER_NS,
+            (along + delay * distance) / C_M_PER_NS,
             distance,
             torch.cat([turn, shift, one], dim=-1),
             torch.cat([-along[:, None] * across, -across, zero], dim=-1),
@@ -185,16 +178,16 @@ class PointSource:
         """Give the largest change of each parameter in one iteration."""
         return MAX_SHIFT_M, MAX_SHIFT_M, MAX_SHIFT_M, MAX_DELAY_NS
 
-    def geometry(self, xyz_m: Tensor, fit: Tensor) -> Geometry:
+    def geometry(self, xyz_m: Tensor, fit: Tensor, medium: Medium) -> Geometry:
         """Compute light travel times and distances of hits."""
         relative = xyz_m - self.position_m[fit]
         distance = (relative.square().sum(-1) + 1.0).sqrt()
         unit = relative / distance[:, None]
         one, zero = torch.ones_like(distance)[:, None], torch.zeros_like(distance)[:, None]
         return Geometry(
-            distance * LIGHT_NS_PER_M,
+            distance * medium.light_ns_per_m,
             distance,
-            torch.cat([-LIGHT_NS_PER_M * unit, one], dim=-1),
+            torch.cat([-medium.light_ns_per_m * unit, one], dim=-1),
             torch.cat([-unit, zero], dim=-1),
         )
 

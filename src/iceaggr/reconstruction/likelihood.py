@@ -15,7 +15,7 @@ from scipy.special import gammainc
 from torch import Tensor
 
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.detector import C_M_PER_NS, N_GROUP
+from iceaggr.detector import Medium
 from iceaggr.reconstruction.hypotheses import (
     EFFECTIVE_OFFSET_M,
     EFFECTIVE_SLOPE,
@@ -40,16 +40,11 @@ from iceaggr.reconstruction.segments import (
 # Arrival times of scattered light: the Pandel density blurred by a Gaussian, as a table.
 #
 # A delay t behind unscattered light, seen at an effective distance d, follows a Gamma distribution
-# of shape d / 33.3 m and rate 1/557 ns + c_ice / 98 m. The table holds log density, log survival
-# and their derivatives on a grid that is fine near t = 0, where the density rises within
-# nanoseconds. Source: D. Pandel 1996, constants for AMANDA ice H2 as in IceTray rpdf; N. van
-# Eijndhoven et al. 2007 for the Gaussian blur, here done numerically.
+# whose constants are the medium's: in ice of shape d / 33.3 m and rate 1/557 ns + c_ice / 98 m. The
+# table holds log density, log survival and their derivatives on a grid that is fine near t = 0,
+# where the density rises within nanoseconds. Source: D. Pandel 1996; N. van Eijndhoven et al. 2007
+# for the Gaussian blur, here done numerically.
 
-SCATTERING_M = 33.29
-ABSORPTION_M = 98.0
-TAU_NS = 556.7
-RATE_PER_NS = 1 / TAU_NS + C_M_PER_NS / N_GROUP / ABSORPTION_M
-"""Of the Gamma distribution: absorption cuts off late light."""
 TIME_KNEE_NS, DISTANCE_KNEE_M = 20.0, 20.0
 """Where the grid of the table turns from even to logarithmic steps: even in asinh(t / knee)."""
 TIME_STEP, DISTANCE_STEP = 0.06, 0.12
@@ -77,12 +72,16 @@ class ArrivalTerms:
 
 @dataclass(frozen=True)
 class ArrivalTable:
-    """Bilinear table over asinh(t / 20 ns) and asinh(d / 20 m). values: (T * M, 6) float32."""
+    """Bilinear table over asinh(t / 20 ns) and asinh(d / 20 m), of one medium.
+
+    values: (T * M, 6) float32
+    """
 
     values: Tensor
     first_u: float
     n_times: int
     n_distances: int
+    medium: Medium
 
     def lookup(self, delay_ns: Tensor, distance_m: Tensor) -> ArrivalTerms:
         """Interpolate. delay_ns, distance_m: (R,) float32; beyond the table its edge holds."""
@@ -100,20 +99,23 @@ class ArrivalTable:
 
 
 @cache
-def arrival_table(blur_ns: float, device: torch.device = CPU) -> ArrivalTable:
-    """Build the table for a Gaussian blur, once per process and device.
+def arrival_table(blur_ns: float, medium: Medium, device: torch.device = CPU) -> ArrivalTable:
+    """Build the table for a Gaussian blur and a medium, once per process and device.
 
-    blur_ns: photomultiplier jitter and what the ice model does not know; large for a first search.
+    blur_ns: photomultiplier jitter and what the medium's constants do not know; large for a first
+    search.
     """
     if device != CPU:
-        table = arrival_table(blur_ns, CPU)
+        table = arrival_table(blur_ns, medium, CPU)
         return replace(table, values=table.values.to(device))
     first_u = float(np.arcsinh(-6 * blur_ns / TIME_KNEE_NS))
     n_times = int((np.arcsinh(LAST_NS / TIME_KNEE_NS) - first_u) / TIME_STEP) + 1
     n_distances = int(np.arcsinh(FURTHEST_M / DISTANCE_KNEE_M) / DISTANCE_STEP) + 1
     times = TIME_KNEE_NS * np.sinh(first_u + TIME_STEP * np.arange(n_times))
     distances = DISTANCE_KNEE_M * np.sinh(DISTANCE_STEP * np.arange(n_distances))
-    logs = np.stack([_log_curves(times, d, blur_ns) for d in distances.clip(min=1.0)], axis=1)
+    logs = np.stack(
+        [_log_curves(times, d, blur_ns, medium) for d in distances.clip(min=1.0)], axis=1
+    )
     columns = []
     for name in range(2):
         values = logs[..., name]
@@ -121,16 +123,17 @@ def arrival_table(blur_ns: float, device: torch.device = CPU) -> ArrivalTable:
         by_distance = np.gradient(values, distances, axis=1)
         columns += [values, by_time, by_distance]
     rows = np.stack(columns, axis=-1).reshape(-1, N_COLUMNS)
-    return ArrivalTable(torch.from_numpy(rows.astype(np.float32)), first_u, n_times, n_distances)
+    table_rows = torch.from_numpy(rows.astype(np.float32))
+    return ArrivalTable(table_rows, first_u, n_times, n_distances, medium)
 
 
 def _log_curves(
-    times: npt.NDArray[np.float64], distance_m: float, blur_ns: float
+    times: npt.NDArray[np.float64], distance_m: float, blur_ns: float, medium: Medium
 ) -> npt.NDArray[np.float64]:
     """Compute log density and log survival at some delays: (T, 2)."""
     edges = np.arange(0, LAST_NS + 2.0)
     # masses of 1 ns bins: exact also where the density itself diverges at zero delay
-    mass = np.diff(gammainc(distance_m / SCATTERING_M, RATE_PER_NS * edges))
+    mass = np.diff(gammainc(distance_m / medium.scattering_m, medium.delay_rate * edges))
     reach = int(7 * blur_ns)
     offsets = np.arange(-reach, reach + 1.0)
     kernel = np.exp(-0.5 * (offsets / blur_ns) ** 2)
@@ -203,7 +206,7 @@ def evaluate(source: Source, hits: TimedHits, table: ArrivalTable) -> Value:
     The curvature is the sum of squared scores, which is never negative.
     Source: Berndt, Hall, Hall and Hausman 1974.
     """
-    geometry = source.geometry(hits.xyz_m, hits.fit)
+    geometry = source.geometry(hits.xyz_m, hits.fit, table.medium)
     delay = hits.time_ns - source.time_ns[hits.fit] - geometry.arrival_ns
     log_likelihood, by_ns, by_m = _light(delay, geometry.distance_m, hits, table)
     # a later source or a longer way means a smaller delay
@@ -328,11 +331,15 @@ EARLY_SHARE = 0.35
 
 @dataclass(frozen=True)
 class CentredHits:
-    """First pulses relative to the charge centre, (B, 3) m, and to a robust time, (B,) ns."""
+    """First pulses relative to the charge centre, (B, 3) m, and to a robust time, (B,) ns.
+
+    medium: what the light came through
+    """
 
     hits: TimedHits
     centre_m: Tensor
     time_zero_ns: Tensor
+    medium: Medium
 
 
 def likelihood_fit(batch: EventBatch) -> FitResult:
@@ -359,7 +366,7 @@ def centred_hits(batch: EventBatch) -> CentredHits:
     # float32 would lose millimetres, and others with every order of the DOMs
     centre = segment_mean(batch.xyz_m.double(), event, n_events, weight.double()).float()
     time_zero = segment_quantile(first, weight, 0.5, event, n_events)
-    return CentredHits(timed_hits(batch, centre, time_zero), centre, time_zero)
+    return CentredHits(timed_hits(batch, centre, time_zero), centre, time_zero, batch.medium)
 
 
 def fit_track(centred: CentredHits, first: FitResult, others: list[FitResult]) -> FitResult:
@@ -371,12 +378,13 @@ def fit_track(centred: CentredHits, first: FitResult, others: list[FitResult]) -
     starts = torch.stack([*directions, -directions[0], -directions[-1]])
     n_starts, n_events = starts.shape[:2]
     many = centred.hits.repeated(n_starts)
-    source = _track_through_centre(many, -starts.flatten(0, 1))
-    device = starts.device
-    found, cost = minimise(source, many, arrival_table(SEARCH_BLUR_NS, device), N_SEARCH_STEPS)
+    medium, device = centred.medium, starts.device
+    source = _track_through_centre(many, -starts.flatten(0, 1), medium)
+    table = arrival_table(SEARCH_BLUR_NS, medium, device)
+    found, cost = minimise(source, many, table, N_SEARCH_STEPS)
     best = cost.view(n_starts, n_events).argmin(0) * n_events
     best = best + torch.arange(n_events, device=best.device)
-    table = arrival_table(FINAL_BLUR_NS, device)
+    table = arrival_table(FINAL_BLUR_NS, medium, device)
     final, _ = minimise(found.take(best), centred.hits, table, N_FINAL_STEPS)
     ok = (_n_hits(centred.hits) >= MIN_HITS) & torch.isfinite(final.travel).all(-1)
     return FitResult(
@@ -394,17 +402,18 @@ def fit_point(centred: CentredHits) -> Tensor:
     """
     hits, zero = centred.hits, torch.zeros_like(centred.centre_m)
     source = PointSource(zero, zero[:, 0], zero)
-    source = PointSource(zero, _early(hits, source.geometry(hits.xyz_m, hits.fit).arrival_ns), zero)
-    table = arrival_table(SEARCH_BLUR_NS, zero.device)
+    arrival = source.geometry(hits.xyz_m, hits.fit, centred.medium).arrival_ns
+    source = PointSource(zero, _early(hits, arrival), zero)
+    table = arrival_table(SEARCH_BLUR_NS, centred.medium, zero.device)
     found, _ = minimise(source, hits, table, N_POINT_STEPS)
     ok = torch.isfinite(found.position_m).all(-1, keepdim=True)
     return centred.centre_m + torch.where(ok, found.position_m, zero)
 
 
-def _track_through_centre(hits: TimedHits, travel: Tensor) -> TrackSource:
+def _track_through_centre(hits: TimedHits, travel: Tensor, medium: Medium) -> TrackSource:
     zero = torch.zeros_like(travel)
     source = TrackSource(travel, zero, zero[:, 0], zero)
-    early = _early(hits, source.geometry(hits.xyz_m, hits.fit).arrival_ns)
+    early = _early(hits, source.geometry(hits.xyz_m, hits.fit, medium).arrival_ns)
     return TrackSource(travel, zero, early, zero)
 
 

@@ -327,6 +327,7 @@ def _detector_facts(every: Sketch, detector: Detector) -> dict[str, Any]:
     return {
         "n_sensors": detector.n_sensors,
         "n_in_use": int(detector.in_use.sum()),
+        "medium": detector.medium_words,
         "n_silent": len(silent),
         "silent": ", ".join(map(str, named)) + (" ..." if len(silent) > N_NAMED_DOMS else ""),
         "n_hit_not_in_use": int(np.count_nonzero(every.dom_hits[~detector.in_use])),

@@ -58,8 +58,11 @@ def run_evaluate_model(
         manifest = read_manifest(manifest_path)
         _refuse_one_event(manifest.n_events("test"))
         pointer = read_document(ModelPointer, model_path)
-        report_context = _report_context(context, pointer, manifest, raw_uri, tracker.run_id)
         loaded = load_model(context.open_store(), pointer.model_uri)
+        medium = loaded.detector.medium_words
+        report_context = _report_context(
+            context, pointer, manifest, raw_uri, tracker.run_id, medium
+        )
         pointer.check_data(manifest.digest(), loaded.facts)
         evaluation = _evaluate(context, (manifest, loaded), raw_uri, report_context, progress)
         events = parquet_of(evaluation.events)
@@ -80,7 +83,7 @@ def run_evaluate_model(
         model, line_fit = headline.row("model"), headline.row("line_fit")
         progress.conclude(
             f"mean {model.mean_deg:.2f} ± {model.mean_error_deg:.2f} deg,"
-            f" line fit {line_fit.mean_deg:.2f} deg"
+            f" line fit {line_fit.mean_deg:.2f} deg; fits take light through {medium}"
         )
         return _figures(headline)
 
@@ -151,6 +154,7 @@ def _report_context(
     manifest: ShardManifest,
     raw_uri: str,
     mlflow_run_id: str,
+    medium: str,
 ) -> ReportContext:
     return ReportContext(
         title=f"Direction reconstruction: {context.run_name}",
@@ -158,6 +162,7 @@ def _report_context(
             "model": pointer.model_uri,
             "data": f"{raw_uri}, digest {manifest.digest()}",
             "split": f"test, {manifest.n_events('test'):,} events that training never saw",
+            "medium": medium,
             "MLflow run": _run_words(context, mlflow_run_id),
         },
         settings=context.config.model_dump(mode="json"),

@@ -214,8 +214,9 @@ def _check_detector(
             "raw events are of another detector than the model",
             where=layout.geometry_uri,
             found=difference,
-            expected=f"the {loaded.detector.n_sensors} sensors of the model, within 1 cm",
-            remedy="Predict with a model that was trained on this detector",
+            expected=f"the {loaded.detector.n_sensors} sensors of the model, within 1 cm,"
+            f" in {loaded.detector.medium.name}",
+            remedy="Predict with a model that was trained on this detector in this medium",
         )
 
 

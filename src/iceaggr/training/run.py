@@ -83,8 +83,15 @@ def _resume(inputs: TrainingInputs, parts: LoopParts) -> RunState:
 def _tell_place(inputs: TrainingInputs, processes: Processes, device: torch.device) -> None:
     if processes.is_main:
         name, n_processes = device_name(device), processes.world_size
-        logger.info("this process is one of %d, on %s", n_processes, name)
-        inputs.tracker.set_tags({"training/device": name, "training/n_processes": str(n_processes)})
+        medium = inputs.detector.medium_words
+        logger.info("this process is one of %d, on %s; light in %s", n_processes, name, medium)
+        inputs.tracker.set_tags(
+            {
+                "training/device": name,
+                "training/n_processes": str(n_processes),
+                "training/medium": medium,
+            }
+        )
 
 
 def build_parts(

@@ -2,14 +2,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iceaggr.detector import icecube86
+from iceaggr.detector import WATER, icecube86
 from iceaggr.errors import DetectorError, RawDataError
+from iceaggr.events.conversion import plan_conversion
 from iceaggr.events.conversion.sensors import read_geometry
+from iceaggr.events.layout import load_detector
+from iceaggr.storage import open_store
 from tests.events.conversion.foreign_files import (
     SHARED,
     converted,
     frames,
     sensor_frame,
+    settings,
     write_nested,
     write_sqlite,
 )
@@ -116,6 +120,68 @@ def test_prometheus_geometry_files_are_read(tmp_path):
     table = read_geometry(str(tmp_path / "d.geo"))
     assert table.detector.n_sensors == 24
     assert table.pair.tolist() == [s // 6 * 1000 + s % 6 for s in range(24)]
+    assert table.detector.stated_medium == WATER
+    source = few(tmp_path)
+    converted(tmp_path / "raw", source, geometry=str(tmp_path / "d.geo"), sensor_ids="position")
+    assert written(tmp_path / "raw").stated_medium == WATER
+    (tmp_path / "d.geo").write_text(text.replace("water", "rock"))
+    with pytest.raises(DetectorError, match=r"unknown medium \[--geometry .*d.geo, Medium.*'rock'"):
+        read_geometry(str(tmp_path / "d.geo"))
+
+
+def written(folder):
+    return load_detector(open_store(), f"{folder.absolute().as_uri()}/sensor_geometry.csv")
+
+
+def medium_told(source, **chosen):
+    (row,) = [row for row in plan_conversion([source], settings(**chosen)).told if "medium" in row]
+    return row[2]
+
+
+def test_the_medium_is_what_the_flag_or_the_geometry_says_and_is_told_before(tmp_path):
+    source, geometry = few(tmp_path), tmp_path / "g.csv"
+    sensors = sensor_frame()
+    sensors.to_csv(geometry, index=False)
+    assert medium_told(source) == medium_told(source, geometry=str(geometry))
+    assert medium_told(source).startswith("taken as ice, because nothing says it (--medium water")
+    assert medium_told(source, medium="water") == "water, as --medium says"
+    _, _, notes = converted(tmp_path / "silent", source)
+    assert written(tmp_path / "silent").stated_medium is None
+    assert any("medium: ice, because the geometry does not say" in note for note in notes)
+    _, _, notes = converted(tmp_path / "flag", source, medium="water")
+    assert written(tmp_path / "flag").stated_medium == WATER
+    assert any(note.endswith("medium: water") for note in notes)
+    sensors.assign(Medium="water").to_csv(geometry, index=False)
+    assert medium_told(source, geometry=str(geometry)) == "water, as the geometry says"
+    converted(tmp_path / "column", source, geometry=str(geometry))
+    assert written(tmp_path / "column").stated_medium == WATER
+    with pytest.raises(DetectorError, match=r"contradicts .*--medium ice\]: found .* says water"):
+        plan_conversion([source], settings(geometry=str(geometry), medium="ice"))
+    with pytest.raises(DetectorError, match=r"unknown medium \[--medium\]: found 'rock'"):
+        plan_conversion([source], settings(medium="rock"))
+
+
+def test_the_positions_of_icecube_may_stand_in_water(tmp_path):
+    known = icecube86()
+    table = pd.DataFrame({"sensor_id": known.sensor_id, "medium": "water"})
+    table[["x", "y", "z"]] = known.xyz_m
+    table.to_csv(tmp_path / "sensor_geometry.csv", index=False)
+    found = written(tmp_path)
+    assert (found.medium, found.string_id.max()) == (WATER, known.string_id.max())
+    assert found.digest() != known.digest()
+
+
+@pytest.mark.skipif(not NUBENCH.exists(), reason=f"no {NUBENCH}")
+def test_nubench_detectors_that_stand_in_water_only_are_known(tmp_path):
+    source = few(tmp_path)
+    told = {
+        path.stem: medium_told(source, geometry=str(path)).split(",")[0]
+        for path in NUBENCH.iterdir()
+    }
+    # Hexagon stands in ice in one set and in water in another
+    assert told.pop("hexagon") == "taken as ice"
+    assert len(told) == 5
+    assert set(told.values()) == {"water"}
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "sensor_id,x,y,z\n1,2,3,late\n"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iceaggr.detector import Detector
+from iceaggr.detector import Detector, Medium
 from iceaggr.errors import RawDataError
 from iceaggr.events.cleaning import Account, clean
 from iceaggr.events.conversion.file_tables import open_tables
-from iceaggr.events.conversion.sensors import SensorKey, Sensors, read_geometry
+from iceaggr.events.conversion.sensors import SensorKey, Sensors, chosen_medium, read_geometry
 from iceaggr.events.conversion.tables import (
     Floats,
     Ints,
@@ -62,6 +62,7 @@ class ConversionSettings:
     """How foreign files are read and written.
 
     geometry: file with all sensors, or the name of the built-in detector; '' = from the pulses
+    medium: what the sensors stand in, 'water' or 'ice'; '' = as the geometry says
     sensor_ids: what tells a sensor, see `Sensors`
     label_reading: how azimuth and zenith of the truth are meant
     renumber: give the events of each input numbers of their own
@@ -71,6 +72,7 @@ class ConversionSettings:
 
     names: GivenNames = field(default_factory=GivenNames)
     geometry: str = ""
+    medium: str = ""
     sensor_ids: SensorKey = "auto"
     label_reading: LabelReading = AS_DOCUMENTED
     renumber: bool = False
@@ -85,6 +87,7 @@ class Conversion:
 
     told: rows of (table, column, what it is used as), every column of every table, and what is not
     there.  lacking: what every event is to have but the source never has, in sentences.
+    medium: what the sensors stand in, None if nobody says it
     """
 
     inputs: tuple[Path, ...]
@@ -94,6 +97,7 @@ class Conversion:
     pulses: ChosenTable
     truth: ChosenTable | None
     sensors: Sensors
+    medium: Medium | None
     told: tuple[tuple[str, str, str], ...]
     lacking: tuple[str, ...]
 
@@ -110,6 +114,7 @@ def plan_conversion(inputs: Sequence[Path], settings: ConversionSettings) -> Con
     pulses = choose_pulses(columns, settings.names)
     truth = None if settings.unlabelled else _truth(columns, settings.names, pulses)
     geometry = read_geometry(settings.geometry) if settings.geometry else None
+    medium, medium_words = chosen_medium(settings.medium, geometry)
     sensors = Sensors(pulses, geometry, settings.sensor_ids)
     lacking = tuple(
         sentence
@@ -124,7 +129,11 @@ def plan_conversion(inputs: Sequence[Path], settings: ConversionSettings) -> Con
         pulses=pulses,
         truth=truth,
         sensors=sensors,
-        told=tuple(_told(tables, pulses, truth, sensors, lacking)),
+        medium=medium,
+        told=(
+            *_told(tables, pulses, truth, sensors, lacking),
+            ("(geometry)", "medium", medium_words),
+        ),
         lacking=lacking,
     )
 
@@ -216,6 +225,9 @@ def convert(
                 if on_progress:
                     on_progress(n_done, plan.pulse_table.n_rows)
             detector, renamed, sentence = plan.sensors.detector()
+            if plan.medium:
+                detector = replace(detector, stated_medium=plan.medium)
+            sentence += f"; medium: {detector.medium_words}"
             if check_labels and labelled:
                 check_labels(_events(dealt, detector, renamed), detector)
             notes = (*plan.lacking, *_notes(plan, dealt, sentence), *truth.notes)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.spatial import cKDTree
 
-from iceaggr.detector import BUILT_IN, SAME_PLACE_M, Detector, icecube86, parse_geometry
+from iceaggr.detector import (
+    BUILT_IN,
+    SAME_PLACE_M,
+    WATER,
+    Detector,
+    Medium,
+    icecube86,
+    medium_of,
+    parse_geometry,
+)
 from iceaggr.errors import DetectorError, RawDataError
 from iceaggr.events.sources import ChosenTable, GivenNames, choose_geometry, counts_on_each_string
 
@@ -62,9 +73,10 @@ def read_geometry(given: str) -> SensorTable:
         table = icecube86()
         return SensorTable(table, pairs(table.string_id, table.sensor_id % _N_DOMS + 1, given))
     path = Path(given)
+    medium = ""
     try:
         if path.suffix == ".geo":
-            frame = _read_geo(path)
+            frame, medium = _read_geo(path)
         elif path.suffix.lower() in (".parquet", ".pq"):
             frame = pq.read_table(path).to_pandas(ignore_metadata=True)
         else:
@@ -72,14 +84,66 @@ def read_geometry(given: str) -> SensorTable:
     except (OSError, ValueError, pa.ArrowException) as error:
         found = str(getattr(error, "strerror", None) or error).splitlines()[0]
         raise _no_geometry(given, found, "a file that can be read") from None
-    return _sensor_table(frame, given)
+    sensors = _sensor_table(frame, given)
+    if medium:
+        stated = medium_of(medium, f"--geometry {given}, Medium of its metadata")
+        return replace(sensors, detector=replace(sensors.detector, stated_medium=stated))
+    return sensors
 
 
-def _read_geo(path: Path) -> pd.DataFrame:
-    """Read a detector of Prometheus: x, y, z, string and dom of each module, tab-separated."""
-    _, _, modules = path.read_text(encoding="utf-8").partition(_MODULES)
+def _read_geo(path: Path) -> tuple[pd.DataFrame, str]:
+    """Read a detector of Prometheus: its modules, tab-separated, and its medium or ''.
+
+    The modules: x, y, z, string and dom of each.
+    """
+    metadata, _, modules = path.read_text(encoding="utf-8").partition(_MODULES)
     names = ["x", "y", "z", "string", "dom"]
-    return pd.read_csv(io.StringIO(modules.strip()), sep=r"\s+", names=names)
+    medium = re.search(r"^\s*medium\s*:[ \t]*(.*\S)", metadata, re.IGNORECASE | re.MULTILINE)
+    frame = pd.read_csv(io.StringIO(modules.strip()), sep=r"\s+", names=names)
+    return frame, medium[1] if medium else ""
+
+
+_NUBENCH_IN_WATER = {
+    "746013da28a5c21b": "Cluster",
+    "ce5b8f67c8d68dcb": "Flower L",
+    "2577fbf4bfca1483": "Flower S",
+    "feb5a96202570580": "Flower XL",
+    "dc0c2a516bc348ea": "Triangle",
+}
+"""Digests of the places of NuBench's detectors that stand in water only; the positions of Hexagon
+stand in ice in one of its sets. Source: geometry tables of GraphNeT, commit 368927d."""
+
+
+def chosen_medium(given: str, table: SensorTable | None) -> tuple[Medium | None, str]:
+    """Decide what the detector stands in, and say who says so.
+
+    given: name of --medium, '' if not given. Returns None for the medium if nobody says it.
+    Raises: DetectorError if the name is none, or the geometry says another one.
+    """
+    flag = medium_of(given, "--medium") if given else None
+    stated = table.detector.stated_medium if table else None
+    if flag and stated and flag != stated:
+        raise DetectorError(
+            "the medium contradicts the geometry",
+            where=f"--medium {flag.name}",
+            found=f"a geometry that says {stated.name}",
+            expected="one medium",
+            remedy="Leave --medium out, or correct the geometry",
+        )
+    if flag or stated:
+        chosen = flag or stated
+        assert chosen is not None
+        return chosen, f"{chosen.name}, as {'--medium' if flag else 'the geometry'} says"
+    known = _NUBENCH_IN_WATER.get(places_digest(table.detector.xyz_m)) if table else None
+    if known:
+        return WATER, f"{WATER.name}, as these sensors are those of NuBench's {known}"
+    return None, "taken as ice, because nothing says it (--medium water or --medium ice does)"
+
+
+def places_digest(xyz_m: Floats) -> str:
+    """Hash positions to the centimetre, whatever their order. xyz_m: (S, 3) metres."""
+    rounded = np.unique(np.round(xyz_m * 100).astype(np.int64), axis=0)
+    return hashlib.sha256(rounded.tobytes()).hexdigest()[:16]
 
 
 def _sensor_table(frame: pd.DataFrame, given: str) -> SensorTable:
@@ -102,6 +166,9 @@ def _sensor_table(frame: pd.DataFrame, given: str) -> SensorTable:
         table["string"] = _ids(taken["string"], given)
     if "efficiency" in taken:
         table["efficiency"] = taken["efficiency"]
+    for name in frame.columns:
+        if str(name).strip().lower() == "medium":
+            table["medium"] = frame[name].to_numpy()
     detector = parse_geometry(table.to_csv(index=False), f"--geometry {given}")
     return SensorTable(detector, pair[np.argsort(ids, kind="stable")])
 
