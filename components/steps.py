@@ -149,7 +149,8 @@ def train_model(
     context = make_context(run_id, experiment_name, work_uri, config, run_name)
     facts = run_train_here(
         context,
-        (Path(manifest.path), Path(normalization.path)),
+        Path(manifest.path),
+        Path(normalization.path),
         model_path=Path(model.path),
         choices=TrainingChoices(max_train_minutes, gpu_count, start_from),
     )
@@ -203,11 +204,12 @@ def train_on_machines(
     context = make_context(run_id, experiment_name, work_uri, config, run_name)
     facts = run_train_on_machines(
         context,
-        (Path(manifest.path), Path(normalization.path)),
+        Path(manifest.path),
+        Path(normalization.path),
         model_path=Path(model.path),
         choices=TrainingChoices(max_train_minutes, gpu_count, start_from),
         machines=parse_machines(
-            n_nodes, gpu_count, gpu_type, (cpu, memory), (node_selector, tolerations)
+            n_nodes, gpu_count, gpu_type, cpu, memory, node_selector, tolerations
         ),
         image=image,
     )

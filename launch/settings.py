@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from components.form import check_allowed
 from iceaggr.config import ExperimentConfig, load_config, parse_config
+from iceaggr.config.sections import MAX_MINUTES
 from iceaggr.errors import ConfigError
 from iceaggr.service_settings import without_credentials
 from iceaggr.steps.training_choices import TrainingChoices
@@ -39,7 +40,7 @@ _RESOURCE = re.compile(r"[a-z0-9.-]+\.[a-z0-9-]+/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Z
 _TOLERATION_FIELDS = ("key", "operator", "value", "effect", "tolerationSeconds")
 # more than any machine has
 _MOST_CORES = 4096
-_MINUTES = "0 or more minutes; 0 = as configured"
+_MINUTES = f"0 or more minutes, at most a year ({MAX_MINUTES:,.0f}); 0 = as configured"
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
@@ -131,7 +132,7 @@ def _is_cpu(value: Any) -> bool:
 
 
 def _is_limit(value: Any) -> bool:
-    return 0 <= float(value) < math.inf
+    return 0 <= float(value) <= MAX_MINUTES
 
 
 def _is_resource(value: Any) -> bool:

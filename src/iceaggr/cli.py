@@ -108,7 +108,8 @@ def train(
     with RunFolder.open(folder).alone() as run:
         run_train_here(
             run.context(),
-            (run.manifest, run.normalization),
+            run.manifest,
+            run.normalization,
             model_path=run.model,
             choices=TrainingChoices(max_train_minutes, gpu_count, start_from),
         )

@@ -58,7 +58,7 @@ def refused(monkeypatch, capsys, tmp_path):
         (["--max-train-minutes", "inf"], "not a limit of training [--max-train-minutes]"),
         (["--experiment-name", ""], "not a name [--experiment-name]"),
         (["--start-from", "champ"], "--start-from has another value than allowed"),
-        (["--gpu-count", "many"], "bad GPU count [--gpu-count"),
+        (["--gpu-count", "many"], "bad number [--gpu-count"),
     ],
 )
 def test_run_refuses_what_no_step_can_use(refused, arguments, message):

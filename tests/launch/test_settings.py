@@ -49,6 +49,7 @@ def test_check_values_accepts_what_the_steps_can_use(values):
         ("train_cpu", "1e9", "quantity of cores"),
         ("train_max_minutes", float("inf"), "0 or more minutes"),
         ("train_max_minutes", float("nan"), "0 or more minutes"),
+        ("train_max_minutes", 1e6, "at most a year"),
         ("train_node_selector", {"bad label!": "x"}, "Kubernetes labels"),
         ("train_node_selector", {"pool": "x y"}, "Kubernetes labels"),
         ("train_node_selector", {"pool": "x" * 64}, "Kubernetes labels"),

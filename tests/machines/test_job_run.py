@@ -287,8 +287,11 @@ def test_stop_request_is_only_heard_where_python_hears_signals(server, api):
 
 def test_refused_job_is_told_in_the_words_of_the_server(server, api):
     server.fail("POST", JOBS, 403)
-    with pytest.raises(KubernetesError, match=r"made to fail.*found 403.*rights of manifests/base"):
+    with pytest.raises(
+        KubernetesError, match=r"made to fail.*found 403.*rights of manifests/base"
+    ) as told:
         run_train_job(api, order(), print)
+    assert told.value.status == 403
 
 
 @pytest.mark.parametrize(

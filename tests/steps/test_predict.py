@@ -12,14 +12,15 @@ import torch
 from iceaggr.config import BatchConfig, ExperimentConfig, ModelConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import ConfigError, DetectorError, ModelError, RawDataError
+from iceaggr.events.layout import find_layout
 from iceaggr.events.reading import read_raw_events
 from iceaggr.models import build_model
-from iceaggr.models.bundle import save_model
+from iceaggr.models.bundle import load_model, save_model
 from iceaggr.normalization_document import Normalization
 from iceaggr.shards.sketches import merge_sketches
 from iceaggr.shards.sketching import sketch_events
 from iceaggr.shards.statistics import fit_normalization
-from iceaggr.steps.predict import run_predict
+from iceaggr.steps.predict import PredictionInput, run_predict
 from iceaggr.storage import open_store
 from tests.events.raw_layout import write_raw_layout
 
@@ -231,6 +232,17 @@ def test_predict_keeps_the_row_of_an_event_without_a_valid_pulse(
     assert table[table["kappa"].notna()].notna().all(axis=None)
     last = capsys.readouterr().out.splitlines()[-1]
     assert "21 of them without a valid pulse have azimuth nan, zenith nan" in last
+
+
+def test_rejected_ids_are_handed_out_once(model_uri: str, faulty_uri: str) -> None:
+    store = open_store()
+    layout, loaded = find_layout(store, faulty_uri), load_model(store, model_uri)
+    events = PredictionInput(store, layout, loaded, accept_doubtful=True)
+    taken = [(events.take_rejected_ids(), chunk)[0] for chunk in events.chunks()]
+    taken += [events.take_rejected_ids(), events.take_rejected_ids()]
+    assert sorted(len(ids) for ids in taken if ids) == [1, 20]
+    assert taken[-1] == []
+    assert events.account().rejected_events.total() == 21
 
 
 def test_predict_submits_a_direction_for_every_event(

@@ -47,7 +47,7 @@ def context(tmp_path):
 def train(context, documents, tmp_path, launch):
     return train_in_processes(
         context,
-        documents,
+        *documents,
         model_path=tmp_path / "model.json",
         choices=TrainingChoices(),
         launch=launch,
@@ -82,7 +82,7 @@ def test_training_without_its_gpu_fails_at_once_with_the_settings_name(
     with pytest.raises(TrainingError, match=r"no GPU for this process \[training.device\]"):
         run_train_here(
             replace(context, config=config),
-            documents,
+            *documents,
             model_path=tmp_path / "model.json",
             choices=TrainingChoices(),
         )
@@ -108,7 +108,7 @@ def test_killed_training_goes_on_from_its_checkpoint_to_the_same_weights(
             threading.Thread(target=kill_once, args=(run,), daemon=True).start()
         facts = run_train_here(
             run,
-            documents,
+            *documents,
             model_path=tmp_path / "model.json",
             choices=TrainingChoices(),
             limits=Limits(first_pause_s=0.1),
@@ -160,10 +160,10 @@ def test_read_request_names_a_request_that_is_damaged(context):
 def test_train_in_processes_checks_the_limits_before_anything_is_launched(
     context, documents, tmp_path
 ):
-    with pytest.raises(ConfigError, match="bad GPU count"):
+    with pytest.raises(ConfigError, match="bad number"):
         run_train_here(
             context,
-            documents,
+            *documents,
             model_path=tmp_path / "model.json",
             choices=TrainingChoices(gpu_count="many"),
         )
@@ -253,15 +253,20 @@ def test_answer_survives_the_way_through_storage():
 
 @pytest.mark.parametrize(
     ("n_nodes", "gpu_count", "wrong"),
-    [("1", "0", "train_nodes"), ("two", "0", "train_nodes"), ("2", "-1", "train_gpu_count")],
+    [
+        ("1", "0", "train_nodes"),
+        ("two", "0", "train_nodes"),
+        ("2", "-1", "train_gpu_count"),
+        ("2", "²", "train_gpu_count"),
+    ],
 )
 def test_parse_machines_refuses_numbers_that_are_none(n_nodes, gpu_count, wrong):
     with pytest.raises(ConfigError, match=f"bad number .{wrong}"):
-        parse_machines(n_nodes, gpu_count, "nvidia.com/gpu", ("1", "1Gi"), ({}, []))
+        parse_machines(n_nodes, gpu_count, "nvidia.com/gpu", "1", "1Gi", {}, [])
 
 
 def test_parse_machines_reads_what_kfp_hands_on():
-    machines = parse_machines("2", "4", "nvidia.com/gpu", ("8", "64Gi"), ({"a": "b"}, []))
+    machines = parse_machines("2", "4", "nvidia.com/gpu", "8", "64Gi", {"a": "b"}, [])
     assert (machines.n_nodes, machines.n_gpus, machines.node_selector) == (2, 4, {"a": "b"})
 
 

@@ -43,7 +43,7 @@ def context_of(tmp_path, run_id, model_name, **sections):
 
 def train(context, documents, choices=FROM_CHAMPION):
     facts = run_train_here(
-        context, documents, model_path=documents[0].with_name("model.json"), choices=choices
+        context, *documents, model_path=documents[0].with_name("model.json"), choices=choices
     )
     return facts.labels["model_uri"], facts.labels["started_from"]
 
@@ -119,7 +119,7 @@ def test_processes_start_from_what_the_launching_step_decided(tmp_path, document
     decide_start(context, FROM_CHAMPION)
     facts = train_in_processes(
         context,
-        documents,
+        *documents,
         model_path=tmp_path / "model.json",
         choices=FROM_CHAMPION,
         launch=lambda uri: run_worker(uri, rank=0, launched=False),

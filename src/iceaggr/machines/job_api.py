@@ -25,7 +25,14 @@ _NOT_FOUND, _CONFLICT, _FIRST_SERVER_ERROR, _TOO_MANY = 404, 409, 500, 429
 
 
 class KubernetesError(TrainingError):
-    """Kubernetes refused a request."""
+    """Kubernetes refused a request.
+
+    status: HTTP status of its answer; None where there was none
+    """
+
+    def __init__(self, what: str, *, status: int | None = None, **facts: Any) -> None:
+        super().__init__(what, **facts)
+        self.status = status
 
 
 class KubernetesAwayError(KubernetesError):
@@ -75,7 +82,7 @@ class JobApi:
                     *self._where(), job, _request_timeout=_TIMEOUT_S
                 )
         except KubernetesError as error:
-            if error.found == _CONFLICT:
+            if error.status == _CONFLICT:
                 return False
             raise
         return True
@@ -88,7 +95,7 @@ class JobApi:
                     *self._where(), name, _request_timeout=_TIMEOUT_S
                 )
         except KubernetesError as error:
-            if error.found == _NOT_FOUND:
+            if error.status == _NOT_FOUND:
                 return None
             raise
         return job
@@ -104,7 +111,7 @@ class JobApi:
                     _request_timeout=_TIMEOUT_S,
                 )
         except KubernetesError as error:
-            if error.found != _NOT_FOUND:
+            if error.status != _NOT_FOUND:
                 raise
 
     def adopt(self, name: str, owner: dict[str, Any]) -> None:
@@ -229,6 +236,7 @@ def _errors(where: str) -> Iterator[None]:
         raise (KubernetesAwayError if away else KubernetesError)(
             f"Kubernetes refused the request ({error.reason}){(said := _words_of(error))}",
             where=where,
+            status=error.status,
             found=error.status,
             expected="status 200 or 201",
             remedy=_remedy(error.status, said),

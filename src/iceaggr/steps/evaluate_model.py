@@ -64,7 +64,7 @@ def run_evaluate_model(
             context, pointer, manifest, raw_uri, tracker.run_id, medium
         )
         pointer.check_data(manifest.digest(), loaded.facts)
-        evaluation = _evaluate(context, (manifest, loaded), raw_uri, report_context, progress)
+        evaluation = _evaluate(context, manifest, loaded, raw_uri, report_context, progress)
         events = parquet_of(evaluation.events)
         headline = EvaluationPointer(
             model_digest=loaded.digest,
@@ -102,13 +102,13 @@ def _refuse_one_event(n_events: int) -> None:
 
 def _evaluate(
     context: RunContext,
-    trained: tuple[ShardManifest, LoadedModel],
+    manifest: ShardManifest,
+    loaded: LoadedModel,
     raw_uri: str,
     report_context: ReportContext,
     progress: StepProgress,
 ) -> Evaluation:
     """Score the test split of a manifest with a model."""
-    manifest, loaded = trained
     store = context.open_store()
     loader = EventLoader(store, manifest, "test", loaded.detector, context.config.batches)
     return evaluate(

@@ -54,16 +54,12 @@ _MEND = "mend the file"
 
 
 class PredictionInput:
-    """Reads the files of a layout for a model, counts what is rejected, judges what is kept.
-
-    rejected_event_ids: of all files; whoever writes them down may clear the list.
-    """
+    """Reads the files of a layout for a model, counts what is rejected, judges what is kept."""
 
     def __init__(
         self, store: ObjectStore, layout: RawLayout, loaded: LoadedModel, accept_doubtful: bool
     ) -> None:
         """accept_doubtful: what would be refused is kept in mind as a doubt."""
-        self.rejected_event_ids: list[int] = []
         self._store, self._layout, self._loaded = store, layout, loaded
         self._accept_doubtful = accept_doubtful
         data = loaded.experiment.data if loaded.experiment else DataConfig()
@@ -76,6 +72,14 @@ class PredictionInput:
         """Add up what was read, kept and rejected so far."""
         return merge_accounts(self._accounts)
 
+    def take_rejected_ids(self) -> list[int]:
+        """Hand out the ids of the events rejected since the last call, and forget them."""
+        taken: list[int] = []
+        for account in self._accounts:
+            taken += account.rejected_event_ids
+            account.rejected_event_ids = []
+        return taken
+
     def chunks(self) -> Iterator[DomEvents]:
         """Read all files; whoever takes the last chunk knows that nothing was refused.
 
@@ -85,8 +89,7 @@ class PredictionInput:
         check_sensor_width(detector, layout.geometry_uri)
         small, small_sketch = [], empty_sketch(detector)
         for file in layout.files:
-            account = Account(rejected_event_ids=self.rejected_event_ids)
-            sketch = empty_sketch(detector)
+            account, sketch = Account(), empty_sketch(detector)
             self._accounts.append(account)
             for chunk in read_raw_file(self._store, layout, file, detector, account):
                 sketch = sketch.merge(sketch_events(chunk, detector))
@@ -240,14 +243,12 @@ def _with_rejected(
 ) -> Iterator[pa.Table]:
     """Add a row for every event that was rejected, after those read before it."""
     for table in tables:
-        yield pa.concat_tables([table, _take_rejected(events.rejected_event_ids, instead)])
-    yield _take_rejected(events.rejected_event_ids, instead)
+        yield pa.concat_tables([table, _rejected_rows(events.take_rejected_ids(), instead)])
+    yield _rejected_rows(events.take_rejected_ids(), instead)
 
 
-def _take_rejected(ids: list[int], instead: str) -> pa.Table:
-    """Make rows of the rejected ids and forget these, so that memory stays bounded."""
+def _rejected_rows(ids: list[int], instead: str) -> pa.Table:
     event_id = np.array([] if instead == LEAVE_OUT else ids, np.int64)
-    ids.clear()
     azimuth, zenith = (np.full(len(event_id), angle) for angle in UNPREDICTED[instead])
     columns = (event_id, azimuth, zenith, np.full(len(event_id), math.nan))
     return pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=PREDICTION_SCHEMA)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from iceaggr.config import ExperimentConfig
-from iceaggr.errors import ConfigError
 from iceaggr.machines.credentials import environment_references, plugin_references
 from iceaggr.machines.job_api import JobApi
 from iceaggr.machines.job_run import run_train_job
@@ -15,7 +15,7 @@ from iceaggr.machines.supervision import torchrun_command
 from iceaggr.machines.train_job import Machines, TrainJobOrder
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.train_request import TrainingFacts, decide_start, train_in_processes
-from iceaggr.steps.training_choices import TrainingChoices
+from iceaggr.steps.training_choices import TrainingChoices, parse_count
 
 _LONGEST_S = 14 * 24 * 3600
 _WAITING_S = 24 * 3600
@@ -23,7 +23,8 @@ _WAITING_S = 24 * 3600
 
 def run_train_on_machines(
     context: RunContext,
-    documents: tuple[Path, Path],
+    manifest_path: Path,
+    normalization_path: Path,
     *,
     model_path: Path,
     choices: TrainingChoices,
@@ -32,7 +33,7 @@ def run_train_on_machines(
 ) -> TrainingFacts:
     """Train on several machines by a TrainJob of this run; a retry adopts or resumes it.
 
-    documents: manifest and normalisation.  image: of the training pods, the same as of the steps.
+    image: of the training pods, the same as of the steps.
     choices: the number of GPUs is that of the machines.
     Raises: ConfigError, TrainingError, KubernetesError.
     """
@@ -56,7 +57,8 @@ def run_train_on_machines(
     decide_start(context, choices)
     return train_in_processes(
         context,
-        documents,
+        manifest_path,
+        normalization_path,
         model_path=model_path,
         choices=choices,
         launch=launch,
@@ -75,24 +77,27 @@ def deadline_s(config: ExperimentConfig) -> int:
 
 
 def parse_machines(
-    n_nodes: str, gpu_count: str, gpu_type: str, size: tuple[str, str], placement: tuple[dict, list]
+    n_nodes: str,
+    gpu_count: str,
+    gpu_type: str,
+    cpu: str,
+    memory: str,
+    node_selector: dict[str, str],
+    tolerations: list[dict[str, Any]],
 ) -> Machines:
     """Read the step's parameters, all of which KFP hands on as text or JSON.
 
-    size: cpu and memory.  placement: node selector and tolerations.
     Raises: ConfigError unless there are two nodes or more and gpu_count is a whole number.
     """
-    for name, text, least in (("train_nodes", n_nodes, 2), ("train_gpu_count", gpu_count, 0)):
-        if not text.isdigit() or int(text) < least:
-            raise ConfigError(
-                "bad number",
-                where=name,
-                found=repr(text),
-                expected=f"a whole number from {least}",
-                remedy="Correct the value in the run form",
-            )
-    cpu, memory = size
-    return Machines(int(n_nodes), int(gpu_count), gpu_type, cpu, memory, *placement)
+    return Machines(
+        n_nodes=parse_count(n_nodes, where="train_nodes", least=2),
+        n_gpus=parse_count(gpu_count, where="train_gpu_count"),
+        gpu_type=gpu_type,
+        cpu=cpu,
+        memory=memory,
+        node_selector=node_selector,
+        tolerations=tolerations,
+    )
 
 
 def _this_pod() -> tuple[str, str] | None:

@@ -164,7 +164,8 @@ def decide_start(context: RunContext, choices: TrainingChoices) -> None:
 
 def train_in_processes(
     context: RunContext,
-    documents: tuple[Path, Path],
+    manifest_path: Path,
+    normalization_path: Path,
     *,
     model_path: Path,
     choices: TrainingChoices,
@@ -173,7 +174,6 @@ def train_in_processes(
 ) -> TrainingFacts:
     """Ask for a training, launch its processes and pass on their answer.
 
-    documents: manifest and normalisation
     launch: starts the processes with the URI of the request and returns when they ended well
     folder_name: of the request, below the run's training/; close_run asks Kubernetes for a TrainJob
     where there is a `request`
@@ -192,8 +192,8 @@ def train_in_processes(
         normalization_uri=f"{folder}/normalization.json",
         result_uri=f"{folder}/result.json",
     )
-    for uri, path in zip((request.manifest_uri, request.normalization_uri), documents, strict=True):
-        store.write_bytes(uri, path.read_bytes())
+    store.write_bytes(request.manifest_uri, manifest_path.read_bytes())
+    store.write_bytes(request.normalization_uri, normalization_path.read_bytes())
     store.write_bytes(f"{folder}/request.json", request.model_dump_json(indent=1).encode())
     launch(f"{folder}/request.json")
     if store.stat(request.result_uri) is None:
@@ -214,7 +214,8 @@ def train_in_processes(
 
 def run_train_here(
     context: RunContext,
-    documents: tuple[Path, Path],
+    manifest_path: Path,
+    normalization_path: Path,
     *,
     model_path: Path,
     choices: TrainingChoices,
@@ -224,7 +225,6 @@ def run_train_here(
 
     A process that is killed, runs out of memory or meets an error of its GPU is restarted from its
     checkpoint, within limits.
-    documents: manifest and normalisation.
     Raises: ConfigError for a bad choice; TrainingError, also if the machine lacks the GPUs.
     """
     n_processes = choices.n_processes
@@ -242,7 +242,8 @@ def run_train_here(
     store = context.open_store()
     return train_in_processes(
         context,
-        documents,
+        manifest_path,
+        normalization_path,
         model_path=model_path,
         choices=choices,
         launch=lambda uri: run_here(
