@@ -10,20 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from iceaggr.errors import TrainingError
 from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.machines.supervision import LIMITS, Limits, run_here
-from iceaggr.models.bundle import DOCUMENT, GEOMETRY, WEIGHTS, load_model
 from iceaggr.patience import ask_patiently, may_pass
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import ModelPointer, parse_document, write_document
 from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.storage import open_folder
-from iceaggr.training import TrainingInputs, normalization_shift, start_from_model
+
+if TYPE_CHECKING:
+    from iceaggr.training import TrainingInputs
 
 # What a training starts from: decided once per run, so that a retry starts from the same.
 #
@@ -69,6 +70,10 @@ def begin_from(start: TrainingStart, inputs: TrainingInputs, tracker: Tracker) -
 
     Raises: ModelError if the copy is damaged; TrainingError if the model does not fit the settings.
     """
+    # torch, which the processes that only launch others do without
+    from iceaggr.models.bundle import load_model
+    from iceaggr.training import normalization_shift, start_from_model
+
     tracker.set_tags({"training/started_from": start.words})
     if not start.model:
         return inputs
@@ -83,6 +88,7 @@ def begin_from(start: TrainingStart, inputs: TrainingInputs, tracker: Tracker) -
 def _ask_registry(context: RunContext, store: ObjectStore) -> TrainingStart:
     name = context.config.promotion.model_name
     context.require_registry("training from the champion")
+    from iceaggr.models.bundle import DOCUMENT, GEOMETRY, WEIGHTS
     from iceaggr.tracking.registry import ModelRegistry
 
     registry = ModelRegistry()
@@ -157,8 +163,6 @@ def decide_start(context: RunContext, choices: TrainingChoices) -> None:
 
     Raises: what `choose_start` raises.
     """
-    from iceaggr.steps.train_request import choose_start
-
     choose_start(replace(context, config=choices.applied_to(context.config)))
 
 
