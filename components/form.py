@@ -1,4 +1,4 @@
-"""The one image of all steps; a deployment names its own, best by digest, in ICEAGGR_IMAGE."""
+"""What the steps share: their image, what their parameters mean, which values the form allows."""
 
 from __future__ import annotations
 
@@ -9,29 +9,50 @@ from typing import Any, TypeVar
 
 from iceaggr import __version__
 from iceaggr.errors import ConfigError
+from iceaggr.steps.training_choices import STARTS
 
 EXAMPLE_IMAGE = f"registry.example.org/iceaggr:{__version__}"
 """Stands for yours: no cluster can pull it. Makefile and manifests/image name the same."""
 IMAGE = os.environ.get("ICEAGGR_IMAGE") or EXAMPLE_IMAGE
+"""The one image of all steps; a deployment names its own, best by digest, in ICEAGGR_IMAGE."""
 
 
-# What the parameters and artifacts of the steps mean, said once for all steps that share them.
+# The run form and the steps: what each parameter and artifact means, said once.
+#
+# The form lists parameters by their names, so names begin with the step that reads them, and carry
+# the unit where there is one.
 
 Step = TypeVar("Step", bound=Callable[..., object])
 
+FORM_MEANINGS = {
+    "config": "Settings of data, model, training, evaluation and promotion; see configs/.",
+    "evaluate_cpu": 'Cores of the evaluation, such as "4".',
+    "evaluate_memory": 'Memory of the evaluation, such as "16Gi".',
+    "experiment_name": "MLflow experiment that this run appears in.",
+    "raw_uri": "Folder of the raw events: train/batch_N.parquet, train_meta.parquet.",
+    "shard_cpu": 'Cores of each sharding task, such as "2".',
+    "shard_memory": 'Memory of each sharding task, such as "4Gi".',
+    "train_cpu": 'Cores of each training machine, such as "4".',
+    "train_gpu_count": "GPUs of each training machine, one process each, as text: KFP drops"
+    " numbers; 0 = CPU, which training.device of config must allow.",
+    "train_gpu_type": "Kubernetes resource name of the GPU.",
+    "train_max_minutes": "Wall-clock limit of training in minutes; 0 = as configured.",
+    "train_memory": 'Memory of each training machine, such as "16Gi"; /dev/shm counts.',
+    "train_node_selector": 'Labels of the nodes that may train, {"label": "value"}.',
+    "train_nodes": "Machines that train together, as text; from 2 on by a TrainJob.",
+    "train_start_from": "Weights to begin with: the champion's, random ones (scratch), or what"
+    " training.start_from of config says (configured).",
+    "train_tolerations": 'Taints that training tolerates, [{"key": ..., "operator": ...}].',
+    "work_uri": "Folder in object storage for shards, checkpoints and models.",
+}
+"""A step that is given train_cpu calls it cpu, and so on."""
+
 MEANINGS = {
-    # of the run
-    "config": "Settings, see configs/.",
-    "experiment_name": "MLflow experiment.",
+    **{name.removeprefix("train_"): meaning for name, meaning in FORM_MEANINGS.items()},
+    "max_train_minutes": FORM_MEANINGS["train_max_minutes"],
+    "n_nodes": FORM_MEANINGS["train_nodes"],
     "run_id": "Identity of the pipeline run.",
     "run_name": "Name of the pipeline run, for people.",
-    "work_uri": "Folder in object storage for everything the pipeline makes.",
-    "raw_uri": "Folder of the raw events: train/batch_N.parquet, train_meta.parquet.",
-    # of training, wherever it runs
-    "gpu_count": 'GPUs of each machine as text, one process each; "0" = CPU, "configured" = one'
-    " process on training.device.",
-    "max_train_minutes": "Wall-clock limit of training in minutes; 0 = as configured.",
-    "start_from": '"scratch", "champion", or "configured".',
     # artifacts of more than one step
     "manifest": "All shards of this run.",
     "normalization": "Transform, centre and scale of each input.",
@@ -56,40 +77,14 @@ def described(own: Mapping[str, str] = MEANINGS, **others: str) -> Callable[[Ste
     return decorate
 
 
-# The run form: what each parameter of the pipeline means, and which values it may have.
-#
-# The form lists parameters by their names, so names begin with the step that reads them, and carry
-# the unit where there is one. For an enumerated parameter the UI shows a list and the backend
-# refuses other values, both from `literals` in the compiled graph. The SDK cannot write these yet,
-# so they are added after compiling. The local runner ignores them: what steps are given, they
-# check.
-
-FORM_MEANINGS = {
-    "config": "Settings of data, model, training, evaluation and promotion; see configs/.",
-    "evaluate_cpu": 'Cores of the evaluation, such as "4".',
-    "evaluate_memory": 'Memory of the evaluation, such as "16Gi".',
-    "experiment_name": "MLflow experiment that this run appears in.",
-    "raw_uri": "Folder of the raw events: train/batch_N.parquet, train_meta.parquet.",
-    "shard_cpu": 'Cores of each sharding task, such as "2".',
-    "shard_memory": 'Memory of each sharding task, such as "4Gi".',
-    "train_cpu": 'Cores of each training machine, such as "4".',
-    "train_gpu_count": "GPUs of each training machine, as text: KFP drops numbers; 0 = CPU, which"
-    " training.device of config must allow.",
-    "train_gpu_type": "Kubernetes resource name of the GPU.",
-    "train_max_minutes": "Wall-clock limit of training in minutes; 0 = as configured.",
-    "train_memory": 'Memory of each training machine, such as "16Gi"; /dev/shm counts.',
-    "train_node_selector": 'Labels of the nodes that may train, {"label": "value"}.',
-    "train_nodes": "Machines that train together, as text; from 2 on by a TrainJob.",
-    "train_start_from": "Weights to begin with: the champion's, random ones (scratch), or what"
-    " training.start_from of config says (configured).",
-    "train_tolerations": 'Taints that training tolerates, [{"key": ..., "operator": ...}].',
-    "work_uri": "Folder in object storage for shards, checkpoints and models.",
-}
+# For an enumerated parameter the UI shows a list and the backend refuses other values, both from
+# `literals` in the compiled graph. The SDK cannot write these yet, so they are added after
+# compiling. The local runner ignores them: what steps are given, they check.
 
 DROPDOWNS: dict[str, tuple[str, ...]] = {
     "train_gpu_count": ("0", "1", "2", "4", "8"),
     "train_nodes": ("1", "2", "4", "8"),
-    "train_start_from": ("configured", "scratch", "champion"),
+    "train_start_from": STARTS,
 }
 
 

@@ -1,4 +1,4 @@
-"""Container step: list the raw files and cut them into work units."""
+"""The container steps, in the order in which they run."""
 
 from kfp import dsl
 from kfp.dsl import HTML, Dataset, Input, Markdown, Metrics, Model, Output
@@ -25,9 +25,6 @@ def plan_shards(
     return run_plan_shards(context, raw_uri, gpu_count)
 
 
-# Container step: turn one work unit of raw files into shards and their sketches.
-
-
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 @described(
     work_unit="One string of plan_shards.",
@@ -47,9 +44,6 @@ def shard_events(
     context = planned_context(run_id, work_uri)
     facts = run_shard_events(context, work_unit, Path(unit_manifest.path))
     unit_manifest.metadata.update(facts)
-
-
-# Container step: merge the sketches of the train split into normalisation and data card.
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -89,13 +83,8 @@ def compute_statistics(
         metrics.log_metric(name, value)
 
 
-# Container step: a few dozen training steps that must learn before an expensive run starts.
-
-
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-@described(
-    learning_table="First and last loss of each short run.",
-)
+@described(learning_table="First and last loss of each short run.")
 def check_learning(
     manifest: Input[Dataset],
     normalization: Input[Dataset],
@@ -118,13 +107,8 @@ def check_learning(
     )
 
 
-# Container step: training, resumable, with checkpoints in object storage.
-
-
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-@described(
-    metrics="Validation figures of the trained model.",
-)
+@described(metrics="Validation figures of the trained model.")
 def train_model(
     manifest: Input[Dataset],
     normalization: Input[Dataset],
@@ -159,17 +143,8 @@ def train_model(
         metrics.log_metric(name, value)
 
 
-# Container step: training on several machines; this pod only launches, follows and cleans up.
-
-
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 @described(
-    n_nodes="Machines, as text.",
-    gpu_type="Kubernetes resource name of the GPU.",
-    cpu="Cores of each machine.",
-    memory="Memory of each machine.",
-    node_selector="Labels of the nodes that may train.",
-    tolerations="Taints that training tolerates.",
     image="Image of the training pods.",
     metrics="Validation figures of the trained model.",
 )
@@ -218,9 +193,6 @@ def train_on_machines(
         metrics.log_metric(name, value)
 
 
-# Container step: score the model and the classical baselines on events nobody trained on.
-
-
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 @described(
     report="The page with all tables and plots.",
@@ -256,9 +228,6 @@ def evaluate_model(
     )
     for name, value in figures.items():
         metrics.log_metric(name, value)
-
-
-# Container step: champion or not, with the reason.
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -301,13 +270,8 @@ def promote_model(
     summary.metadata.update(facts)
 
 
-# Container step: runs after all others, whatever their end.
-
-
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-@described(
-    status="How the run ended.",
-)
+@described(status="How the run ended.")
 def close_run(
     work_uri: str,
     experiment_name: str,

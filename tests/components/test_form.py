@@ -27,7 +27,15 @@ def test_described_refuses_a_parameter_without_a_meaning():
 
 def test_every_shared_meaning_is_shared():
     used = [name for step in STEPS.values() for name in inspect.signature(step).parameters]
-    assert [name for name in MEANINGS if used.count(name) < 2] == []
+    of_the_form = {name.removeprefix("train_") for name in FORM_MEANINGS}
+    others = [name for name in MEANINGS if name not in of_the_form and name != "n_nodes"]
+    assert [name for name in others if used.count(name) < 2] == []
+
+
+def test_step_is_described_with_the_sentence_of_the_form():
+    for name in ("config", "work_uri", "train_gpu_count", "train_memory"):
+        meaning = FORM_MEANINGS[name]
+        assert f"{name.removeprefix('train_')}: {meaning}" in STEPS["train_on_machines"].__doc__
 
 
 def test_meanings_of_the_run_form_are_sorted_as_the_form_lists_them():
