@@ -44,26 +44,26 @@ class CountingStore:
 
 
 @pytest.fixture
-def manifest(tmp_path: Path) -> ShardManifest:
+def thirty_each(tmp_path: Path) -> ShardManifest:
     return write_shards(tmp_path / "shards", [30, 30, 30])
 
 
-def test_cache_reads_a_remote_shard_once(manifest: ShardManifest, tmp_path: Path) -> None:
+def test_cache_reads_a_remote_shard_once(thirty_each: ShardManifest, tmp_path: Path) -> None:
     store = CountingStore()
     for _ in range(2):  # the second time as a new process would
         cache = ShardCache(store, tmp_path / "cache", max_bytes=10**9)
-        for entry in manifest.shards:
+        for entry in thirty_each.shards:
             assert cache.read(entry).n_events == 30
-    assert store.reads == [entry.uri for entry in manifest.shards]
-    assert cache.n_bytes() == sum(entry.n_bytes for entry in manifest.shards)
+    assert store.reads == [entry.uri for entry in thirty_each.shards]
+    assert cache.n_bytes() == sum(entry.n_bytes for entry in thirty_each.shards)
 
 
 def test_cache_deletes_the_least_recently_used_to_stay_within_its_size(
-    manifest: ShardManifest, tmp_path: Path
+    thirty_each: ShardManifest, tmp_path: Path
 ) -> None:
     store = CountingStore()
-    first, second, third = manifest.shards
-    size = max(entry.n_bytes for entry in manifest.shards)
+    first, second, third = thirty_each.shards
+    size = max(entry.n_bytes for entry in thirty_each.shards)
     cache = ShardCache(store, tmp_path / "cache", max_bytes=2 * size)
     for age, entry in ((20, first), (10, second)):
         cache.read(entry)
@@ -80,9 +80,9 @@ def test_cache_deletes_the_least_recently_used_to_stay_within_its_size(
     assert store.reads == [second.uri]
 
 
-def test_cache_fetches_a_damaged_copy_again(manifest: ShardManifest, tmp_path: Path) -> None:
+def test_cache_fetches_a_damaged_copy_again(thirty_each: ShardManifest, tmp_path: Path) -> None:
     store = CountingStore()
-    entry = manifest.shards[0]
+    entry = thirty_each.shards[0]
     cache = ShardCache(store, tmp_path / "cache", max_bytes=10**9)
     whole = cache.read(entry)
     path = tmp_path / "cache" / f"{entry.blake3}.arrow"
@@ -94,9 +94,9 @@ def test_cache_fetches_a_damaged_copy_again(manifest: ShardManifest, tmp_path: P
 
 
 def test_cache_refuses_a_remote_shard_that_is_damaged_itself(
-    manifest: ShardManifest, tmp_path: Path
+    thirty_each: ShardManifest, tmp_path: Path
 ) -> None:
-    entry = manifest.shards[0]
+    entry = thirty_each.shards[0]
     Path(entry.uri.removeprefix("file://")).write_bytes(b"not a shard")
     cache = ShardCache(CountingStore(), tmp_path / "cache", max_bytes=10**9)
     with pytest.raises(ShardError, match=entry.uri):
@@ -104,8 +104,8 @@ def test_cache_refuses_a_remote_shard_that_is_damaged_itself(
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
-def test_cache_keeps_nothing_that_is_damaged(manifest: ShardManifest, tmp_path: Path) -> None:
-    entry = manifest.shards[0]
+def test_cache_keeps_nothing_that_is_damaged(thirty_each: ShardManifest, tmp_path: Path) -> None:
+    entry = thirty_each.shards[0]
     data = bytearray(Path(entry.uri.removeprefix("file://")).read_bytes())
     data[len(data) // 2] ^= 1
     Path(entry.uri.removeprefix("file://")).write_bytes(data)
@@ -118,12 +118,12 @@ def test_cache_keeps_nothing_that_is_damaged(manifest: ShardManifest, tmp_path: 
 
 
 def test_cache_says_what_to_do_when_its_folder_takes_no_copy(
-    manifest: ShardManifest, tmp_path: Path
+    thirty_each: ShardManifest, tmp_path: Path
 ) -> None:
     cache = ShardCache(CountingStore(), tmp_path / "cache", max_bytes=10**9)
     (tmp_path / "cache").rmdir()
     with pytest.raises(StorageError, match=r"cannot keep a local copy.*batches\.cache_gib"):
-        cache.read(manifest.shards[0])
+        cache.read(thirty_each.shards[0])
 
 
 @pytest.mark.parametrize(

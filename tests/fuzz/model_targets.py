@@ -126,7 +126,7 @@ _TENSORS = ("model.safetensors", "optimizer.safetensors")
 def checkpoint() -> Target:
     inputs = _inputs(MemoryStore())
     store: MemoryStore = inputs.store  # type: ignore[assignment]
-    group = joined_processes(use_gpu=False).__enter__()
+    group = joined_processes(use_gpu=False, launched=False).__enter__()
     parts = build_parts(inputs, group, choose_device(inputs.config.training, 0))
     folder = parts.keeper.folder.uri
     parts.keeper.save(RunState())
