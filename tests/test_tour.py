@@ -11,9 +11,7 @@ PLACES = (ROOT, ROOT / "src" / "iceaggr")
 def journeys() -> dict[str, list[str]]:
     """Read the questions and the files that answer each."""
     parts = re.split(r"^## ", TOUR.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-    return {
-        part.splitlines()[0]: re.findall(r"`([\w/]+\.(?:py|md|yaml))`", part) for part in parts
-    }
+    return {part.splitlines()[0]: re.findall(r"`([\w/]+\.(?:py|md|yaml))`", part) for part in parts}
 
 
 def test_every_file_of_the_tour_exists():

@@ -38,7 +38,7 @@ class Accepts:
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the table in docs/reliability.md and a test.
+    """A row of the table in cases.md and a test.
 
     name: identity of the test.  damaged, outcome: the words of the table
     damage: breaks the scene.  enter: the way in, as a user goes it

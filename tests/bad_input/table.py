@@ -1,4 +1,4 @@
-"""The table of bad input in docs/reliability.md: python -m tests.bad_input.table rewrites it."""
+"""The table of bad input, `cases.md` beside this: python -m tests.bad_input.table writes it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from pathlib import Path
 
 from tests.bad_input.cases import GROUPS
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
-BEGIN = "<!-- bad input: written by `python -m tests.bad_input.table` -->"
-END = "<!-- end of bad input -->"
+DOCUMENT = Path(__file__).with_name("cases.md")
 
 
 def table() -> str:
     """Write one row for each case, by group."""
     n_cases = sum(map(len, GROUPS.values()))
-    lines = [f"{n_cases} kinds, one test each (`tests/bad_input/`):", ""]
+    lines = ["# Bad input", ""]
+    lines += [f"{n_cases} kinds, one test each; `python -m tests.bad_input.table` writes this.", ""]
     lines += ["| test | damaged | comes to | that is |", "|---|---|---|---|"]
     for group, cases in GROUPS.items():
         lines.append(f"| **{group}** | | | |")
@@ -22,17 +21,8 @@ def table() -> str:
             f"| {case.name} | {case.damaged} | {case.expect.words} | {case.outcome} |"
             for case in cases
         ]
-    return "\n".join(lines)
-
-
-def in_document(text: str) -> str:
-    """Put the table between its marks. Raises: ValueError if the marks are not there."""
-    before, mark, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (mark and end):
-        raise ValueError(f"{DOCUMENT} has no place for the table: {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(in_document(DOCUMENT.read_text()))
+    DOCUMENT.write_text(table(), encoding="utf-8")

@@ -113,7 +113,7 @@ def _meets(kind: str, request: Request) -> bool:
     if request.method not in METHODS[kind]:
         return False
     if kind in ("wrong_bytes", "trickle", "endless_trickle"):
-        return request.is_object  # lists carry no checksum at any store: see docs/reliability.md
+        return request.is_object  # lists carry no checksum at any store: see docs/guarantees.md
     if kind == "wrong_upload":
         return request.is_object and request.n_body > 0
     return True

@@ -1,6 +1,6 @@
 """Faults of the object store, injected into the real store's answers while the steps run.
 
-Counts and outcomes of the long version are kept in docs/reliability.md.
+Counts and outcomes of the long version are kept in docs/evidence.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Steps that are killed, terminated or out of memory at random moments; and two runs at once.
 
-Counts and outcomes of the long version are kept in docs/reliability.md.
+Counts and outcomes of the long version are kept in docs/evidence.md.
 """
 
 from __future__ import annotations

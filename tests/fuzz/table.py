@@ -1,4 +1,4 @@
-"""The totals of a campaign for docs/reliability.md: python -m tests.fuzz.table build/fuzz."""
+"""The totals of a campaign for docs/evidence.md: python -m tests.fuzz.table build/fuzz."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "evidence.md"
 BEGIN, END = "<!-- fuzz totals -->", "<!-- end of fuzz totals -->"
 
 
