@@ -1,4 +1,4 @@
-"""The totals of a campaign for docs/evidence.md: python -m tests.fuzz.table build/fuzz."""
+"""The totals of a campaign, `totals.md` beside this: python -m tests.fuzz.table build/fuzz."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "evidence.md"
-BEGIN, END = "<!-- fuzz totals -->", "<!-- end of fuzz totals -->"
+DOCUMENT = Path(__file__).with_name("totals.md")
 
 
 def table(totals: dict[str, dict[str, float]]) -> str:
@@ -28,11 +27,9 @@ def table(totals: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    """Put the totals of a campaign's folder into the document."""
+    """Write the totals of a campaign's folder."""
     totals = json.loads((Path(sys.argv[1]) / "totals.json").read_text())
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{table(totals)}\n{END}{after}")
+    DOCUMENT.write_text(f"# Fuzzing\n\n{table(totals)}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
