@@ -129,6 +129,14 @@ TAKEN: dict[str, dict[float, str]] = {
     "promotion.min_shared_events": {10**9: "no champion of another split"},
 }
 """Of the absurd values, those that a field takes, and what they mean there."""
+
+
+def test_evaluation_is_not_cut_to_one_event() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.max_events.*at least 2"):
+        parse_config({"evaluation": {"max_events": 1}}, "here")
+    assert parse_config({"evaluation": {"max_events": 2}}, "here").evaluation.max_events == 2
+
+
 WITH = {"model.n_dom_layers": {"dom_statistics": True}}
 """What must stand beside such a value."""
 

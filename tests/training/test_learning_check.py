@@ -81,8 +81,31 @@ def test_learning_check_refuses_raw_inputs(tmp_path: Path) -> None:
 
 def test_learning_check_stops_when_the_loss_does_not_fall(tmp_path: Path) -> None:
     config = small_config(learning_check=CHECK, training={"learning_rate": 1e-12})
-    with pytest.raises(TrainingError, match=r"failed: does not learn.*1e-12.*falls by 0\.005"):
+    with pytest.raises(TrainingError, match=r"failed: does not learn.*1e-12.*loss 1\."):
         check_learning(small_inputs(tmp_path, config))
+
+
+def test_learning_check_of_few_events_says_that_they_are_too_few(tmp_path: Path) -> None:
+    config = small_config(learning_check=CHECK, training={"learning_rate": 1e-12})
+    inputs = small_inputs(tmp_path, config)
+    n_events = inputs.manifest.n_events("train")
+    words = rf"^too few events to learn from, and .*found {n_events} train events; loss .*at least"
+    with pytest.raises(TrainingError, match=words) as caught:
+        check_learning(inputs)
+    assert "lower the rate" not in str(caught.value)
+    # inputs that are wrong are told as such, however few events there are
+    with pytest.raises(TrainingError, match=r"^the learning check failed: inputs refused"):
+        check_learning(replace(inputs, normalization=Normalization.raw()))
+
+
+def test_learning_check_of_many_events_names_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(learning_check=CHECK, training={"learning_rate": 1e-12})
+    inputs = small_inputs(tmp_path, config)
+    monkeypatch.setattr(type(inputs.manifest), "n_events", lambda manifest, split: 5000)
+    with pytest.raises(TrainingError, match=r"^the learning check failed.*then lower the rate"):
+        check_learning(inputs)
 
 
 def test_learning_check_stops_when_the_loss_is_not_finite(

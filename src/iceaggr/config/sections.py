@@ -377,7 +377,7 @@ class EvaluationConfig(Section):
     confidence: float = Field(0.95, gt=0, lt=1)
     """Probability that an interval covers the true value."""
     max_events: int = Field(0, ge=0, le=MAX_EVENTS)
-    """Stop after the minibatch that completes this many test events; 0 = all."""
+    """Stop after the minibatch that completes this many test events, two at least; 0 = all."""
     min_events_per_bin: int = Field(100, ge=2, le=1_000_000)
     """A bin with fewer events is marked as small in tables."""
     likelihood_fit: bool = True
@@ -386,6 +386,13 @@ class EvaluationConfig(Section):
     """Event displays for each of the best, the median and the worst events."""
     seed: Seed = 0
     """Seed of the bootstrap, the random baseline and the choice of displayed events."""
+
+    @field_validator("max_events")
+    @classmethod
+    def _figures_have_errors(cls, max_events: int) -> int:
+        if max_events == 1:
+            raise ValueError("0 (all) or at least 2: no figure of one event has an error")
+        return max_events
 
 
 class PromotionConfig(Section):

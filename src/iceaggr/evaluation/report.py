@@ -22,6 +22,7 @@ from iceaggr.evaluation.metrics import MethodSummary, model_estimates
 from iceaggr.evaluation.slices import Estimate
 from iceaggr.events.truth import TOPOLOGIES
 from iceaggr.losses import NATS_OF_IGNORANCE
+from iceaggr.shards.split import MIN_EVENTS_OF_SPLIT
 
 CAPTIONS = {
     "opening_angle_cumulative": (
@@ -149,8 +150,17 @@ def render_report(
 def verdict_sentences(
     events: pd.DataFrame, summaries: list[MethodSummary], reference: str
 ) -> list[str]:
-    """Say in words what the headline table shows: accuracy, best rival, calibration."""
+    """Say in words what the headline table shows: accuracy, best rival, calibration.
+
+    One event has no errors, so nothing is judged by it, and that is said.
+    """
     model = summaries[0].estimates
+    if len(events) < MIN_EVENTS_OF_SPLIT:
+        return [
+            f"Opening angle {plus_minus(model['mean'])} deg, of one test event: no figure has an"
+            " error, and nothing is compared or judged. Two events would have errors, a few"
+            " thousand tell models apart."
+        ]
     sentences = [
         f"Mean opening angle {plus_minus(model['mean'])} deg, median {plus_minus(model['median'])}"
         f" deg, on {len(events):,} test events."

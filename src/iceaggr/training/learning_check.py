@@ -31,6 +31,7 @@ from iceaggr.training.device import autocast, choose_device, positioned
 from iceaggr.training.guards import check_batch
 from iceaggr.training.inputs import TrainingInputs
 from iceaggr.training.step import build_optimizer
+from iceaggr.training.validation import NotLearningError, with_few_events
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def check_learning(inputs: TrainingInputs) -> LearningRow:
     """Try the configured learning rate on the real shards; logs the row to the tracker.
 
     Raises: TrainingError in one clear sentence if an input is refused, or the loss is not finite
-    or does not fall.
+    or does not fall; of few events it says that these are the first cause.
     """
     config = inputs.config
     rate = config.training.learning_rate
@@ -105,13 +106,16 @@ def check_learning(inputs: TrainingInputs) -> LearningRow:
     )
     if row.verdict == LEARNS:
         return row
-    raise TrainingError(
+    failure = NotLearningError(
         f"the learning check failed: {row.verdict}",
         where=f"{config.learning_check.n_steps} steps at training.learning_rate {rate:g}",
         found=row.refusal or f"loss {row.first_loss:.4f} before, {row.last_loss:.4f} after",
         expected=f"a finite loss that falls by {config.learning_check.min_loss_drop:g}",
         remedy="Check the inputs (data card, normalisation) and labels, then lower the rate",
     )
+    # inputs that are refused are wrong however many events there are
+    is_refused = row.verdict == REFUSED
+    raise failure if is_refused else with_few_events(failure, inputs.manifest.n_events("train"))
 
 
 def fixed_batches(inputs: TrainingInputs, device: torch.device) -> list[EventBatch]:
