@@ -56,7 +56,6 @@ def arguments(tmp_path, monkeypatch):
         "work_uri": (tmp_path / "work").as_uri(),
         "experiment_name": "x",
         "run_id": "run-1",
-        "run_name": "named",
         "config": inputs.config.model_dump(mode="json"),
         "max_train_minutes": 0.0,
         "start_from": "configured",
