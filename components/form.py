@@ -39,7 +39,7 @@ FORM_MEANINGS = {
     "train_max_minutes": "Wall-clock limit of training in minutes; 0 = as configured.",
     "train_memory": 'Memory of each training machine, such as "16Gi"; /dev/shm counts.',
     "train_node_selector": 'Labels of the nodes that may train, {"label": "value"}.',
-    "train_nodes": "Machines that train together, as text; from 2 on by a TrainJob.",
+    "train_nodes": "Machines that train together, as text; 2 or more by a TrainJob.",
     "train_start_from": "Weights to begin with: the champion's, random ones (scratch), or what"
     " training.start_from of config says (configured).",
     "train_tolerations": 'Taints that training tolerates, [{"key": ..., "operator": ...}].',
@@ -111,7 +111,7 @@ def check_allowed(name: str, value: Any, allowed: tuple[str, ...], where: str) -
     """Check one value. Raises: ConfigError naming the allowed ones."""
     if value not in allowed:
         raise ConfigError(
-            f"{name} has another value than allowed",
+            f"{name} has a value that is not allowed",
             where=where,
             found=repr(value),
             expected=f"one of {', '.join(map(repr, allowed))}",

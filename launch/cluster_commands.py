@@ -60,7 +60,7 @@ Settings = Annotated[
     typer.Option("--set", help="NAME=VALUE, or config.SECTION.FIELD=VALUE; may be repeated"),
 ]
 SettingsFile = Annotated[
-    Path | None, typer.Option("--set-file", help="File with one NAME=VALUE a line; --set wins")
+    Path | None, typer.Option("--set-file", help="File with one NAME=VALUE per line; --set wins")
 ]
 ConfigPath = Annotated[Path | None, typer.Option("--config", help="Settings, YAML")]
 Host = Annotated[
@@ -74,11 +74,15 @@ Ui = Annotated[
 ]
 Namespace = Annotated[str, typer.Option(help="Your namespace, where KFP has several users")]
 Experiment = Annotated[str, typer.Option(help="KFP experiment that lists the runs")]
-ServiceAccount = Annotated[str, typer.Option(help="Of the pods; empty = the installation's")]
+ServiceAccount = Annotated[
+    str, typer.Option(help="Service account of the pods; empty = the default")
+]
 TokenFile = Annotated[Path | None, typer.Option(help="File with a bearer token")]
 AccountToken = Annotated[
     Path | None,
-    typer.Option("--service-account-token-file", help="Projected service account token"),
+    typer.Option(
+        "--service-account-token-file", help="File with a projected service account token"
+    ),
 ]
 CookiesFile = Annotated[Path | None, typer.Option(help="File with the cookie of a session")]
 RunName = Annotated[
@@ -86,7 +90,7 @@ RunName = Annotated[
     typer.Option(help="Name of the run; empty = preset, events, start of the weights and time"),
 ]
 AcceptOlder = Annotated[
-    bool, typer.Option("--accept-older-kfp", help="Send it to a server that is known to be too old")
+    bool, typer.Option("--accept-older-kfp", help="Accept a server that is too old")
 ]
 CaFile = Annotated[Path | None, typer.Option(help="Certificate authority of the server, PEM")]
 
@@ -136,7 +140,7 @@ def _add_submit(app: typer.Typer, make_pipeline: MakePipeline) -> None:
         page = run_link(page_address, run_id) if page_address else ""
         print(f"run      {name}\n         {page or run_id}", flush=True)
         if not page:
-            print(f"         no link: {address(connection)} is the API; give --ui for the UI's")
+            print(f"         no link: {address(connection)} is the API; name the UI with --ui")
         if wait:
             _follow(client, _followed(compiled, connection, run_id, page))
 
@@ -295,7 +299,7 @@ def _warn_without_runtime(values: dict[str, Any]) -> None:
         print(
             f"warning: train_nodes is {values['train_nodes']}, but the cluster of kubectl's context"
             f" {cluster} has no ClusterTrainingRuntime {RUNTIME}: if the run goes there, its"
-            " training will fail. docs/runbook.md, section 3, installs it",
+            " training will fail. See docs/runbook.md, section 3",
             flush=True,
         )
 
@@ -305,16 +309,16 @@ def _check_one_thing(cron: str | None, list_: bool, delete: bool, *, has_values:
     found = [option for option, given in asked.items() if given]
     if len(found) != 1:
         raise ConfigError(
-            "schedule does one thing",
+            "schedule needs exactly one action",
             found=" and ".join(found) or "none",
             expected="one of --cron, --list and --delete",
         )
     if has_values and cron is None:
         raise ConfigError(
-            "only a new schedule has values",
+            "only a new schedule takes settings",
             where=found[0],
             found="--set, --set-file or --config",
-            expected="these with --cron",
+            expected="these options together with --cron",
         )
 
 
@@ -356,6 +360,6 @@ def _tell(name: str, changes: Changes) -> None:
         print(f"deleted  {changes.n_deleted} of the same name")
     if changes.n_kept:
         print(
-            f"disabled {changes.n_kept} of the same name, whose run still goes on: deleting would"
-            " end it. The next call deletes"
+            f"disabled {changes.n_kept} of the same name: a run of it is active, and deleting would"
+            " end that run. Call again after it"
         )

@@ -79,8 +79,8 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
         print(f"wrote {compile_pipeline(make_pipeline(cluster=True), output)}")
         if IMAGE == EXAMPLE_IMAGE:
             print(
-                f"warning: the steps have the image {EXAMPLE_IMAGE}, which stands for yours:"
-                " export ICEAGGR_IMAGE=... and compile again",
+                f"warning: the steps have the example image {EXAMPLE_IMAGE}:"
+                " set ICEAGGR_IMAGE to your image and compile again",
                 file=sys.stderr,
             )
 
@@ -103,7 +103,9 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
         start_from: Annotated[
             str, typer.Option(help="Weights to begin with: scratch, champion, or configured")
         ] = "configured",
-        summary: Annotated[Path | None, typer.Option(help="Write the figures as JSON")] = None,
+        summary: Annotated[
+            Path | None, typer.Option(help="File to write the figures to, JSON")
+        ] = None,
         experiment_name: Annotated[str, typer.Option(help="MLflow experiment")] = "iceaggr",
         work_uri: Annotated[
             str, typer.Option(help="Folder for shards, checkpoints and models")
@@ -171,7 +173,7 @@ def _check_writable(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise ConfigError(
-            "the figures cannot be written there",
+            "the figures cannot be written",
             where=f"--summary {path}",
             found=error.strerror or str(error),
             expected="a file in a folder that you may write to",

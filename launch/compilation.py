@@ -56,27 +56,26 @@ def check_run_name(name: str, where: str) -> None:
     check_display_name(name, where)
     if len(name) > _MAX_RUN_NAME or "/" in name or name.startswith("."):
         raise ConfigError(
-            "not a name of a run",
+            "invalid name of a run",
             where=where,
             found=repr(name),
-            expected=f"at most {_MAX_RUN_NAME} signs, no / and no dot at its start",
+            expected=f"at most {_MAX_RUN_NAME} characters, no / and no leading dot",
         )
 
 
 def check_display_name(name: str, where: str) -> None:
     """Check a name that people read: of a schedule or an experiment. Raises: ConfigError.
 
-    An empty one is no small mistake: the API takes it for no filter, that is for all there are. A
-    long one would be refused, or cut, by a column of a database: KFP's names of 127 characters are
-    the shortest of them, MLflow's experiments have 256.
+    The API takes an empty name for no filter, which means all. A long one would be refused or cut
+    by a database: KFP keeps 127 characters of a name, MLflow 256 of an experiment.
     """
     is_long = len(name) > _MAX_DISPLAY_NAME
     if not name.strip() or name != name.strip() or not name.isprintable() or is_long:
         raise ConfigError(
-            "not a name",
+            "invalid name",
             where=where,
             found=repr(name),
-            expected=f"1 to {_MAX_DISPLAY_NAME} printable characters, no blanks at the ends",
+            expected=f"1 to {_MAX_DISPLAY_NAME} printable characters, no blank at either end",
         )
 
 
@@ -84,7 +83,7 @@ def check_namespace(name: str, where: str) -> None:
     """Check the name of a namespace; empty = none given. Raises: ConfigError."""
     if name and not (_DNS_LABEL.fullmatch(name) and len(name) <= _MAX_LABEL):
         raise ConfigError(
-            "not the name of a namespace",
+            "invalid name of a namespace",
             where=where,
             found=repr(name),
             expected="at most 63 of a-z, 0-9 and -, a letter or digit at both ends",
@@ -95,7 +94,7 @@ def check_service_account(name: str, where: str) -> None:
     """Check the name of a service account; empty = the installation's. Raises: ConfigError."""
     if name and not (_DNS_SUBDOMAIN.fullmatch(name) and len(name) <= _MAX_SUBDOMAIN):
         raise ConfigError(
-            "not the name of a service account",
+            "invalid name of a service account",
             where=where,
             found=repr(name),
             expected="at most 253 of a-z, 0-9, - and ., a letter or digit at both ends",
@@ -118,7 +117,7 @@ def check_image(image: str, where: str) -> None:
     tag = (match["tag"] or "").lower()
     if not match["digest"] and (not tag or tag.endswith("latest")):
         raise ConfigError(
-            "the tag of the image moves with each build",
+            "the tag of the image names no fixed version",
             where=where,
             found=repr(image),
             expected="a tag of one version, such as :1.4.2, or a digest",
@@ -133,7 +132,7 @@ def compile_pipeline(pipeline: Any, output: Path) -> Path:
     """
     if output.suffix not in (".yaml", ".yml"):
         raise ConfigError(
-            "the compiled pipeline is YAML",
+            "the compiled pipeline must be a YAML file",
             where="--output",
             found=repr(output.name),
             expected="a name that ends in .yaml",
@@ -162,7 +161,7 @@ def _name_branches(graph: dict[str, Any]) -> None:
 
 
 def _refuse_other(output: Path, name: str) -> None:
-    """Replace this pipeline, compiled before, only: settings and manifests have such names, too."""
+    """Replace only a compiled version of this pipeline: other YAML files have such names, too."""
     is_own = holds("deploymentSpec:", "pipelineInfo:", f"name: {name}\n")
     with suppress(OSError):  # told when it is written
         refuse_other_content(output, "--output", is_own)
@@ -184,5 +183,5 @@ def write_documents(
             "cannot write the compiled pipeline",
             where=f"--output {output}",
             found=error.strerror or str(error),
-            expected="a file in a folder that is there and that you may write to",
+            expected="a file in an existing folder that you may write to",
         ) from None

@@ -207,7 +207,7 @@ def _pages(summary: dict[str, Any], addresses: Addresses) -> list[tuple[str, str
     experiment = experiment_of_run(server, run_id)
     where = run_link(server, run_id, experiment)
     if not addresses.stay_up:
-        where += "  (stopped now; `make up` brings it back)"
+        where += "  (stopped; `make up` starts it again)"
     pages = [("MLflow", where)]
     if experiment:
         pages.append(("runs", f"{view_link(server, experiment)}  (test figures side by side)"))
@@ -230,5 +230,5 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("start", summary["started_from"]),
         ("verdict", summary["reason"]),
         ("model", summary["model_uri"]),
-        ("run", f"{summary['run_name']}, as `iceaggr compare` knows it"),
+        ("run", f"{summary['run_name']}  (the name for `iceaggr compare`)"),
     ]

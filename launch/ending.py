@@ -51,8 +51,8 @@ class Ending:
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         for each in _SIGNALS:
-            # once is enough: the rest is cleaning up. Not SIG_IGN: a step that KFP starts even now
-            # would inherit it, and not hear that it is to end
+            # one signal is enough: the rest is cleaning up. Not SIG_IGN: a step that KFP starts now
+            # would inherit it and ignore the signal that ends it
             signal.signal(each, _nothing)
         self._asked.set()
         with contextlib.suppress(OSError):  # the terminal may be gone

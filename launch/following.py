@@ -137,7 +137,7 @@ class _Watch:
         except SubmissionError as error:
             if _NOT_FOUND in str(error):
                 raise
-            # a token that expired, say: that is no word on the run
+            # an expired token, for example: it says nothing about the run
             raise _goes_on(self._followed, error) from None
         if self._away_since is not None:
             self._say("Kubeflow Pipelines answers again")
@@ -149,7 +149,7 @@ class _Watch:
         now = time.monotonic()
         if self._away_since is None:
             self._away_since = now
-            self._say(f"{error.what}, asking again; the run goes on meanwhile")
+            self._say(f"{error.what}, asking again; the run goes on")
         elif now - self._away_since >= self._patience_s:
             raise _goes_on(self._followed, error) from None
 
@@ -288,7 +288,7 @@ def _cause(
         told = (workflow.message if workflow else "") or _told_by_the_api(run)
         where = f"{failed[0]} failed" if failed else "the run failed before its first step"
         if not failed and workflow is None and not tasks_of(run):
-            where = "the run failed, and the server does not tell where"
+            where = "the run failed, and the server does not report where"
         return f"{where}: {told.rstrip('.')}" if told else where, None
     lines = read_log(client, followed.run_id, workflow.pod_name(pod), workflow.namespace)
     step = workflow.step_of(pod, followed.steps)
@@ -330,7 +330,7 @@ def run_words(run: Any, followed: Followed) -> str:
 def _goes_on(followed: Followed, error: IceaggrError) -> RunGoesOnError:
     page = f", or {followed.page}" if followed.page else ""
     return RunGoesOnError(
-        "the run goes on, but Kubeflow Pipelines does not tell its state any more",
+        "the run goes on, but Kubeflow Pipelines no longer reports its state",
         where=followed.run_id,
         found=f"{error.what} ({error.found})",
         remedy=f"Look again: {followed.again}{page}",

@@ -39,7 +39,7 @@ _REMEDIES = {
     400: "The server did not accept the values, see above",
     404: "Is this the address of a Kubeflow Pipelines 2.x API?",
 }
-_SERVER_REMEDY = "The server's log says more; what was done so far stays, so try again"
+_SERVER_REMEDY = "See the server's log, then try again: what was done so far is kept"
 
 
 class SubmissionError(IceaggrError):
@@ -86,9 +86,9 @@ def _sentence_of(error: ApiException) -> str:
 
 # Files that a connection reads: tokens, cookies, the server's authority.
 #
-# What is wrong with one is told without its content, which nobody else may see.
+# Errors never quote the content of these files.
 
-# what a header of a request may hold; of anything else the HTTP client quotes the whole header
+# allowed in a request header; for anything else the HTTP client's error quotes the whole header
 _HEADER_TEXT = re.compile(rb"[\x20-\x7e]+")
 
 
@@ -103,9 +103,9 @@ def read_credential(path: Path, option: str) -> str:
         raise ConfigError(
             "file holds no credential",
             where=where,
-            found=f"{lines} lines" if lines > 1 else "other characters than printable ASCII",
+            found=f"{lines} lines" if lines > 1 else "characters that are not printable ASCII",
             expected="the token or the cookies alone: one line of printable ASCII",
-            remedy="A table of cookies, as curl keeps it, is none: write NAME=VALUE; NAME=VALUE",
+            remedy="Write cookies as NAME=VALUE; NAME=VALUE, not as curl's cookie table",
         )
     return text.decode("ascii")
 
@@ -120,7 +120,7 @@ def check_authority(path: Path, option: str) -> None:
         raise ConfigError(
             "file holds no certificate",
             where=where,
-            found="nothing that begins with BEGIN CERTIFICATE, or a damaged one",
+            found="no BEGIN CERTIFICATE, or a damaged certificate",
             expected="the certificate authority of the server in PEM format",
         ) from None
 
@@ -198,7 +198,7 @@ class _Client(kfp.Client):
             self._context_setting = {"namespace": "", **self._context_setting}
         except (ValueError, TypeError, OSError) as error:
             raise ConfigError(
-                "the remembered settings of KFP's client cannot be read",
+                "the saved settings of KFP's client cannot be read",
                 where=self._LOCAL_KFP_CONTEXT,
                 found=" ".join(str(error).split()),
                 expected="a JSON object",
@@ -217,7 +217,7 @@ class _Client(kfp.Client):
             self.server_tag = str(health.get("apiServerTagName") or health.get("tag_name") or "")
             return V2beta1GetHealthzResponse(multi_user=bool(health.get("multi_user")))
         except (ValueError, AttributeError):
-            # behind a login, whoever has no valid session is led to its page: an answer of 200
+            # without a valid session a login answers with its page and status 200
             raise SubmissionError(
                 "this is not the Kubeflow Pipelines API, or it asks for a login first",
                 where=self._existing_config.host,
@@ -246,7 +246,7 @@ def connect(connection: Connection) -> kfp.Client:
     )
     if health.multi_user and not client.get_user_namespace():
         raise ConfigError(
-            "this installation has several users and needs to know whose run it is",
+            "this installation has several users: the namespace of the run is missing",
             where="--namespace",
             found="nothing",
             expected="the namespace of your profile",
@@ -274,21 +274,21 @@ def check_version(client: kfp.Client, *, accept_older: bool) -> str:
     proved = ".".join(map(str, PROVED_VERSION))
     if told is None:
         return (
-            f"the server does not tell its version ({tag or 'no tag'}); the graph needs Kubeflow"
+            f"the server does not report its version ({tag or 'no tag'}); the graph needs Kubeflow"
             f" Pipelines {proved} or newer"
         )
     version = (int(told[1]), int(told[2]))
     if version >= PROVED_VERSION:
         newer = version[0] > PROVED_VERSION[0]
-        return f"Kubeflow Pipelines {tag} was never tried, {proved} was" if newer else ""
+        return f"Kubeflow Pipelines {tag} is untested; {proved} was tested" if newer else ""
     if accept_older:
-        return f"Kubeflow Pipelines {tag} is older than {proved}, as you accepted"
+        return f"Kubeflow Pipelines {tag} is older than {proved}; you accepted that"
     raise ConfigError(
         "Kubeflow Pipelines is too old for the graph: a run would fail after its training",
         where=client._existing_config.host,
         found=tag,
         expected=f"{proved} or newer",
-        remedy="Ask for an upgrade, or give --accept-older-kfp to try all the same",
+        remedy="Ask for an upgrade, or try anyway with --accept-older-kfp",
     )
 
 
@@ -298,7 +298,7 @@ def _check_presence(connection: Connection) -> None:
         raise ConfigError(
             "no address of Kubeflow Pipelines",
             where=f"--host or {HOST_VARIABLE}",
-            found="neither, and this is no pod of a cluster",
+            found="neither is set, and this is not a pod of a cluster",
             expected="http://host:port or https://host",
         )
     refuse_credentials(
@@ -322,7 +322,7 @@ def check_address(connection: Connection) -> None:
 
 def _check_scheme(given: str, where: str) -> None:
     scheme, mark, rest = given.partition("://")
-    # small letters: KFP's client puts https:// before all that does not begin with http
+    # lower case: KFP's client puts https:// before everything that does not begin with http
     if given and not (scheme in ("http", "https") and rest.strip("/")):
         shown = without_credentials(given) if mark else given.rpartition("@")[2]
         raise ConfigError(
@@ -347,7 +347,7 @@ def ui_address(connection: Connection, ui: str) -> str:
     host = connection.host or os.environ.get(HOST_VARIABLE, "")
     if given or not host:
         return given.rstrip("/")
-    with contextlib.suppress(ValueError):  # a port that is none is told by whoever connects
+    with contextlib.suppress(ValueError):  # an invalid port is reported when a client connects
         if urlsplit(host).port in _API_PORTS:
             return ""
     return host.rstrip("/")

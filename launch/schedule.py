@@ -195,7 +195,7 @@ class Changes:
 def list_schedules(client: kfp.Client, name: str | None = None) -> list[ScheduleEntry]:
     """List the recurring runs, all (None) or those of one name. Raises: ConfigError if it is ''."""
     if name is not None:
-        # the API would take an empty name for no filter: whoever deletes would delete all
+        # the API takes an empty name for no filter: deleting would delete all schedules
         check_display_name(name, where="--name")
     entries: list[ScheduleEntry] = []
     token = ""
@@ -275,7 +275,7 @@ def _ending(client: kfp.Client, run: Any, steps: tuple[str, ...]) -> str:
     whole = get_run(client, run.run_id)
     failed = ", ".join(dict.fromkeys(failed_steps(whole, steps)))
     if has_result(whole):
-        return f"succeeded{took}, though {failed or 'its end'} failed"
+        return f"succeeded{took}, but {failed or 'its end'} failed"
     if was_stopped(whole, None):
         return f"terminated by somebody{took}"
     return f"failed{took}" + (f": {failed}" if failed else ", before its first step")
@@ -319,7 +319,7 @@ def replace_schedule(client: kfp.Client, schedule: Schedule) -> Changes:
 
 
 def _ours(entries: list[ScheduleEntry], name: str) -> list[ScheduleEntry]:
-    """Refuse to touch what others made: names are not unique, and whoever deletes asks nobody."""
+    """Refuse to touch schedules that others made: names are not unique."""
     others = [entry.recurring_run_id for entry in entries if not entry.spec_hash]
     if others:
         raise ConfigError(
@@ -327,7 +327,7 @@ def _ours(entries: list[ScheduleEntry], name: str) -> list[ScheduleEntry]:
             where=f"--name {name}",
             found=f"recurring run {', '.join(others)} without our mark in its description",
             expected="schedules that `pipeline.py schedule` made",
-            remedy="Give another --name; what was made in the UI is deleted there",
+            remedy="Give another --name, or delete that schedule in the UI",
         )
     return entries
 
@@ -379,7 +379,7 @@ def _remove(client: kfp.Client, entry: ScheduleEntry) -> bool:
                 return False
             client.delete_recurring_run(entry.recurring_run_id)
         except ApiException as error:
-            # somebody else removes it at this moment
+            # another client removed it meanwhile
             if error.status != _NOT_FOUND:
                 raise
         return True

@@ -32,10 +32,9 @@ class Addresses:
 def service_environment(state_folder: Path, console: Console) -> Iterator[Addresses]:
     """Give the block an object store and a tracking server in its environment.
 
-    With MLFLOW_TRACKING_URI set, the user's own services are taken as they are, with all settings
-    of the shell. Otherwise none of those that speak of stores and servers count: the services
-    of `make up` are used if they run; else they are started, and stopped by the last run that uses
-    them.
+    With MLFLOW_TRACKING_URI set, the user's own services are used, with all settings of the shell.
+    Otherwise the shell's variables for stores and servers are ignored: the services of `make up`
+    are used if they run; else they are started, and stopped by the last run that uses them.
     Raises: ConfigError if only one of the two services is configured.
     """
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -81,7 +80,7 @@ def ensure_simulated_events(raw_uri: str, n_events: int) -> None:
     store = open_store()
     with StepProgress("simulate") as progress:
         if store.stat(f"{raw_uri}/train_meta.parquet") is not None:
-            progress.conclude(f"{n_events:,} events are there already")
+            progress.conclude(f"{n_events:,} events, simulated before")
             return
         config = SimulationConfig(
             n_events=n_events, n_events_per_file=EVENTS_PER_FILE, seed=SEED, n_processes=0

@@ -53,7 +53,9 @@ def check_folders(raw_uri: str, work_uri: str, where: str) -> None:
 def check_minutes(minutes: float, where: str) -> None:
     """Check a limit of training. Raises: ConfigError."""
     if not _is_limit(minutes):
-        raise ConfigError("not a limit of training", where=where, found=minutes, expected=_MINUTES)
+        raise ConfigError(
+            "invalid limit of training", where=where, found=minutes, expected=_MINUTES
+        )
 
 
 def check_device(config: ExperimentConfig, gpu_count: str, where: str) -> None:
@@ -92,7 +94,7 @@ def check_values(values: dict[str, Any], sources: Mapping[str, str]) -> None:
         for ending, (fits, expected) in _CHECKS.items():
             if name.endswith(ending) and not fits(value):
                 raise ConfigError(
-                    "value that no step can use",
+                    "invalid value",
                     where=sources[name],
                     found=without_credentials(repr(value)),
                     expected=expected,
@@ -195,8 +197,8 @@ _CHECKS: dict[str, tuple[Any, str]] = {
     "_tolerations": (
         _are_tolerations,
         f'[{{"key": "gpu", "operator": "Exists"}}], fields {", ".join(_TOLERATION_FIELDS)};'
-        f" operator Exists or, with a key, Equal; effect {', '.join(_EFFECTS[1:])} or none;"
-        " tolerationSeconds whole, with NoExecute",
+        f" operator Exists, or Equal with a key; effect {', '.join(_EFFECTS[1:])} or none;"
+        " tolerationSeconds a whole number, only with NoExecute",
     ),
 }
 
@@ -328,7 +330,7 @@ def _lines_of(path: Path) -> list[str]:
             "cannot read the settings",
             where=str(path),
             found=getattr(error, "strerror", None) or str(error),
-            expected="a text file with one NAME=VALUE a line",
+            expected="a text file with one NAME=VALUE per line",
         ) from None
 
 
@@ -347,7 +349,7 @@ def _read_settings(path: Path) -> list[_Setting]:
                 "the same parameter twice",
                 where=setting.where,
                 found=repr(setting.name),
-                expected="one line of it",
+                expected="one line for each parameter",
             )
         found[setting.name] = setting
     return list(found.values())
@@ -374,7 +376,7 @@ def _typed(parameters: dict[str, Any], name: str, text: str, where: str) -> Any:
         kind == "BOOLEAN" or not isinstance(value, bool)
     )
     if not fits:
-        raise ConfigError("value of another type", where=where, expected=_WORDS[kind])
+        raise ConfigError("value of the wrong type", where=where, expected=_WORDS[kind])
     return value
 
 

@@ -93,11 +93,11 @@ def check_images(compiled: CompiledPipeline) -> None:
         check_image(image, where="ICEAGGR_IMAGE")
     if EXAMPLE_IMAGE in compiled.text:
         raise ConfigError(
-            "the image of the steps is not named",
+            "the image of the steps is not set",
             where="ICEAGGR_IMAGE",
-            found=f"{EXAMPLE_IMAGE}, which stands for yours",
+            found=f"the example {EXAMPLE_IMAGE}",
             expected="the image that `make image` made and your cluster can pull",
-            remedy="export ICEAGGR_IMAGE=..., best with its digest",
+            remedy="Set ICEAGGR_IMAGE to it, best with its digest",
         )
 
 
@@ -139,7 +139,7 @@ def _make_pipeline(client: kfp.Client, name: str) -> str:
         )
         return str(made.pipeline_id)
     except ApiException as error:
-        # somebody else makes the pipeline at this moment: its versions tell contents apart
+        # another client made the pipeline meanwhile: its versions tell contents apart
         other = _find_pipeline(client, name) if error.status == _CONFLICT else None
         if other is None:
             raise
@@ -156,7 +156,7 @@ def _upload_version(
             )
         return str(made.pipeline_version_id), True
     except ApiException as error:
-        # somebody else uploads the same content at this moment: the name says that it is the same
+        # another client uploaded the same content meanwhile: equal names mean equal content
         other = _find_version(client, pipeline_id, name) if error.status == _CONFLICT else None
         if other is None:
             raise
@@ -194,7 +194,7 @@ def find_or_create_experiment(client: kfp.Client, name: str) -> str:
         except ApiException as error:
             if error.status != _CONFLICT:
                 raise
-            # somebody else made it between the client's question and its request: now it is there
+            # another client made it meanwhile: now it exists
             made = client.create_experiment(name)
         return str(made.experiment_id)
 
@@ -216,7 +216,7 @@ class RunOrder:
 
     @property
     def plugins_input(self) -> dict[str, Any] | None:
-        """Tell KFP's MLflow plugin where the run belongs; a server without it passes this over."""
+        """Tell KFP's MLflow plugin where the run belongs; others should ignore it."""
         if not self.tracking_experiment:
             return None
         return {"mlflow": {"experiment_name": self.tracking_experiment}}

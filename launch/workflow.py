@@ -165,7 +165,7 @@ def _node(node_id: str, node: dict[str, Any]) -> Node:
 
 
 def read_log(client: kfp.Client, run_id: str, pod: str, namespace: str) -> list[str]:
-    """Read the end of a pod's log; empty if nobody hands it out.
+    """Read the end of a pod's log; empty if no server has it.
 
     The API server has it under one address, the UI in front of it under another.
     """

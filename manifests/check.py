@@ -68,7 +68,7 @@ def pod_problems(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _pod_problems(pod: dict[str, Any], *, server: bool) -> Iterator[str]:
-    """Restricted pod security, least rights, limits, probes of servers, no secret in the clear."""
+    """Check restricted pod security, rights, limits, probes of servers and plain-text secrets."""
     security = pod.get("securityContext", {})
     if not security.get("runAsNonRoot") or not security.get("runAsUser"):
         yield "securityContext: runAsNonRoot and a runAsUser other than 0 are missing"
@@ -111,7 +111,7 @@ def _container_problems(container: dict[str, Any], *, server: bool) -> Iterator[
         yield from variable_problems(variable)
     # joined, so that an option and its value are seen together
     if holds_secret(" ".join([*container.get("command", []), *container.get("args", [])])):
-        yield "command and args: a secret in the clear?"
+        yield "command and args: looks like a secret in plain text"
     yield from image_problems("image", container.get("image", ""))
 
 
@@ -120,7 +120,7 @@ def variable_problems(variable: dict[str, Any]) -> Iterator[str]:
     value = variable.get("value", "")
     named = SECRET_NAME.search(variable["name"]) and value[:1] not in ("", "/", "$")
     if named or holds_secret(value):
-        yield f"env {variable['name']}: a secret in the clear?"
+        yield f"env {variable['name']}: looks like a secret in plain text"
 
 
 def holds_secret(text: str) -> bool:
@@ -129,9 +129,9 @@ def holds_secret(text: str) -> bool:
 
 
 def image_problems(where: str, image: str) -> Iterator[str]:
-    """Find an image reference that is none or that moves."""
+    """Find an image reference that is malformed or names no fixed version."""
     if not _IMAGE_VERSION.search(image):
-        yield f"{where}: {image!r} names no version that stays: X.Y.Z or a digest"
+        yield f"{where}: {image!r} names no fixed version: use X.Y.Z or a digest"
         return
     try:
         check_image(image, where=where)
@@ -148,7 +148,7 @@ _PLACES = "allowed-uris"
 
 def setting_problems(documents: list[dict[str, Any]]) -> Iterator[str]:
     """Compare the settings with what reads them: the steps, and the schedule's command line."""
-    # what has no name is told by the check of its schema
+    # an object without a name fails the check of its schema
     named = {(d.get("kind"), (d.get("metadata") or {}).get("name")): d for d in documents}
     settings = named.get(("ConfigMap", SETTINGS_CONFIG_MAP))
     if settings is not None:
@@ -161,7 +161,7 @@ def setting_problems(documents: list[dict[str, Any]]) -> Iterator[str]:
 def _step_problems(settings: dict[str, str]) -> Iterator[str]:
     yield from _unread(SETTINGS_CONFIG_MAP, settings, SETTINGS_ENVIRONMENT)
     if _PLACES not in settings:
-        # the steps take none for no limit, which must be said and not forgotten
+        # without it steps may go everywhere: that must be stated, not forgotten
         yield f"ConfigMap {SETTINGS_CONFIG_MAP}: {_PLACES} is missing; empty = every place"
 
 
@@ -227,7 +227,7 @@ if __name__ == "__main__":
 KUBERNETES_VERSION = "1.32"
 _SCHEMAS = Path(__file__).parent / "schemas"
 _CLUSTER_WIDE = ("ClusterRole", "ClusterRoleBinding", "ClusterTrainingRuntime")
-# whoever deletes a rendered file deletes these with all that lies in them
+# deleting a rendered file would delete these and the data in them
 _HOLDS_DATA = (
     *("Namespace", "PersistentVolumeClaim", "PersistentVolume", "StorageClass"),
     "CustomResourceDefinition",
@@ -312,7 +312,7 @@ def _object_problems(document: dict[str, Any]) -> Iterator[str]:
     if kind == "Secret":
         yield "secrets are made by the operator, see docs/runbook.md"
     if kind in _HOLDS_DATA:
-        yield "deleting this file would delete what it holds: apply it apart"
+        yield "deleting this file would delete the data in it: apply it separately"
     if kind == "StatefulSet":
         yield from _claim_problems(document["spec"])
     if kind not in (*_CLUSTER_WIDE, *_HOLDS_DATA) and not metadata.get("namespace"):
@@ -320,7 +320,7 @@ def _object_problems(document: dict[str, Any]) -> Iterator[str]:
     if kind == "ConfigMap":
         for key, value in (document.get("data") or {}).items():
             if SECRET_NAME.search(key) or holds_secret(value):
-                yield f"data.{key}: a secret in a ConfigMap?"
+                yield f"data.{key}: looks like a secret in a ConfigMap"
     if kind in ("Role", "ClusterRole"):
         for rule in document.get("rules") or []:
             yield from _rule_problems(rule)
@@ -333,12 +333,12 @@ def _claim_problems(spec: dict[str, Any]) -> Iterator[str]:
     policy = spec.get(field) or {}
     for when in ("whenDeleted", "whenScaled"):
         if spec.get("volumeClaimTemplates") and policy.get(when) != "Retain":
-            yield f"{field}.{when} is not Retain: the data would go with it"
+            yield f"{field}.{when} is not Retain: the data would be deleted, too"
 
 
 def _rule_problems(rule: dict[str, Any]) -> Iterator[str]:
     if any("*" in values for values in rule.values()):
-        yield f"rights without limit: {rule}"
+        yield f"unlimited rights: {rule}"
     if "secrets" in rule.get("resources", []) and not rule.get("resourceNames"):
         yield "may read every secret of the namespace"
 
@@ -363,10 +363,12 @@ def _objects(path: str) -> tuple[list[dict[str, Any]], list[str]]:
         ]
     except (OSError, ValueError, yaml.YAMLError) as error:
         words = getattr(error, "strerror", None) or " ".join(str(error).split())
-        return [], [f"{path}: not a file of YAML: {words}"]
+        return [], [f"{path}: not YAML: {words}"]
     objects = [d for d in documents if isinstance(d, dict) and {"apiVersion", "kind"} <= set(d)]
-    found = [] if len(objects) == len(documents) else [f"{path}: holds what is no object"]
-    return objects, found if documents else [f"{path}: no object in it"]
+    found = (
+        [] if len(objects) == len(documents) else [f"{path}: holds something other than objects"]
+    )
+    return objects, found if documents else [f"{path}: holds no object"]
 
 
 def main(paths: list[str]) -> int:

@@ -74,7 +74,7 @@ def secret_objects(keys: dict[str, dict[str, str]], run_namespace: str) -> list[
 def object_store_secrets(
     keys: dict[str, dict[str, str]], run_namespace: str
 ) -> list[dict[str, Any]]:
-    """Describe those whose values may change while the data stay: the keys of the object store."""
+    """Describe the secrets that may be replaced later: the keys of the object store."""
     here = SERVICES_NAMESPACE
     return [
         _secret("iceaggr-object-store-identities", here, {"identities.json": identities(keys)}),
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument(
         "--rotate",
         action="store_true",
-        help="only the keys of the object store, for `kubectl apply` over those that are there",
+        help="only the keys of the object store, to replace the present ones with `kubectl apply`",
     )
     given = parser.parse_args()
     make_objects = object_store_secrets if given.rotate else secret_objects

@@ -2,8 +2,8 @@
 
 Without a file it prints the image that the overlays name.
 
-The overlays name the image of the example registry and a namespace of the runs; whoever keeps no
-copy of them gives both on the command line of `make manifests`.
+The overlays name an example image and a namespace of the runs. Users who do not edit the overlays
+give both on the command line of `make manifests`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run_namespace(documents: list[dict[str, Any]]) -> str:
         "the namespace of the runs is not known",
         where="--namespace",
         found="no ConfigMap iceaggr-schedule",
-        expected="one, whose namespace is replaced",
+        expected="the ConfigMap with the namespace of the runs",
         remedy="Change the namespace in the kustomization.yaml of the overlay",
     )
 

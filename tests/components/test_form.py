@@ -54,7 +54,7 @@ def test_add_dropdowns_writes_the_allowed_values():
 
 def test_add_dropdowns_refuses_a_default_that_is_not_allowed():
     graph = root(size={"parameterType": "STRING", "defaultValue": "7"})
-    with pytest.raises(ConfigError, match=r"size has another value .*default.*found '7'"):
+    with pytest.raises(ConfigError, match=r"size has a value .*default.*found '7'"):
         add_dropdowns(graph, {"size": ("0", "1")})
 
 

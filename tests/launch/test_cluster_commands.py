@@ -81,7 +81,7 @@ def test_submit_refuses_the_image_of_the_example_registry(server, call, monkeypa
     monkeypatch.setattr("launch.cluster_commands.compile_text", lambda made, name: example)
     code, _, err = call("submit", "--host", server.url)
     assert code == 1
-    assert "the image of the steps is not named [ICEAGGR_IMAGE]" in err
+    assert "the image of the steps is not set [ICEAGGR_IMAGE]" in err
     assert server.requests == []
 
 
@@ -105,18 +105,18 @@ def test_submit_fails_when_the_run_fails(server, call):
         (["--set", "raw_url=x"], "unknown parameter [--set raw_url]"),
         (["--set", "train_gpu_typ=x"], "Did you mean train_gpu_type?"),
         (["--ui", "http://a:b@kfp.example.org"], "address holds a user or a password [--ui or"),
-        (["--set", "train_gpu_count=three"], "train_gpu_count has another value than allowed"),
+        (["--set", "train_gpu_count=three"], "train_gpu_count has a value that is not allowed"),
         (["--config", "absent.yaml"], "configuration file not found [absent.yaml]"),
-        (["--set", "work_uri="], "value that no step can use [--set work_uri=]"),
-        (["--experiment", ""], "not a name [--experiment]"),
-        (["--set", "experiment_name="], "not a name [--set experiment_name=]"),
-        (["--service-account", "bad name!"], "not the name of a service account"),
-        (["--namespace", "Bad_NS!"], "not the name of a namespace [--namespace]"),
+        (["--set", "work_uri="], "invalid value [--set work_uri=]"),
+        (["--experiment", ""], "invalid name [--experiment]"),
+        (["--set", "experiment_name="], "invalid name [--set experiment_name=]"),
+        (["--service-account", "bad name!"], "invalid name of a service account"),
+        (["--namespace", "Bad_NS!"], "invalid name of a namespace [--namespace]"),
         (["--host", "kfp.example.org:8080"], "Write http:// or https:// before it"),
         (["--token-file", "/dev/null"], "file not found [--token-file /dev/null]"),
         (["--token-file", "absent"], "file not found [--token-file absent]"),
-        (["--run-name", "a/b"], "not a name of a run [--run-name]"),
-        (["--run-name", " "], "not a name [--run-name]"),
+        (["--run-name", "a/b"], "invalid name of a run [--run-name]"),
+        (["--run-name", " "], "invalid name [--run-name]"),
     ],
 )
 def test_submit_sends_nothing_when_the_request_is_wrong(server, call, arguments, message):
@@ -210,7 +210,7 @@ def test_schedule_creates_lists_replaces_and_deletes(server, call):
 def test_schedule_refuses_an_empty_name_before_anything_is_sent(server, call, verb):
     code, _, err = call("schedule", *verb, "--name", "", "--host", server.url)
     assert (code, server.requests) == (1, [])
-    assert err.startswith("error: not a name [--name]: found ''")
+    assert err.startswith("error: invalid name [--name]: found ''")
 
 
 def test_schedule_list_shows_one_name_alone_if_asked(server, call):
@@ -227,7 +227,7 @@ def test_submit_refuses_an_image_whose_tag_moves(server, call, monkeypatch, grap
     monkeypatch.setattr("launch.cluster_commands.compile_text", lambda made, name: moving)
     code, _, err = call("submit", "--host", server.url)
     assert (code, server.requests) == (1, [])
-    assert "the tag of the image moves with each build [ICEAGGR_IMAGE]" in err
+    assert "the tag of the image names no fixed version [ICEAGGR_IMAGE]" in err
 
 
 def test_submit_names_the_variable_when_no_address_is_given(call, monkeypatch):
@@ -275,13 +275,22 @@ def test_submit_works_on_a_server_with_several_users(call):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "schedule does one thing: found none, expected one of --cron, --list and --delete"),
-        (["--list", "--delete"], "schedule does one thing: found --list and --delete"),
-        (["--list", "--cron", "0 0 3 * * 0"], "schedule does one thing: found --cron and --list"),
-        (["--cron", "", "--delete"], "schedule does one thing: found --cron and --delete"),
+        (
+            [],
+            "schedule needs exactly one action: found none, expected one of --cron, --list",
+        ),
+        (["--list", "--delete"], "schedule needs exactly one action: found --list and --delete"),
+        (
+            ["--list", "--cron", "0 0 3 * * 0"],
+            "schedule needs exactly one action: found --cron and --list",
+        ),
+        (
+            ["--cron", "", "--delete"],
+            "schedule needs exactly one action: found --cron and --delete",
+        ),
         (["--cron", ""], "bad cron expression [--cron '']: found 0 fields"),
-        (["--list", "--set", "train_nodes=2"], "only a new schedule has values [--list]"),
-        (["--delete", "--config", "c.yaml"], "only a new schedule has values [--delete]"),
+        (["--list", "--set", "train_nodes=2"], "only a new schedule takes settings [--list]"),
+        (["--delete", "--config", "c.yaml"], "only a new schedule takes settings [--delete]"),
     ],
 )
 def test_schedule_takes_nothing_that_it_would_not_use(server, call, arguments, message):

@@ -55,9 +55,9 @@ def refused(monkeypatch, capsys, tmp_path):
         ),
         (["--raw-uri", "file:///d", "--summary", "/d/f.json"], "among the raw events [--summary]"),
         (["--raw-uri", "https://ana:canary@host/raw"], "found 'https://***@host/raw'"),
-        (["--max-train-minutes", "inf"], "not a limit of training [--max-train-minutes]"),
-        (["--experiment-name", ""], "not a name [--experiment-name]"),
-        (["--start-from", "champ"], "--start-from has another value than allowed"),
+        (["--max-train-minutes", "inf"], "invalid limit of training [--max-train-minutes]"),
+        (["--experiment-name", ""], "invalid name [--experiment-name]"),
+        (["--start-from", "champ"], "--start-from has a value that is not allowed"),
         (["--gpu-count", "many"], "bad number [--gpu-count"),
     ],
 )
@@ -98,7 +98,7 @@ def test_run_leaves_the_device_to_the_settings_unless_told():
 @pytest.mark.parametrize("name", ["", "absent/figures.json", "/proc/figures.json"])
 def test_run_finds_out_first_that_the_figures_cannot_be_written(refused, tmp_path, name):
     line = refused("--raw-uri", "file:///raw", "--summary", str(tmp_path / name))
-    assert f"the figures cannot be written there [--summary {tmp_path / name}]" in line
+    assert f"the figures cannot be written [--summary {tmp_path / name}]" in line
 
 
 def test_run_keeps_the_figures_of_before_until_it_has_new_ones(refused, tmp_path):

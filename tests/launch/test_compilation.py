@@ -39,9 +39,9 @@ def test_check_image_accepts_what_stays(image):
         ("registry/Iceaggr:1.0", "not an image reference"),
         ("registry/iceaggr@sha256:12", "not an image reference"),
         ("", "not an image reference"),
-        ("registry/iceaggr", "moves with each build"),
-        ("registry/iceaggr:latest", "moves with each build"),
-        ("registry/iceaggr:1.2-latest", "moves with each build"),
+        ("registry/iceaggr", "names no fixed version"),
+        ("registry/iceaggr:latest", "names no fixed version"),
+        ("registry/iceaggr:1.2-latest", "names no fixed version"),
     ],
 )
 def test_check_image_refuses_what_is_none_or_moves(image, message):
@@ -51,13 +51,13 @@ def test_check_image_refuses_what_is_none_or_moves(image, message):
 
 @pytest.mark.parametrize("name", ["Bad_NS!", "-a", "a.b", "a" * 64])
 def test_check_namespace_refuses_what_kubernetes_would(name):
-    with pytest.raises(ConfigError, match="not the name of a namespace"):
+    with pytest.raises(ConfigError, match="invalid name of a namespace"):
         check_namespace(name, "--namespace")
 
 
 @pytest.mark.parametrize("name", ["bad name!", "a..b", "Runner", "a" * 254])
 def test_check_service_account_refuses_what_kubernetes_would(name):
-    with pytest.raises(ConfigError, match="not the name of a service account"):
+    with pytest.raises(ConfigError, match="invalid name of a service account"):
         check_service_account(name, "--service-account")
 
 
@@ -89,7 +89,7 @@ def test_check_run_name_takes_what_people_write(name):
 
 @pytest.mark.parametrize("name", ["a/b", ".hidden", "x" * 81, " ", "a\nb"])
 def test_check_run_name_refuses_what_is_no_part_of_a_file_name(name):
-    with pytest.raises(ConfigError, match=r"not a name.*\[--run-name\]"):
+    with pytest.raises(ConfigError, match=r"invalid name.*\[--run-name\]"):
         check_run_name(name, "--run-name")
 
 
@@ -125,5 +125,5 @@ def test_compile_warns_of_the_example_image(monkeypatch, tmp_path, capsys, image
     )
     with pytest.raises(SystemExit, match=r"^0$"):
         commands.main(lambda cluster: None)
-    warned = capsys.readouterr().err.startswith("warning: the steps have the image")
+    warned = capsys.readouterr().err.startswith("warning: the steps have the example")
     assert warned == (image == EXAMPLE_IMAGE)

@@ -124,4 +124,4 @@ def test_print_results_tells_a_decision_from_one_that_could_not_be_made(screen, 
 
 @pytest.mark.parametrize("stay_up", [True, False])
 def test_print_results_says_when_the_server_is_stopped(screen, stay_up):
-    assert ("`make up` brings it back" in screen(Path("/data"), stay_up=stay_up)) != stay_up
+    assert ("`make up` starts it again" in screen(Path("/data"), stay_up=stay_up)) != stay_up

@@ -259,7 +259,7 @@ def test_follow_run_knows_less_when_the_server_hands_nothing_more_out(server, ru
 def test_follow_run_does_not_name_a_step_when_nothing_is_known(server, run_id, follow):
     server.states = ["FAILED"]
     server.old_api = False
-    assert "the run failed, and the server does not tell where" in str(follow()[1])
+    assert "the run failed, and the server does not report where" in str(follow()[1])
 
 
 def test_follow_run_waits_for_a_server_that_comes_back(server, run_id, follow):
@@ -269,7 +269,7 @@ def test_follow_run_waits_for_a_server_that_comes_back(server, run_id, follow):
     said, end = follow()
     assert end.summary is None
     assert said == [
-        "Kubeflow Pipelines refused the request, asking again; the run goes on meanwhile",
+        "Kubeflow Pipelines refused the request, asking again; the run goes on",
         "Kubeflow Pipelines answers again",
     ]
 
@@ -297,7 +297,9 @@ def test_follow_run_ends_with_the_word_that_the_run_goes_on(server, run_id, foll
     _, end = follow(patience_s=0.1, pause_s=0.02)
     assert isinstance(end, RunGoesOnError)
     assert not isinstance(end, SubmissionError)
-    assert str(end).startswith("the run goes on, but Kubeflow Pipelines does not tell its state")
+    assert str(end).startswith(
+        "the run goes on, but Kubeflow Pipelines no longer reports its state"
+    )
     assert f"HTTP {status}" in str(end)
     assert "Look again: look-again, or http://kfp/run" in str(end)
 

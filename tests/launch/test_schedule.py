@@ -260,7 +260,7 @@ def test_no_schedule_is_touched_without_a_name(server, client, order, name):
         lambda: replace_schedule(client, Schedule(name, MONDAYS, order)),
     ]
     for call in calls:
-        with pytest.raises(ConfigError, match=r"not a name \[--name\]"):
+        with pytest.raises(ConfigError, match=r"invalid name \[--name\]"):
             call()
     assert len(server.requests) == before
     assert [s.status for s in server.schedules] == ["ENABLED", "ENABLED"]
@@ -286,7 +286,7 @@ def test_delete_schedule_says_when_there_is_none(client):
         (
             "FAILED",
             ArgoRun().step("promote-model", "Succeeded").step("close-run", "Failed"),
-            "succeeded after 1:30, though close-run failed",
+            "succeeded after 1:30, but close-run failed",
         ),
     ],
 )

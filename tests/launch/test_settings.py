@@ -53,14 +53,14 @@ def test_check_values_accepts_what_the_steps_can_use(values):
         ("train_node_selector", {"bad label!": "x"}, "Kubernetes labels"),
         ("train_node_selector", {"pool": "x y"}, "Kubernetes labels"),
         ("train_node_selector", {"pool": "x" * 64}, "Kubernetes labels"),
-        ("train_tolerations", [{"key": "a", "operator": "Foo"}], "operator Exists or"),
+        ("train_tolerations", [{"key": "a", "operator": "Foo"}], "operator Exists, or"),
         ("train_tolerations", [{"key": "a", "effect": "nope"}], "effect NoSchedule"),
-        ("train_tolerations", [{"operator": "Equal", "value": "x"}], "with a key, Equal"),
+        ("train_tolerations", [{"operator": "Equal", "value": "x"}], "Equal with a key"),
         ("train_tolerations", [{"key": "a", "operator": "Exists", "value": "x"}], "operator"),
         (
             "train_tolerations",
             [{"key": "a", "effect": "NoExecute", "tolerationSeconds": 1.5}],
-            "tolerationSeconds whole",
+            "tolerationSeconds a whole number",
         ),
         ("train_tolerations", [{"key": "a", "tolerationSeconds": 3}], "with NoExecute"),
         ("train_max_minutes", -1.0, "0 or more minutes"),
@@ -73,18 +73,18 @@ def test_check_values_accepts_what_the_steps_can_use(values):
     ],
 )
 def test_check_values_names_what_no_step_can_use(name, value, expected):
-    with pytest.raises(ConfigError, match=f"value that no step can use .here.: found .*{expected}"):
+    with pytest.raises(ConfigError, match=f"invalid value .here.: found .*{expected}"):
         check_values({name: value}, {name: "here"})
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb"])
 def test_check_values_refuses_an_experiment_without_a_name(name):
-    with pytest.raises(ConfigError, match=r"not a name \[here\]"):
+    with pytest.raises(ConfigError, match=r"invalid name \[here\]"):
         check_values({"experiment_name": name}, {"experiment_name": "here"})
 
 
 def test_run_values_checks_what_it_reads():
-    with pytest.raises(ConfigError, match=r"value that no step can use .--set work_uri"):
+    with pytest.raises(ConfigError, match=r"invalid value .--set work_uri"):
         run_values({"work_uri": {"parameterType": "STRING"}}, ["work_uri="], None)
 
 
@@ -126,7 +126,7 @@ def test_run_values_reads_each_type():
     ],
 )
 def test_run_values_refuses_another_type(setting):
-    with pytest.raises(ConfigError, match=f"value of another type .*--set {setting[:3]}"):
+    with pytest.raises(ConfigError, match=f"value of the wrong type .*--set {setting[:3]}"):
         run_values(PARAMETERS, [setting], None)
 
 
@@ -193,8 +193,8 @@ def test_run_values_reads_a_file_that_a_single_setting_overrules(settings_file):
     ("text", "message"),
     [
         ("n=1\nshares=1", r"unknown parameter .*line 2: shares\].*Did you mean share\?"),
-        ("gpus=3", r"gpus has another value than allowed .*line 1: gpus=3"),
-        ("n=x", r"value of another type .*line 1: n=x"),
+        ("gpus=3", r"gpus has a value that is not allowed .*line 1: gpus=3"),
+        ("n=x", r"value of the wrong type .*line 1: n=x"),
         ("n", r"not a setting .*line 1: n\]"),
         ("n=1\nn=2", r"the same parameter twice .*line 2: n=2"),
         ("config.training.epochs=7", r"unknown key training.epochs .*line 1: config.training"),
@@ -246,7 +246,7 @@ def test_run_values_does_not_quote_a_secret(setting, message):
 
 
 def test_run_values_refuses_json_that_is_too_deep():
-    with pytest.raises(ConfigError, match="value of another type"):
+    with pytest.raises(ConfigError, match="value of the wrong type"):
         run_values(PARAMETERS, ["items=" + "[" * 100_000], None)
 
 
@@ -261,9 +261,7 @@ def test_run_values_refuses_what_is_no_setting():
 
 
 def test_run_values_keeps_to_the_dropdown():
-    with pytest.raises(
-        ConfigError, match=r"gpus has another value.*found '3', expected one of '0'"
-    ):
+    with pytest.raises(ConfigError, match=r"gpus has a value.*found '3', expected one of '0'"):
         run_values(PARAMETERS, ["gpus=3"], None)
 
 

@@ -37,16 +37,16 @@ def checked(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("kind: [", "not a file of YAML: while parsing"),
-        ("hello", "holds what is no object"),
-        ("apiVersion: v1", "holds what is no object"),
-        ("---\n---\n", "no object in it"),
+        ("kind: [", "not YAML: while parsing"),
+        ("hello", "holds something other than objects"),
+        ("apiVersion: v1", "holds something other than objects"),
+        ("---\n---\n", "holds no object"),
         (NAMELESS, "Job ?: container a: no resources.limits.memory"),
         (
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a, namespace: a}",
             "Deployment a: no spec.template.spec",
         ),
-        (ROLE + "[{nonResourceURLs: ['*'], verbs: [get]}]", "ClusterRole a: rights without limit"),
+        (ROLE + "[{nonResourceURLs: ['*'], verbs: [get]}]", "ClusterRole a: unlimited rights"),
         (SCHEDULE, "CronJob iceaggr-schedule: not one container with args"),
     ],
 )
@@ -72,4 +72,4 @@ def test_main_passes_what_has_an_empty_part(checked, text):
 
 def test_main_names_a_file_that_is_not_there(tmp_path, capsys):
     assert main([str(tmp_path / "absent.yaml")]) == 1
-    assert "absent.yaml: not a file of YAML: No such file or directory" in capsys.readouterr().out
+    assert "absent.yaml: not YAML: No such file or directory" in capsys.readouterr().out

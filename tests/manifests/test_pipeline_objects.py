@@ -52,10 +52,10 @@ EXECUTOR_BREACHES = {
         lambda v: _executor(v)["container"]["resources"].pop("resourceMemoryLimit"),
         "exec-train-model: no resources.resourceMemoryLimit",
     ),
-    "mutable tag": (lambda v: _executor(v)["container"].update(image="a/b:1"), "that stays"),
+    "mutable tag": (lambda v: _executor(v)["container"].update(image="a/b:1"), "no fixed version"),
     "secret": (
         lambda v: _executor(v)["container"].update(env=[{"name": "A_TOKEN", "value": "hunter2"}]),
-        "exec-train-model: env A_TOKEN: a secret",
+        "exec-train-model: env A_TOKEN: looks like a secret",
     ),
     "root": (
         lambda v: _executor(v, True)["securityContext"].update(runAsUser="0"),

@@ -34,8 +34,8 @@ def test_renamed_changes_nothing_that_is_not_asked_for(overlay):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--namespace", 'a"b'], "not the name of a namespace [--namespace]"),
-        (["--image", "a/b:latest"], "the tag of the image moves with each build [--image]"),
+        (["--namespace", 'a"b'], "invalid name of a namespace [--namespace]"),
+        (["--image", "a/b:latest"], "the tag of the image names no fixed version [--image]"),
         (["--namespace", "physics"], "no ConfigMap iceaggr-schedule"),
     ],
 )

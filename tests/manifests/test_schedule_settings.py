@@ -48,9 +48,9 @@ def test_setting_problems_names_a_setting_of_the_steps_that_nothing_reads():
         ("SCHEDULE_CRON", "0 3 * * 0", "SCHEDULE_CRON: bad cron expression"),
         ("CONFIG", "nope.yaml", "CONFIG: no such configuration .*best.yaml, laptop.yaml"),
         ("CONFIG", "../configs/best.yaml", "CONFIG: no such configuration"),
-        ("SCHEDULE_NAME", "", "SCHEDULE_NAME: not a name"),
-        ("EXPERIMENT", " ", "EXPERIMENT: not a name"),
-        ("RUN_NAMESPACE", "Bad_NS!", "RUN_NAMESPACE: not the name of a namespace"),
+        ("SCHEDULE_NAME", "", "SCHEDULE_NAME: invalid name"),
+        ("EXPERIMENT", " ", "EXPERIMENT: invalid name"),
+        ("RUN_NAMESPACE", "Bad_NS!", "RUN_NAMESPACE: invalid name of a namespace"),
         ("KFP_HOST", "ml-pipeline:8888", "KFP_HOST: not an address"),
         ("KFP_HOST", "https://token@kfp:8888", "KFP_HOST: address holds a user or a password"),
     ],
@@ -81,6 +81,6 @@ def test_pipeline_objects_are_not_written_when_a_schedule_has_an_unknown_paramet
 
 def test_pipeline_objects_are_not_written_for_a_name_that_is_no_namespace(tmp_path):
     output = tmp_path / "pipeline.yaml"
-    with pytest.raises(SystemExit, match="not the name of a namespace"):
+    with pytest.raises(SystemExit, match="invalid name of a namespace"):
         write_pipeline_objects(output, namespace="Bad_NS!")
     assert not output.exists()

@@ -216,7 +216,7 @@ def test_storage_uri_with_a_secret_is_refused_before_it_is_sent(tmp_path, capsys
     parameters = {name: {"parameterType": "STRING"}}
     (tmp_path / "file").write_text(f"{name}={uri}\n")
     for arguments in (([f"{name}={uri}"], None, None), ([], None, tmp_path / "file")):
-        with pytest.raises(IceaggrError, match=r"no step can use .*found .*\*\*\*") as error:
+        with pytest.raises(IceaggrError, match=r"invalid value .*found .*\*\*\*") as error:
             run_values(parameters, *arguments)
         assert leaks(told(error, capsys), IN_URI) == []
 
