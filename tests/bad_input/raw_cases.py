@@ -133,11 +133,11 @@ COLUMNS = [
         Stops(BATCH, "string", "an integer or float type", "Write charge as"),
     ),
     Case(
-        "sensor-id-as-float",
-        "`sensor_id` as float",
-        "the step stops: ids are not rounded",
-        lambda scene: scene.change_pulses(lambda f: f.astype({"sensor_id": np.float64})),
-        Stops(BATCH, "double", "an integer type", "Write sensor_id as"),
+        "sensor-id-with-fraction",
+        "`sensor_id` 20.5",
+        "the step stops: ids are not rounded; floats without a fraction are taken",
+        lambda scene: scene.set_pulse("sensor_id", 20.5, np.float64),
+        Stops(BATCH, r"20\.5", "without a fraction", "Give sensor_id as integers"),
     ),
     Case(
         "time-with-fraction",

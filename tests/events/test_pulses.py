@@ -173,3 +173,55 @@ def test_stream_pulses_refuses_a_meta_file_that_points_outside(tmp_path):
 def test_stream_pulses_refuses_pulses_that_belong_to_no_event(tmp_path):
     with pytest.raises(RawDataError, match=r"belong to no event.*found 4 pulses, expected 3"):
         stream(tmp_path, pulse_frame([2, 2]), meta_frame([2, 1]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_ids_that_are_floats_without_a_fraction_are_read_where_nothing_is_lost(tmp_path, dtype):
+    frame = pulse_frame([2, 1]).astype({"event_id": dtype, "sensor_id": dtype})
+    meta = meta_frame([2, 1]).astype({"event_id": dtype})
+    found, expected = (
+        stream(tmp_path / name, *frames)
+        for name, frames in {
+            "floats": (frame, meta),
+            "integers": (pulse_frame([2, 1]), meta_frame([2, 1])),
+        }.items()
+    )
+    for name in ("event_id", "sensor_id"):
+        assert joined(found, name).tolist() == joined(expected, name).tolist()
+        assert joined(found, name).dtype.kind == "i"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "words"),
+    [
+        ("float64", 7.5, r"found 7\.5, expected integers, or float64 .* up to 9007199254740991"),
+        ("float64", 2.0**53, r"found 9007199254740992\.0"),
+        ("float32", 2.0**24, r"found 16777216\.0, expected .*float32 .* up to 16777215"),
+        ("float64", np.inf, "found inf"),
+    ],
+)
+@pytest.mark.parametrize("name", ["event_id", "sensor_id"])
+def test_ids_that_a_float_may_have_changed_are_refused(tmp_path, name, dtype, value, words):
+    frame = pulse_frame([2, 1]).astype({name: dtype})
+    frame.loc[2, name] = value
+    with pytest.raises(RawDataError, match=rf"{name} is not a whole number .*batch_1.*{words}"):
+        stream(tmp_path, frame, meta_frame([2, 1]))
+    if name == "event_id":
+        meta = meta_frame([2, 1]).astype({name: dtype})
+        meta.loc[1, name] = value
+        with pytest.raises(RawDataError, match=rf"{name} is not a whole number .*meta.*{words}"):
+            stream(tmp_path, pulse_frame([2, 1]), meta)
+
+
+def test_an_event_id_that_is_nan_stays_an_error_and_a_sensor_id_a_missing_value(tmp_path):
+    frame = pulse_frame([2, 1]).astype({"event_id": float, "sensor_id": float})
+    frame.loc[1, "sensor_id"] = np.nan
+    chunks = stream(tmp_path, frame, meta_frame([2, 1]))
+    assert joined(chunks, "is_missing").tolist() == [False, True, False]
+    frame.loc[1, "event_id"] = np.nan
+    with pytest.raises(RawDataError, match="event_id has missing values"):
+        stream(tmp_path, frame, meta_frame([2, 1]))
+    meta = meta_frame([2, 1]).astype({"event_id": float})
+    meta.loc[0, "event_id"] = np.nan
+    with pytest.raises(RawDataError, match="meta column event_id has missing values"):
+        stream(tmp_path, pulse_frame([2, 1]), meta)

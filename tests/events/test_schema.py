@@ -43,7 +43,7 @@ def test_check_columns_names_file_and_column_when_one_is_missing(name):
     [
         ("time", pa.string(), "an integer or float type"),
         ("charge", pa.bool_(), "an integer or float type"),
-        ("sensor_id", pa.float32(), "an integer type"),
+        ("sensor_id", pa.string(), "an integer type"),
         ("event_id", pa.string(), "an integer type"),
         ("auxiliary", pa.float32(), "a boolean"),
     ],

@@ -24,6 +24,7 @@ from iceaggr.events.schema import (
     LABEL_COLUMNS,
     META_COLUMNS,
     check_columns,
+    exact_integers,
     open_parquet,
     reading_again,
 )
@@ -208,9 +209,10 @@ def may_hold(group: RowGroup, batch_ids: npt.NDArray[np.int64]) -> bool:
 
 def integer_column(rows: Any, name: str, uri: str) -> npt.NDArray[np.int64]:
     """Take a column as (B,) int64. Raises: RawDataError if a value is missing or does not fit."""
-    _refuse_nulls(rows.column(name), name, uri)
+    column = exact_integers(rows.column(name), name, uri)
+    _refuse_nulls(column, name, uri)
     try:
-        return rows.column(name).cast(pa.int64()).to_numpy(zero_copy_only=False)
+        return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid as error:
         raise RawDataError(
             f"meta column {name} exceeds 64-bit signed integers",

@@ -18,11 +18,13 @@ from iceaggr.events.dom_events import PulseArrays
 from iceaggr.events.meta import EventTable
 from iceaggr.events.schema import (
     FLAG,
+    IDENTITY,
     NUMBER,
     PULSE_COLUMNS,
     PULSE_VALUES,
     Kind,
     check_columns,
+    exact_integers,
     open_parquet,
 )
 from iceaggr.interfaces import ObjectStore
@@ -52,19 +54,28 @@ class Pulses(PulseArrays):
         return Pulses(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
+_IDS = tuple(name for name, kind in PULSE_COLUMNS.items() if kind is IDENTITY)
+
+
 def decode_pulses(rows: pa.Table, where: str) -> Pulses:
     """Take the pulses of an Arrow table with the columns of a batch file, rows in any order.
 
     Raises: RawDataError if a column is missing or of the wrong type.
     """
     check_columns(rows.schema, PULSE_COLUMNS, where)
-    return decode_checked(rows.select(list(PULSE_COLUMNS)), where)
+    rows = rows.select(list(PULSE_COLUMNS))
+    for name in _IDS:
+        column = exact_integers(rows.column(name), name, where, tell_row=True)
+        rows = rows.set_column(rows.column_names.index(name), name, column)
+    return decode_checked(rows, where)
 
 
 def decode_checked(rows: Any, uri: str) -> Pulses:
     """Take the pulses of a table whose columns `check_columns` has seen. Raises: RawDataError."""
     rows.validate()  # a damaged file may give columns of different lengths
     columns = {name: _contiguous(rows.column(name)) for name in PULSE_COLUMNS}
+    for name in _IDS:
+        columns[name] = exact_integers(columns[name], name, uri)
     is_missing = np.zeros(rows.num_rows, np.bool_)
     for name, column in columns.items():
         if column.null_count and name == "event_id":

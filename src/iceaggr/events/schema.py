@@ -36,6 +36,10 @@ class Kind:
 
 
 INTEGER = Kind("an integer type", pa.types.is_integer)
+IDENTITY = Kind(
+    "an integer type, or a float type without fractions",
+    lambda found: pa.types.is_integer(found) or pa.types.is_floating(found),
+)
 NUMBER = Kind(
     "an integer or float type",
     lambda found: pa.types.is_integer(found) or pa.types.is_floating(found),
@@ -86,15 +90,15 @@ PULSE_VALUES = (
 PULSE_NAMES = tuple(value.name for value in PULSE_VALUES)
 
 PULSE_COLUMNS = {
-    "event_id": INTEGER,
-    "sensor_id": INTEGER,
+    "event_id": IDENTITY,
+    "sensor_id": IDENTITY,
     **{value.raw_name: value.kind for value in PULSE_VALUES},
 }
 """Columns of a batch file, one row per pulse; event_id may also be its pandas index."""
 
 META_COLUMNS = {
     "batch_id": INTEGER,
-    "event_id": INTEGER,
+    "event_id": IDENTITY,
     "first_pulse_index": INTEGER,
     "last_pulse_index": INTEGER,
 }
@@ -128,6 +132,31 @@ def check_columns(schema: Any, expected: dict[str, Kind], uri: str) -> None:
                 expected=kind.words,
                 remedy=f"Write {name} as {kind.words}",
             )
+
+
+def exact_integers(column: Any, name: str, where: str, *, tell_row: bool = False) -> Any:
+    """Turn an Arrow column of floats into int64 where nothing is lost; leave any other as it is.
+
+    A missing value stays one, and NaN becomes one.
+    tell_row: the column is whole, not a part of a file, so that its rows can be named.
+    Raises: RawDataError naming a value with a fraction, or beyond what the type counts in
+    ones: 2^53 - 1 of float64, 2^24 - 1 of float32, so that a neighbour may have been rounded to it.
+    """
+    if not pa.types.is_floating(column.type):
+        return column
+    number = column.to_numpy(zero_copy_only=False)
+    exact = 2.0 ** (np.finfo(number.dtype).nmant + 1) - 1
+    is_absent = np.isnan(number)
+    bad = np.flatnonzero(~is_absent & ((number != np.floor(number)) | (np.abs(number) > exact)))
+    if len(bad):
+        raise RawDataError(
+            f"{name} is not a whole number",
+            where=f"{where}, row {bad[0]}" if tell_row else where,
+            found=repr(float(number[bad[0]])),
+            expected=f"integers, or {number.dtype} without a fraction up to {exact:.0f}",
+            remedy=f"Give {name} as integers: nothing is rounded here",
+        )
+    return pa.array(np.where(is_absent, 0, number).astype(np.int64), mask=is_absent)
 
 
 class DamagedFileError(RawDataError):

@@ -19,10 +19,11 @@ from iceaggr.errors import RawDataError
 from iceaggr.events.layout import is_copy
 from iceaggr.events.schema import (
     FLAG,
-    INTEGER,
+    IDENTITY,
     NUMBER,
     TEXT,
     check_columns,
+    exact_integers,
     open_parquet,
     reading_again,
 )
@@ -92,7 +93,7 @@ def _read_file(store: ObjectStore, uri: str) -> Any:
     with open_parquet(store, uri) as file:
         schema = file.schema_arrow
         known = {name: kind for name, kind in _KINDS.items() if name in schema.names}
-        check_columns(schema, {"event_id": INTEGER, **known}, uri)
+        check_columns(schema, {"event_id": IDENTITY, **known}, uri)
         table = file.read(columns=["event_id", *known]).select(["event_id", *known])
         table = table.set_column(0, "event_id", _whole_ids(table.column("event_id"), uri))
         for name, (is_sound, expected) in _VALUES.items():
@@ -105,7 +106,7 @@ def _read_file(store: ObjectStore, uri: str) -> Any:
 
 def _whole_ids(column: Any, uri: str) -> Any:
     try:
-        ids = column.cast(pa.int64())
+        ids = exact_integers(column, "event_id", uri).cast(pa.int64())
     except pa.ArrowInvalid:
         ids = None
     if ids is None or ids.null_count:

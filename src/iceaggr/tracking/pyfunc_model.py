@@ -24,15 +24,12 @@ from iceaggr.events.cleaning import Account, clean
 from iceaggr.events.grouping import group_by_dom
 from iceaggr.events.meta import EventTable
 from iceaggr.events.pulses import PulseChunk, Pulses, decode_pulses
-from iceaggr.events.schema import FLAG, INTEGER, PULSE_COLUMNS
+from iceaggr.events.schema import FLAG, PULSE_COLUMNS, exact_integers
 from iceaggr.models.bundle import load_model
 from iceaggr.storage import open_folder
 from iceaggr.storage.uris import file_uri
 
 log = logging.getLogger(__name__)
-
-_LARGEST_EXACT = 2.0**53 - 1
-"""Above it two neighbouring ids are one float."""
 
 
 class RawPulseModel(mlflow.pyfunc.PythonModel):
@@ -105,29 +102,12 @@ def _decode(model_input: pd.DataFrame) -> Pulses:
 
 
 def _with_whole_numbers(table: pa.Table) -> pa.Table:
-    """Turn floats into integers where the column has integers; times are looked at by decoding."""
+    """Turn flags that came as floats into integers; ids and times are looked at by decoding."""
     for position, name in enumerate(table.column_names):
-        column = table.column(position)
-        if PULSE_COLUMNS.get(name) in (INTEGER, FLAG) and pa.types.is_floating(column.type):
-            table = table.set_column(position, name, _whole(column, name))
+        if PULSE_COLUMNS.get(name) == FLAG:
+            column = exact_integers(table.column(position), name, "model input", tell_row=True)
+            table = table.set_column(position, name, column)
     return table
-
-
-def _whole(column: Any, name: str) -> Any:
-    number = column.to_numpy()
-    bad = np.flatnonzero(
-        ~np.isnan(number) & ((number != np.floor(number)) | (np.abs(number) > _LARGEST_EXACT))
-    )
-    if len(bad):
-        raise RawDataError(
-            f"{name} is not a whole number",
-            where=f"model input, row {bad[0]}",
-            found=f"{float(number[bad[0]])!r}",
-            expected="integers, or floats without a fraction up to 2^53",
-            remedy=f"Send {name} as integers: nothing is rounded here",
-        )
-    # a missing value stays one
-    return pa.array(np.nan_to_num(number).astype(np.int64), mask=np.isnan(number))
 
 
 def _chunk_of(pulses: Any, event_id: Any, event_idx: Any) -> tuple[PulseChunk, EventTable]:
