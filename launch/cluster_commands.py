@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from kfp import Client
 from rich.console import Console
 
+from iceaggr.cli_options import with_fields_as_options
 from iceaggr.config import parse_config
 from iceaggr.errors import ConfigError
 from iceaggr.steps.training_choices import AS_CONFIGURED
@@ -55,44 +58,38 @@ from launch.submission import (
 MakePipeline = Callable[..., Any]
 _NAME = "iceaggr-weekly"
 
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="NAME=VALUE, or config.SECTION.FIELD=VALUE; may be repeated"),
-]
-SettingsFile = Annotated[
-    Path | None, typer.Option("--set-file", help="File with one NAME=VALUE per line; --set wins")
-]
-ConfigPath = Annotated[Path | None, typer.Option("--config", help="Settings, YAML")]
-Host = Annotated[
-    str, typer.Option(help="Address of KFP; empty = KF_PIPELINES_ENDPOINT, else this cluster")
-]
 Ui = Annotated[
     str,
     typer.Option(
         help="Address of KFP's UI, for links; empty = KF_PIPELINES_UI_ENDPOINT, else --host"
     ),
 ]
-Namespace = Annotated[str, typer.Option(help="Your namespace, where KFP has several users")]
-Experiment = Annotated[str, typer.Option(help="KFP experiment that lists the runs")]
-ServiceAccount = Annotated[
-    str, typer.Option(help="Service account of the pods; empty = the default")
-]
-TokenFile = Annotated[Path | None, typer.Option(help="File with a bearer token")]
-AccountToken = Annotated[
-    Path | None,
-    typer.Option(
-        "--service-account-token-file", help="File with a projected service account token"
-    ),
-]
-CookiesFile = Annotated[Path | None, typer.Option(help="File with the cookie of a session")]
 RunName = Annotated[
     str,
     typer.Option(help="Name of the run; empty = preset, events, start of the weights and time"),
 ]
-AcceptOlder = Annotated[
-    bool, typer.Option("--accept-older-kfp", help="Accept a server that is too old")
-]
-CaFile = Annotated[Path | None, typer.Option(help="Certificate authority of the server, PEM")]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asks of a run on a cluster, now or by a schedule."""
+
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE, or config.SECTION.FIELD=VALUE; may be repeated"),
+    ] = None
+    set_file: Annotated[
+        Path | None, typer.Option(help="File with one NAME=VALUE per line; --set wins")
+    ] = None
+    config: Annotated[Path | None, typer.Option(help="Settings, YAML")] = None
+    experiment: Annotated[str, typer.Option(help="KFP experiment that lists the runs")] = "iceaggr"
+    service_account: Annotated[
+        str, typer.Option(help="Service account of the pods; empty = the default")
+    ] = ""
+    accept_older_kfp: Annotated[
+        bool,
+        typer.Option("--accept-older-kfp", help="Accept a server that is too old"),
+    ] = False
 
 
 def add_cluster_commands(app: typer.Typer, make_pipeline: MakePipeline) -> None:
@@ -104,38 +101,21 @@ def add_cluster_commands(app: typer.Typer, make_pipeline: MakePipeline) -> None:
 
 def _add_submit(app: typer.Typer, make_pipeline: MakePipeline) -> None:
     @app.command()
+    @with_fields_as_options
     def submit(
-        settings: Settings = None,
-        set_file: SettingsFile = None,
-        config: ConfigPath = None,
-        host: Host = "",
+        asked: Asked,
+        connection: Connection,
         ui: Ui = "",
-        namespace: Namespace = "",
-        experiment: Experiment = "iceaggr",
-        service_account: ServiceAccount = "",
         run_name: RunName = "",
         wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end")] = False,
-        accept_older_kfp: AcceptOlder = False,
-        token_file: TokenFile = None,
-        service_account_token_file: AccountToken = None,
-        cookies_file: CookiesFile = None,
-        ca_file: CaFile = None,
     ) -> None:
         """Start a run on a cluster; the graph is uploaded if its content is new."""
-        connection = Connection(
-            host, namespace, token_file, service_account_token_file, cookies_file, ca_file
-        )
         # all that can be wrong here is found before anything is sent
-        _check_names(connection, experiment, service_account)
+        _check_names(connection, asked)
         check_run_name(run_name, where="--run-name")
         page_address = ui_address(connection, ui)
-        compiled = _compiled(make_pipeline)
-        values = run_values(compiled.parameters, settings or [], config, set_file)
-        _warn_without_runtime(values)
-        client = connect(connection)
-        _warn(check_version(client, accept_older=accept_older_kfp))
-        order = _order(client, compiled, values, experiment, service_account)
-        name = run_name or _name_of(compiled, values)
+        client, compiled, order = _order(make_pipeline, connection, asked)
+        name = run_name or _name_of(compiled, order.values)
         run_id = start_run(client, order, name)
         page = run_link(page_address, run_id) if page_address else ""
         print(f"run      {name}\n         {page or run_id}", flush=True)
@@ -147,20 +127,13 @@ def _add_submit(app: typer.Typer, make_pipeline: MakePipeline) -> None:
 
 def _add_follow(app: typer.Typer, make_pipeline: MakePipeline) -> None:
     @app.command()
+    @with_fields_as_options
     def follow(
         run_id: Annotated[str, typer.Argument(help="Id of a run, as submit printed it")],
-        host: Host = "",
+        connection: Connection,
         ui: Ui = "",
-        namespace: Namespace = "",
-        token_file: TokenFile = None,
-        service_account_token_file: AccountToken = None,
-        cookies_file: CookiesFile = None,
-        ca_file: CaFile = None,
     ) -> None:
         """Follow a run on a cluster to its end, or tell how it ended."""
-        connection = Connection(
-            host, namespace, token_file, service_account_token_file, cookies_file, ca_file
-        )
         check_address(connection)
         check_namespace(connection.namespace, where="--namespace")
         page_address = ui_address(connection, ui)
@@ -210,17 +183,22 @@ def _name_of(compiled: CompiledPipeline, values: dict[str, Any]) -> str:
 
 
 def _order(
-    client: Any,
-    compiled: CompiledPipeline,
-    values: dict[str, Any],
-    experiment: str,
-    service_account: str,
-) -> RunOrder:
+    make_pipeline: MakePipeline, connection: Connection, asked: Asked
+) -> tuple[Client, CompiledPipeline, RunOrder]:
+    """Check what is asked, then connect and upload the graph."""
+    pipeline = make_pipeline(cluster=True)
+    compiled = compile_text(pipeline, pipeline.name)
+    check_images(compiled)
+    values = run_values(compiled.parameters, asked.settings or [], asked.config, asked.set_file)
+    _warn_without_runtime(values)
+    client = connect(connection)
+    _warn(check_version(client, accept_older=asked.accept_older_kfp))
     version = upload_version(client, compiled)
     print(f"pipeline {version.name} ({'uploaded' if version.uploaded else 'was there'})")
     default = compiled.parameters.get("experiment_name", {}).get("defaultValue", "")
     tracking = values.get("experiment_name", default)
-    return RunOrder(version, experiment, values, service_account, tracking)
+    order = RunOrder(version, asked.experiment, values, asked.service_account, tracking)
+    return client, compiled, order
 
 
 def _warn(words: str) -> None:
@@ -230,6 +208,7 @@ def _warn(words: str) -> None:
 
 def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
     @app.command()
+    @with_fields_as_options
     def schedule(
         cron: Annotated[
             str | None,
@@ -244,25 +223,14 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
         ] = None,
         list_: Annotated[bool, typer.Option("--list", help="Show the schedules")] = False,
         delete: Annotated[bool, typer.Option("--delete", help="Delete the schedule")] = False,
-        settings: Settings = None,
-        set_file: SettingsFile = None,
-        config: ConfigPath = None,
-        host: Host = "",
-        namespace: Namespace = "",
-        experiment: Experiment = "iceaggr",
-        service_account: ServiceAccount = "",
-        accept_older_kfp: AcceptOlder = False,
-        token_file: TokenFile = None,
-        service_account_token_file: AccountToken = None,
-        cookies_file: CookiesFile = None,
-        ca_file: CaFile = None,
+        *,
+        asked: Asked,
+        connection: Connection,
     ) -> None:
         """Create or replace a schedule: one run at a time, missed times are not caught up."""
-        _check_one_thing(cron, list_, delete, has_values=bool(settings or set_file or config))
-        connection = Connection(
-            host, namespace, token_file, service_account_token_file, cookies_file, ca_file
-        )
-        _check_names(connection, experiment, service_account)
+        has_values = bool(asked.settings or asked.set_file or asked.config)
+        _check_one_thing(cron, list_, delete, has_values=has_values)
+        _check_names(connection, asked)
         if name is not None:
             check_display_name(name, where="--name")
         if list_:
@@ -275,12 +243,7 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
             _tell(name or _NAME, delete_schedule(connect(connection), name or _NAME))
         else:
             check_cron(cron)
-            compiled = _compiled(make_pipeline)
-            values = run_values(compiled.parameters, settings or [], config, set_file)
-            _warn_without_runtime(values)
-            client = connect(connection)
-            _warn(check_version(client, accept_older=accept_older_kfp))
-            order = _order(client, compiled, values, experiment, service_account)
+            client, _, order = _order(make_pipeline, connection, asked)
             _tell(name or _NAME, replace_schedule(client, Schedule(name or _NAME, cron, order)))
 
 
@@ -338,18 +301,11 @@ def _show(entries: list[ScheduleEntry], runs: dict[str, LastRun], again: str) ->
         print(f"    {again.format(run.run_id)}")
 
 
-def _check_names(connection: Connection, experiment: str, service_account: str) -> None:
+def _check_names(connection: Connection, asked: Asked) -> None:
     check_address(connection)
     check_namespace(connection.namespace, where="--namespace")
-    check_display_name(experiment, where="--experiment")
-    check_service_account(service_account, where="--service-account")
-
-
-def _compiled(make_pipeline: MakePipeline) -> CompiledPipeline:
-    pipeline = make_pipeline(cluster=True)
-    compiled = compile_text(pipeline, pipeline.name)
-    check_images(compiled)
-    return compiled
+    check_display_name(asked.experiment, where="--experiment")
+    check_service_account(asked.service_account, where="--service-account")
 
 
 def _tell(name: str, changes: Changes) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,13 @@ import typer
 from rich.console import Console
 
 from components.form import DROPDOWNS, EXAMPLE_IMAGE, IMAGE, check_allowed
-from iceaggr.cli_options import MAX_SIMULATED_EVENTS
+from iceaggr.cli_options import (
+    MAX_SIMULATED_EVENTS,
+    GpuCountOption,
+    MaxTrainMinutes,
+    StartFrom,
+    with_fields_as_options,
+)
 from iceaggr.config import ExperimentConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
 from iceaggr.steps.documents import holds, refuse_other_content
@@ -41,16 +48,32 @@ DEFAULT_CONFIG_PATH = Path(__file__).parent.parent / "configs" / "laptop.yaml"
 class RunRequest:
     """What the user asked of a local run."""
 
-    raw_uri: str
-    config: ExperimentConfig
-    max_train_minutes: float
-    gpu_count: str
-    start_from: str
-    experiment_name: str
-    work_uri: str
-    simulate_events: int
-    summary_path: Path | None
-    run_name: str = ""
+    raw_uri: Annotated[
+        str, typer.Option(help="Folder of raw events, file:// or s3://; empty = simulate")
+    ] = ""
+    config: Annotated[Path, typer.Option(help="Settings, YAML")] = DEFAULT_CONFIG_PATH
+    max_train_minutes: MaxTrainMinutes = 0.0
+    gpu_count: GpuCountOption = AS_CONFIGURED
+    start_from: StartFrom = AS_CONFIGURED
+    summary: Annotated[Path | None, typer.Option(help="File to write the figures to, JSON")] = None
+    experiment_name: Annotated[str, typer.Option(help="MLflow experiment")] = "iceaggr"
+    work_uri: Annotated[str, typer.Option(help="Folder for shards, checkpoints and models")] = (
+        "s3://iceaggr/work"
+    )
+    simulate_events: Annotated[
+        int,
+        typer.Option(
+            min=100,
+            max=MAX_SIMULATED_EVENTS,
+            help="Events to simulate when no --raw-uri is given",
+        ),
+    ] = 100_000
+    run_name: RunName = ""
+
+    @cached_property
+    def settings(self) -> ExperimentConfig:
+        """Read the settings. Raises: ConfigError."""
+        return load_config(self.config)
 
 
 def main(make_pipeline: Callable[..., Any]) -> None:
@@ -85,54 +108,9 @@ def _app(make_pipeline: Callable[..., Any]) -> typer.Typer:
             )
 
     @app.command()
-    def run(
-        raw_uri: Annotated[
-            str, typer.Option(help="Folder of raw events, file:// or s3://; empty = simulate")
-        ] = "",
-        config: Annotated[Path, typer.Option(help="Settings, YAML")] = DEFAULT_CONFIG_PATH,
-        max_train_minutes: Annotated[
-            float, typer.Option(min=0.0, help="Limit of training; 0 = as configured")
-        ] = 0.0,
-        gpu_count: Annotated[
-            str,
-            typer.Option(
-                help="GPUs of this machine that train, one process each; 0 = CPU, configured = one"
-                " process as training.device says (auto: a GPU if there is one)"
-            ),
-        ] = "configured",
-        start_from: Annotated[
-            str, typer.Option(help="Weights to begin with: scratch, champion, or configured")
-        ] = "configured",
-        summary: Annotated[
-            Path | None, typer.Option(help="File to write the figures to, JSON")
-        ] = None,
-        experiment_name: Annotated[str, typer.Option(help="MLflow experiment")] = "iceaggr",
-        work_uri: Annotated[
-            str, typer.Option(help="Folder for shards, checkpoints and models")
-        ] = "s3://iceaggr/work",
-        simulate_events: Annotated[
-            int,
-            typer.Option(
-                min=100,
-                max=MAX_SIMULATED_EVENTS,
-                help="Events to simulate when no --raw-uri is given",
-            ),
-        ] = 100_000,
-        run_name: RunName = "",
-    ) -> None:
+    @with_fields_as_options
+    def run(request: RunRequest) -> None:
         """Run the whole pipeline on this machine."""
-        request = RunRequest(
-            raw_uri=raw_uri,
-            config=load_config(config),
-            max_train_minutes=max_train_minutes,
-            gpu_count=gpu_count,
-            start_from=start_from,
-            experiment_name=experiment_name,
-            work_uri=work_uri,
-            simulate_events=simulate_events,
-            run_name=run_name,
-            summary_path=summary,
-        )
         _check_request(request)
         _run(make_pipeline, request)
 
@@ -156,12 +134,12 @@ def _check_request(request: RunRequest) -> None:
         "--start-from", request.start_from, DROPDOWNS["train_start_from"], where="command line"
     )
     check_minutes(request.max_train_minutes, where="--max-train-minutes")
-    check_device(request.config, request.gpu_count, where="--gpu-count and training.device")
-    check_gpus_here(request.config, request.gpu_count)
-    if request.summary_path:
-        refuse_among_raw(raw_uri, file_uri(request.summary_path), where="--summary")
-        _check_writable(request.summary_path)
-        refuse_other_content(request.summary_path, "--summary", _IS_SUMMARY)
+    check_device(request.settings, request.gpu_count, where="--gpu-count and training.device")
+    check_gpus_here(request.settings, request.gpu_count)
+    if request.summary:
+        refuse_among_raw(raw_uri, file_uri(request.summary), where="--summary")
+        _check_writable(request.summary)
+        refuse_other_content(request.summary, "--summary", _IS_SUMMARY)
 
 
 def _check_writable(path: Path) -> None:
@@ -216,9 +194,9 @@ def _show(request: RunRequest, run: LocalRun, console: Console, addresses: Addre
     summary = json.loads(run.output("promote_model", "summary").read_text(encoding="utf-8"))
     report = STATE_FOLDER.absolute() / f"report-{summary['run_name']}.html"
     shutil.copyfile(run.output("evaluate_model", "report"), report)
-    if request.summary_path:
+    if request.summary:
         # before the screen, which a closed terminal or pipe may not take
-        request.summary_path.write_text(
+        request.summary.write_text(
             json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
     print_results(console, summary, report, run.folder / "kfp.log", addresses)
@@ -226,13 +204,13 @@ def _show(request: RunRequest, run: LocalRun, console: Console, addresses: Addre
 
 def _name_of(request: RunRequest, raw_uri: str) -> str:
     start = request.start_from
-    start = request.config.training.start_from if start == AS_CONFIGURED else start
-    return name_run(request.config.name, raw_uri, start)
+    start = request.settings.training.start_from if start == AS_CONFIGURED else start
+    return name_run(request.settings.name, raw_uri, start)
 
 
 def _arguments(request: RunRequest, raw_uri: str) -> dict[str, Any]:
     return {
-        "config": request.config.model_dump(mode="json"),
+        "config": request.settings.model_dump(mode="json"),
         "experiment_name": request.experiment_name,
         "train_gpu_count": request.gpu_count,
         "train_max_minutes": request.max_train_minutes,

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import kfp
+import typer
 import urllib3
 from kfp.client import ServiceAccountTokenVolumeCredentials
 from kfp_server_api import V2beta1GetHealthzResponse
@@ -146,33 +147,27 @@ trained model, after hours of training."""
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach the API; at most one way of authentication.
+    """How to reach the API; at most one way of authentication, and verification is never off."""
 
-    host: address of the KFP API or UI; empty = KF_PIPELINES_ENDPOINT, else the in-cluster service
-    namespace: namespace of runs on a multi-user installation; empty = single-user
-    token_file: file with a bearer token
-    service_account_token_file: projected token of a service account, refreshed by the kubelet
-    cookies_file: file with the cookie of a browser session
-    ca_file: certificate authority of the server; verification is never switched off
-    """
-
-    host: str = ""
-    namespace: str = ""
-    token_file: Path | None = None
-    service_account_token_file: Path | None = None
-    cookies_file: Path | None = None
-    ca_file: Path | None = None
+    host: Annotated[
+        str,
+        typer.Option(help="Address of KFP; empty = KF_PIPELINES_ENDPOINT, else this cluster"),
+    ] = ""
+    namespace: Annotated[str, typer.Option(help="Your namespace, where KFP has several users")] = ""
+    token_file: Annotated[Path | None, typer.Option(help="File with a bearer token")] = None
+    service_account_token_file: Annotated[
+        Path | None, typer.Option(help="File with a projected service account token")
+    ] = None
+    cookies_file: Annotated[Path | None, typer.Option(help="File with the cookie of a session")] = (
+        None
+    )
+    ca_file: Annotated[
+        Path | None, typer.Option(help="Certificate authority of the server, PEM")
+    ] = None
 
     def as_options(self) -> str:
         """Write the options of the command line that give this connection, files by their names."""
-        given = {
-            "--host": self.host,
-            "--namespace": self.namespace,
-            "--token-file": self.token_file,
-            "--service-account-token-file": self.service_account_token_file,
-            "--cookies-file": self.cookies_file,
-            "--ca-file": self.ca_file,
-        }
+        given = {f"--{name.replace('_', '-')}": value for name, value in vars(self).items()}
         return "".join(
             f" {name} {shlex.quote(str(value))}" for name, value in given.items() if value
         )

@@ -8,8 +8,11 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from kubernetes.utils import parse_quantity
 
 from components.form import check_allowed
 from iceaggr.config import ExperimentConfig, load_config, parse_config
@@ -22,12 +25,9 @@ from launch.compilation import check_display_name
 
 # What a step could not use, found before a run is sent: places, sizes, times, placement.
 
-# Source: quantity.go of k8s.io/apimachinery: sign, digits, then a binary or decimal suffix
-_QUANTITY = re.compile(
-    r"(?P<number>\d+(\.\d*)?|\.\d+)(?P<suffix>[KMGTPE]i|[mkMGTPE]|[eE][+-]?\d+)?", re.ASCII
-)
-_DECIMAL = {"m": 1e-3} | {suffix: 1000.0**power for power, suffix in enumerate("kMGTPE", start=1)}
-_BINARY = {f"{suffix}i": 1024.0**power for power, suffix in enumerate("KMGTPE", start=1)}
+# Source: quantity.go of k8s.io/apimachinery: digits, then a binary or decimal suffix. The library
+# that reads the value is laxer than any server: it takes 1_0, other scripts' digits, NaN and K
+_QUANTITY = re.compile(r"(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[mkMGTPE]|[eE][+-]?\d{1,3})?", re.ASCII)
 # a Python interpreter with its libraries does not begin with less
 _LEAST_MEMORY = 64 * 1024**2
 # Source: Kubernetes, "Labels and Selectors": [domain/]name, each part of at most 63 characters
@@ -40,6 +40,8 @@ _RESOURCE = re.compile(r"[a-z0-9.-]+\.[a-z0-9-]+/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Z
 _TOLERATION_FIELDS = ("key", "operator", "value", "effect", "tolerationSeconds")
 # more than any machine has
 _MOST_CORES = 4096
+# Kubernetes caps what is more
+_MOST_MEMORY = 2**63 - 1
 _MINUTES = f"0 or more minutes, at most a year ({MAX_MINUTES:,.0f}); 0 = as configured"
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
 
@@ -114,18 +116,13 @@ def _is_place(value: Any) -> bool:
     )
 
 
-def _quantity(value: Any) -> float:
-    match = _QUANTITY.fullmatch(str(value))
-    if match is None:
-        return 0.0
-    suffix = match["suffix"] or ""
-    if suffix[1:] and suffix[0] in "eE" and suffix[1:] != "i":
-        return float(match[0])
-    return float(match["number"]) * ({"": 1.0} | _DECIMAL | _BINARY)[suffix]
+def _quantity(value: Any) -> Decimal:
+    text = str(value)
+    return parse_quantity(text) if _QUANTITY.fullmatch(text) else Decimal(0)
 
 
 def _is_memory(value: Any) -> bool:
-    return _LEAST_MEMORY <= _quantity(value) < math.inf
+    return _LEAST_MEMORY <= _quantity(value) <= _MOST_MEMORY
 
 
 def _is_cpu(value: Any) -> bool:

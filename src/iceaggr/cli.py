@@ -17,6 +17,9 @@ from iceaggr.cli_options import (
     MAX_SIMULATED_EVENTS,
     Benchmark,
     Folder,
+    GpuCountOption,
+    MaxTrainMinutes,
+    StartFrom,
     Unpredicted,
     Uri,
 )
@@ -91,14 +94,9 @@ def check(
 
 def train(
     folder: Folder,
-    max_train_minutes: Annotated[float, typer.Option(min=0.0, help="0 = as configured")] = 0.0,
-    gpu_count: Annotated[
-        str,
-        typer.Option(help="GPUs, one process each; 0 = CPU, configured = as training.device says"),
-    ] = "configured",
-    start_from: Annotated[
-        str, typer.Option(help="scratch, champion, or configured")
-    ] = "configured",
+    max_train_minutes: MaxTrainMinutes = 0.0,
+    gpu_count: GpuCountOption = "configured",
+    start_from: StartFrom = "configured",
 ) -> None:
     """Train the configured model; interrupted, it goes on from its last checkpoint."""
     from iceaggr.steps.run_folder import RunFolder

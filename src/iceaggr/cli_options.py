@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,6 +40,19 @@ FOLDER = typer.Option(
     help="Folder that the steps of one run share", parser=named_folder, metavar="PATH"
 )
 Folder = Annotated[Path, FOLDER]
+MaxTrainMinutes = Annotated[
+    float, typer.Option(min=0.0, help="Limit of training; 0 = as configured")
+]
+GpuCountOption = Annotated[
+    str,
+    typer.Option(
+        help="GPUs of this machine that train, one process each; 0 = CPU, configured = one"
+        " process as training.device says (auto: a GPU if there is one)"
+    ),
+]
+StartFrom = Annotated[
+    str, typer.Option(help="Weights to begin with: scratch, champion, or configured")
+]
 Uri = Annotated[str, typer.Option(help="file:///absolute/folder or s3://bucket/folder")]
 
 
@@ -55,3 +71,32 @@ class Benchmark(StrEnum):
     loader = "loader"
     streaming = "streaming"
     train = "train"
+
+
+def with_fields_as_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of a function: a parameter that is a dataclass gives an option per field.
+
+    So a group of options that several verbs take is spelled once, by its dataclass.
+    """
+    own = signature(verb, eval_str=True).parameters
+    groups = {
+        name: signature(parameter.annotation, eval_str=True).parameters
+        for name, parameter in own.items()
+        if hasattr(parameter.annotation, "__dataclass_fields__")
+    }
+
+    @wraps(verb)
+    def command(**given: Any) -> None:
+        for name, fields in groups.items():
+            given[name] = own[name].annotation(**{field: given.pop(field) for field in fields})
+        verb(**given)
+
+    options = [
+        option.replace(kind=Parameter.KEYWORD_ONLY)
+        for name, parameter in own.items()
+        for option in groups.get(name, {name: parameter}).values()
+    ]
+    # what typer reads; the annotations are those of the signature
+    vars(command).update(__signature__=Signature(options))
+    command.__annotations__ = {}
+    return command

@@ -1,11 +1,16 @@
+import dataclasses
 import json
 import re
 from dataclasses import replace
+from typing import Annotated
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import pipeline
 from components.form import EXAMPLE_IMAGE
+from iceaggr.cli_options import with_fields_as_options
 from launch import commands
 from launch.submission import compile_text
 from tests.launch.argo_run import ArgoRun
@@ -26,6 +31,25 @@ def finish(server, run, log):
     argo = ArgoRun().step("promote-model", "Succeeded", log=log).end("Succeeded")
     server.workflows[run.run_id] = argo
     run.state = "SUCCEEDED"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pod:
+    name: Annotated[str, typer.Option(help="Of the pod")] = ""
+    n_cores: Annotated[int, typer.Option("--cores")] = 1
+
+
+def test_group_of_options_reaches_the_verb_as_its_dataclass():
+    seen = []
+
+    @with_fields_as_options
+    def verb(loud: Annotated[bool, typer.Option("--loud")] = False, *, pod: Pod) -> None:
+        seen.append((pod, loud))
+
+    app = typer.Typer()
+    app.command()(verb)
+    CliRunner().invoke(app, ["--cores", "4", "--loud"], catch_exceptions=False)
+    assert seen == [(Pod("", 4), True)]
 
 
 @pytest.fixture

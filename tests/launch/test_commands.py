@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from iceaggr.config import ExperimentConfig
 from launch import commands
 
 
@@ -88,10 +87,7 @@ def test_run_finds_out_first_that_the_gpus_are_missing(refused, wants_gpu):
 
 
 def test_run_leaves_the_device_to_the_settings_unless_told():
-    request = {"raw_uri": "", "work_uri": "file:///w", "experiment_name": "x"}
-    request |= {"config": ExperimentConfig(), "max_train_minutes": 0.0, "start_from": "configured"}
-    request |= {"gpu_count": "configured", "simulate_events": 100, "summary_path": None}
-    arguments = commands._arguments(commands.RunRequest(**request), "file:///raw")
+    arguments = commands._arguments(commands.RunRequest(), "file:///raw")
     assert arguments["train_gpu_count"] == "configured"
 
 
@@ -136,17 +132,9 @@ def test_figures_are_written_before_the_screen_that_may_fail(monkeypatch, tmp_pa
 
     monkeypatch.setattr(commands, "print_results", closed)
     request = commands.RunRequest(
-        raw_uri="file:///data",
-        config=ExperimentConfig(),
-        max_train_minutes=0,
-        gpu_count="configured",
-        start_from="configured",
-        experiment_name="one",
-        work_uri="file:///work",
-        simulate_events=100,
-        summary_path=tmp_path / "figures.json",
+        raw_uri="file:///data", work_uri="file:///work", summary=tmp_path / "figures.json"
     )
     with pytest.raises(BrokenPipeError):
         commands._run(None, request)
-    assert json.loads(request.summary_path.read_text()) == {"run_name": "one"}
+    assert json.loads(request.summary.read_text()) == {"run_name": "one"}
     assert (tmp_path / "report-one.html").exists()

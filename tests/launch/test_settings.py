@@ -39,6 +39,12 @@ def test_check_values_accepts_what_the_steps_can_use(values):
         ("work_uri", "s3://bucket/a\nb", "s3://BUCKET"),
         ("train_memory", "16GB", "Kubernetes quantity"),
         ("train_memory", "16 Gi", "Kubernetes quantity"),
+        # what the library that reads quantities would take, and no server does
+        ("train_memory", "1_6Gi", "Kubernetes quantity"),
+        ("train_memory", "٤Gi", "Kubernetes quantity"),
+        ("train_memory", "16000000K", "Kubernetes quantity"),
+        ("train_memory", "NaN", "Kubernetes quantity"),
+        ("train_memory", "1e9999999999999999999", "Kubernetes quantity"),
         ("shard_memory", "0Gi", "Kubernetes quantity"),
         ("shard_cpu", "-1", "Kubernetes quantity"),
         ("train_memory", "16", "at least 64Mi"),
