@@ -71,7 +71,11 @@ REFUSALS = {
     ),
     "account": (
         (403, "AccountProblem", "There is a problem with your AWS account"),
-        r"account at the object store is blocked.*AccountProblem.*who pays",
+        r"account or bucket at the object store is blocked.*AccountProblem.*who pays",
+    ),
+    "disabled bucket": (
+        (403, "AllAccessDisabled", "All access to this object has been disabled"),
+        r"account or bucket .* is blocked.*AllAccessDisabled.*bucket b\b.*who pays",
     ),
     "suspended user of Ceph": ((403, "UserSuspended"), r"account .* is blocked.*UserSuspended"),
     "unknown key": (
@@ -127,6 +131,18 @@ def test_bucket_in_capitals_is_told():
         pytest.raises(StorageError, match=r"bucket not found.*'IceAggr'.*write s3://iceaggr"),
     ):
         open_store({"AWS_ENDPOINT_URL": server.url, **KEYS}).list("s3://IceAggr/raw")
+
+
+def test_bucket_in_capitals_is_told_while_the_store_is_away():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        settings = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{nobody.getsockname()[1]}", **KEYS}
+        words = r"not reachable.*AWS_ENDPOINT_URL.*Most buckets are in lower case: write s3://buck"
+        with pytest.raises(StorageError, match=words):
+            open_store(settings).list("s3://Buck/raw")
+        with pytest.raises(StorageError) as caught:
+            open_store(settings).list("s3://buck/raw")
+        assert "lower case" not in str(caught.value)
 
 
 def test_endpoint_with_the_bucket_in_its_path_is_refused_before_a_request():

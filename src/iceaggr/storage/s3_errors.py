@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from botocore.exceptions import (
@@ -119,7 +120,9 @@ def _worded(error: Exception, uri: str, endpoint: str) -> StorageError:
         untrusted = "CERTIFICATE_VERIFY_FAILED" in words
         return (NOT_TRUSTED if untrusted else NO_TLS).of(uri, endpoint, words)
     if isinstance(error, UNREACHABLE):
-        return NOT_REACHABLE.of(uri, endpoint)
+        hint = _lower_case_hint(uri)
+        also = f"{NOT_REACHABLE.remedy}. {hint}" if hint else NOT_REACHABLE.remedy
+        return replace(NOT_REACHABLE, remedy=also).of(uri, endpoint)
     if isinstance(error, NotS3Error):
         return NOT_S3.of(uri, endpoint, str(error))
     if isinstance(error, ResponseParserError):
@@ -138,12 +141,20 @@ def _region(error: Exception) -> str:
     return str(said.get("Region") or headers.get("x-amz-bucket-region") or words)
 
 
+def _lower_case_hint(uri: str) -> str:
+    """Say that a bucket in capitals is an unlikely one, '' where it has none."""
+    bucket, _ = bucket_and_key(uri)
+    if bucket == bucket.lower():
+        return ""
+    return f"Most buckets are in lower case: write s3://{bucket.lower()}"
+
+
 def missing_bucket(uri: str, endpoint: str) -> StorageError:
     """Explain that the bucket, not the object, is what is missing."""
     bucket, _ = bucket_and_key(uri)
     remedy = "Create the bucket, or check AWS_ENDPOINT_URL and the URI"
-    if bucket != bucket.lower():
-        remedy = f"Most buckets are in lower case: write s3://{bucket.lower()}, or create this one"
+    if in_lower_case := _lower_case_hint(uri):
+        remedy = f"{in_lower_case}, or create this one"
     elif path := urlsplit(endpoint).path.strip("/"):
         remedy = f"AWS_ENDPOINT_URL ends in a path, /{path}: leave it out if it is a bucket"
     return StorageError(

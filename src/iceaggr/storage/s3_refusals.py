@@ -114,7 +114,7 @@ REFUSALS = (
         ),
     ),
     (
-        {"AccessDenied", "AllAccessDisabled", *DENIED},
+        {"AccessDenied", *DENIED},
         Refusal(
             "object store refused the credentials",
             "{code} from {endpoint}",
@@ -162,11 +162,18 @@ REFUSALS = (
         ),
     ),
     (
-        {"AccountProblem", "AccountSuspended", "NotSignedUp", "UserDisable", "UserSuspended"},
+        {
+            "AccountProblem",
+            "AccountSuspended",
+            "AllAccessDisabled",
+            "NotSignedUp",
+            "UserDisable",
+            "UserSuspended",
+        },
         Refusal(
-            "account at the object store is blocked",
-            "{code} from {endpoint}",
-            "an account in good order",
+            "account or bucket at the object store is blocked",
+            "{code} from {endpoint} for bucket {bucket}",
+            "an account and a bucket in good order",
             "Ask who pays for the account, or the store's support: no setting here helps",
         ),
     ),
