@@ -21,6 +21,8 @@ import kfp
 import urllib3
 from kfp_server_api.exceptions import ApiException
 
+from iceaggr.machines.supervision import RESTARTED
+
 FAILED_PHASES = ("Failed", "Error")
 _ANSWER_S = 20
 _TAIL_LINES = 5000
@@ -28,6 +30,13 @@ _STARTING = ("ContainerCreating", "PodInitializing")
 # Source: Python's traceback module: the last line names the class, with its module, and the text
 _RAISED = re.compile(r"(?P<kind>(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)): (?P<text>\S.*)")
 _OURS = "iceaggr."
+# Source: Kubernetes' reasons for the end of a pod or container that did not end by itself, and
+# Argo's words for a pod that is gone
+_FROM_OUTSIDE = re.compile(
+    r"OOMKilled|exit code 137|evict|low on resource|preempt|node (shut|lost)|shutdown|deadline"
+    r"|pod deleted",
+    re.IGNORECASE,
+)
 _ATTEMPT = re.compile(r"\(\d+\)$")
 
 
@@ -46,6 +55,11 @@ class Node:
     template: str
     boundary_id: str
     finished: str
+
+    @property
+    def ended_from_outside(self) -> bool:
+        """Tell whether the pod was killed or lost, so that its log cannot say why it ended."""
+        return self.phase == "Error" or bool(_FROM_OUTSIDE.search(self.message))
 
 
 @dataclass(frozen=True)
@@ -196,8 +210,13 @@ def _lines(answer: Any) -> Iterator[str]:
 
 
 def own_error(log: list[str]) -> str:
-    """Find the line of a log in which a step says why it failed, '' if there is none."""
+    """Find the line of a log in which a step says why it failed, '' if there is none.
+
+    What stands above the last restart of a training was overcome, and is no cause.
+    """
     for line in reversed(log):
+        if line.startswith(RESTARTED):
+            break
         found = _RAISED.fullmatch(line.strip())
         if found:
             ours = found["kind"].startswith(_OURS)

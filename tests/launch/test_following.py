@@ -157,6 +157,38 @@ def test_follow_run_tells_what_kubernetes_said_of_a_process_that_was_killed(serv
     assert str(follow()[1]).startswith("train-model failed: OOMKilled (exit code 137) [")
 
 
+OVERCOME_LOG = """\
+Traceback (most recent call last):
+  File "/x.py", line 3, in <module>
+RuntimeError: CUDA error: an illegal memory access was encountered
+training process ended: unexpected RuntimeError: CUDA error. Restart 1 from step 100 in 5 s
+step 200
+"""
+
+
+@pytest.mark.parametrize("log", [OVERCOME_LOG, OUR_LOG], ids=["overcome", "late"])
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        ("Failed", "OOMKilled (exit code 137)"),
+        ("Failed", "Error (exit code 137)"),
+        ("Error", "pod deleted"),
+        ("Failed", "The node was low on resource: memory. Threshold quantity: 100Mi"),
+    ],
+)
+def test_follow_run_tells_what_ended_a_pod_before_what_its_log_says(
+    server, run_id, follow, phase, message, log
+):
+    play(
+        server,
+        run_id,
+        lambda argo, run: argo.step("train-model", phase, log=log, message=message),
+        lambda argo, run: argo.end("Failed") and "FAILED",
+    )
+    _, end = follow()
+    assert str(end).startswith(f"train-model failed: {message} [")
+
+
 def test_follow_run_says_why_a_run_never_started_a_step(server, run_id, follow):
     play(
         server,
@@ -318,6 +350,8 @@ def test_follow_run_stops_at_once_when_the_run_is_gone(client):
             "torch.OutOfMemoryError: CUDA out of memory",
             "torch.OutOfMemoryError: CUDA out of memory",
         ),
+        (OVERCOME_LOG, ""),
+        (OVERCOME_LOG + OUR_LOG, "the loss is not finite [step 12]: found nan. Lower the rate."),
         ("all is well\nstep 3: Error rate 0.1", ""),
         ("", ""),
     ],

@@ -40,6 +40,10 @@ if "advance" in how:
 try:
     if "kill" in how:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "stopped" in how:
+        os.kill(os.getpid(), signal.SIGTERM)
+    if "saved" in how:
+        sys.exit(75)
     if "oom" in how:
         allocate()
     if "limit" in how:
@@ -101,6 +105,16 @@ def test_killed_child_is_restarted_and_told_why(scene: Scene) -> None:
     assert scene.said == [
         "training process ended: killed by SIGKILL. Restart 1 from step 10 in 0 s"
     ]
+
+
+@pytest.mark.parametrize("how", ["stopped", "saved"])
+def test_child_that_somebody_else_stopped_is_restarted_and_told_as_such(
+    scene: Scene, how: str
+) -> None:
+    scene.run(f"advance {how}", "good")
+    asked = "it was asked to stop, by somebody else than its step (SIGTERM)"
+    assert scene.told(1) == [f"{asked} (from step 10)"]
+    assert scene.said == [f"training process ended: {asked}. Restart 1 from step 10 in 0 s"]
 
 
 def test_child_that_is_always_killed_is_given_up_after_the_limit(scene: Scene) -> None:

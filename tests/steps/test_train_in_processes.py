@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from iceaggr.errors import ConfigError, IceaggrError, StorageError, TrainingError
-from iceaggr.machines.supervision import Limits, run_here
+from iceaggr.machines.supervision import WORKER_MODULE, Limits, run_here
 from iceaggr.signals import EXIT_CODE_INTERRUPTED, LAUNCHER_VARIABLE, end_with_launcher
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.train_on_machines import deadline_s, parse_machines
@@ -71,7 +71,17 @@ def test_train_in_processes_trains_together_and_hands_the_result_on(context, doc
 def test_run_here_gives_the_error_of_its_processes_at_once(context, capfd, n_processes):
     with pytest.raises(StorageError, match=r"file not found \[.*absent.json\]"):
         run_here(f"{context.run_uri}/absent.json", n_processes)
-    assert "Restart" not in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "Restart" not in told
+    assert "file not found" not in told, "the step tells it: once is enough"
+
+
+def test_process_that_nobody_supervises_tells_its_own_error(context):
+    uri = f"{context.run_uri}/absent.json"
+    command = [sys.executable, "-m", WORKER_MODULE, uri]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.count("error: file not found") == 1
 
 
 def test_training_without_its_gpu_fails_at_once_with_the_settings_name(

@@ -27,6 +27,7 @@ from iceaggr import errors
 from iceaggr.errors import IceaggrError, PartnerError, TrainingError, as_machine_error
 from iceaggr.patience import ask_patiently, may_pass
 from iceaggr.signals import (
+    EXIT_CODE_INTERRUPTED,
     Interruption,
     TrainingInterruptedError,
     held_by_launcher,
@@ -42,6 +43,10 @@ _GRACE_S = 90.0
 _OF_HARDWARE = re.compile(
     r"CUDA|NCCL|CUDNN|CUBLAS|GLOO|ProcessGroup|Dist\w*Error|connection|time[d ]*out", re.IGNORECASE
 )
+# how a process ends that SIGTERM reached: in order, by a step's own handling, before it had any
+_ASKED_TO_STOP = (EXIT_CODE_INTERRUPTED, 128 + signal.SIGTERM, -signal.SIGTERM)
+RESTARTED = "training process ended: "
+"""Begins the line that tells of a restart: errors in the log above it were overcome."""
 # of control groups, second and first version
 _OOM_COUNTERS = ("memory.events", "memory.oom_control")
 
@@ -128,6 +133,8 @@ class _Attempt:
             return self.ending.what + (f": {self.ending.found}" if self.ending.found else "")
         if self.was_out_of_memory:
             return "killed by the kernel, out of memory"
+        if self.code in _ASKED_TO_STOP:
+            return "it was asked to stop, by somebody else than its step (SIGTERM)"
         if self.code < 0:
             return f"killed by {signal.Signals(-self.code).name}"
         return f"exit code {self.code}"
@@ -140,13 +147,16 @@ class _Attempt:
         return limits.n_crashes_in_vain
 
 
-def note_ending(error: BaseException, rank: int, environment: Mapping[str, str]) -> None:
-    """Leave a note for the supervisor, if there is one."""
+def note_ending(error: BaseException, rank: int, environment: Mapping[str, str]) -> bool:
+    """Leave a note for the supervisor, which tells the error then. Returns False if there is none.
+
+    On several machines nobody supervises: each process tells its own error.
+    """
     folder = environment.get(ENDINGS_VARIABLE)
-    if folder:
-        Path(folder, f"{rank}.json").write_text(
-            Ending.of(error).model_dump_json(), encoding="utf-8"
-        )
+    if not folder:
+        return False
+    Path(folder, f"{rank}.json").write_text(Ending.of(error).model_dump_json(), encoding="utf-8")
+    return True
 
 
 def restarts_so_far(environment: Mapping[str, str]) -> list[str]:
@@ -189,10 +199,7 @@ def supervise(
             pause_s = limits.first_pause_s * 2 ** max(0, n_in_vain - 1)
             place = f"from step {saved}" if saved >= 0 else "from the beginning"
             restarts.append(f"{attempt.reason} ({place})")
-            say(
-                f"training process ended: {attempt.reason}. Restart {len(restarts)} {place} in"
-                f" {pause_s:.0f} s"
-            )
+            say(f"{RESTARTED}{attempt.reason}. Restart {len(restarts)} {place} in {pause_s:.0f} s")
             interruption.wait(pause_s)
             _stop_if_asked(interruption)
 

@@ -76,8 +76,8 @@ def main() -> None:
         print(f"interrupted: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except IceaggrError as error:
-        note_ending(error, rank, os.environ)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if not note_ending(error, rank, os.environ):
+            print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except Exception as error:
         note_ending(error, rank, os.environ)
