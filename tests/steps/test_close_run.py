@@ -1,7 +1,4 @@
-import json
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 
 import pytest
 from kubernetes import client
@@ -25,6 +22,7 @@ from iceaggr.steps.context import RunContext
 from iceaggr.storage.file_store import FileStore
 from tests.machines.kubernetes_stand_in import KubernetesStandIn
 from tests.machines.test_train_job import order
+from tests.stand_in import Answer, StandIn
 from tests.tracking.outage import Door
 
 LEFT = (
@@ -195,23 +193,16 @@ def test_end_status_does_not_believe_in_success_without_a_summary():
 def kfp():
     """A stand-in for the API of Kubeflow Pipelines that answers with a state, or refuses."""
 
-    class Answer(BaseHTTPRequestHandler):
+    class Kfp(StandIn):
         state = ""
 
-        def do_GET(self):
-            assert self.path == "/apis/v2beta1/runs/run-1"
-            self.send_response(200 if Answer.state else 401)
-            self.end_headers()
-            self.wfile.write(json.dumps({"run_id": "run-1", "state": Answer.state}).encode())
+        def answer(self, request):
+            assert request.path == "/apis/v2beta1/runs/run-1"
+            status = 200 if self.state else 401
+            return Answer.of({"run_id": "run-1", "state": self.state}, status)
 
-        def log_message(self, *_):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Answer) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        Answer.host = f"http://127.0.0.1:{server.server_port}"
-        yield Answer
-        server.shutdown()
+    with Kfp() as server:
+        yield server
 
 
 @pytest.mark.parametrize(
@@ -224,7 +215,7 @@ def kfp():
 )
 def test_run_stopped_from_outside_is_told_as_who_stopped_it(kfp, state, status, words):
     kfp.state = state
-    pod = {"KUBERNETES_SERVICE_HOST": "x", "KFP_HOST": kfp.host}
+    pod = {"KUBERNETES_SERVICE_HOST": "x", "KFP_HOST": kfp.url}
     found, reason = who_stopped("run-1", pod)
     assert found == status
     assert words in reason
@@ -232,7 +223,7 @@ def test_run_stopped_from_outside_is_told_as_who_stopped_it(kfp, state, status, 
 
 def test_nobody_is_asked_who_stopped_a_run_outside_a_cluster(kfp):
     kfp.state = "RUNNING"
-    assert who_stopped("run-1", {"KFP_HOST": kfp.host})[0] == "KILLED"
+    assert who_stopped("run-1", {"KFP_HOST": kfp.url})[0] == "KILLED"
 
 
 def test_close_run_ends_a_train_job_that_nobody_waits_for(run, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 
 from iceaggr.errors import StorageError
 from iceaggr.storage import open_store, s3_client
+from tests.stand_in import Answer, StandIn
 
 KEYS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "not-to-be-printed"}
 
@@ -106,8 +107,8 @@ class _Flaky(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def serve(port=0, handler=_Flaky):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+def serve(port=0):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _Flaky)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
@@ -117,8 +118,12 @@ def end(server):
     server.server_close()
 
 
-def store_at(server):
-    return open_store({"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", **KEYS})
+def store_at(url):
+    return open_store({"AWS_ENDPOINT_URL": url, **KEYS})
+
+
+def url_of(server):
+    return f"http://127.0.0.1:{server.server_port}"
 
 
 @pytest.fixture
@@ -126,27 +131,19 @@ def flaky_store(monkeypatch):
     monkeypatch.setattr(s3_client, "sleep", lambda _: None)
     _Flaky.n_gets = 0
     server = serve()
-    yield store_at(server)
+    yield store_at(url_of(server))
     end(server)
 
 
-class _Page(http.server.BaseHTTPRequestHandler):
+class _Page(StandIn):
     """Something that is no object store: it answers every request with a page and status 200."""
 
-    page = b""
+    def __init__(self, page):
+        super().__init__()
+        self.page = page
 
-    def answer(self):
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", str(len(self.page)))
-        self.end_headers()
-        self.wfile.write(b"" if self.command == "HEAD" else self.page)
-
-    do_HEAD = do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
-
-    def log_message(self, *_):
-        pass
+    def answer(self, _):
+        return Answer(body=self.page, kind="text/html")
 
 
 @pytest.mark.parametrize(
@@ -164,24 +161,18 @@ class _Page(http.server.BaseHTTPRequestHandler):
 )
 def test_endpoint_that_answers_with_a_page_is_told_to_be_no_s3(request_made, tmp_path, monkeypatch):
     monkeypatch.setattr("iceaggr.storage.s3_store.PART_BYTES", 3)
-    monkeypatch.setattr(_Page, "page", b"<html>login</html>")
     (tmp_path / "file").write_bytes(b"parts")
-    server = serve(handler=_Page)
-    with pytest.raises(
-        StorageError, match=r"speak S3 \[s3://b/x\]: found an answer .* from http://127\.0\.0\.1"
-    ):
-        request_made(store_at(server), tmp_path / "file")
-    end(server)
+    told = r"speak S3 \[s3://b/x\]: found an answer .* from http://localhost"
+    with _Page(b"<html>login</html>") as server, pytest.raises(StorageError, match=told):
+        request_made(store_at(server.url), tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"parts"
 
 
 @pytest.mark.parametrize("page", [b"<!doctype html><p>login<br>", b"OK"])
-def test_page_that_is_no_xml_is_not_taken_for_a_passing_error(page, monkeypatch):
-    monkeypatch.setattr(_Page, "page", page)
-    server = serve(handler=_Page)
-    with pytest.raises(StorageError, match="endpoint does not speak S3"):
-        store_at(server).list("s3://b/x")
-    end(server)
+def test_page_that_is_no_xml_is_not_taken_for_a_passing_error(page):
+    told = "endpoint does not speak S3"
+    with _Page(page) as server, pytest.raises(StorageError, match=told):
+        store_at(server.url).list("s3://b/x")
 
 
 def test_body_that_breaks_off_is_asked_for_again(flaky_store):
@@ -198,7 +189,7 @@ def test_body_that_always_breaks_off_is_an_error_in_the_end(flaky_store, monkeyp
 
 def test_store_that_has_answered_before_is_waited_for(monkeypatch):
     server = serve()
-    store = store_at(server)
+    store = store_at(url_of(server))
     assert store.read_bytes("s3://bucket/x") == _Flaky.content
     end(server)
     # bound and not listening: it refuses callers and keeps the port from other servers

@@ -3,10 +3,8 @@
 import json
 import ssl
 import subprocess
-import threading
 import time
 import uuid
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import mlflow
 import pytest
@@ -28,6 +26,7 @@ from iceaggr.tracking.connection import (
 )
 from iceaggr.tracking.registry import ModelRegistry
 from iceaggr.tracking.run import open_tracker
+from tests.stand_in import Answer, StandIn
 from tests.tracking.gate import Gate
 from tests.tracking.outage import Door
 
@@ -224,27 +223,18 @@ def authority(tmp_path):
     return names
 
 
-class Version(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"3.17.2")
-
-    def log_message(self, *_):
-        pass
+class Version(StandIn):
+    def answer(self, _):
+        return Answer(body=b"3.17.2", kind="text/plain")
 
 
 @pytest.fixture
 def private_server(authority):
     """The address of a server whose certificate is of that authority."""
-    server = HTTPServer(("127.0.0.1", 0), Version)
     settings = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     settings.load_cert_chain(authority[1], authority[0])
-    server.socket = settings.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"https://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with Version(settings) as server:
+        yield server.url.replace("localhost", "127.0.0.1")
 
 
 def test_certificate_that_is_not_trusted_is_told_at_once(private_server):
