@@ -135,6 +135,8 @@ def _read(path: Path, where: str) -> bytes:
         raise ConfigError("file cannot be read", where=where, found=error.strerror) from None
 
 
+# The connection: address, credentials, version of the server.
+
 _UI_VARIABLE = "KF_PIPELINES_UI_ENDPOINT"
 # of the service of the API server, which has no pages: HTTP, and its neighbour for gRPC
 _API_PORTS = (8888, 8887)

@@ -143,6 +143,8 @@ def _cron_number(text: str, names: tuple[str, ...], first: int) -> int | None:
     return names.index(text.upper()) + first if text.upper() in names else None
 
 
+# The schedules themselves, through the API.
+
 _NOT_FOUND = 404
 _PAGES_OF_RUNS = 5
 _HASH_LABEL = "iceaggr-spec:"

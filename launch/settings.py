@@ -200,6 +200,8 @@ _CHECKS: dict[str, tuple[Any, str]] = {
 }
 
 
+# The values themselves, collected from the file of settings, a list of them and single ones.
+
 _CONFIG = "config"
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "NUMBER_DOUBLE": (int, float),

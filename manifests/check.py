@@ -2,10 +2,15 @@
 
 Every object must fit the strict schema of its kind, where an unknown field is an error. Schemas of
 Kubernetes itself come with kubernetes-validate, those of other kinds lie in manifests/schemas/. For
-the house rules see `manifests.check` and `_object_problems`.
+the house rules see `_pod_problems` and `_object_problems`.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
 
 import difflib
 import json
@@ -218,11 +223,7 @@ _VALUE_CHECKS: dict[str, Callable[[str], None]] = {
 }
 
 
-if __name__ == "__main__":
-    from iceaggr.entry import begin
-
-    begin()
-
+# Every object: the schema of its kind, then the house rules of that kind.
 
 KUBERNETES_VERSION = "1.32"
 _SCHEMAS = Path(__file__).parent / "schemas"

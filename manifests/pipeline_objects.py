@@ -7,6 +7,11 @@ same content the same name.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
+
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +24,6 @@ from launch.compilation import check_namespace, write_documents
 from launch.settings import run_values
 from launch.submission import CompiledPipeline, compile_text
 from pipeline import PIPELINE_NAME, make_pipeline
-
-if __name__ == "__main__":
-    from iceaggr.entry import begin
-
-    begin()
-
 
 _API_VERSION = "pipelines.kubeflow.org/v2beta1"
 

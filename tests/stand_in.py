@@ -14,9 +14,13 @@ from urllib.parse import parse_qs, urlsplit
 
 @dataclass(frozen=True)
 class Request:
-    """One request; of a query parameter given twice the first value."""
+    """One request; of a query parameter given twice the first value.
+
+    target: path and query, as they were sent
+    """
 
     method: str
+    target: str
     path: str
     query: dict[str, str]
     headers: dict[str, str]
@@ -109,6 +113,7 @@ def _handler(server: StandIn) -> type[BaseHTTPRequestHandler]:
             parts = urlsplit(self.path)
             request = Request(
                 method=self.command,
+                target=self.path,
                 path=parts.path,
                 query={key: values[0] for key, values in parse_qs(parts.query).items()},
                 headers=dict(self.headers),

@@ -1,51 +1,30 @@
 """A gate in front of the real tracking server, which answers in its place what a test says."""
 
 import http.client
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from tests.stand_in import Answer, StandIn
 
-class Gate:
+
+class Gate(StandIn):
     """Passes requests on, unless `answer(method, path, body)` gives a status and a text."""
 
     def __init__(self, target_uri, answer=lambda method, path, body: None):
-        target = urlsplit(target_uri)
-        self.answer, self.asked = answer, []
-        gate = self
+        super().__init__()
+        self.answer, self.asked, self.uri = answer, [], self.url
+        self._target = urlsplit(target_uri)
 
-        class Handler(BaseHTTPRequestHandler):
-            def _serve(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                gate.asked.append((self.command, self.path))
-                told = gate.answer(self.command, self.path, body)
-                status, data, kind = self._passed(body) if told is None else (*told, "text/plain")
-                self.send_response(status)
-                data = data if isinstance(data, bytes) else data.encode()
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+    def serve(self, request):
+        self.asked.append((request.method, request.target))
+        told = self.answer(request.method, request.target, request.body)
+        if told is None:
+            return self._passed(request)
+        status, data = told
+        return Answer(status, data if isinstance(data, bytes) else data.encode(), "text/plain")
 
-            def _passed(self, body):
-                link = http.client.HTTPConnection(target.hostname, target.port, timeout=60)
-                headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
-                link.request(self.command, self.path, body or None, headers)
-                answer = link.getresponse()
-                return answer.status, answer.read(), answer.headers.get("Content-Type", "")
-
-            def log_message(self, *_):
-                pass
-
-            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.uri = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self):
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self._server.shutdown()
-        self._server.server_close()
+    def _passed(self, request):
+        link = http.client.HTTPConnection(self._target.hostname, self._target.port, timeout=60)
+        headers = {k: v for k, v in request.headers.items() if k.lower() != "host"}
+        link.request(request.method, request.target, request.body or None, headers)
+        answer = link.getresponse()
+        return Answer(answer.status, answer.read(), answer.headers.get("Content-Type", ""))
