@@ -292,10 +292,10 @@ def _cause(
         return f"{where}: {told.rstrip('.')}" if told else where, None
     lines = read_log(client, followed.run_id, workflow.pod_name(pod), workflow.namespace)
     step = workflow.step_of(pod, followed.steps)
-    told = [own_error(lines), pod.message]
+    causes = [own_error(lines), pod.message]
     if pod.ended_from_outside:
-        told.reverse()
-    why = next(filter(None, [*told, workflow.message]), "its log ends without an error")
+        causes.reverse()
+    why = next(filter(None, [*causes, workflow.message]), "its log ends without an error")
     if not lines and pod.phase == "Error":
         # Kubernetes refused the pod: it has no log
         pod = None

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
+
 import argparse
 import json
 import logging
@@ -23,12 +28,6 @@ from iceaggr.tracking.outbox import RECORDS, RunSender
 from iceaggr.tracking.run_target import load_target
 
 # Sends what a finished run could not: `python -m iceaggr.tracking.unsent FOLDER`.
-
-if __name__ == "__main__":
-    from iceaggr.entry import begin
-
-    begin()
-
 
 _RECORDS_PER_REQUEST = 200
 
