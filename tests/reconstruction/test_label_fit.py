@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +20,7 @@ from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.reconstruction.label_fit import (
     MIN_EVENTS,
     FittedLabels,
+    doubtful_labels,
     fit_labels,
     fit_lines,
     judge_labels,
@@ -32,8 +35,13 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no sample data a
 
 
 @cache
-def fitted(cascade_share: float, max_energy_gev: float = 1e7, n_events: int = 900) -> FittedLabels:
-    """Simulate events and fit them once for all tests."""
+def fitted(
+    cascade_share: float,
+    max_energy_gev: float = 1e7,
+    n_events: int = 900,
+    flag: bool | None = None,
+) -> FittedLabels:
+    """Simulate events and fit them once for all tests. flag: auxiliary of every pulse, if given."""
     with TemporaryDirectory() as folder:
         uri = (Path(folder) / "raw").as_uri()
         config = SimulationConfig(
@@ -43,8 +51,10 @@ def fitted(cascade_share: float, max_energy_gev: float = 1e7, n_events: int = 90
             n_processes=1,
         )
         simulate(open_store(), uri, config)
-        parts = [fit_lines(chunk, icecube86()) for chunk in read_raw_events(open_store(), uri)]
-    return FittedLabels.joined(parts)
+        chunks = list(read_raw_events(open_store(), uri))
+    if flag is not None:
+        chunks = [replace(c, auxiliary=np.full(c.n_pulses, flag)) for c in chunks]
+    return FittedLabels.joined([fit_lines(chunk, icecube86()) for chunk in chunks])
 
 
 def mislabelled(labels: FittedLabels, reading: LabelReading) -> FittedLabels:
@@ -76,6 +86,16 @@ def test_labels_of_another_convention_are_found_and_named(words, cascade_share) 
     assert f"data.label_reading: [{', '.join(words)}]" in caught.value.remedy
     assert "data.accept_label_reading: true" in caught.value.remedy
     assert judge_labels(fitted(cascade_share), AS_DOCUMENTED).better is None
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_reversed_labels_are_found_where_no_flag_tells_noise_from_signal(flag) -> None:
+    labels = fitted(0.3, n_events=300, flag=flag)
+    assert judge_labels(labels).better is None
+    assert not doubtful_labels(judge_labels(labels))
+    found = judge_labels(mislabelled(labels, LabelReading(("particle",))))
+    assert found.better is not None
+    assert found.better.reading.words == ("particle",)
 
 
 def test_reversed_cascades_are_found() -> None:
@@ -124,6 +144,10 @@ def test_noise_raises_no_alarm() -> None:
         found = fit_labels([random_dom_events(300, seed=seed)], icecube86())
         assert found.n_events > MIN_EVENTS
         assert found.better is None
+        assert re.search("300 events .*2,000 events would tell", doubtful_labels(found))
+        events = random_dom_events(300, seed=seed)
+        bare = replace(events, auxiliary=np.zeros(events.n_pulses, bool))
+        assert fit_labels([bare], icecube86()).better is None
     labels = fitted(0.5)
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -149,12 +173,18 @@ def test_labels_of_other_events_agree_nowhere() -> None:
     shifted = FittedLabels(labels.direction, np.roll(labels.azimuth, 1), np.roll(labels.zenith, 1))
     assert judge_labels(shifted).agrees_nowhere
     assert judge_labels(shifted).better is None
+    assert doubtful_labels(judge_labels(shifted)).endswith("Do they belong to these events?")
+    few = FittedLabels(*(getattr(shifted, f.name)[:1500] for f in fields(shifted)))
+    said = doubtful_labels(judge_labels(few))
+    assert re.search("1,500 events.*in any reading.*Do they belong to these.*2,000", said)
+    assert not doubtful_labels(judge_labels(labels))
 
 
 def test_few_or_unlabelled_events_are_not_judged() -> None:
     assert fit_labels([], icecube86()).n_events == 0
     few = random_dom_events(MIN_EVENTS - 1, seed=1)
     assert fit_labels([few], icecube86()).rows == ()
+    assert "could not be judged" in doubtful_labels(fit_labels([few], icecube86()))
     unlabelled = random_dom_events(100, seed=1, labelled=False)
     assert fit_labels([unlabelled], icecube86()).n_events == 0
     assert fit_labels([few, few, few], icecube86(), max_events=40).n_events <= 40

@@ -66,6 +66,13 @@ def test_labels_that_point_elsewhere_are_refused_before_anything_is_written(
     run(tracks, "--out", f"{out}2", "--accept-labels")
 
 
+def test_labels_that_cannot_be_judged_are_told(tmp_path: Path, out: str, tracks: Path) -> None:
+    said = run(write_sqlite(tmp_path / "a.db", *frames()), "--out", out)
+    assert "warning: labels could not be judged: a line fit solves" in said
+    assert "30 are the least" in said
+    assert "could not be judged" not in run(tracks, "--out", f"{out}2", "--direction", "particle")
+
+
 def test_a_mapping_says_what_the_flags_say(tmp_path: Path, out: str) -> None:
     pulses, truth = frames()
     path = write_sqlite(tmp_path / "a.db", pulses.rename(columns={"t": "when"}), truth, ("A", "B"))

@@ -193,6 +193,13 @@ class ReadingFit:
         """Give the gain in standard errors."""
         return self.gain / self.gain_error if self.gain_error else 0.0
 
+    @property
+    def agrees(self) -> bool:
+        """Tell that labels and line fit agree by more than chance allows."""
+        if self.agreement is None or not self.agreement_error:
+            return False
+        return self.agreement >= N_SIGMA_OF_CHANCE * self.agreement_error
+
 
 @dataclass(frozen=True)
 class LabelFit:
@@ -210,14 +217,8 @@ class LabelFit:
 
     @property
     def agrees_nowhere(self) -> bool:
-        """Tell that of many events no reading agrees with the fit by more than chance allows."""
-        sigmas = [
-            row.agreement / row.agreement_error
-            for row in self.rows
-            if row.agreement is not None and row.agreement_error
-        ]
-        is_enough = self.n_events >= MIN_EVENTS_OF_CHANCE
-        return is_enough and max(sigmas, default=0.0) < N_SIGMA_OF_CHANCE
+        """Tell that no reading agrees with the fit by more than chance allows."""
+        return not any(row.agrees for row in self.rows)
 
     def found(self) -> str:
         """Say how much better the other reading is; '' where there is none."""

@@ -26,6 +26,7 @@ from iceaggr.errors import RawDataError
 from iceaggr.events.dom_events import DomEvents, take_range
 from iceaggr.events.label_reading import (
     AS_DOCUMENTED,
+    MIN_EVENTS_OF_CHANCE,
     MIN_SHARE_IN_RANGE,
     LabelFit,
     LabelReading,
@@ -47,6 +48,12 @@ N_SIGMA_ALIKE = 2.0
 """Of readings closer than this the plainest is named."""
 MAX_EVENTS = 16_384
 """Events that are fitted, in less than a second of one core."""
+
+NEAR_M, NEAR_NS = 75.0, 300.0
+"""Light passes the first in ice in the second. Most pulses of a particle have another so near,
+those of noise seldom."""
+N_NEXT_PULSES = 16
+"""Later pulses that each is compared with; where more follow at once, others are near."""
 
 _CAPS = BatchConfig(n_events=1024)
 Floats = npt.NDArray[np.float64]
@@ -99,10 +106,14 @@ def fit_labels(
 def fit_lines(events: DomEvents, detector: Detector) -> FittedLabels:
     """Fit a line to each event and keep those that it solves and that have a label.
 
+    Where no flag tells signal from noise, pulses with none near them count as noise: with them the
+    fit of an event with the usual noise is a guess.
     Raises: DetectorError for a sensor that the detector does not have.
     """
     unlabelled = np.full(events.n_events, np.nan)
     bare = replace(events, azimuth=unlabelled, zenith=unlabelled)
+    if events.auxiliary.all() or not events.auxiliary.any():
+        bare = replace(bare, auxiliary=_alone(events, detector))
     fits = [line_fit(batch) for batch in iter_batches(iter([bare]), detector, _CAPS)]
     if not fits:
         return FittedLabels.joined([])
@@ -110,6 +121,25 @@ def fit_lines(events: DomEvents, detector: Detector) -> FittedLabels:
     ok = ok & np.isfinite(events.azimuth) & np.isfinite(events.zenith)
     direction = torch.cat([fit.direction for fit in fits]).double().numpy()
     return FittedLabels(direction[ok], events.azimuth[ok], events.zenith[ok])
+
+
+def _alone(events: DomEvents, detector: Detector) -> npt.NDArray[np.bool_]:
+    """Mark pulses with none of another DOM near them in place and time: (N,) bool."""
+    event = np.repeat(np.arange(events.n_events), np.diff(events.event_pulse_offsets()))
+    dom = np.repeat(np.arange(events.n_doms), np.diff(events.dom_pulse_offsets))
+    order = np.lexsort((events.time_ns, event))
+    event, dom, time_ns = event[order], dom[order], events.time_ns[order]
+    xyz_m = detector.xyz_m[detector.sensor_idx(events.sensor_id)][dom]
+    near = np.zeros(len(order), bool)
+    for k in range(1, min(N_NEXT_PULSES + 1, len(order))):
+        pair = (event[k:] == event[:-k]) & (dom[k:] != dom[:-k])
+        pair &= time_ns[k:] - time_ns[:-k] <= NEAR_NS
+        pair &= ((xyz_m[k:] - xyz_m[:-k]) ** 2).sum(axis=1) <= NEAR_M**2
+        near[k:] |= pair
+        near[:-k] |= pair
+    alone = np.empty_like(near)
+    alone[order] = ~near
+    return alone
 
 
 def judge_labels(labels: FittedLabels, reading: LabelReading = AS_DOCUMENTED) -> LabelFit:
@@ -147,6 +177,25 @@ def refuse_other_labels(fit: LabelFit, where: str, remedy: str = "") -> None:
         expected="labels that fit as they are read, or no worse than in another reading",
         remedy=f"{remedy or setting}; if they are right, data.accept_label_reading: true says so",
     )
+
+
+def doubtful_labels(fit: LabelFit) -> str:
+    """Say that the line fit tells nothing of the labels, and what would; '' where it does."""
+    if fit.better is not None or (fit.rows and fit.rows[0].agrees):
+        return ""
+    if not fit.rows:
+        return (
+            f"labels could not be judged: a line fit solves {fit.n_events:,} labelled events,"
+            f" {MIN_EVENTS:,} are the least"
+        )
+    reading = "in any reading" if fit.agrees_nowhere else "as they are read"
+    doubt = (
+        f"labels could not be judged: those of {fit.n_events:,} events agree with a line fit no"
+        f" more than by chance, {reading}. Do they belong to these events?"
+    )
+    if fit.n_events >= MIN_EVENTS_OF_CHANCE:
+        return doubt
+    return f"{doubt} {MIN_EVENTS_OF_CHANCE:,} events would tell"
 
 
 @dataclass(frozen=True)

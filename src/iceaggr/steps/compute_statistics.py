@@ -20,6 +20,7 @@ from iceaggr.progress import StepProgress
 from iceaggr.reconstruction.label_fit import (
     MAX_EVENTS,
     FittedLabels,
+    doubtful_labels,
     fit_lines,
     judge_labels,
     refuse_other_labels,
@@ -108,11 +109,8 @@ def judge_sample(
             refuse_other_labels(fit, where, remedy)
         elif fit.better is not None:
             doubts.append(f"labels were accepted [{where}], {fit.found()}")
-    if together.agrees_nowhere:
-        doubts.append(
-            f"the labels of {together.n_events:,} train events agree with a line fit no more than"
-            " by chance, in any reading: do they belong to these events?"
-        )
+    if manifest.labelled:
+        doubts.append(doubtful_labels(together))
     return EventSample(together, tuple(doubt for doubt in doubts if doubt))
 
 

@@ -11,7 +11,7 @@ from iceaggr.events.conversion import ConversionSettings, convert, plan_conversi
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.label_reading import LabelReading
 from iceaggr.progress import StepProgress
-from iceaggr.reconstruction.label_fit import fit_labels
+from iceaggr.reconstruction.label_fit import doubtful_labels, fit_labels
 from iceaggr.storage import open_store
 from iceaggr.storage.uris import check_place
 
@@ -43,16 +43,18 @@ def run_convert(
         return plan.lacking
     if plan.lacking and ask:
         ask(plan.lacking)
+    check = None if accept_labels else _LabelCheck(settings.label_reading)
     with StepProgress("convert") as progress:
         notes = convert(
             open_store(),
             plan,
             out_uri,
             on_progress=lambda done, total: progress.update(done, total, f"{done:,} pulses"),
-            check_labels=None if accept_labels else _LabelCheck(settings.label_reading),
+            check_labels=check,
         )
         progress.conclude(f"{plan.pulse_table.n_rows:,} pulses in {out_uri}")
-    print("\n".join(notes), flush=True)
+    doubts = [f"warning: {check.doubt}"] if check and check.doubt else []
+    print("\n".join([*notes, *doubts]), flush=True)
     return notes
 
 
@@ -64,7 +66,12 @@ def _table(told: Told) -> Iterator[str]:
 
 
 class _LabelCheck:
-    """Compares labels with a line fit before anything is written; its remedy names the flags."""
+    """Compares labels with a line fit before anything is written; its remedy names the flags.
+
+    doubt: why the labels could not be judged, '' where they were
+    """
+
+    doubt = ""
 
     def __init__(self, reading: LabelReading) -> None:
         self._reading = reading
@@ -72,6 +79,7 @@ class _LabelCheck:
     def __call__(self, events: Iterator[DomEvents], detector: Detector) -> None:
         """Raise RawDataError where another reading of the labels fits the events far better."""
         fit = fit_labels(events, detector)
+        self.doubt = doubtful_labels(fit)
         if fit.better is None:
             return
         words = self._reading.changed(*fit.better.reading.words).words
