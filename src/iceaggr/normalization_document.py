@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from iceaggr.errors import NormalizationError
-from iceaggr.validation import first_problem
+from iceaggr.validation import read_model
 
 INPUT_FEATURES = ("time_ns", "charge_pe", "auxiliary", "x_m", "y_m", "z_m", "sensor_idx")
 POSITIONS = ("x_m", "y_m", "z_m")
@@ -84,14 +84,14 @@ class Normalization(BaseModel):
 
 def parse_normalization(text: str | bytes, where: str = "normalisation") -> Normalization:
     """Read a normalisation. Raises: NormalizationError if it is damaged or of another version."""
-    try:
-        return Normalization.model_validate_json(text)
-    except ValidationError as error:
-        problem = first_problem(error, Normalization)
-        raise NormalizationError(
+    return read_model(
+        Normalization,
+        text,
+        lambda problem: NormalizationError(
             "not a normalisation document",
             where=where,
             found=problem.found_in_field,
             expected=problem.expected,
             remedy="Run compute_statistics again; normalisations are never edited by hand",
-        ) from None
+        ),
+    )

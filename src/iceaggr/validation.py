@@ -1,18 +1,19 @@
 """What pydantic refuses, in our words: which field, what was found, what is expected, which hint.
 
-Every document that comes from outside (configuration, manifest, plan, pointer) is a pydantic model;
-its reader turns the first refusal into an error of ours with the parts that are found here.
+Every document that comes from outside (configuration, manifest, plan, pointer) is a pydantic model,
+read by `read_model`: its owner words the error, with the parts that are found here.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import logging
 import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -97,6 +98,37 @@ class Problem:
     def found_in_field(self) -> str:
         """Name the field with what was found in it."""
         return f"{self.field}: {self.found}" if self.field else self.found
+
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+def read_model(
+    kind: type[Document],
+    document: Any,
+    refused: Callable[[Problem], Exception],
+) -> Document:
+    """Check a document. document: JSON as bytes or text, or what was read from it.
+
+    Raises: what `refused` makes of the first thing that is wrong.
+    """
+    try:
+        if isinstance(document, bytes | str):
+            return kind.model_validate_json(document)
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise refused(first_problem(error, kind)) from None
+
+
+def read_json_object(text: bytes | str, refused: Callable[[str], Exception]) -> dict[str, Any]:
+    """Read names with values. Raises: what `refused` makes of what was found instead."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise refused(str(error)) from None
+    if not isinstance(document, dict):
+        raise refused(shown(document))
+    return document
 
 
 def first_problem(error: ValidationError, kind: type[BaseModel]) -> Problem:

@@ -108,10 +108,12 @@ class StoppingStore(FileStore):
 @pytest.mark.parametrize("n_deletions", range(len(LEFT) - 1))
 def test_delete_temporary_killed_half_way_keeps_the_pointer_and_is_repeated(failed, n_deletions):
     with pytest.raises(KeyboardInterrupt):
-        delete_temporary(StoppingStore(n_deletions), failed.run_uri)
+        delete_temporary(StoppingStore(n_deletions), failed.paths.training)
     # with it the rest is an incomplete checkpoint: neither a beginning nor a mark without one
     assert "checkpoints/latest.json" in left(failed)
-    assert delete_temporary(failed.open_store(), failed.run_uri) == len(LEFT) - 1 - n_deletions
+    assert (
+        delete_temporary(failed.open_store(), failed.paths.training) == len(LEFT) - 1 - n_deletions
+    )
     assert left(failed) == {"start.json", "model/m.json"}
 
 
@@ -310,7 +312,7 @@ def test_next_run_sends_how_a_run_ended_while_mlflow_was_away(outage, tmp_path, 
     store = first.open_store()
     assert len({item.uri.rsplit("/", 2)[1] for item in store.list(first.unsent_uri)}) == 2
     # what cannot be sent does not keep the rest from it
-    store.write_bytes(f"{first.all_unsent_uri}/run-0/damaged/run.json", b"{")
+    store.write_bytes(f"{first.unsent_uri.rpartition('/')[0]}/run-0/damaged/run.json", b"{")
     outage.open()
     assert client.get_run(run_id).info.status == "RUNNING"
 

@@ -51,6 +51,7 @@ def train(context, documents, tmp_path, launch):
         model_path=tmp_path / "model.json",
         choices=TrainingChoices(),
         launch=launch,
+        paths=context.paths.training.local_request,
     )
 
 
@@ -136,7 +137,7 @@ def test_killed_training_goes_on_from_its_checkpoint_to_the_same_weights(
 def kill_once(run):
     """Kill a training process of a run as soon as there is a checkpoint of some steps."""
     store, until = run.open_store(), time.monotonic() + 120
-    while n_steps_saved(store, run.run_uri) < 5 and time.monotonic() < until:
+    while n_steps_saved(store, run.paths.training) < 5 and time.monotonic() < until:
         time.sleep(0.02)
     workers = processes_naming(f"{run.run_uri}/training/here/request.json")
     os.kill(max(workers), signal.SIGKILL)

@@ -123,6 +123,7 @@ def test_processes_start_from_what_the_launching_step_decided(tmp_path, document
         model_path=tmp_path / "model.json",
         choices=FROM_CHAMPION,
         launch=lambda uri: run_worker(uri, rank=0, launched=False),
+        paths=context.paths.training.local_request,
     )
     assert facts.labels["started_from"] == f"champion {champion.uri}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError, field_validator
+from pydantic import field_validator
 
 from iceaggr.config.sections import (
     BatchConfig,
@@ -23,7 +23,7 @@ from iceaggr.config.sections import (
 )
 from iceaggr.errors import ConfigError
 from iceaggr.service_settings import without_credentials
-from iceaggr.validation import first_problem, shown
+from iceaggr.validation import Problem, read_model, shown
 
 
 class ExperimentConfig(Section):
@@ -53,13 +53,13 @@ class ExperimentConfig(Section):
 
 def parse_config(settings: dict[str, Any], where: str = "configuration") -> ExperimentConfig:
     """Validate settings. Raises: ConfigError naming the field, the value and what is allowed."""
-    try:
-        return ExperimentConfig.model_validate(settings)
-    except ValidationError as error:
-        problem = first_problem(error, ExperimentConfig)
+    return read_model(ExperimentConfig, settings, lambda problem: _bad_config(problem, where))
+
+
+def _bad_config(problem: Problem, where: str) -> ConfigError:
     field = problem.field or "the whole configuration"
     more = f" (and {problem.n_more} more)" if problem.n_more else ""
-    raise ConfigError(
+    return ConfigError(
         f"{'unknown key' if problem.is_unknown_field else 'bad value for'} {field}{more}",
         where=where,
         # the value of an unknown key may be somebody's secret in the wrong place

@@ -26,7 +26,7 @@ from iceaggr.interfaces import ObjectStore
 from iceaggr.models.hierarchical import DirectionModel, build_model
 from iceaggr.models.normalizer import Normalizer
 from iceaggr.normalization_document import Normalization, parse_normalization
-from iceaggr.validation import first_problem, read_verified, sha256_of, shown
+from iceaggr.validation import first_problem, read_json_object, read_verified, sha256_of, shown
 
 # model.json of a saved model: what it holds, sealed, and its check before anything is built.
 #
@@ -75,19 +75,22 @@ def seal_of(document: Mapping[str, Any]) -> str:
 
 
 def _json_object(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        document = json.loads(data)
-        json.dumps(document)
-    except (ValueError, RecursionError) as error:
-        document = str(error)
-    if not isinstance(document, dict) or "format_version" not in document:
-        raise ModelError(
+    def refused(found: str) -> ModelError:
+        return ModelError(
             "not the document of a saved model",
             where=where,
-            found=shown(document),
+            found=found,
             expected=f"a JSON object with format_version, saved_by, {', '.join(_SECTIONS)}",
             remedy=REMEDY,
         )
+
+    document = read_json_object(data, refused)
+    try:
+        json.dumps(document)
+    except RecursionError as error:  # it can be read deeper than it can be sealed
+        raise refused(str(error)) from None
+    if "format_version" not in document:
+        raise refused(shown(document))
     return document
 
 

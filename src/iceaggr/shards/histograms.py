@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from iceaggr.errors import ShardError
+from iceaggr.validation import Problem, read_model
 
 # Fixed histogram bins: the same for all files, so that their histograms add up.
 
@@ -343,9 +344,12 @@ class _FeatureDocument(BaseModel):
     bins: list[Annotated[float, Field(ge=0)]]
 
 
-def feature_from_document(document: Any) -> FeatureSketch:
-    """Read `FeatureSketch.to_document`. Raises: ValueError if it is damaged."""
-    read = _FeatureDocument.model_validate(document)
+def feature_from_document(document: Any, refused: Callable[[Problem], Exception]) -> FeatureSketch:
+    """Read `FeatureSketch.to_document`.
+
+    Raises: what `refused` makes of a field that is wrong; ValueError for fields that contradict.
+    """
+    read = read_model(_FeatureDocument, document, refused)
     binning = Binning(**read.binning.model_dump())
     histogram = np.zeros(binning.n_slots())
     end = read.first_bin + len(read.bins)

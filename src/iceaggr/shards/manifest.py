@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from iceaggr.config.sections import LabelWord
 from iceaggr.errors import ShardError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.shards.encoding import SPLITS
-from iceaggr.validation import first_problem, shown
+from iceaggr.validation import read_json_object, read_model, shown
 
 MANIFEST_VERSION = 3
 VERSION_WITHOUT_DETECTOR = 2
@@ -133,34 +133,25 @@ def parse_manifest(text: str | bytes, where: str) -> ShardManifest:
 
     Raises: ShardError if it is not one, of another format version, or changed since it was written.
     """
-    document = _json_object(text, where)
+    document = read_json_object(
+        text,
+        lambda found: ShardError(
+            "not a shard manifest",
+            where=where,
+            found=found,
+            expected="a JSON object",
+            remedy=_REMEDY,
+        ),
+    )
     _check_version(document, where)
     seal = document.pop(_SEAL, None)
-    try:
-        manifest = ShardManifest.model_validate(document)
-    except ValidationError as error:
-        problem = first_problem(error, ShardManifest)
-        raise _damaged(where, problem.found_in_field, problem.expected) from None
+    manifest = read_model(
+        ShardManifest, document, lambda p: _damaged(where, p.found_in_field, p.expected)
+    )
     if seal != manifest.seal():
         raise _damaged(where, f"{_SEAL} {shown(seal)}", manifest.seal())
     _check_account(manifest, where)
     return manifest
-
-
-def _json_object(text: str | bytes, where: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        document = str(error)
-    if not isinstance(document, dict):
-        raise ShardError(
-            "not a shard manifest",
-            where=where,
-            found=shown(document),
-            expected="a JSON object",
-            remedy=_REMEDY,
-        )
-    return document
 
 
 def _check_version(document: dict[str, Any], where: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from iceaggr.config import DataConfig
 from iceaggr.errors import RawDataError, ShardError
@@ -23,10 +24,11 @@ from iceaggr.events.reading import missing_meta_rows
 from iceaggr.events.schema import reading_again
 from iceaggr.events.truth import Ids, read_truth_ids
 from iceaggr.interfaces import ObjectStore
+from iceaggr.paths import WorkPaths
 from iceaggr.shards.encoding import SPLITS
 from iceaggr.shards.manifest import ShardManifest, SourceFile
 from iceaggr.shards.split import refuse_small_splits, split_idx
-from iceaggr.validation import first_problem, shown
+from iceaggr.validation import Problem, read_json_object, read_model, shown
 
 # What a plan says of the raw files, and whether they are still what was planned.
 
@@ -187,7 +189,7 @@ def plan_shards(store: ObjectStore, raw_uri: str, config: DataConfig, out_uri: s
     )
     data = json.dumps(plan.model_dump(), indent=1).encode()
     digest = _plan_digest(data)
-    plan_uri = f"{out_uri.rstrip('/')}/plans/{digest}.json"
+    plan_uri = WorkPaths(out_uri).plan(digest)
     store.write_bytes(plan_uri, data)
     units = cut_units([file.n_bytes for file in files], config)
     return [f"{plan_uri}#{first}:{last}" for first, last in units]
@@ -283,18 +285,7 @@ def _select_files(
 
 def _read_plan(store: ObjectStore, uri: str) -> ShardPlan:
     data = store.read_bytes(uri)
-    try:
-        plan = ShardPlan.model_validate_json(data)
-    except ValidationError as error:
-        _refuse_other_version(data, uri)
-        problem = first_problem(error, ShardPlan)
-        raise ShardError(
-            "damaged shard plan",
-            where=uri,
-            found=problem.found_in_field,
-            expected=problem.expected,
-            remedy="Run plan_shards again",
-        ) from None
+    plan = read_model(ShardPlan, data, lambda problem: _bad_plan(data, uri, problem))
     digest, name = _plan_digest(data), uri.rsplit("/", 1)[-1].removesuffix(".json")
     if digest != name:
         raise ShardError(
@@ -307,21 +298,25 @@ def _read_plan(store: ObjectStore, uri: str) -> ShardPlan:
     return plan
 
 
-def _refuse_other_version(data: bytes, uri: str) -> None:
-    """Tell a plan of another version, which is sound, from a damaged one. Raises: ShardError."""
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        return
-    version = document.get("plan_version") if isinstance(document, dict) else None
-    if version not in (None, PLAN_VERSION):
-        raise ShardError(
-            "shard plan of another version",
-            where=uri,
-            found=f"version {shown(version)}",
-            expected=f"version {PLAN_VERSION}",
-            remedy="Run plan_shards again with this version of iceaggr",
-        )
+def _bad_plan(data: bytes, uri: str, problem: Problem) -> ShardError:
+    """Tell a plan of another version, which is sound, from a damaged one."""
+    with suppress(ValueError):
+        version = read_json_object(data, ValueError).get("plan_version")
+        if version not in (None, PLAN_VERSION):
+            return ShardError(
+                "shard plan of another version",
+                where=uri,
+                found=f"version {shown(version)}",
+                expected=f"version {PLAN_VERSION}",
+                remedy="Run plan_shards again with this version of iceaggr",
+            )
+    return ShardError(
+        "damaged shard plan",
+        where=uri,
+        found=problem.found_in_field,
+        expected=problem.expected,
+        remedy="Run plan_shards again",
+    )
 
 
 def _plan_digest(data: bytes) -> str:

@@ -17,6 +17,7 @@ from iceaggr.events.dom_events import (
     with_pulses,
 )
 from iceaggr.interfaces import ObjectStore
+from iceaggr.paths import ShardPaths
 from iceaggr.shards.encoding import MAX_PULSES_PER_SHARD, shard_hash, shard_pieces
 from iceaggr.shards.manifest import ShardEntry, Split
 from iceaggr.shards.sketches import Sketch
@@ -60,7 +61,7 @@ class ShardWriter:
         self, store: ObjectStore, folder_uri: str, detector: Detector, n_events_per_shard: int
     ) -> None:
         self._store = store
-        self._folder_uri = folder_uri
+        self._paths = ShardPaths(folder_uri)
         self._detector = detector
         self._n_events_per_shard = n_events_per_shard
         self._buffers: dict[Split, _Buffer] = {}
@@ -115,7 +116,7 @@ class ShardWriter:
     def _flush(self, split: Split, buffer: _Buffer) -> None:
         if not buffer.n_events:
             return
-        uri = f"{self._folder_uri}/{split}-{buffer.n_shards:05d}.arrow"
+        uri = self._paths.shard(split, buffer.n_shards)
         shard = self._summaries.submit(self._summarise, uri, split, buffer.parts, buffer.columns)
         self._in_flight.append(shard)
         buffer.columns = self._spare_columns.pop() if self._spare_columns else PulseColumns()

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ValidationError
 
 from iceaggr.errors import ShardError
 from iceaggr.shards.encoding import SPLITS
 from iceaggr.shards.histograms import FeatureSketch, feature_from_document
-from iceaggr.validation import first_problem, shown
+from iceaggr.validation import Problem, read_json_object, shown
 
 SKETCH_VERSION = 1
 _WHOLE = "a sketch as sharding writes it"
@@ -79,13 +78,14 @@ class Sketch:
     @staticmethod
     def from_json(text: str | bytes, where: str = "sketch") -> Sketch:
         """Read a sketch. Raises: ShardError if it is damaged or of another version."""
-        try:
-            return _sketch_from_document(json.loads(text), where)
-        except (ValueError, RecursionError) as error:
-            raise _damaged(str(error), _WHOLE, where) from None
+        document = read_json_object(text, lambda found: _damaged(found, _WHOLE, where))
+        return _sketch_from_document(document, where)
 
 
 def _sketch_from_document(document: dict[str, Any], where: str) -> Sketch:
+    def refused(problem: Problem) -> ShardError:
+        return _damaged(problem.found_in_field, problem.expected, where)
+
     try:
         version = document["sketch_version"]
         if version != SKETCH_VERSION:
@@ -103,12 +103,9 @@ def _sketch_from_document(document: dict[str, Any], where: str) -> Sketch:
             raise ValueError(f"counts {shown(counts)}")
         if dom_hits.ndim != 1 or dom_hits.dtype != np.int64 or (dom_hits < 0).any():
             raise ValueError(f"dom_hits {shown(document['dom_hits'])}")
-        read = {name: feature_from_document(features[name]) for name in FEATURES}
+        read = {name: feature_from_document(features[name], refused) for name in FEATURES}
         n_events, n_doms, n_pulses = counts
         return Sketch(n_events, n_doms, n_pulses, read, dom_hits)
-    except ValidationError as error:
-        problem = first_problem(error, BaseModel)
-        raise _damaged(problem.found_in_field, problem.expected, where) from None
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _damaged(f"{type(error).__name__}: {error}", _WHOLE, where) from None
 
@@ -147,11 +144,10 @@ def split_sketches_to_json(sketches: Mapping[str, Sketch]) -> str:
 
 def split_sketches_from_json(text: str | bytes, where: str) -> dict[str, Sketch]:
     """Read `split_sketches_to_json`. Raises: ShardError if it is damaged."""
-    try:
-        parts = json.loads(text).items()
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise _damaged(str(error), "a JSON object of sketches", where) from None
-    unknown = sorted({split for split, _ in parts} - {*SPLITS})
+    parts = read_json_object(
+        text, lambda found: _damaged(found, "a JSON object of sketches", where)
+    )
+    unknown = sorted({*parts} - {*SPLITS})
     if unknown:
         raise _damaged(f"split {shown(unknown[0])}", f"some of {', '.join(SPLITS)}", where)
-    return {split: _sketch_from_document(part, f"{where} {split}") for split, part in parts}
+    return {split: _sketch_from_document(part, f"{where} {split}") for split, part in parts.items()}

@@ -35,6 +35,7 @@ from iceaggr.events.pulses import PulseChunk, stream_pulses
 from iceaggr.events.reading import check_sensor_width, missing_meta_rows
 from iceaggr.events.schema import PULSE_VALUES, open_parquet, reading_again
 from iceaggr.interfaces import ObjectStore
+from iceaggr.paths import ShardPaths, WorkPaths
 from iceaggr.shards.encoding import FORMAT_VERSION, SPLITS
 from iceaggr.shards.manifest import (
     MANIFEST_VERSION,
@@ -85,7 +86,7 @@ def reusable_manifest(store: ObjectStore, folder_uri: str) -> ShardManifest | No
     Sizes are compared, not hashes: reading a shard verifies its hash anyway.
     Raises: StorageError.
     """
-    uri = f"{folder_uri}/manifest.json"
+    uri = ShardPaths(folder_uri).manifest_uri
     if store.stat(uri) is None:
         return None
     try:
@@ -260,7 +261,7 @@ class _Job:
     detector: Detector
     config: DataConfig
     plan: ShardPlan
-    folder_uri: str
+    paths: ShardPaths
 
 
 def shard_unit(
@@ -288,7 +289,7 @@ def shard_unit(
     manifests = []
     for file in files:
         job = _job(unit, file)
-        manifest = reusable_manifest(store, job.folder_uri)
+        manifest = reusable_manifest(store, job.paths.uri)
         manifest = manifest or _shard_file(job, n_done, n_events, on_progress)
         manifests.append(as_planned(manifest, plan, file, detector, reading))
         n_done += file.n_events_used
@@ -326,7 +327,7 @@ def _job(unit: _Unit, file: PlannedFile) -> _Job:
         detector=unit.detector,
         config=unit.config,
         plan=plan,
-        folder_uri=f"{unit.store_uri}/shards/{key}",
+        paths=WorkPaths(unit.store_uri).shards(key),
     )
 
 
@@ -336,10 +337,10 @@ def _shard_file(
 ) -> ShardManifest:
     account = Account()
     config = job.config
-    writer = ShardWriter(job.store, job.folder_uri, job.detector, config.n_events_per_shard)
+    writer = ShardWriter(job.store, job.paths.uri, job.detector, config.n_events_per_shard)
     quarantine_uri = ""
     with tempfile.TemporaryDirectory(prefix="iceaggr-") as scratch:
-        quarantine_path = Path(scratch) / "quarantine.parquet"
+        quarantine_path = Path(scratch) / "rejected.parquet"
         try:
             with QuarantineFile(quarantine_path) as quarantine:
                 for n_read in _stream_shards(job, account, writer, quarantine):
@@ -350,15 +351,15 @@ def _shard_file(
             writer.abort()
             raise
         if quarantine_path.exists():
-            quarantine_uri = f"{job.folder_uri}/quarantine.parquet"
+            quarantine_uri = job.paths.quarantine_uri
             job.store.upload(quarantine_path, quarantine_uri)
-    sketch_uri = f"{job.folder_uri}/sketch.json"
+    sketch_uri = job.paths.sketch_uri
     ordered = {split: sketches[split] for split in SPLITS if split in sketches}
     job.store.write_bytes(sketch_uri, split_sketches_to_json(ordered).encode())
     check_unchanged(job.store, job.file)
     source = _source_file(job, account, sketch_uri, quarantine_uri)
     manifest = _manifest(job, source, entries)
-    job.store.write_bytes(f"{job.folder_uri}/manifest.json", manifest.to_json().encode())
+    job.store.write_bytes(job.paths.manifest_uri, manifest.to_json().encode())
     return manifest
 
 
@@ -395,7 +396,7 @@ def _source_file(job: _Job, account: Account, sketch_uri: str, quarantine_uri: s
         uri=job.file.uri,
         etag=job.file.etag,
         n_bytes=job.file.n_bytes,
-        content_key=job.folder_uri.rsplit("/", 1)[-1],
+        content_key=job.paths.uri.rsplit("/", 1)[-1],
         n_events_in=account.n_events_in,
         n_events_kept=account.n_events_kept,
         n_pulses_in=account.n_pulses_in,

@@ -21,6 +21,13 @@ from pydantic import BaseModel, ConfigDict
 
 from iceaggr.errors import IceaggrError
 from iceaggr.interfaces import ObjectStore
+from iceaggr.paths import (
+    HAS_CHECKPOINTS,
+    LATEST_CHECKPOINT,
+    RunPaths,
+    TrainingPaths,
+    WorkPaths,
+)
 from iceaggr.progress import StepProgress
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import parse_document
@@ -32,10 +39,7 @@ from iceaggr.steps.documents import parse_document
 
 KEPT_DAYS = 30
 _DAY_S = 24 * 3600
-_TEMPORARY = ("checkpoints", "request", "here", "start")
-# says that the run has checkpoints; written by iceaggr.training.checkpoint
-_MARK = "has_checkpoints.json"
-_DELETED_LAST = {_MARK: 1, "latest.json": 2}
+_DELETED_LAST = {HAS_CHECKPOINTS: 1, LATEST_CHECKPOINT: 2}
 
 
 class UnfinishedRun(BaseModel):
@@ -54,24 +58,24 @@ class UnfinishedRun(BaseModel):
 
 def note_unfinished(store: ObjectStore, context: RunContext, state: str) -> None:
     """Remember a run that ended without success. Raises: StorageError."""
-    latest = _latest_tag(store, context.run_uri)
+    latest = _latest_tag(store, context.paths)
     note = UnfinishedRun(state=state, closed_at_s=time.time(), latest=latest)
-    store.write_bytes(_note_uri(context), note.model_dump_json(indent=1).encode())
+    uri = WorkPaths(context.work_uri).unfinished(context.run_id)
+    store.write_bytes(uri, note.model_dump_json(indent=1).encode())
 
 
 def forget_unfinished(store: ObjectStore, context: RunContext) -> None:
     """Forget that an earlier attempt of this run had no success. Raises: StorageError."""
-    store.delete(_note_uri(context))
+    store.delete(WorkPaths(context.work_uri).unfinished(context.run_id))
 
 
-def delete_temporary(store: ObjectStore, run_uri: str) -> int:
+def delete_temporary(store: ObjectStore, training: TrainingPaths) -> int:
     """Delete what only a run in progress or its retry needs.
 
     Returns the number of objects.  Raises: StorageError.
     """
-    folders = [f"{run_uri}/training/{name}/" for name in _TEMPORARY]
-    found = [item for folder in folders for item in store.list(folder)]
-    mark = store.stat(f"{run_uri}/training/{_MARK}")
+    found = [item for uri in training.temporary_folders() for item in store.list(f"{uri}/")]
+    mark = store.stat(training.has_checkpoints_uri)
     found += [mark] if mark is not None else []
     # latest.json last: an interrupted deletion must not look like a run that never began. The mark
     # just before: alone it would forbid a later attempt to begin anew
@@ -86,27 +90,23 @@ def delete_given_up(store: ObjectStore, context: RunContext) -> int:
     Returns the number of objects.  Raises: StorageError; IceaggrError for a note that is none.
     """
     n_deleted = 0
-    for item in store.list(f"{context.work_uri}/unfinished_runs/"):
+    work = WorkPaths(context.work_uri)
+    for item in store.list(f"{work.unfinished_uri}/"):
         note = parse_document(UnfinishedRun, store.read_bytes(item.uri), item.uri)
-        run_id = item.uri.rpartition("/")[2].removesuffix(".json")
-        run_uri = f"{context.work_uri}/runs/{run_id}"
+        run = work.run(item.uri.rpartition("/")[2].removesuffix(".json"))
         given_up = time.time() - note.closed_at_s > KEPT_DAYS * _DAY_S
-        if not given_up or _latest_tag(store, run_uri) != note.latest:
+        if not given_up or _latest_tag(store, run) != note.latest:
             continue
-        n_deleted += delete_temporary(store, run_uri)
+        n_deleted += delete_temporary(store, run.training)
         # it names a copy that is gone now; without it a retry decides anew
-        store.delete(f"{run_uri}/training/start.json")
+        store.delete(run.training.start_uri)
         store.delete(item.uri)
     return n_deleted
 
 
-def _latest_tag(store: ObjectStore, run_uri: str) -> str:
-    found = store.stat(f"{run_uri}/training/checkpoints/latest.json")
+def _latest_tag(store: ObjectStore, run: RunPaths) -> str:
+    found = store.stat(run.training.latest_checkpoint_uri)
     return found.etag if found is not None else ""
-
-
-def _note_uri(context: RunContext) -> str:
-    return f"{context.work_uri}/unfinished_runs/{context.run_id}.json"
 
 
 # the backend says COMPLETE, the local runner SUCCEEDED
@@ -132,9 +132,7 @@ def run_close_run(context: RunContext, state: str) -> EndStatus:
     """
     with StepProgress("close_run", run_id=context.run_id) as progress:
         store = context.open_store()
-        has_summary = (
-            state in _SUCCEEDED and store.stat(f"{context.run_uri}/summary.json") is not None
-        )
+        has_summary = state in _SUCCEEDED and store.stat(context.paths.summary_uri) is not None
         status, reason = end_status(state, has_summary), ""
         if status == "KILLED":
             status, reason = who_stopped(context.run_id)
@@ -156,7 +154,7 @@ def _send_earlier(store: ObjectStore, context: RunContext) -> str:
     from iceaggr.tracking.unsent import send_kept_of_runs
 
     try:
-        done = send_kept_of_runs(store, context.all_unsent_uri)
+        done = send_kept_of_runs(store, WorkPaths(context.work_uri).unsent_uri)
     except IceaggrError as error:
         done = f"tracking records of earlier runs stay: {error}"
     return f", {done}" if done else ""
@@ -167,7 +165,7 @@ def _clean_up(store: ObjectStore, context: RunContext, status: EndStatus) -> str
     stopped = _stop_train_job(store, context)
     n_deleted = 0
     if status == "FINISHED":
-        n_deleted = delete_temporary(store, context.run_uri)
+        n_deleted = delete_temporary(store, context.paths.training)
         forget_unfinished(store, context)
     else:
         note_unfinished(store, context, status)
@@ -211,7 +209,7 @@ def who_stopped(run_id: str, environment: Mapping[str, str] = os.environ) -> tup
 
 
 def _stop_train_job(store: ObjectStore, context: RunContext) -> bool:
-    asked = store.stat(f"{context.run_uri}/training/request/request.json") is not None
+    asked = store.stat(context.paths.training.job_request.request_uri) is not None
     if not asked or "KUBERNETES_SERVICE_HOST" not in os.environ:
         return False
     from iceaggr.machines.job_api import JobApi

@@ -10,10 +10,9 @@ import pandas as pd
 from iceaggr.config import EvaluationConfig
 from iceaggr.errors import ConfigError, EvaluationError
 from iceaggr.evaluation.comparison import Comparison, compare_runs
+from iceaggr.paths import EVENTS_FILE
 from iceaggr.steps.documents import check_target_file, holds, write_document
 from iceaggr.tracking.run import fetch_run_file
-
-EVENTS_FILE = "evaluation/events.parquet"
 
 
 def run_compare(runs: list[str], page: Path | None) -> Comparison:

@@ -16,6 +16,7 @@ from iceaggr.errors import ShardError, StorageError
 from iceaggr.events.dom_events import DomEvents, take_range
 from iceaggr.events.label_reading import LabelFit, LabelReading
 from iceaggr.interfaces import ObjectStore, Tracker
+from iceaggr.paths import WorkPaths
 from iceaggr.progress import StepProgress
 from iceaggr.reconstruction.label_fit import (
     MAX_EVENTS,
@@ -238,14 +239,6 @@ def _told(unlike: list[str]) -> str:
     return f"{count} unlike the others, see the data card" if count else ""
 
 
-def _latest_uri(context: RunContext) -> str:
-    return f"{context.work_uri}/datasets/latest_manifest.json"
-
-
-def _previous_uri(context: RunContext) -> str:
-    return f"{context.work_uri}/datasets/previous_manifest.json"
-
-
 def _previous_sketch(
     context: RunContext, store: ObjectStore, manifest: ShardManifest
 ) -> Sketch | None:
@@ -254,7 +247,8 @@ def _previous_sketch(
     A retry finds the pointer at this data set already, and compares with the one before as well.
     """
     try:
-        for uri in (_latest_uri(context), _previous_uri(context)):
+        work = WorkPaths(context.work_uri)
+        for uri in (work.latest_manifest_uri, work.previous_manifest_uri):
             if store.stat(uri) is None:
                 return None
             previous = load_manifest(store, uri)
@@ -268,12 +262,13 @@ def _previous_sketch(
 
 def _point_to_latest(context: RunContext, store: ObjectStore, manifest: ShardManifest) -> None:
     """Name this data set as the latest, after remembering the one that was."""
-    latest = _latest_uri(context)
+    work = WorkPaths(context.work_uri)
+    latest = work.latest_manifest_uri
     if store.stat(latest) is not None:
         with suppress(ShardError):  # of another version: a retry cannot compare with it either
             old = load_manifest(store, latest)
             if old.digest() != manifest.digest():
-                store.write_bytes(_previous_uri(context), old.to_json().encode())
+                store.write_bytes(work.previous_manifest_uri, old.to_json().encode())
     store.write_bytes(latest, manifest.to_json().encode())
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from iceaggr.config import ExperimentConfig, parse_config
 from iceaggr.errors import ConfigError
 from iceaggr.interfaces import NullTracker, ObjectStore, Tracker
+from iceaggr.paths import RunPaths, WorkPaths
 from iceaggr.patience import FIRST_CONTACT_S
 from iceaggr.service_settings import TRACKING_VARIABLE, without_credentials
 from iceaggr.signals import TerminatedError, TrainingInterruptedError
@@ -44,7 +45,12 @@ class RunContext:
     @property
     def run_uri(self) -> str:
         """Name the folder of this run's own results."""
-        return f"{self.work_uri}/runs/{self.run_id}"
+        return self.paths.uri
+
+    @property
+    def paths(self) -> RunPaths:
+        """Name what lies in that folder."""
+        return WorkPaths(self.work_uri).run(self.run_id)
 
     @property
     def run_name(self) -> str:
@@ -107,12 +113,7 @@ class RunContext:
     @property
     def unsent_uri(self) -> str:
         """Name the folder of tracking records that did not reach the server."""
-        return f"{self.all_unsent_uri}/{self.run_id}"
-
-    @property
-    def all_unsent_uri(self) -> str:
-        """Name the folder of such records of all runs: the last step of any run sends them."""
-        return f"{self.work_uri}/unsent_tracking"
+        return WorkPaths(self.work_uri).unsent(self.run_id)
 
     def require_registry(self, purpose: str) -> None:
         """Refuse what needs a model registry in a run without a tracking server.

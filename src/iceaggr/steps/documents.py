@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from iceaggr.errors import ConfigError, EvaluationError, IceaggrError, ModelError, naming
 from iceaggr.interfaces import ObjectStore
 from iceaggr.storage.file_store import partial_file, replace_durably
-from iceaggr.validation import first_problem, read_verified
+from iceaggr.validation import read_model, read_verified
 
 D = TypeVar("D", bound=BaseModel)
 
@@ -243,17 +243,17 @@ def read_document(kind: type[D], path: Path) -> D:
 
 def parse_document(kind: type[D], data: bytes, where: str) -> D:
     """Check a document. where: its file or URI. Raises: IceaggrError if it is not of this kind."""
-    try:
-        return kind.model_validate_json(data)
-    except ValidationError as error:
-        problem = first_problem(error, kind)
-        raise IceaggrError(
+    return read_model(
+        kind,
+        data,
+        lambda problem: IceaggrError(
             f"not the {_words(kind)}",
             where=where,
             found=problem.found_in_field,
             expected=problem.expected,
             remedy="Run the step that writes it again; documents are never edited by hand",
-        ) from None
+        ),
+    )
 
 
 def _words(kind: type[BaseModel]) -> str:

@@ -19,6 +19,7 @@ from iceaggr.evaluation.report import ReportContext
 from iceaggr.events.truth import read_truth
 from iceaggr.interfaces import Tracker
 from iceaggr.models.bundle import LoadedModel, load_model
+from iceaggr.paths import EVALUATION, EVENTS_FILE, REPORT_FILE
 from iceaggr.progress import StepProgress
 from iceaggr.shards.manifest import ShardManifest
 from iceaggr.shards.split import MIN_EVENTS_OF_SPLIT
@@ -69,9 +70,9 @@ def run_evaluate_model(
         headline = EvaluationPointer(
             model_digest=loaded.digest,
             data_digest=manifest.digest(),
-            events_uri=f"{context.run_uri}/evaluation/events.parquet",
+            events_uri=context.paths.events_uri,
             events_sha256=sha256_of(events),
-            report_uri=f"{context.run_uri}/evaluation/report.html",
+            report_uri=context.paths.report_uri,
             n_events=len(evaluation.events),
             table=_angle_table(evaluation),
         )
@@ -133,7 +134,7 @@ def _write_pages(
     store.write_bytes(headline.report_uri, evaluation.report_html.encode())
     write_document(report_path, evaluation.report_html)
     for name, text in tables.items():
-        store.write_bytes(f"{context.run_uri}/evaluation/{name}", text.encode())
+        store.write_bytes(context.paths.evaluation_table(name), text.encode())
         write_document(report_path.with_name(name), text)
 
 
@@ -206,14 +207,14 @@ def _tables(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, str]:
 
 def _track(tracker: Tracker, evaluation: Evaluation, events: bytes, tables: dict[str, str]) -> None:
     tracker.log_metrics(evaluation.metrics)
-    tracker.log_text(evaluation.report_html, "evaluation/report.html")
+    tracker.log_text(evaluation.report_html, REPORT_FILE)
     with TemporaryDirectory() as folder:
         for name, png in evaluation.figures.items():
             path = Path(folder) / f"{name}.png"
             path.write_bytes(png)
-            tracker.log_file(path, "evaluation/figures")
-        table = Path(folder) / "events.parquet"
+            tracker.log_file(path, f"{EVALUATION}/figures")
+        table = Path(folder) / Path(EVENTS_FILE).name
         table.write_bytes(events)
-        tracker.log_file(table, "evaluation")
+        tracker.log_file(table, EVALUATION)
     for name, text in tables.items():
-        tracker.log_text(text, f"evaluation/{name}")  # MLflow shows them as tables
+        tracker.log_text(text, f"{EVALUATION}/{name}")  # MLflow shows them as tables

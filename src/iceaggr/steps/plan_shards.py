@@ -44,14 +44,12 @@ def write_work_units(store: ObjectStore, context: RunContext, work_units: list[s
         run_name=context.name,
         config=context.config.model_dump(mode="json"),
     )
-    store.write_bytes(
-        _uri(context.work_uri, context.run_id), document.model_dump_json(indent=1).encode()
-    )
+    store.write_bytes(context.paths.work_units_uri, document.model_dump_json(indent=1).encode())
 
 
 def read_work_units(store: ObjectStore, context: RunContext) -> tuple[str, ...]:
     """Read what was to be sharded. Raises: ShardError if nothing was planned; StorageError."""
-    return _read(store, _uri(context.work_uri, context.run_id)).work_units
+    return _read(store, context.paths.work_units_uri).work_units
 
 
 def planned_context(run_id: str, work_uri: str) -> RunContext:
@@ -60,7 +58,7 @@ def planned_context(run_id: str, work_uri: str) -> RunContext:
     Raises: ShardError if nothing was planned; ConfigError, StorageError.
     """
     place = make_context(run_id, "", work_uri, {})  # checks the folder before anything is read
-    plan = _read(open_store(), _uri(place.work_uri, run_id))
+    plan = _read(open_store(), place.paths.work_units_uri)
     return make_context(run_id, plan.experiment_name, work_uri, plan.config, plan.run_name)
 
 
@@ -74,10 +72,6 @@ def _read(store: ObjectStore, uri: str) -> WorkUnits:
             remedy=SHARD_AGAIN,
         )
     return parse_document(WorkUnits, store.read_bytes(uri), uri)
-
-
-def _uri(work_uri: str, run_id: str) -> str:
-    return f"{work_uri}/runs/{run_id}/work_units.json"
 
 
 def run_plan_shards(context: RunContext, raw_uri: str, gpu_count: str = AS_CONFIGURED) -> list[str]:

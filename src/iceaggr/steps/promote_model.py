@@ -78,7 +78,7 @@ def run_promote_model(
             "started_from": pointer.started_from,
         }
         text = json.dumps(summary, indent=1, sort_keys=True)
-        store.write_bytes(f"{context.run_uri}/summary.json", text.encode())
+        store.write_bytes(context.paths.summary_uri, text.encode())
         write_document(summary_path, text)
         write_document(verdict_path, f"**{model_uri}**\n\n{verdict.reason}\n")
         _track(tracker, model_uri, verdict, text)

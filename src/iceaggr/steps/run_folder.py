@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from iceaggr.config import ExperimentConfig, parse_config
 from iceaggr.errors import ConfigError, as_machine_error
+from iceaggr.paths import MANIFEST, NORMALIZATION
 from iceaggr.service_settings import TRACKING_VARIABLE, tracking_server
 from iceaggr.steps.context import RunContext, make_context
 from iceaggr.steps.documents import read_document
@@ -266,12 +267,12 @@ class RunFolder:
     @property
     def manifest(self) -> Path:
         """Name the merged manifest."""
-        return self.path / "manifest.json"
+        return self.path / MANIFEST
 
     @property
     def normalization(self) -> Path:
         """Name the normalisation."""
-        return self.path / "normalization.json"
+        return self.path / NORMALIZATION
 
     @property
     def data_card(self) -> Path:

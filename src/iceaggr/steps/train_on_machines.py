@@ -62,6 +62,7 @@ def run_train_on_machines(
         model_path=model_path,
         choices=choices,
         launch=launch,
+        paths=context.paths.training.job_request,
     )
 
 

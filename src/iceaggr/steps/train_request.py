@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from iceaggr.errors import TrainingError
 from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.machines.supervision import LIMITS, Limits, run_here
+from iceaggr.paths import RequestPaths, TrainingPaths, step_of
 from iceaggr.patience import ask_patiently, may_pass
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import ModelPointer, parse_document, write_document
@@ -57,7 +58,7 @@ def choose_start(context: RunContext) -> TrainingStart:
     if context.config.training.start_from == "scratch":
         return TrainingStart()
     store = context.open_store()
-    uri = f"{context.run_uri}/training/start.json"
+    uri = context.paths.training.start_uri
     if store.stat(uri) is None:
         decided = _ask_registry(context, store)
         # of two attempts that decide at the same time the first one counts
@@ -95,7 +96,7 @@ def _ask_registry(context: RunContext, store: ObjectStore) -> TrainingStart:
     champion = registry.champion(name)
     if champion is None:
         return TrainingStart(words=f"scratch, as {name} has no champion yet")
-    folder_uri = f"{context.run_uri}/training/start/{champion.version}"
+    folder_uri = f"{context.paths.training.started_from_uri}/{champion.version}"
     with TemporaryDirectory() as folder:
         fetched = registry.fetch(champion.uri, Path(folder))
         local = open_folder(Path(folder))
@@ -145,15 +146,14 @@ def read_request(store: ObjectStore, uri: str) -> TrainRequest:
     return parse_document(TrainRequest, store.read_bytes(uri), uri)
 
 
-def n_steps_saved(store: ObjectStore, run_uri: str) -> int:
+def n_steps_saved(store: ObjectStore, training: TrainingPaths) -> int:
     """Read the step of a run's newest checkpoint, -1 if there is none. Raises: StorageError."""
     # without torch, which iceaggr.training.checkpoint needs: the supervisor stays small
-    uri = f"{run_uri}/training/checkpoints/latest.json"
+    uri = training.latest_checkpoint_uri
     if store.stat(uri) is None:
         return -1
     try:
-        newest = str(json.loads(store.read_bytes(uri))["folders"][0])
-        return int(newest.split("-")[1])
+        return step_of(str(json.loads(store.read_bytes(uri))["folders"][0]))
     except (ValueError, LookupError, TypeError):
         return -1  # the training itself says what is wrong with it
 
@@ -174,17 +174,16 @@ def train_in_processes(
     model_path: Path,
     choices: TrainingChoices,
     launch: Callable[[str], None],
-    folder_name: str = "request",
+    paths: RequestPaths,
 ) -> TrainingFacts:
     """Ask for a training, launch its processes and pass on their answer.
 
     launch: starts the processes with the URI of the request and returns when they ended well
-    folder_name: of the request, below the run's training/; close_run asks Kubernetes for a TrainJob
-    where there is a `request`
+    paths: where the request is written; close_run asks Kubernetes for a TrainJob where there is a
+    `job_request`
     Raises: StorageError; TrainingError; what launch raises.
     """
     store = context.open_store()
-    folder = f"{context.run_uri}/training/{folder_name}"
     request = TrainRequest(
         run_id=context.run_id,
         experiment_name=context.experiment_name,
@@ -192,14 +191,14 @@ def train_in_processes(
         tracked=context.tracked,
         config=context.config.model_dump(mode="json"),
         choices=choices,
-        manifest_uri=f"{folder}/manifest.json",
-        normalization_uri=f"{folder}/normalization.json",
-        result_uri=f"{folder}/result.json",
+        manifest_uri=paths.manifest_uri,
+        normalization_uri=paths.normalization_uri,
+        result_uri=paths.result_uri,
     )
-    store.write_bytes(request.manifest_uri, manifest_path.read_bytes())
-    store.write_bytes(request.normalization_uri, normalization_path.read_bytes())
-    store.write_bytes(f"{folder}/request.json", request.model_dump_json(indent=1).encode())
-    launch(f"{folder}/request.json")
+    store.write_bytes(paths.manifest_uri, manifest_path.read_bytes())
+    store.write_bytes(paths.normalization_uri, normalization_path.read_bytes())
+    store.write_bytes(paths.request_uri, request.model_dump_json(indent=1).encode())
+    launch(paths.request_uri)
     if store.stat(request.result_uri) is None:
         raise TrainingError(
             "the training processes ended well but left no result",
@@ -251,7 +250,7 @@ def run_train_here(
         model_path=model_path,
         choices=choices,
         launch=lambda uri: run_here(
-            uri, n_processes, lambda: n_steps_saved(store, context.run_uri), limits
+            uri, n_processes, lambda: n_steps_saved(store, context.paths.training), limits
         ),
-        folder_name="here",
+        paths=context.paths.training.local_request,
     )

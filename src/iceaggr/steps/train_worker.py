@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from iceaggr.errors import IceaggrError
 from iceaggr.machines.supervision import TOGETHER, note_ending, restarts_so_far
+from iceaggr.paths import MANIFEST, NORMALIZATION
 from iceaggr.progress import PROGRESS_FILE_VARIABLE
 from iceaggr.signals import TrainingInterruptedError, end_with_launcher
 from iceaggr.steps.context import make_context
@@ -47,7 +48,7 @@ def _train(request: TrainRequest, folder: Path, *, is_main: bool, launched: bool
         tracked=request.tracked and is_main,
     )
     store = context.open_store()
-    manifest, normalization = folder / "manifest.json", folder / "normalization.json"
+    manifest, normalization = folder / MANIFEST, folder / NORMALIZATION
     store.download(request.manifest_uri, manifest)
     store.download(request.normalization_uri, normalization)
     facts = run_train_model(

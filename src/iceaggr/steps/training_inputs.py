@@ -33,7 +33,7 @@ def load_training_inputs(
         geometry_csv=detector.to_csv(),
         normalization=parse_normalization(_read(normalization_path), str(normalization_path)),
         tracker=tracker,
-        output_uri=f"{context.run_uri}/training",
+        output_uri=context.paths.training.uri,
     )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from iceaggr.errors import ConfigError, StorageError
+from iceaggr.paths import WorkPaths
 from iceaggr.service_settings import without_credentials
 
 FILE_SCHEME = "file://"
@@ -215,8 +216,6 @@ def _is_below(key: str, folder: str) -> bool:
 
 # Raw events are never written to: results lie in other places.
 
-WORK_FOLDERS = ("plans", "shards", "datasets", "runs", "unfinished_runs")
-"""What the steps write below a work folder."""
 _RAW_FOLDERS = ("train", "test")
 
 
@@ -227,7 +226,7 @@ def refuse_work_among_raw(raw_uri: str, work_uri: str, where: str) -> None:
     where: option or parameter that names the work folder.
     Raises: ConfigError; StorageError if a URI names no place.
     """
-    for place_uri in (work_uri, *(below(work_uri, name) for name in WORK_FOLDERS)):
+    for place_uri in (work_uri, *WorkPaths(work_uri).folders()):
         refuse_among_raw(raw_uri, place_uri, where)
 
 

@@ -27,11 +27,13 @@ from torch import Tensor
 
 from iceaggr.errors import StorageError, TrainingError
 from iceaggr.interfaces import ObjectStore
-from iceaggr.validation import read_verified, sha256_of, shown
+from iceaggr.paths import TrainingPaths, checkpoint_name
+from iceaggr.validation import read_json_object, read_verified, sha256_of, shown
 
 FORMAT_VERSION = 1
 _FOLDER = re.compile(r"step-\d{8,}-[0-9a-f]{16}")
 _TENSOR_FILES = {f"{group}.safetensors" for group in ("model", "optimizer", "average")}
+_STATE = "state.json"
 _MARK = {"note": "Without checkpoints/ this run starts anew only once this file is deleted."}
 _RESTORE = "Restore the folder from a copy"
 _REMEDY = f"{_RESTORE}, or start again in an empty output folder"
@@ -54,9 +56,10 @@ class CheckpointFolder:
 
     def __init__(self, store: ObjectStore, output_uri: str, n_kept: int) -> None:
         self.store = store
-        self.uri = f"{output_uri.rstrip('/')}/checkpoints"
-        self.latest_uri = f"{self.uri}/latest.json"
-        self.mark_uri = f"{output_uri.rstrip('/')}/has_checkpoints.json"
+        paths = TrainingPaths(output_uri)
+        self.uri = paths.checkpoints_uri
+        self.latest_uri = paths.latest_checkpoint_uri
+        self.mark_uri = paths.has_checkpoints_uri
         self.n_kept = n_kept
 
     def write(self, step: int, checkpoint: Checkpoint) -> str:
@@ -69,10 +72,10 @@ class CheckpointFolder:
         document = {"format_version": FORMAT_VERSION, "files": files, **checkpoint.document}
         state = json.dumps(document, indent=1, allow_nan=False).encode()
         digest = sha256_of(state)
-        name = f"step-{step:08d}-{digest[:16]}"
+        name = checkpoint_name(step, digest)
         for file_name, data in packed.items():
             self.store.write_bytes(f"{self.uri}/{name}/{file_name}", data)
-        self.store.write_bytes(f"{self.uri}/{name}/state.json", state)
+        self.store.write_bytes(f"{self.uri}/{name}/{_STATE}", state)
         folders = [name, *(f for f in self._folders() if f != name)][: self.n_kept]
         pointer = {"format_version": FORMAT_VERSION, "state_sha256": digest, "folders": folders}
         self.store.write_bytes(self.latest_uri, json.dumps(pointer, indent=1).encode())
@@ -94,11 +97,11 @@ class CheckpointFolder:
         self._check_version(pointer, self.latest_uri)
         folders, digest = self._folders_of(pointer), str(pointer.get("state_sha256"))
         folder = f"{self.uri}/{folders[0]}"
-        document = self._read_json(f"{folder}/state.json", sha256=digest)
+        document = self._read_json(f"{folder}/{_STATE}", sha256=digest)
         self._check_version(document, folder)
         files = document.pop("files", {})
         if not isinstance(files, dict) or not {*files} <= _TENSOR_FILES:
-            raise _damaged(f"{folder}/state.json", f"files {shown(files)}")
+            raise _damaged(f"{folder}/{_STATE}", f"files {shown(files)}")
         tensors = {
             name.removesuffix(".safetensors"): self._read_tensors(f"{folder}/{name}", str(sha256))
             for name, sha256 in files.items()
@@ -113,14 +116,7 @@ class CheckpointFolder:
             raise _damaged(uri, f"{type(error).__name__}: {error}"[:300]) from None
 
     def _read_json(self, uri: str, sha256: str | None = None) -> dict[str, Any]:
-        data = self._read(uri, sha256)
-        try:
-            document = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise _damaged(uri, f"not JSON: {error}") from None
-        if not isinstance(document, dict):
-            raise _damaged(uri, type(document).__name__)
-        return document
+        return read_json_object(self._read(uri, sha256), lambda found: _damaged(uri, found))
 
     def _read(self, uri: str, sha256: str | None) -> bytes:
         try:

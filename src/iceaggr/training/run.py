@@ -12,6 +12,7 @@ from iceaggr.errors import IceaggrError
 from iceaggr.models import build_model
 from iceaggr.models.bundle import save_model
 from iceaggr.models.normalizer import Normalizer
+from iceaggr.paths import TrainingPaths
 from iceaggr.signals import Interruption, TrainingInterruptedError
 from iceaggr.training.checkpoint import CheckpointFolder
 from iceaggr.training.device import (
@@ -144,7 +145,7 @@ def _loader(inputs: TrainingInputs, split: str, processes: Processes) -> EventLo
 
 
 def _finish(inputs: TrainingInputs, parts: LoopParts, state: RunState) -> TrainingResult:
-    model_uri = f"{inputs.output_uri.rstrip('/')}/model"
+    model_uri = TrainingPaths(inputs.output_uri).model_uri
     best, last = state.best_validation_opening_angle_deg, state.last_validation_opening_angle_deg
     assert best is not None, "a run ends with a validation"
     assert last is not None, "a run ends with a validation"
