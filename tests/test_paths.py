@@ -58,7 +58,8 @@ def test_no_other_module_spells_a_name_below_a_work_folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['f"{run_uri}/training/x"', 'f"{uri}/runs/{run_id}"', 'x / "start.json"', '"sketch.json"']
+    "line",
+    ['f"{run_uri}/training/x"', 'f"{uri}/runs/{run_id}"', 'x / "start.json"', '"sketch.json"'],
 )
 def test_a_name_that_is_spelled_elsewhere_is_seen(line: str) -> None:
     assert names_of_work_folders(f"def f():\n    '''Words.'''\n    return {line}\n")

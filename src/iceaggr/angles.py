@@ -57,3 +57,36 @@ def opening_angle(predicted: Tensor, true: Tensor) -> Tensor:
     difference = torch.linalg.vector_norm(predicted - true, dim=-1)
     total = torch.linalg.vector_norm(predicted + true, dim=-1)
     return 2 * torch.atan2(difference, total)
+
+
+def best_constant_direction(true: Tensor, max_events: int = 20_000) -> Tensor:
+    """Find the one direction with the smallest mean angle to all events.
+
+    true: (N, 3) float64 unit vectors; of more than max_events an even sample is used.
+    Returns (3,) float64. A search over the sphere in shrinking caps: the mean angle of nearly
+    isotropic events is so flat that a search from one start would stay there.
+    """
+    sample = true[:: max(1, -(-len(true) // max_events))]
+    best, cap = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), 1.0
+    for _ in range(6):
+        candidates = torch.cat([best[None], _near(best, cap, 256)])
+        cosine = (candidates @ sample.T).clamp(-1.0, 1.0)
+        best = candidates[torch.acos(cosine).mean(dim=1).argmin()]
+        cap /= 4.0
+    return best
+
+
+def _near(centre: Tensor, cap: float, n_points: int) -> Tensor:
+    """Spread points evenly over the cap around a direction; cap = 1 is the whole sphere."""
+    step = torch.arange(n_points, dtype=torch.float64) + 0.5
+    cosine = 1.0 - 2.0 * cap * cap * step / n_points
+    turn = step * torch.pi * (3.0 - 5.0**0.5)
+    sine = torch.sqrt(1.0 - cosine**2)
+    points = torch.stack([sine * torch.cos(turn), sine * torch.sin(turn), cosine], dim=1)
+    # reflect the pole onto the centre: a Householder reflection keeps every angle
+    axis = centre - torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    length = torch.linalg.vector_norm(axis)
+    if length < 1e-12:
+        return points
+    axis = axis / length
+    return points - 2.0 * (points @ axis)[:, None] * axis

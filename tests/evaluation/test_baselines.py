@@ -7,16 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from iceaggr.angles import opening_angle
+from iceaggr.angles import best_constant_direction, opening_angle
 from iceaggr.evaluation.baselines import (
     CLASSICAL_FITS,
     TITLES,
     BaselineTimer,
-    best_constant_direction,
     constant_angles_deg,
     random_angles_deg,
-    true_direction,
 )
+from iceaggr.evaluation.event_table import true_direction
 from iceaggr.reconstruction import line_fit
 from tests.evaluation.track_events import track_batch
 

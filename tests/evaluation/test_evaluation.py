@@ -12,11 +12,10 @@ from PIL import Image
 from iceaggr.batches import EventBatch
 from iceaggr.batches.collation import join_batches
 from iceaggr.config import EvaluationConfig
-from iceaggr.evaluation import Evaluation, ReportContext, evaluate
 from iceaggr.evaluation.baselines import TITLES
-from iceaggr.evaluation.evaluation import N_SPARE_SNAPSHOTS, score_events
+from iceaggr.evaluation.evaluation import N_SPARE_SNAPSHOTS, Evaluation, evaluate, score_events
 from iceaggr.evaluation.plots import draw_calibration
-from iceaggr.evaluation.report import CAPTIONS
+from iceaggr.evaluation.report import CAPTIONS, ReportContext
 from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
 
 # One pass over the events: the same table in any batching; displays are the right events.

@@ -16,7 +16,7 @@ from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
 
 @pytest.fixture(scope="module")
 def summaries_and_events():
-    from iceaggr.evaluation import evaluate
+    from iceaggr.evaluation.evaluation import evaluate
 
     batches = [track_batch(120, seed=0)]
     config = EvaluationConfig(n_bootstrap=200, n_displays=0, likelihood_fit=False)

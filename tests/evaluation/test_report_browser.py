@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from iceaggr.config import EvaluationConfig
-from iceaggr.evaluation import compare_runs, evaluate
+from iceaggr.evaluation.comparison import compare_runs
+from iceaggr.evaluation.evaluation import evaluate
 from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
 
 CHROMIUM = Path("/usr/bin/chromium")

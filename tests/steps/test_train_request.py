@@ -9,13 +9,13 @@ from iceaggr.errors import ConfigError, IceaggrError, TrainingError
 from iceaggr.models.bundle import load_model
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.train_request import (
-    choose_start,
     decide_start,
     run_train_here,
     train_in_processes,
 )
 from iceaggr.steps.train_worker import run_worker
 from iceaggr.steps.training_choices import TrainingChoices
+from iceaggr.steps.training_inputs import choose_start
 from iceaggr.tracking.registry import ModelRegistry
 from iceaggr.tracking.run import open_tracker
 from tests.training.small_runs import small_config, small_inputs

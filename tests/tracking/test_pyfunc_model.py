@@ -11,7 +11,7 @@ import pytest
 from iceaggr.batches import iter_batches
 from iceaggr.config import BatchConfig
 from iceaggr.errors import RawDataError, TrackingError
-from iceaggr.evaluation import predict_batches
+from iceaggr.evaluation.event_table import predict_batches
 from iceaggr.events.reading import read_raw_events
 from iceaggr.models.bundle import DOCUMENT, load_model
 from iceaggr.storage import open_store
@@ -133,17 +133,41 @@ def test_package_holds_no_pickle_and_pins_what_it_needs(package):
     assert all("==" in line and "+" not in line for line in pinned)
 
 
+NOT_SERVED = ("machines", "steps", "tracking", "training", "local_services", "resources", "cli.py")
+
+
+def test_package_ships_the_code_that_prediction_imports_and_no_other(package):
+    shipped = package / "code" / "iceaggr"
+    assert not [name for name in NOT_SERVED if (shipped / name).exists()]
+    assert {path.suffix for path in shipped.rglob("*") if path.is_file()} == {".py"}
+    pinned = {line.partition("==")[0] for line in requirements()}
+    assert {"mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "torch"} <= pinned
+    assert not {"jinja2", "matplotlib", "typer", "kfp", "kubernetes"} & pinned
+
+
 @pytest.mark.integration  # a process of its own takes seconds
-def test_packed_model_brings_its_own_code(package):
+def test_packed_model_predicts_where_iceaggr_is_only_what_it_ships(package):
     code = (
-        "import mlflow, sys; model = mlflow.pyfunc.load_model(sys.argv[1]);"
-        "print(sorted({module.__file__ for name, module in sys.modules.items()"
-        " if name.split('.')[0] == 'iceaggr'})[0])"
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)];"
+        "sys.path = [p for p in sys.path if not p.endswith('/src')];"
+        "import importlib.util; assert importlib.util.find_spec('iceaggr') is None;"
+        "import mlflow; model = mlflow.pyfunc.load_model(sys.argv[1]);"
+        "print(len(model.predict(model.input_example)));"
+        "print(*{m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'iceaggr'})"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(package)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(package)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=package,
     )
-    assert done.stdout.startswith(str(package / "code" / "iceaggr"))
+    n_events, files = done.stdout.splitlines()[-2:]
+    assert n_events == "2"
+    loaded = set(files.split())
+    assert all(file.startswith(str(package / "code" / "iceaggr")) for file in loaded)
+    shipped = {str(path) for path in (package / "code" / "iceaggr").rglob("*.py")}
+    assert len(shipped - loaded) <= 3, "what is imported late, if ever"
 
 
 def test_model_without_its_configuration_is_not_packed(saved_model, tmp_path):

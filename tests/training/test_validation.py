@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iceaggr.angles import opening_angle
+from iceaggr.angles import best_constant_direction, opening_angle
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import LossConfig, TrainingConfig, load_config
 from iceaggr.errors import TrainingError
@@ -26,7 +26,6 @@ from iceaggr.training.validation import (
     NotLearningError,
     ValidationResult,
     Validator,
-    best_constant,
     check_validation,
     check_windows,
     divergence,
@@ -111,7 +110,7 @@ def test_validation_scores_the_model_in_evaluation_mode() -> None:
 
 def test_validation_of_the_best_constant_gains_nothing() -> None:
     loader = FixedBatches(4)
-    model = Constant(best_constant(truth(loader, 4).double()))
+    model = Constant(best_constant_direction(truth(loader, 4).double()))
     result = validator(loader).run(model, 0.0, lambda: False)
     assert result is not None
     assert result.gain_deg == pytest.approx(0.0, abs=1e-4)
@@ -132,17 +131,6 @@ def test_validation_gives_up_when_asked_to_stop() -> None:
 def test_validation_without_events_is_an_error() -> None:
     with pytest.raises(TrainingError, match="validation split is empty"):
         validator(FixedBatches(0)).run(Tilted(), 0.0, lambda: False)
-
-
-def test_best_constant_is_close_to_the_centre_of_a_cluster() -> None:
-    centre = nn.functional.normalize(torch.tensor([0.3, -0.5, 0.8], dtype=torch.float64), dim=0)
-    torch.manual_seed(0)
-    cluster = nn.functional.normalize(
-        centre + 0.1 * torch.randn(500, 3, dtype=torch.float64), dim=-1
-    )
-    found = best_constant(cluster)
-    assert float(found.norm()) == pytest.approx(1.0)
-    assert math.degrees(float(opening_angle(found, centre))) < 12
 
 
 def test_validation_metrics_are_points_of_named_curves(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from iceaggr.angles import opening_angle
+from iceaggr.angles import best_constant_direction, opening_angle
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import EvaluationConfig
+from iceaggr.evaluation.event_table import true_direction
 from iceaggr.reconstruction import (
     FitResult,
     improved_line_fit,
@@ -77,13 +78,6 @@ class BaselineTimer:
         return torch.rad2deg(opening_angle(direction, true_direction(batch))).numpy()
 
 
-def true_direction(batch: EventBatch) -> Tensor:
-    """Give the labels as (B, 3) float64 unit vectors on the CPU."""
-    assert batch.direction is not None, "only labelled events are scored"
-    direction = batch.direction.to("cpu", torch.float64)
-    return direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-
-
 def random_angles_deg(true: Tensor, seed: int) -> npt.NDArray[np.float64]:
     """Measure the angles of isotropic random directions.
 
@@ -95,23 +89,6 @@ def random_angles_deg(true: Tensor, seed: int) -> npt.NDArray[np.float64]:
     return torch.rad2deg(opening_angle(guess, true)).numpy()
 
 
-def best_constant_direction(true: Tensor, max_events: int = 20_000) -> Tensor:
-    """Find the one direction with the smallest mean angle to all events.
-
-    true: (N, 3) float64 unit vectors; of more than max_events an even sample is used.
-    Returns (3,) float64. A search over the sphere in shrinking caps: the mean angle of nearly
-    isotropic events is so flat that a search from one start would stay there.
-    """
-    sample = true[:: max(1, -(-len(true) // max_events))]
-    best, cap = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), 1.0
-    for _ in range(6):
-        candidates = torch.cat([best[None], _near(best, cap, 256)])
-        cosine = (candidates @ sample.T).clamp(-1.0, 1.0)
-        best = candidates[torch.acos(cosine).mean(dim=1).argmin()]
-        cap /= 4.0
-    return best
-
-
 def constant_angles_deg(true: Tensor) -> npt.NDArray[np.float64]:
     """Measure the angles of the best constant direction: (N,) degrees.
 
@@ -119,19 +96,3 @@ def constant_angles_deg(true: Tensor) -> npt.NDArray[np.float64]:
     """
     best = best_constant_direction(true)
     return torch.rad2deg(opening_angle(best.expand_as(true), true)).numpy()
-
-
-def _near(centre: Tensor, cap: float, n_points: int) -> Tensor:
-    """Spread points evenly over the cap around a direction; cap = 1 is the whole sphere."""
-    step = torch.arange(n_points, dtype=torch.float64) + 0.5
-    cosine = 1.0 - 2.0 * cap * cap * step / n_points
-    turn = step * torch.pi * (3.0 - 5.0**0.5)
-    sine = torch.sqrt(1.0 - cosine**2)
-    points = torch.stack([sine * torch.cos(turn), sine * torch.sin(turn), cosine], dim=1)
-    # reflect the pole onto the centre: a Householder reflection keeps every angle
-    axis = centre - torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
-    length = torch.linalg.vector_norm(axis)
-    if length < 1e-12:
-        return points
-    axis = axis / length
-    return points - 2.0 * (points @ axis)[:, None] * axis

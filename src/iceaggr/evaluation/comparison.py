@@ -23,8 +23,8 @@ from scipy import stats
 from iceaggr.config import EvaluationConfig
 from iceaggr.errors import EvaluationError
 from iceaggr.evaluation.figure_style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, draw
-from iceaggr.evaluation.report import environment
 from iceaggr.evaluation.slices import available_dimensions, bin_label, dimension_bins, estimate_mean
+from iceaggr.pages import render
 
 # The comparison in a terminal: overall table, what it means, the bins that differ.
 
@@ -189,8 +189,8 @@ class Comparison:
             (": ".join(str(part) for part in key), rows.to_dict("records"))
             for key, rows in self.bins.groupby(names, sort=False)
         ]
-        template = environment().get_template("comparison_report.html.j2")
-        return template.render(
+        return render(
+            "comparison_report.html.j2",
             reference=self.reference,
             sentences=self.sentences(),
             caveat=CAVEAT,

@@ -24,7 +24,6 @@ from iceaggr.evaluation.baselines import (
     chosen_fits,
     constant_angles_deg,
     random_angles_deg,
-    true_direction,
 )
 from iceaggr.evaluation.calibration import risk_coverage
 from iceaggr.evaluation.event_display import EventSnapshot, draw_event, snapshot
@@ -35,6 +34,7 @@ from iceaggr.evaluation.event_table import (
     join_truth,
     predict_batch,
     score_batch,
+    true_direction,
 )
 from iceaggr.evaluation.metrics import MethodSummary, flat_metrics, summarize_methods
 from iceaggr.evaluation.plots import (

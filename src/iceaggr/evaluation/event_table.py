@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from iceaggr.angles import azimuth_zenith, opening_angle
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.errors import EvaluationError
-from iceaggr.evaluation.baselines import true_direction
 from iceaggr.evaluation.calibration import negative_log_likelihood, probability_inside
 from iceaggr.events.truth import TRUTH_COLUMNS
 
@@ -45,6 +44,13 @@ class Predictions:
         azimuth, zenith = azimuth_zenith(self.direction)
         values = (self.event_id, azimuth.numpy(), zenith.numpy(), self.kappa)
         return dict(zip(COLUMNS, values, strict=True))
+
+
+def true_direction(batch: EventBatch) -> Tensor:
+    """Give the labels as (B, 3) float64 unit vectors on the CPU."""
+    assert batch.direction is not None, "only labelled events are scored"
+    direction = batch.direction.to("cpu", torch.float64)
+    return direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
 
 
 def predict_batch(model: nn.Module, batch: EventBatch, device: torch.device | str) -> Predictions:

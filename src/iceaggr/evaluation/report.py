@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from iceaggr.config import EvaluationConfig
 from iceaggr.detector import Detector
@@ -22,6 +20,7 @@ from iceaggr.evaluation.metrics import MethodSummary, model_estimates
 from iceaggr.evaluation.slices import Estimate
 from iceaggr.events.truth import TOPOLOGIES
 from iceaggr.losses import NATS_OF_IGNORANCE
+from iceaggr.pages import render
 from iceaggr.shards.split import MIN_EVENTS_OF_SPLIT
 
 CAPTIONS = {
@@ -94,20 +93,6 @@ class ReportContext:
     detector: Detector | None = None
 
 
-def environment() -> Environment:
-    """Make the template environment: autoescaped, and a missing value is an error."""
-    made = Environment(
-        loader=PackageLoader("iceaggr", "resources"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters["pm"] = plus_minus
-    made.filters["png"] = data_uri
-    return made
-
-
 def render_report(
     context: ReportContext,
     events: pd.DataFrame,
@@ -124,26 +109,24 @@ def render_report(
     displays = {name: png for name, png in figures.items() if name.startswith("event_")}
     of_model = model_estimates(events, config)
     verdict = verdict_sentences(events, summaries, results["reference"])
-    return (
-        environment()
-        .get_template("evaluation_report.html.j2")
-        .render(
-            context=context,
-            config=config,
-            n_events=len(events),
-            min_events=min(config.min_events_per_bin, MIN_EVENTS_DRAWN),
-            summaries=summaries,
-            reference=TITLES[results["reference"]],
-            verdict=[*verdict, _likelihood_sentence(of_model["negative_log_likelihood"])],
-            figures={name: png for name, png in figures.items() if name not in displays},
-            displays=displays,
-            captions=CAPTIONS,
-            wide=[name for name, png in figures.items() if _aspect(png) > WIDE_FROM],
-            slices=group_slices(results["slices"]),
-            coverages=coverage_rows(events),
-            of_model=of_model,
-            settings=yaml.safe_dump(_plain(context.settings), sort_keys=False),
-        )
+    return render(
+        "evaluation_report.html.j2",
+        context=context,
+        config=config,
+        n_events=len(events),
+        min_events=min(config.min_events_per_bin, MIN_EVENTS_DRAWN),
+        summaries=summaries,
+        reference=TITLES[results["reference"]],
+        verdict=[*verdict, _likelihood_sentence(of_model["negative_log_likelihood"])],
+        figures={name: png for name, png in figures.items() if name not in displays},
+        displays=displays,
+        captions=CAPTIONS,
+        wide=[name for name, png in figures.items() if _aspect(png) > WIDE_FROM],
+        slices=group_slices(results["slices"]),
+        coverages=coverage_rows(events),
+        of_model=of_model,
+        settings=yaml.safe_dump(_plain(context.settings), sort_keys=False),
+        pm=plus_minus,
     )
 
 
@@ -223,11 +206,6 @@ def plus_minus(estimate: Estimate, scale: float = 1.0) -> str:
         return f"{value:.2f}".replace("-", "−")
     digits = int(np.clip(1 - np.floor(np.log10(error)), 0, 4))
     return f"{value:.{digits}f} ± {error:.{digits}f}".replace("-", "−")
-
-
-def data_uri(png: bytes) -> str:
-    """Put a PNG into the page itself."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _aspect(png: bytes) -> float:

@@ -6,10 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -17,7 +15,7 @@ from iceaggr.detector import Detector
 from iceaggr.errors import ShardError
 from iceaggr.events.label_reading import LabelFit, LabelReading
 from iceaggr.normalization_document import INPUT_FEATURES, POSITIONS, Normalization
-from iceaggr.shards import data_card_plots as maps
+from iceaggr.pages import render
 from iceaggr.shards import data_card_plots as plots
 from iceaggr.shards.encoding import SPLITS
 from iceaggr.shards.histograms import FeatureSketch, Floats
@@ -171,7 +169,8 @@ def data_card_html(
             remedy="Shard more raw events, or lower the shares of the other splits",
         )
     every = merge_sketches(present.values())
-    page = _template().render(
+    return render(
+        "data_card.html.j2",
         manifest=manifest,
         digest=manifest.digest(),
         normalization=normalization,
@@ -195,20 +194,6 @@ def data_card_html(
         doubts=doubts,
         max_abs=MAX_ABS,
     )
-    return page
-
-
-def _template() -> jinja2.Template:
-    text = (
-        resources.files("iceaggr.resources").joinpath("data_card.html").read_text(encoding="utf-8")
-    )
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["count"] = lambda n: f"{n:,}"
-    environment.filters["share"] = lambda x: f"{100 * x:.3g} %"
-    environment.filters["figure"] = lambda x: f"{x:.5g}"
-    return environment.from_string(text)
 
 
 def _of(sketches: Mapping[str, Sketch], name: str) -> dict[str, FeatureSketch]:
@@ -332,8 +317,8 @@ def _detector_facts(every: Sketch, detector: Detector) -> dict[str, Any]:
         "silent": ", ".join(map(str, named)) + (" ..." if len(silent) > N_NAMED_DOMS else ""),
         "n_hit_not_in_use": int(np.count_nonzero(every.dom_hits[~detector.in_use])),
         "median_hits": float(np.median(used)) if len(used) else 0.0,
-        "top": Markup(maps.occupancy_top_view(detector, occupancy)),
-        "side": Markup(maps.occupancy_side_view(detector, occupancy)),
+        "top": Markup(plots.occupancy_top_view(detector, occupancy)),
+        "side": Markup(plots.occupancy_side_view(detector, occupancy)),
     }
 
 

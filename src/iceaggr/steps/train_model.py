@@ -10,9 +10,9 @@ from pathlib import Path
 from iceaggr.progress import StepProgress
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import ModelPointer, write_document
-from iceaggr.steps.train_request import TrainingFacts, begin_from, choose_start
+from iceaggr.steps.train_request import TrainingFacts
 from iceaggr.steps.training_choices import TrainingChoices
-from iceaggr.steps.training_inputs import load_training_inputs
+from iceaggr.steps.training_inputs import begin_from, choose_start, load_training_inputs
 from iceaggr.training import TrainingProgress, TrainingResult, train
 
 

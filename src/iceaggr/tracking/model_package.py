@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import packages_distributions, version
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +28,7 @@ BUNDLE = "model"
 """Name of the saved model's folder among the artifacts of the MLflow model."""
 
 _OUTPUT = {"event_id": DataType.long, **dict.fromkeys(("azimuth", "zenith", "kappa"), "double")}
-# What prediction imports: pinned as installed, so that MLflow neither guesses nor asks an index.
-_REQUIRED = (
-    *("blake3", "boto3", "jinja2", "matplotlib", "mlflow", "numpy", "pandas", "psutil", "pyarrow"),
-    *("pydantic", "pyyaml", "rich", "safetensors", "scipy", "torch"),
-)
-_NOT_NEEDED = (
-    "__pycache__",
-    "cli.py",
-    "cli_options.py",
-    "local_services",
-    "simulation",
-    "steps",
-    "tracking",
-    "training",
-)
+_SERVED = Path(__file__).with_name("pyfunc_model.py")
 
 
 def signature() -> ModelSignature:
@@ -68,8 +57,36 @@ def input_example() -> pd.DataFrame:
 
 
 def requirements() -> list[str]:
-    """Pin the packages that prediction needs at the versions installed here."""
-    return [f"{name}=={version(name).partition('+')[0]}" for name in _REQUIRED]
+    """Pin the packages that prediction imports as installed: MLflow neither guesses nor asks."""
+    found = _imports()
+    names = {name.partition(".")[0] for name in found.badmodules} - {"iceaggr", "__main__"}
+    of = packages_distributions()
+    # several packages may bring parts of one name: the one of that name needs the others
+    packages = {
+        name if name in of[name] else of[name][0].lower()
+        for name in names - sys.stdlib_module_names
+        if name in of
+    }
+    return [f"{name}=={version(name).partition('+')[0]}" for name in sorted(packages)]
+
+
+def copy_code(into: Path) -> None:
+    """Copy the files of iceaggr that prediction imports, and no other. into: a new folder."""
+    source = Path(iceaggr.__file__).parent
+    for name, module in _imports().modules.items():
+        if name.partition(".")[0] == "iceaggr":
+            path = Path(str(getattr(module, "__file__", "")))
+            target = into / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+@cache
+def _imports() -> ModuleFinder:
+    """Follow the imports of the served model within iceaggr; all others it counts as missing."""
+    finder = ModuleFinder(path=[str(Path(iceaggr.__file__).parent.parent)])
+    finder.run_script(str(_SERVED))
+    return finder
 
 
 def fetch_bundle(store: ObjectStore, folder_uri: str, into: Path) -> Path:
@@ -87,11 +104,10 @@ def build_package(bundle: Path, target: Path, identity: Mapping[str, Any]) -> No
     Raises: TrackingError if the finished model cannot predict.
     """
     code = target.with_name(f"{target.name}-code") / "iceaggr"
-    source = Path(iceaggr.__file__).parent
-    shutil.copytree(source, code, ignore=shutil.ignore_patterns(*_NOT_NEEDED))
+    copy_code(code)
     mlflow.pyfunc.save_model(
         path=str(target),
-        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+        python_model=str(_SERVED),
         artifacts={BUNDLE: str(bundle)},
         code_paths=[str(code)],
         signature=signature(),

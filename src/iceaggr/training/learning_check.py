@@ -9,7 +9,6 @@ learning: the input check that guards training judges them first, and its verdic
 
 from __future__ import annotations
 
-import html
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from iceaggr.losses import direction_loss
 from iceaggr.models import DirectionModel, build_model
 from iceaggr.models.normalizer import Normalizer
 from iceaggr.normalization_document import Normalization
+from iceaggr.pages import render
 from iceaggr.training.device import autocast, choose_device, positioned
 from iceaggr.training.guards import check_batch
 from iceaggr.training.inputs import TrainingInputs
@@ -246,14 +246,6 @@ class _ShortRun:
 
 HEADINGS = ("inputs", "learning rate", "loss before", "loss after", "change", "gradient", "verdict")
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #1d2733; max-width: 60rem }
-table { border-collapse: collapse } caption { text-align: left; padding-bottom: .6rem }
-th, td { padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #d5dbe1 }
-th:first-child, td:first-child, th:last-child, td:last-child { text-align: left }
-.good { color: #14713d } .bad { color: #a4262c; font-weight: 600 }
-"""
-
 
 def learning_check_text(rows: Sequence[LearningRow]) -> str:
     """Format the rows as an aligned table, one line each, and below it why inputs are refused."""
@@ -271,23 +263,14 @@ def learning_check_html(rows: Sequence[LearningRow], name: str = "") -> str:
 
     name: of the experiment, for the title.
     """
-    title = html.escape(f"Learning check {name}".strip())
-    head = "".join(f"<th scope='col'>{html.escape(heading)}</th>" for heading in HEADINGS)
-    body = "\n".join(_html_row(row) for row in rows)
-    notes = "\n".join(f"<p>{html.escape(refusal)}</p>" for refusal in _refusals(rows))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>
-<body><h1>{title}</h1>
-<table><caption>Mean loss over the same few train events before and after a few dozen steps,
-without dropout, from the same weights. A row learns when its inputs pass the input check, every
-number is finite, and the loss falls.</caption>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}
-</tbody></table>
-{notes}
-</body></html>
-"""
+    return render(
+        "learning_check.html.j2",
+        title=f"Learning check {name}".strip(),
+        headings=HEADINGS,
+        rows=[_cells(row) for row in rows],
+        learns=LEARNS,
+        refusals=_refusals(rows),
+    )
 
 
 def _refusals(rows: Sequence[LearningRow]) -> list[str]:
@@ -305,10 +288,3 @@ def _cells(row: LearningRow) -> tuple[str, ...]:
         f"{row.gradient_norm:.3g}",
         row.verdict,
     )
-
-
-def _html_row(row: LearningRow) -> str:
-    *numbers, verdict = (html.escape(cell) for cell in _cells(row))
-    kind = "good" if row.verdict == LEARNS else "bad"
-    cells = "".join(f"<td>{number}</td>" for number in numbers)
-    return f"<tr>{cells}<td class='{kind}'>{verdict}</td></tr>"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from iceaggr.angles import opening_angle
+from iceaggr.angles import best_constant_direction, opening_angle
 from iceaggr.config import ExperimentConfig, LossConfig, TrainingConfig
 from iceaggr.errors import TrainingError
 from iceaggr.losses import NATS_OF_IGNORANCE, direction_loss, trains_kappa, von_mises_fisher_loss
@@ -21,8 +21,8 @@ from iceaggr.training.device import Processes, autocast, placed, positioned
 from iceaggr.training.guards import check_batch, check_predictions
 from iceaggr.training.inputs import BatchSource
 
-N_CONSTANTS = 300
-"""Directions tried for the best constant prediction: a grid of about 12 degrees."""
+N_FOR_CONSTANT = 5_000
+"""Events by which the best constant direction is chosen at most, at each validation."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _score(events: ValidatedBatch, seconds: float) -> ValidationResult:
     true = events.true.double()
     predicted = DirectionOutput(events.vector).direction.double()
     angle = _angle_deg(predicted, true)
-    constant = _angle_deg(best_constant(true).expand_as(true), true)
+    constant = _angle_deg(best_constant_direction(true, N_FOR_CONSTANT).expand_as(true), true)
     gain, gain_error = _mean_and_error(constant - angle)
     nats, nats_error = _mean_and_error(von_mises_fisher_loss(events.vector, true).double())
     mean_vector = predicted.mean(dim=0)
@@ -239,23 +239,6 @@ def _mean_and_error(values: Tensor) -> tuple[float, float]:
     n_events = len(values)
     error = float(values.std() / math.sqrt(n_events)) if n_events > 1 else math.inf
     return float(values.mean()), error
-
-
-def best_constant(true: Tensor) -> Tensor:
-    """Find the constant direction of the smallest mean opening angle, on a spherical grid.
-
-    true: (B, 3) unit vectors. Returns (3,) in the dtype of the input.
-    Source: Fibonacci lattice, A. Gonzalez, Math. Geosci. 42 (2010) 49.
-    """
-    row = torch.arange(N_CONSTANTS, dtype=true.dtype)
-    z = 1 - (2 * row + 1) / N_CONSTANTS
-    turn = row * math.pi * (3 - math.sqrt(5))
-    radius = (1 - z**2).sqrt()
-    grid = torch.stack([radius * turn.cos(), radius * turn.sin(), z], dim=-1)
-    total = torch.zeros(N_CONSTANTS, dtype=true.dtype)
-    for chunk in true.split(4096):
-        total += torch.acos((chunk @ grid.T).clamp(-1, 1)).sum(dim=0)
-    return grid[total.argmin()]
 
 
 # What counts as learning and what as ruin: judged at each validation and over the training curve.
