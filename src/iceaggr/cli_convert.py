@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -223,14 +222,24 @@ def _bad_mapping(path: Path, found: str) -> ConfigError:
 
 
 def _ask(lacking: Sequence[str]) -> None:
-    """Ask once where somebody sits at the terminal; elsewhere the table has told it."""
-    if sys.stdin.isatty() and sys.stdout.isatty() and not os.environ.get("CI"):
-        print("\n".join(lacking))
-        if not typer.confirm("Convert all the same?", default=True):
-            raise ConfigError(
-                "not converted",
-                where="iceaggr convert",
-                found="the answer no",
-                expected="that what the source lacks may be constant",
-                remedy="Name the columns with --column FIELD=COLUMN if the file has them",
-            )
+    """Ask once; where nobody sits at a terminal only a yes on stdin is one.
+
+    Raises: ConfigError for another answer, or none.
+    """
+    is_terminal = sys.stdin is not None and sys.stdin.isatty()
+    print("\n".join(lacking), flush=True)
+    print(f"Convert all the same? [{'Y' if is_terminal else 'y'}/n] ", end="", file=sys.stderr)
+    sys.stderr.flush()
+    line = sys.stdin.readline() if sys.stdin is not None else ""
+    if not is_terminal:
+        print(file=sys.stderr)
+    answer = line.strip().lower()
+    if answer in ("y", "yes") or (is_terminal and line == "\n"):
+        return
+    raise ConfigError(
+        "not converted",
+        where="iceaggr convert",
+        found=f"the answer {answer}" if answer else "no answer",
+        expected="that what the source lacks may be constant",
+        remedy="--yes says so; name the columns with --column FIELD=COLUMN if the file has them",
+    )

@@ -14,8 +14,8 @@ from tests.events.conversion.foreign_files import frames, write_sqlite
 from tests.events.raw_layout import write_raw_layout
 
 
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, ["convert", *map(str, arguments)])
+def run(*arguments: object, answer: str = "") -> str:
+    result = CliRunner().invoke(app, ["convert", *map(str, arguments)], input=answer)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -64,6 +64,17 @@ def test_labels_that_point_elsewhere_are_refused_before_anything_is_written(
     with pytest.raises(RawDataError, match="with --label-reading particle; if"):
         run(tracks, "--out", f"{out}2", "--direction", "particle", "--label-reading", "mirror_z")
     run(tracks, "--out", f"{out}2", "--accept-labels")
+
+
+@pytest.mark.parametrize("answer", ["", "n\n", "\n", "what?\n"])
+def test_nothing_is_written_without_a_yes(tmp_path: Path, out: str, answer: str) -> None:
+    pulses, truth = frames()
+    path = write_sqlite(tmp_path / "a.db", pulses.drop(columns="charge"), truth)
+    with pytest.raises(ConfigError, match=r"not converted.*answer.*--yes"):
+        run(path, "--out", out, answer=answer)
+    assert not (tmp_path / "raw").exists()
+    run(path, "--out", out, answer="y\n")
+    run(path, "--out", f"{out}2", "--yes", answer=answer)
 
 
 def test_labels_that_cannot_be_judged_are_told(tmp_path: Path, out: str, tracks: Path) -> None:
