@@ -51,7 +51,7 @@ def train(context, documents, tmp_path, launch):
         model_path=tmp_path / "model.json",
         choices=TrainingChoices(),
         launch=launch,
-        paths=context.paths.training.local_request,
+        paths=context.paths.training.job_request,
     )
 
 
