@@ -1,8 +1,8 @@
 """Asking a service that is away again: one way to do it, for every client of the project.
 
 A request is made again while its service may come back, with growing pauses, until the patience is
-over. What can never succeed is told at once. How long is the choice of each caller; how long a
-service may stay silent before its address counts as wrong is the same for all of them.
+over. What can never succeed is told at once. How long a pod waits is the same for all clients: for
+what its step cannot do without, and for a first answer of what it can do without.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ FIRST_CONTACT_S = 60.0
 Network policies are programmed after a pod has started. Until the network plugin knows the pod,
 each of its connections is refused or dropped: seconds as a rule, more on a busy node.
 """
+AWAY_S = 1800.0
+"""How long a pod waits for what its step cannot do without: object store, registry, Kubernetes.
+
+With the defaults of Kubeflow Pipelines 2.17 a step whose process fails is not started again, so it
+must outlast an upgrade, a failing node or a database that recovers. Metrics are no such thing.
+"""
 _IN_A_POD = "KUBERNETES_SERVICE_HOST"
 
 Answer = TypeVar("Answer")
@@ -32,7 +38,21 @@ def first_contact_s(environment: Mapping[str, str] = os.environ) -> float:
 
     Returns FIRST_CONTACT_S in a pod; 0 elsewhere, where silence means a wrong address.
     """
-    return FIRST_CONTACT_S if environment.get(_IN_A_POD) else 0.0
+    return FIRST_CONTACT_S if is_in_a_pod(environment) else 0.0
+
+
+def away_s(elsewhere_s: float = 0.0, environment: Mapping[str, str] = os.environ) -> float:
+    """Give how long a service is waited for without which a step cannot go on.
+
+    elsewhere_s: outside a pod, where a person looks on and starts it again
+    Returns AWAY_S in a pod.
+    """
+    return AWAY_S if is_in_a_pod(environment) else elsewhere_s
+
+
+def is_in_a_pod(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether Kubernetes runs this process."""
+    return bool(environment.get(_IN_A_POD))
 
 
 def may_pass(error: BaseException | None) -> bool:

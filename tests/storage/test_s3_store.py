@@ -4,10 +4,12 @@ import hashlib
 import http.server
 import socket
 import threading
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 
 from iceaggr.errors import StorageError
+from iceaggr.patience import AWAY_S, may_pass
 from iceaggr.storage import open_store, s3_client
 from tests.stand_in import Answer, StandIn
 
@@ -118,8 +120,8 @@ def end(server):
     server.server_close()
 
 
-def store_at(url):
-    return open_store({"AWS_ENDPOINT_URL": url, **KEYS})
+def store_at(url, more=MappingProxyType({})):
+    return open_store({"AWS_ENDPOINT_URL": url, **KEYS, **more})
 
 
 def url_of(server):
@@ -185,6 +187,59 @@ def test_body_that_always_breaks_off_is_an_error_in_the_end(flaky_store, monkeyp
     with pytest.raises(StorageError, match=r"request failed \[s3://bucket/x\]"):
         flaky_store.read_bytes("s3://bucket/x")
     assert _Flaky.n_gets == 8
+
+
+IN_A_POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only the waits between two tries move on; gives its reading."""
+    clock = SimpleNamespace(now_s=0.0)
+    monkeypatch.setattr(s3_client, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _: None))
+
+    def wait(seconds):
+        clock.now_s += seconds
+        if clock.now_s > clock.back_at_s and clock.server is None:
+            clock.server = serve(clock.port)
+
+    clock.server, clock.back_at_s = None, float("inf")
+    monkeypatch.setattr(s3_client, "sleep", wait)
+    yield clock
+    if clock.server is not None:
+        end(clock.server)
+
+
+@pytest.mark.parametrize("has_answered", [False, True])
+def test_pod_waits_half_an_hour_for_a_store_that_is_away(clock, caplog, has_answered):
+    server = serve()
+    store = store_at(url_of(server), IN_A_POD)
+    if has_answered:
+        assert store.read_bytes("s3://bucket/x") == _Flaky.content
+    end(server)
+    with socket.socket() as keeper:  # refuses callers, keeps the port
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind(server.server_address)
+        with pytest.raises(StorageError, match="not reachable") as caught:
+            store.read_bytes("s3://bucket/x")
+        assert AWAY_S <= clock.now_s < AWAY_S + 30
+        assert may_pass(caught.value)
+        assert caplog.text.count("asking again") == 1, "nobody must wonder what it waits for"
+        clock.now_s, clock.back_at_s, clock.port = 0.0, AWAY_S - 60, server.server_port
+        assert store.read_bytes("s3://bucket/x") == _Flaky.content
+    assert clock.now_s > AWAY_S - 60
+
+
+@pytest.mark.parametrize("status", [400, 403, 501])
+def test_pod_does_not_wait_for_what_cannot_pass(clock, status):
+    class Refusing(StandIn):
+        def answer(self, request):
+            return Answer(status)
+
+    with Refusing() as server, pytest.raises(StorageError):
+        store_at(server.url, IN_A_POD).read_bytes("s3://bucket/x")
+    assert clock.now_s < 10
 
 
 def test_store_that_has_answered_before_is_waited_for(monkeypatch):

@@ -3,17 +3,20 @@
 import json
 import ssl
 import subprocess
+import threading
 import time
 import uuid
 
 import mlflow
 import pytest
 
+from iceaggr import patience
 from iceaggr.errors import TrackingError
 from iceaggr.patience import may_pass
 from iceaggr.steps import context as step_context
 from iceaggr.steps.context import make_context
 from iceaggr.tracking import connection
+from iceaggr.tracking import run as tracking_run
 from iceaggr.tracking.connection import (
     NOTE,
     NOTE_TAG,
@@ -59,6 +62,32 @@ def test_server_that_starts_is_waited_for(mlflow_service, status, only):
         with opened(gate.uri) as tracker:
             assert tracker.run_id
         assert time.monotonic() - began > 2.5
+
+
+@pytest.mark.parametrize(("step", "insists"), [("plan_shards", True), ("train_model", False)])
+def test_first_step_of_a_pod_waits_as_long_as_a_training_and_no_other_is_held_up(
+    mlflow_service, monkeypatch, tmp_path, step, insists
+):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr(patience, "FIRST_CONTACT_S", 0.1)
+    monkeypatch.setattr(tracking_run, "FIRST_CONTACT_S", 0.1)
+    monkeypatch.setattr(step_context, "FIRST_CONTACT_S", 0.1)
+    monkeypatch.setattr(patience, "AWAY_S", 120.0)
+    with Gate(mlflow_service.mlflow_uri, lambda *_: (500, STARTING)) as gate:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", gate.uri)
+
+        def recover():
+            gate.answer = lambda *_: None
+
+        timer = threading.Timer(8.0 if insists else 60.0, recover)
+        timer.start()
+        context = make_context(uuid.uuid4().hex, "connection tests", tmp_path.as_uri(), {})
+        began = time.monotonic()
+        with context.tracking(step) as tracker:
+            assert bool(tracker.run_id) == insists
+            assert insists == (time.monotonic() - began > 7.0)
+            timer.cancel()
+            recover()
 
 
 @pytest.mark.parametrize(

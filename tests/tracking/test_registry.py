@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import requests
 
+from iceaggr import patience
 from iceaggr.errors import TrackingError
 from iceaggr.local_services.processes import choose_ports
 from iceaggr.models.bundle import DOCUMENT, load_model
@@ -180,6 +181,28 @@ def test_registry_waits_for_a_server_that_comes_back(mlflow_service, name, versi
     monkeypatch.setattr(connection, "PATIENCE_S", 0.2)
     door.shut()
     with pytest.raises(TrackingError, match=r"cannot look up the champion \[model-"):
+        registry.champion(name)
+
+
+def test_registry_of_a_pod_waits_as_long_as_a_training(mlflow_service, name, versions, monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr(connection, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(patience, "FIRST_CONTACT_S", 0.1)
+    monkeypatch.setattr(patience, "AWAY_S", 60.0)
+    door = Door(mlflow_service.mlflow_uri)
+    began = time.monotonic()
+    back = threading.Timer(3.0, door.open)
+    back.start()
+    registry = ModelRegistry(door.uri)
+    assert time.monotonic() - began > 2.5
+    door.shut()
+    back = threading.Timer(3.0, door.open)
+    back.start()
+    assert registry.champion(name) is None
+    back.join()
+    door.shut()
+    monkeypatch.setattr(patience, "AWAY_S", 0.5)
+    with pytest.raises(TrackingError, match="cannot look up the champion"):
         registry.champion(name)
 
 

@@ -12,7 +12,7 @@ import urllib3
 from kubernetes import client, config
 
 from iceaggr.errors import TrainingError
-from iceaggr.patience import FIRST_CONTACT_S, ask_patiently
+from iceaggr.patience import FIRST_CONTACT_S, ask_patiently, away_s
 
 _GROUP, _VERSION, _PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 _PATH = ("group", "version", "namespace", "plural", "name")
@@ -135,7 +135,7 @@ class JobApi:
         found = ask_patiently(
             lambda: self._read_pod(pod),
             is_away=lambda error: isinstance(error, KubernetesAwayError),
-            patience_s=FIRST_CONTACT_S,
+            patience_s=away_s(FIRST_CONTACT_S),
         )
         return str(found.spec.service_account_name or "")
 

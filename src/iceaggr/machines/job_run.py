@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from iceaggr.errors import TrainingError
 from iceaggr.machines.job_api import JobApi, KubernetesAwayError, KubernetesError, MainPod
 from iceaggr.machines.train_job import TrainJobOrder, build_train_job, job_name
-from iceaggr.patience import ask_patiently
+from iceaggr.patience import ask_patiently, away_s
 from iceaggr.signals import Interruption, TrainingInterruptedError
 
 # Show the log of a TrainJob's first pod as it grows, across restarts and broken connections.
@@ -127,7 +127,7 @@ def _launch_or_adopt(
     pause_s: float,
 ) -> None:
     name = job["metadata"]["name"]
-    until = time.monotonic() + _PATIENCE_S
+    until = time.monotonic() + away_s(_PATIENCE_S)
     while not stop.requested:
         late = time.monotonic() > until
         try:
@@ -180,7 +180,7 @@ def _wait(api: JobApi, name: str, stop: Interruption, pause_s: float) -> tuple[s
         except KubernetesAwayError:
             # the job runs on without us; only a long silence is an error
             away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > _PATIENCE_S:
+            if time.monotonic() - away_since > away_s(_PATIENCE_S):
                 raise
             stop.wait(pause_s)
             continue
@@ -205,7 +205,7 @@ def _patiently(request: Callable[[], _Answer], pause_s: float) -> _Answer:
     return ask_patiently(
         request,
         is_away=lambda error: isinstance(error, KubernetesAwayError),
-        patience_s=_PATIENCE_S,
+        patience_s=away_s(_PATIENCE_S),
         longest_pause_s=pause_s,
     )
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from iceaggr import errors
 from iceaggr.errors import IceaggrError, PartnerError, TrainingError, as_machine_error
-from iceaggr.patience import ask_patiently, may_pass
+from iceaggr.patience import AWAY_S, ask_patiently, may_pass
 from iceaggr.signals import (
     EXIT_CODE_INTERRUPTED,
     Interruption,
@@ -65,7 +65,7 @@ class Limits:
     n_in_vain: int = 3
     n_crashes_in_vain: int = 1
     first_pause_s: float = 5.0
-    store_away_s: float = 1800.0
+    store_away_s: float = AWAY_S
 
 
 LIMITS = Limits()

@@ -12,7 +12,7 @@ from iceaggr.config import ExperimentConfig, parse_config
 from iceaggr.errors import ConfigError
 from iceaggr.interfaces import NullTracker, ObjectStore, Tracker
 from iceaggr.paths import RunPaths, WorkPaths
-from iceaggr.patience import FIRST_CONTACT_S
+from iceaggr.patience import FIRST_CONTACT_S, away_s
 from iceaggr.service_settings import TRACKING_VARIABLE, without_credentials
 from iceaggr.signals import TerminatedError, TrainingInterruptedError
 from iceaggr.storage import open_store
@@ -97,7 +97,7 @@ class RunContext:
                 check_server(
                     *(tracker.client, tracker.run_id),
                     self.config.model_dump_json(indent=1),
-                    FIRST_CONTACT_S,
+                    away_s(FIRST_CONTACT_S),
                 )
             yield tracker
         except (TerminatedError, TrainingInterruptedError):

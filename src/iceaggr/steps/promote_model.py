@@ -21,6 +21,7 @@ from iceaggr.evaluation.promotion import Verdict, decide_promotion, refuse_false
 from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.losses import trains_kappa
 from iceaggr.models.bundle import load_model
+from iceaggr.patience import may_pass
 from iceaggr.progress import StepProgress
 from iceaggr.shards.manifest import ShardManifest
 from iceaggr.steps.champion import judge_against
@@ -133,7 +134,7 @@ def _judge(
             obstacle=str(error).rstrip("."),
             remedy=_what_next(context, pointer, error),
         )
-        if model_uri != pointer.model_uri and not isinstance(error, ServerAwayError):
+        if model_uri != pointer.model_uri and not may_pass(error):
             with suppress(TrackingError):
                 registry.record_verdict(registered, {"verdict": verdict.reason})
         return model_uri, verdict, failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import random
 import threading
@@ -19,11 +20,12 @@ from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from botocore.exceptions import BotoCoreError, ClientError, PartialCredentialsError
 
 from iceaggr.errors import StorageError
-from iceaggr.patience import first_contact_s
-from iceaggr.service_settings import refuse_credentials, store_settings
+from iceaggr.patience import away_s, is_in_a_pod
+from iceaggr.service_settings import refuse_credentials, store_settings, without_credentials
 from iceaggr.storage.s3_errors import (
     NotS3Error,
     explain,
+    is_damaged,
     is_expired,
     is_transient,
     is_wordless,
@@ -37,6 +39,8 @@ READ_TIMEOUT_S = 60.0
 _PATIENT_ATTEMPTS = 8
 _WORDLESS_ATTEMPTS = 2
 """A refusal without a reason may mean expired credentials, but more often means wrong ones."""
+_TELL_AFTER = 3
+"""Failures after which the log says what is waited for; single ones are daily life."""
 _LONGEST_WAIT_S = 20.0
 _FIRST_CONTACT_WAIT_S = 5.0
 _PATIENCE_S = 300.0
@@ -58,14 +62,16 @@ _SAID_BY_S3 = {
 
 Answer = TypeVar("Answer")
 
+log = logging.getLogger(__name__)
+
 
 class S3Client:
     """Makes requests and tells failures as StorageError.
 
-    botocore repeats a failed request twice by itself. Beyond that we wait, up to about a minute
-    and a half (five minutes if it accepts requests and never answers), for a store that has
-    answered this process before. A store that was never there is a wrong address, and says so: at
-    once on a machine of one's own, in a pod after the minute that a first contact may take.
+    botocore repeats a failed request twice by itself. Beyond that we wait for a store that is away:
+    in a pod for `patience.AWAY_S`, since nobody starts a failed step again. On a machine of one's
+    own about a minute and a half (five minutes if it accepts requests and never answers), if it
+    has answered this process before; one that was never there is a wrong address, and says so.
     Credentials that have expired are read anew, unless they stand in the environment,
     which cannot change. Shared by threads; a forked process reconnects.
     """
@@ -101,19 +107,27 @@ class S3Client:
             except (ClientError, BotoCoreError, OSError) as error:
                 self._has_answered |= isinstance(error, ClientError)
                 renewed = self._renew(error, n_failed)
-                if not (renewed or is_transient(error)) or self._is_over(n_failed, started):
+                passes = is_transient(error)
+                if not (renewed or passes) or self._is_over(error, n_failed, started):
                     raise
+                if passes and n_failed == _TELL_AFTER:
+                    self._tell(error)
             wait_s = min(0.5 * 2 ** (n_failed - 1), _LONGEST_WAIT_S)
             if not self._has_answered:
                 wait_s = min(wait_s, _FIRST_CONTACT_WAIT_S)
             sleep(wait_s * random.uniform(0.7, 1.3))  # workers must not come back together
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _is_over(self, n_failed: int, started: float) -> bool:
+    def _is_over(self, error: Exception, n_failed: int, started: float) -> bool:
         waited_s = time.monotonic() - started
-        if self._has_answered:
-            return n_failed >= _PATIENT_ATTEMPTS or waited_s > _PATIENCE_S
-        return waited_s >= first_contact_s(self._environment)
+        is_away = is_transient(error) and not is_damaged(error)
+        if is_away and (is_in_a_pod(self._environment) or not self._has_answered):
+            return waited_s >= away_s(environment=self._environment)
+        return n_failed >= _PATIENT_ATTEMPTS or waited_s > _PATIENCE_S
+
+    def _tell(self, error: Exception) -> None:
+        words = without_credentials(" ".join(str(error).split()))
+        log.warning("object store %s does not answer well: %s; asking again", self.endpoint, words)
 
     def note_answer(self) -> None:
         """Remember that the store is there although the request has not ended yet."""

@@ -47,6 +47,7 @@ BROKEN = (
     ConnectionError,
     TimeoutError,
 )
+_NOT_IMPLEMENTED = 501
 # Refused although nothing is wrong with what was asked: the request was damaged on its way.
 _DAMAGED_REQUEST = {
     "BadDigest",
@@ -92,8 +93,13 @@ def is_transient(error: Exception) -> bool:
     """Tell whether the same request may succeed a little later."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status >= 500 or status == 429 or error_code(error) in _DAMAGED_REQUEST
+        return (status >= 500 and status != _NOT_IMPLEMENTED) or status == 429 or is_damaged(error)
     return isinstance(error, UNREACHABLE + BROKEN)
+
+
+def is_damaged(error: Exception) -> bool:
+    """Tell whether the store says that the request came to it damaged: it is there, and listens."""
+    return error_code(error) in _DAMAGED_REQUEST
 
 
 def explain(error: Exception, uri: str, endpoint: str) -> StorageError:

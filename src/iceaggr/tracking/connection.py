@@ -23,7 +23,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from iceaggr.errors import TrackingError
-from iceaggr.patience import ask_patiently, may_pass
+from iceaggr.patience import ask_patiently, away_s, may_pass
 from iceaggr.service_settings import (
     fill_environment,
     refuse_credentials,
@@ -69,7 +69,7 @@ LACKS_SIGNS_REMEDY = (
     " restart the server"
 )
 PATIENCE_S = 90.0
-"""How long the registry, which cannot do without its server, waits for one that is away."""
+"""How long, outside a pod, the registry waits for its server, which it cannot do without."""
 _OUR_DEFAULTS = {
     # MLflow's own would repeat a request for minutes; the outbox and `patient` repeat instead
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -228,12 +228,17 @@ def as_tracking_error(failed: str, where: str) -> Iterator[None]:
 
 
 def patient(method: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
-    """Repeat a method that may run twice, for PATIENCE_S, while the server is away or failing."""
+    """Repeat a method that may run twice, while the server is away or failing.
+
+    Waits for PATIENCE_S, in a pod for `patience.AWAY_S`.
+    """
 
     @wraps(method)
     def repeating(*arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
         return ask_patiently(
-            lambda: method(*arguments, **options), is_away=may_pass, patience_s=PATIENCE_S
+            lambda: method(*arguments, **options),
+            is_away=may_pass,
+            patience_s=away_s(PATIENCE_S),
         )
 
     return repeating

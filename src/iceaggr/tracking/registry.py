@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from iceaggr.errors import TrackingError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import DOCUMENT, GEOMETRY, WEIGHTS
-from iceaggr.patience import first_contact_s
+from iceaggr.patience import away_s
 from iceaggr.service_settings import tracking_server
 from iceaggr.storage.uris import file_uri
 from iceaggr.tracking.connection import as_tracking_error, connect, patient
@@ -187,14 +187,12 @@ PREVIOUS_TAG = "previous_champion"
 class ModelRegistry:
     """The registry of one tracking server; an empty URI means the server of the runs.
 
-    patience_s: how long to wait for a server that is away; in a pod a minute at least.
+    patience_s: how long to wait, outside a pod, for a server that is away.
     Raises: TrackingError from every method, naming the model.
     """
 
     def __init__(self, tracking_uri: str = "", patience_s: float = 0.0) -> None:
-        self._client: MlflowClient = connect(
-            tracking_uri or tracking_server(), max(patience_s, first_contact_s())
-        )
+        self._client: MlflowClient = connect(tracking_uri or tracking_server(), away_s(patience_s))
 
     @patient
     def register(

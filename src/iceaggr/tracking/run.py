@@ -27,7 +27,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from iceaggr.errors import TrackingError
-from iceaggr.patience import FIRST_CONTACT_S, first_contact_s, may_pass
+from iceaggr.patience import FIRST_CONTACT_S, away_s, first_contact_s, may_pass
 from iceaggr.service_settings import attached_run_id, tracking_server
 from iceaggr.tracking.connection import as_tracking_error, connect, refuse_password
 from iceaggr.tracking.outbox import Outbox
@@ -272,9 +272,8 @@ def open_tracker(
     Under Kubeflow's MLflow plugin it is the run that the plugin made. An empty `tracking_uri`
     means the server of `iceaggr.service_settings`.
     must_answer: False goes on without a server, and sends everything when it is back.
-    Raises: TrackingError, at once if the server refuses; if none answers within seconds or, in a
-    pod, after the minute of a first contact, which a failing server gets anywhere; ConfigError if
-    its address holds a password.
+    Raises: TrackingError, at once if the server refuses; if none answers within seconds (a minute
+    if it fails), in a pod within `patience.AWAY_S`; ConfigError if its address holds a password.
     """
     server = tracking_uri or tracking_server()
     refuse_password(server)
@@ -288,7 +287,7 @@ def open_tracker(
     spool = Path(tempfile.mkdtemp(prefix=f"{SPOOL_PREFIX}{step}-"))
     sender = LateSender(target, spool)
     try:
-        sender.open(first_contact_s(), FIRST_CONTACT_S)
+        sender.open(away_s() if must_answer else first_contact_s(), FIRST_CONTACT_S)
     except TrackingError as error:
         if must_answer or not may_pass(error):
             shutil.rmtree(spool)
