@@ -149,6 +149,7 @@ def image_problems(where: str, image: str) -> Iterator[str]:
 _SCHEDULE = "iceaggr-schedule"
 _CONFIGS = Path(__file__).parent.parent / "configs"
 _PLACES = "allowed-uris"
+_KFP_API = "kfp-api"
 
 
 def setting_problems(documents: list[dict[str, Any]]) -> Iterator[str]:
@@ -168,6 +169,10 @@ def _step_problems(settings: dict[str, str]) -> Iterator[str]:
     if _PLACES not in settings:
         # without it steps may go everywhere: that must be stated, not forgotten
         yield f"ConfigMap {SETTINGS_CONFIG_MAP}: {_PLACES} is missing; empty = every place"
+    try:
+        _check_host(settings.get(_KFP_API, ""), "settings.env")
+    except ConfigError as error:
+        yield f"ConfigMap {SETTINGS_CONFIG_MAP}: {_KFP_API}: {error}"
 
 
 def _schedule_problems(job: dict[str, Any], settings: dict[str, str]) -> Iterator[str]:
@@ -207,10 +212,10 @@ def _check_config_name(name: str) -> None:
     load_config(_CONFIGS / name)
 
 
-def _check_host(host: str) -> None:
+def _check_host(host: str, file: str = "schedule.env") -> None:
     if host:
         check_address(Connection(host))
-    refuse_credentials(host, where="schedule.env", remedy="The job has a token of its own")
+    refuse_credentials(host, where=file, remedy="The schedule job has a token of its own")
 
 
 _VALUE_CHECKS: dict[str, Callable[[str], None]] = {

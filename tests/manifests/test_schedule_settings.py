@@ -62,6 +62,14 @@ def test_setting_problems_names_a_value_that_the_schedule_job_would_refuse(name,
     assert re.search(message, problem)
 
 
+@pytest.mark.parametrize("value", ["ml-pipeline:8888", "https://token@kfp:8888"])
+def test_setting_problems_names_an_address_that_the_last_step_cannot_ask(value):
+    documents = render("existing")
+    find(documents, "ConfigMap", "iceaggr-settings")["data"]["kfp-api"] = value
+    (problem,) = setting_problems(documents)
+    assert problem.startswith("ConfigMap iceaggr-settings: kfp-api: ")
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_schedules_with_parameters_that_the_pipeline_has(overlay, compiled, tmp_path):
     settings = find(render(overlay), "ConfigMap", "iceaggr-schedule-parameters")["data"]

@@ -217,15 +217,36 @@ def kfp():
 )
 def test_run_stopped_from_outside_is_told_as_who_stopped_it(kfp, state, status, words):
     kfp.state = state
-    pod = {"KUBERNETES_SERVICE_HOST": "x", "KFP_HOST": kfp.url}
+    pod = {"KUBERNETES_SERVICE_HOST": "x", "ICEAGGR_KFP_API": kfp.url}
     found, reason = who_stopped("run-1", pod)
     assert found == status
     assert words in reason
 
 
+def test_api_that_restarts_is_waited_for_before_a_run_is_told_as_killed(kfp, monkeypatch):
+    kfp.state = "RUNNING"
+    pod = {"KUBERNETES_SERVICE_HOST": "x", "ICEAGGR_KFP_API": f"{kfp.url}/"}
+    for status in (503, 0, 500):
+        kfp.fail("GET", ".*", status)
+    assert who_stopped("run-1", pod)[0] == "FAILED"
+    assert kfp.failures == []
+    monkeypatch.setattr(close_run, "_PATIENCE_S", 0.1)
+    for _ in range(100):
+        kfp.fail("GET", ".*", 503)
+    status, reason = who_stopped("run-1", pod)
+    assert status == "KILLED"
+    assert f"did not tell whether by a person ({kfp.url}: HTTP Error 503" in reason
+
+
+def test_api_that_asks_for_a_login_is_not_waited_for(kfp):
+    pod = {"KUBERNETES_SERVICE_HOST": "x", "ICEAGGR_KFP_API": kfp.url}
+    assert who_stopped("run-1", pod)[0] == "KILLED"
+    assert len(kfp.requests) == 1
+
+
 def test_nobody_is_asked_who_stopped_a_run_outside_a_cluster(kfp):
     kfp.state = "RUNNING"
-    assert who_stopped("run-1", {"KFP_HOST": kfp.url})[0] == "KILLED"
+    assert who_stopped("run-1", {"ICEAGGR_KFP_API": kfp.url})[0] == "KILLED"
 
 
 def test_close_run_ends_a_train_job_that_nobody_waits_for(run, monkeypatch):

@@ -23,6 +23,7 @@ SETTINGS_ENVIRONMENT = {
     "object-store-endpoint": "ICEAGGR_OBJECT_STORE_ENDPOINT",
     "object-store-region": "ICEAGGR_OBJECT_STORE_REGION",
     "allowed-uris": "ICEAGGR_ALLOWED_URIS",
+    "kfp-api": "ICEAGGR_KFP_API",
 }
 OBJECT_STORE_ENVIRONMENT = {
     "access-key-id": "ICEAGGR_OBJECT_STORE_ACCESS_KEY_ID",

@@ -15,7 +15,9 @@ import os
 import time
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Literal
+from urllib.error import HTTPError
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,7 +30,9 @@ from iceaggr.paths import (
     TrainingPaths,
     WorkPaths,
 )
+from iceaggr.patience import ask_patiently, is_in_a_pod
 from iceaggr.progress import StepProgress
+from iceaggr.service_settings import without_credentials
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import parse_document
 
@@ -114,8 +118,11 @@ _SUCCEEDED = ("COMPLETE", "SUCCEEDED")
 
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-_KFP_HOST = "http://ml-pipeline.kubeflow:8888"
+KFP_API_VARIABLE = "ICEAGGR_KFP_API"
+_KFP_API = "http://ml-pipeline.kubeflow:8888"
 _ANSWER_S = 10.0
+_PATIENCE_S = 180.0
+"""How long an API that restarts is waited for: the answer decides a word, not the run's result."""
 _BY_A_PERSON = "terminated by a person in Kubeflow Pipelines"
 _BY_THE_PLATFORM = (
     "a step was ended by the platform and not retried: evicted, out of memory, or its pod deleted"
@@ -195,22 +202,36 @@ def who_stopped(run_id: str, environment: Mapping[str, str] = os.environ) -> tup
     the run tells them apart: it is CANCELING after Terminate, until the last step has ended.
     Returns the state for MLflow and the reason; KILLED where KFP gives no answer.
     """
-    if "KUBERNETES_SERVICE_HOST" not in environment:
+    if not is_in_a_pod(environment):
         return "KILLED", _UNKNOWN
-    address = f"{environment.get('KFP_HOST', _KFP_HOST)}/apis/v2beta1/runs/{run_id}"
+    api = (environment.get(KFP_API_VARIABLE) or _KFP_API).rstrip("/")
+    address = f"{api}/apis/v2beta1/runs/{run_id}"
     try:
-        with urllib.request.urlopen(address, timeout=_ANSWER_S) as answer:
-            state = json.load(answer)["state"]
-    except (OSError, ValueError, LookupError, TypeError):
+        state = ask_patiently(
+            lambda: _state_at(address), is_away=_may_come_back, patience_s=_PATIENCE_S
+        )
+    except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
         # a multi-user installation asks for a login that steps do not have
-        return "KILLED", _UNKNOWN
+        return "KILLED", f"{_UNKNOWN} ({without_credentials(api)}: {error})"
     by_a_person = state in ("CANCELING", "CANCELED")
     return ("KILLED", _BY_A_PERSON) if by_a_person else ("FAILED", _BY_THE_PLATFORM)
 
 
+def _state_at(address: str) -> str:
+    with urllib.request.urlopen(address, timeout=_ANSWER_S) as answer:
+        return str(json.load(answer)["state"])
+
+
+def _may_come_back(error: Exception) -> bool:
+    """Tell a server that is away or starting from one that refuses."""
+    if isinstance(error, HTTPError):
+        return error.code >= 500 or error.code == 429
+    return isinstance(error, OSError | HTTPException)
+
+
 def _stop_train_job(store: ObjectStore, context: RunContext) -> bool:
     asked = store.stat(context.paths.training.job_request.request_uri) is not None
-    if not asked or "KUBERNETES_SERVICE_HOST" not in os.environ:
+    if not asked or not is_in_a_pod():
         return False
     from iceaggr.machines.job_api import JobApi
     from iceaggr.machines.job_run import stop_train_job
