@@ -25,7 +25,16 @@ UNITS = {
 }
 """How much one unit is of the first one of its row, which is ours."""
 
-_COORDINATES = ("sensor_pos_{}", "dom_{}", "sensor_{}", "pos_{}", "position_{}", "{}", "hit_{}")
+_COORDINATES = (
+    "sensor_pos_{}",
+    "dom_{}",
+    "sensor_{}",
+    "pos_{}",
+    "position_{}",
+    "{}",
+    "hit_{}",
+    "om_{}",
+)
 _ANGLES = ("{}", "initial_state_{}", "injection_{}", "true_{}", "{}_true", "mc_{}", "neutrino_{}")
 _VECTOR = ("dir_{}", "direction_{}", "true_dir_{}", "mc_dir_{}", "initial_state_dir_{}")
 _VERTEX = ("initial_state_{}", "injection_position_{}", "vertex_{}", "position_{}", "pos_{}")
@@ -40,7 +49,7 @@ PULSE_FIELDS = {
         "arrival_time",
         "photon_time",
     ),
-    "sensor_id": ("sensor_id", "dom_id", "module_id", "pmt_id", "sensor"),
+    "sensor_id": ("sensor_id", "dom_id", "module_id", "pmt_id", "om_id", "sensor", "om"),
     "string": ("sensor_string_id", "string_id", "string", "line_id", "du_id", "du"),
     "dom": ("dom_number", "om", "dom", "om_number", "sensor_number", "floor"),
     "x_m": tuple(name.format("x") for name in _COORDINATES),
@@ -55,8 +64,8 @@ PULSE_FIELDS = {
 of auxiliary, lc_flags a bit field of which the lowest bit is hlc (IceTray's recorded pulses)."""
 
 TRUTH_FIELDS = {
-    "azimuth": tuple(name.format("azimuth") for name in _ANGLES),
-    "zenith": tuple(name.format("zenith") for name in _ANGLES),
+    "azimuth": (*(name.format("azimuth") for name in _ANGLES), "phi"),
+    "zenith": (*(name.format("zenith") for name in _ANGLES), "theta"),
     "direction_x": tuple(name.format("x") for name in _VECTOR),
     "direction_y": tuple(name.format("y") for name in _VECTOR),
     "direction_z": tuple(name.format("z") for name in _VECTOR),
@@ -78,7 +87,8 @@ EVENT_NAMES = ("event_no", "event_id", "eventid", "event_number", "evt_id", "evt
 RUN_NAMES = (("run", "run_id"), ("event", "event_id"), ("subevent", "sub_event", "sub_event_id"))
 """Of files without one number per event: run and event, and the part of a split event."""
 EVENT_FIELDS = ("event_id", "truth_event_id")
-_PREFERRED_PULSES = ("merged_photons", "total", "photons", "pulses", "hits")
+_PREFERRED_PULSES = ("merged_photons", "total")
+"""Of NuBench and Prometheus: they hold the pulses of the tables beside them, and the noise."""
 _PREFERRED_TRUTH = ("mc_truth", "truth", "mcprimary", "mc_primary")
 
 QUANTITY = {
@@ -187,7 +197,8 @@ def choose_pulses(tables: Mapping[str, Sequence[str]], given: GivenNames) -> Cho
         if (chosen := _fit(name, columns, PULSE_FIELDS, "event_id", given)) and _has_pulses(chosen)
     }
     what = "an event, a time, and a sensor_id, a string and dom, or a position"
-    name = _pick(tables, fitting, given.pulses, _PREFERRED_PULSES, "pulses", what)
+    near = _nearest(tables, PULSE_FIELDS, "event_id", given, given.pulses)
+    name = _pick(tables, fitting, given.pulses, _PREFERRED_PULSES, "pulses", what, near)
     return _whole(name, tables[name], PULSE_FIELDS, "event_id", given)
 
 
@@ -204,7 +215,8 @@ def choose_truth(
     if len(fitting) > 1 and not given.truth:  # each pulse may have the label of its event, too
         fitting.pop(pulses.name, None)
     what = "an event, and azimuth and zenith, or direction_x, direction_y and direction_z"
-    name = _pick(tables, fitting, given.truth, _PREFERRED_TRUTH, "truth", what)
+    near = _nearest(tables, TRUTH_FIELDS, key, given, given.truth)
+    name = _pick(tables, fitting, given.truth, _PREFERRED_TRUTH, "truth", what, near)
     return _whole(name, tables[name], TRUTH_FIELDS, key, given, like=pulses.event)
 
 
@@ -250,6 +262,9 @@ def _fit(
             found[field_name] = column
             units[field_name] = unit
             factors[field_name] = UNITS[quantity][unit] if quantity else 1.0
+    if "sensor_id" in found and found["sensor_id"] == found.get("dom"):
+        # an `om` counts on its string, or all sensors where there is no string
+        del found["sensor_id" if "string" in found else "dom"]
     return ChosenTable(name, event, found, factors, units)
 
 
@@ -290,10 +305,10 @@ def _event_columns(columns: Sequence[str], given: str, like: tuple[str, ...]) ->
 
 def _guess(columns: Sequence[str], names: Iterable[str]) -> tuple[str, str]:
     """Find the first of their names among the columns: the column and the unit in its name."""
-    plain = {column.lower(): column for column in reversed(columns)}
+    plain = {_plain(column): column for column in reversed(columns)}
     stems = {}
     for column in reversed(columns):
-        found = _SUFFIX.fullmatch(column.lower())
+        found = _SUFFIX.fullmatch(_plain(column))
         if found:
             stems[found[1]] = (column, found[2])
     for name in names:
@@ -304,15 +319,23 @@ def _guess(columns: Sequence[str], names: Iterable[str]) -> tuple[str, str]:
     return "", ""
 
 
+def _plain(column: str) -> str:
+    """Write a name as the lists do: `Event Number` is event_number."""
+    return re.sub(r"[\s-]+", "_", column.strip().lower())
+
+
 def _unit(column: str) -> str:
-    found = _SUFFIX.fullmatch(column.lower())
+    found = _SUFFIX.fullmatch(_plain(column))
     return found[2] if found else ""
 
 
 def _has_pulses(table: ChosenTable) -> bool:
+    return "time_ns" in table.columns and _is_placed(table)
+
+
+def _is_placed(table: ChosenTable) -> bool:
     has = set(table.columns)
-    placed = {"x_m", "y_m", "z_m"} <= has or "sensor_id" in has or {"string", "dom"} <= has
-    return "time_ns" in has and placed
+    return {"x_m", "y_m", "z_m"} <= has or "sensor_id" in has or {"string", "dom"} <= has
 
 
 def _has_direction(table: ChosenTable) -> bool:
@@ -327,11 +350,15 @@ def _pick(
     preferred: Sequence[str],
     flag: str,
     needs: str,
+    nearest: tuple[str, Sequence[str]],
 ) -> str:
-    """Take the table that the user named, the only one that fits, or the one of a known name."""
+    """Take the table that the user named, the only one that fits, or the one of a known name.
+
+    nearest: where none fits, the table that lacks the least and the fields that it lacks
+    """
     candidates = [given] if given in fitting else [] if given else list(fitting)
     known = [name for p in preferred for name in candidates if name.lower().split("/")[-1] == p]
-    if len(candidates) == 1 or known:
+    if len(candidates) == 1 or len(known) == 1:
         return (known or candidates)[0]
     if given and given not in tables:
         what = f"there is no table {given}"
@@ -340,10 +367,52 @@ def _pick(
     else:
         what = f"several tables could be the {flag}" if candidates else f"no table of {flag}"
     shown = candidates or ([given] if given in tables else list(tables))
+    found = "; ".join(f"{name} ({', '.join(tables[name])})" for name in shown) or "no table"
+    remedy = f"Name the table with --{flag} TABLE, and its columns with --column FIELD=COLUMN"
+    table, lacking = nearest
+    if lacking and not candidates and given in ("", table):
+        found += f"; the nearest, {table}, has no column known as {', '.join(lacking)}"
+        named = " ".join(f"--column {field_name}=NAME" for field_name in lacking)
+        remedy = f"Name what is missing: {'' if given else f'--{flag} {table} '}{named}"
     raise RawDataError(
         what,
         where=f"--{flag}",
-        found="; ".join(f"{name} ({', '.join(tables[name])})" for name in shown) or "no table",
+        found=found,
         expected=f"one table with {needs}",
-        remedy=f"Name the table with --{flag} TABLE, and its columns with --column FIELD=COLUMN",
+        remedy=remedy,
     )
+
+
+def _nearest(
+    tables: Mapping[str, Sequence[str]],
+    fields: Mapping[str, Sequence[str]],
+    key: str,
+    given: GivenNames,
+    named: str,
+) -> tuple[str, Sequence[str]]:
+    """Find the table that lacks the least, and the fields that it lacks; ('', ()) of none."""
+    lacking = {}
+    for name, columns in tables.items():
+        if name == named or not named:
+            # the number of the row stands for an event that has no other name
+            chosen = _fit(name, [*columns, ROW], fields, key, given)
+            if chosen and chosen.columns:
+                event = [key] if chosen.event == (ROW,) and ROW not in columns else []
+                lacking[name] = ([*event, *_lacking(chosen, fields)], -len(chosen.columns))
+    if not lacking:
+        return "", ()
+    name = min(lacking, key=lambda name: (len(lacking[name][0]), lacking[name][1]))
+    return name, lacking[name][0]
+
+
+def _lacking(table: ChosenTable, fields: Mapping[str, Sequence[str]]) -> list[str]:
+    """Name the fields of pulses or truth that a table lacks."""
+    has = table.columns
+    if "azimuth" in fields:
+        vector = ("direction_x", "direction_y", "direction_z")
+        wanted = vector if any(name in has for name in vector) else ("azimuth", "zenith")
+        return [] if _has_direction(table) else [name for name in wanted if name not in has]
+    time = [] if "time_ns" in has else ["time_ns"]
+    if _is_placed(table):
+        return time
+    return [*time, "dom" if "string" in has else "string" if "dom" in has else "sensor_id"]

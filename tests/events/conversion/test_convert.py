@@ -1,5 +1,7 @@
 import json
+import re
 import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -163,6 +165,66 @@ def test_several_tables_of_pulses_are_a_question(tmp_path):
     with pytest.raises(RawDataError, match=r"several tables could be the pulses \[--pulses\]"):
         converted(tmp_path / "raw", path)
     assert len(converted(tmp_path / "raw", path, pulses="CleanedPulses")[0]) == len(pulses[::2])
+
+
+@pytest.mark.parametrize(
+    ("table", "other", "flag"),
+    [
+        ("hits", "hits_clean", "pulses"),
+        ("photons", "pulses", "pulses"),
+        ("mc_truth", "truth", "truth"),
+    ],
+)
+def test_of_two_tables_that_would_do_none_is_taken_in_silence(tmp_path, table, other, flag):
+    pulses, truth = frames()
+    names = (table, "labels") if flag == "pulses" else ("hits", table)
+    path = write_sqlite(tmp_path / "a.db", pulses, truth, names)
+    with closing(sqlite3.connect(path)) as connection:
+        (pulses if flag == "pulses" else truth).to_sql(other, connection, index=False)
+    words = rf"several tables could be the {flag} .*{table} \(.*; {other} \("
+    with pytest.raises(RawDataError, match=words):
+        converted(tmp_path / "raw", path)
+    assert len(converted(tmp_path / "raw", path, **{flag: other})[1]) == len(truth)
+
+
+def test_names_with_blanks_and_units_are_known(tmp_path):
+    pulses, truth = frames()
+    path = write_sqlite(tmp_path / "a.db", pulses, truth)
+    plain = converted(tmp_path / "plain", path)
+    names = {"event_no": "Event Number", "sensor_id": "OM", "t": "t_us", "charge": "npe"}
+    names |= {f"sensor_pos_{axis}": f"OM_{axis}_cm" for axis in "xyz"}
+    pulses = pulses.assign(t=pulses["t"] / 1000).drop(columns=["sensor_string_id"])
+    for axis in "xyz":
+        pulses[f"sensor_pos_{axis}"] *= 100
+    angles = {"initial_state_azimuth": "phi_deg", "initial_state_zenith": "theta_deg"}
+    truth[list(angles)] = np.degrees(truth[list(angles)])
+    truth = truth.rename(columns={**angles, "event_no": "Event Number"})
+    path = write_sqlite(tmp_path / "b.db", pulses.rename(columns=names), truth, ("hits", "labels"))
+    found = converted(tmp_path / "raw", path)
+    pd.testing.assert_frame_equal(plain[0], found[0])
+    pd.testing.assert_frame_equal(plain[1], found[1])
+
+
+@pytest.mark.parametrize(
+    ("renamed", "words"),
+    [
+        ({"t": "when"}, r"nearest, hits, .* as time_ns\b.*--pulses hits --column time_ns=NAME$"),
+        (
+            {"event_no": "nr", "t": "when"},
+            r"as event_id, time_ns.*event_id=NAME --column t",
+        ),
+        (
+            {"initial_state_zenith": "up"},
+            r"nearest, labels, .* zenith.*--truth labels --column z",
+        ),
+    ],
+)
+def test_the_nearest_table_is_named_with_the_fields_that_it_lacks(tmp_path, renamed, words):
+    pulses, truth = (frame.rename(columns=renamed) for frame in frames())
+    path = write_sqlite(tmp_path / "a.db", pulses, truth, ("hits", "labels"))
+    with pytest.raises(RawDataError) as caught:
+        converted(tmp_path / "raw", path)
+    assert re.search(words, str(caught.value).split("; --unlabelled")[0])
 
 
 def test_a_null_time_or_charge_is_a_missing_value_that_sharding_counts(tmp_path):

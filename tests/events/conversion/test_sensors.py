@@ -39,14 +39,20 @@ def test_without_a_geometry_only_lit_sensors_are_known_and_that_is_told(tmp_path
     assert any(note.startswith("geometry: incomplete, only the") for note in notes)
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet", "pairs", "places"])
+@pytest.mark.parametrize("kind", ["csv", "blanks", "parquet", "pairs", "places"])
 def test_a_geometry_gives_all_sensors(tmp_path, kind):
     sensors = sensor_frame()
     if kind == "csv":
         sensors = sensors.rename(columns={f"sensor_pos_{axis}": axis for axis in "xyz"})
         sensors = sensors.rename(columns={"sensor_string_id": "string"})
-    path = tmp_path / ("g.csv" if kind == "csv" else "g.parquet")
-    sensors.to_csv(path, index=False) if kind == "csv" else sensors.to_parquet(path)
+    if kind == "blanks":
+        sensors = sensors.drop(columns=["sensor_string_id", "dom"])
+        sensors = sensors.rename(columns={"sensor_id": "om_id"})
+        for axis in "xyz":
+            sensors[f"{axis.upper()} (cm)"] = sensors.pop(f"sensor_pos_{axis}") * 100
+    is_csv = kind in ("csv", "blanks")
+    path = tmp_path / ("g.csv" if is_csv else "g.parquet")
+    sensors.to_csv(path, index=False) if is_csv else sensors.to_parquet(path)
     chosen = {"geometry": str(path)}
     if kind == "pairs":
         source = few(tmp_path, sensor_id=lambda p: p["sensor_id"] % 6)
@@ -59,6 +65,7 @@ def test_a_geometry_gives_all_sensors(tmp_path, kind):
     found, _, _ = converted(tmp_path / "raw", source, **chosen)
     plain, _, _ = converted(tmp_path / "plain", few(tmp_path / "again"))
     assert len(geometry_of(tmp_path / "raw")) == 24
+    assert geometry_of(tmp_path / "raw")["z"].min() == -2000
     assert found["sensor_id"].tolist() == plain["sensor_id"].tolist()
 
 

@@ -37,7 +37,10 @@ N_PER_STRING = 1000
 """Sensors that a string may have where the id is made of string and place on it."""
 _N_DOMS = 60
 _MODULES = "### Modules ###"
-_REMEDY = "Give a CSV with sensor_id, x, y, z, a Parquet table, or Prometheus' .geo, in metres"
+_REMEDY = (
+    "Give a CSV with sensor_id, x, y, z, a Parquet table, or Prometheus' .geo, in metres, or with"
+    " the unit in the name: x_cm, X (cm)"
+)
 
 
 @dataclass(frozen=True)
