@@ -18,6 +18,7 @@ from iceaggr.config import ExperimentConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import RawDataError, ShardError
 from iceaggr.events.dom_events import DomEvents, take_range
+from iceaggr.events.label_reading import LabelReading
 from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.shards.encoding import encode_shard, shard_hash
 from iceaggr.shards.manifest import ShardManifest, Split, merge_manifests, parse_manifest
@@ -140,6 +141,22 @@ def test_accepted_labels_are_told_and_their_shards_are_reused(
     assert "3 raw files: 3 sharded before" in last_line
     assert "warning: labels were accepted" in last_line
     assert "Check: labels were accepted" in card
+
+
+@pytest.mark.parametrize("words", [("degrees",), ("azimuth_from_minus_pi",)], ids="".join)
+def test_labels_out_of_range_and_reversed_are_told_in_one_round(run: Run, words) -> None:
+    reading = LabelReading.of((*words, "particle"))
+
+    def change(meta: pd.DataFrame) -> pd.DataFrame:
+        azimuth, zenith = (meta[name].to_numpy(float) for name in ("azimuth", "zenith"))
+        return meta.assign(
+            **dict(zip(("azimuth", "zenith"), reading.undo(azimuth, zenith), strict=True))
+        )
+
+    run.relabel(change)
+    with pytest.raises(RawDataError, match="were rejected") as caught:
+        run.shard_and_count()
+    assert f"set data.label_reading: [{words[0]}, particle]" in caught.value.remedy
 
 
 def test_one_file_of_other_labels_is_named(run: Run) -> None:

@@ -7,7 +7,7 @@ in radians, of the direction that the neutrino came from. Files of other convent
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import get_args
@@ -258,10 +258,16 @@ def value_readings(reading: LabelReading) -> tuple[LabelReading, ...]:
     return tuple(r for other in others for r in (other, other.changed("particle")))
 
 
-def range_remedy(azimuth: Angles, zenith: Angles, reading: LabelReading) -> str:
+def range_remedy(
+    azimuth: Angles,
+    zenith: Angles,
+    reading: LabelReading,
+    complete: Callable[[LabelReading], LabelReading] = lambda found: found,
+) -> str:
     """Say what to do about labels out of range.
 
     azimuth, zenith: (B,) as in the columns of the file.  reading: the one that does not hold them.
+    complete: adds to a reading whose range fits what else a look at the events says.
     """
     if _of_two_units(azimuth, zenith):
         return "One column looks like degrees, the other like radians: write both in radians"
@@ -271,6 +277,7 @@ def range_remedy(azimuth: Angles, zenith: Angles, reading: LabelReading) -> str:
     if found is None:
         return "Write azimuth and zenith in radians, as docs/data_formats.md says"
     share = float(found.in_range(azimuth, zenith).mean())
+    found = complete(found)
     all_or_most = "All" if share == 1 else f"{share:.1%} of them"
     return f"{all_or_most} would fit if {found.sentence}: set {found.setting}"
 

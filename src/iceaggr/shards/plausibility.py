@@ -49,11 +49,15 @@ REMEDIES = {
 
 
 def refuse_mass_rejection(
-    manifest: ShardManifest, max_share: float, store: ObjectStore | None = None
+    manifest: ShardManifest,
+    max_share: float,
+    store: ObjectStore | None = None,
+    complete: Callable[[LabelReading], LabelReading] = lambda found: found,
 ) -> None:
     """Stop where rejection is the rule: wrong units, another geometry, another detector.
 
     store: where the quarantine lies, from which labels out of range are told by their values.
+    complete: as `range_remedy` takes it.
     Raises: RawDataError naming the raw file with the largest share of rejected events, or of
     rejected pulses if all files keep their events; StorageError.
     """
@@ -61,7 +65,7 @@ def refuse_mass_rejection(
         worst = max(manifest.source_files, key=lambda f: _rejected_share(f, kind), default=None)
         if worst is None or _rejected_share(worst, kind) <= max_share:
             continue
-        labels = OutOfRange.of(store, manifest, worst) if store else None
+        labels = OutOfRange.of(store, manifest, worst, complete) if store else None
         remedy = f"{worst.quarantine_uri} lists what was rejected"
         refuse_many_rejected(worst, kind, max_share, worst.uri, remedy, labels)
 
@@ -117,7 +121,13 @@ class OutOfRange:
     remedy: str
 
     @classmethod
-    def of(cls, store: ObjectStore, manifest: ShardManifest, file: SourceFile) -> OutOfRange | None:
+    def of(
+        cls,
+        store: ObjectStore,
+        manifest: ShardManifest,
+        file: SourceFile,
+        complete: Callable[[LabelReading], LabelReading],
+    ) -> OutOfRange | None:
         """Look at the rejected labels of a file, and at the range of those that were kept.
 
         Returns None where there are none, or the quarantine of an earlier version tells none.
@@ -141,7 +151,7 @@ class OutOfRange:
             example=f"such as azimuth {columns[0][0]:.5g} {unit}, zenith {columns[1][0]:.5g} {unit}"
             f" of event_id {rejected['event_id'][0]}",
             wanted=reading.wanted(),
-            remedy=range_remedy(*columns, reading),
+            remedy=range_remedy(*columns, reading, complete),
         )
 
 

@@ -6,15 +6,18 @@ import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from iceaggr.detector import Detector
-from iceaggr.errors import ShardError, StorageError
+from iceaggr.errors import IceaggrError, ShardError, StorageError
 from iceaggr.events.dom_events import DomEvents, take_range
 from iceaggr.events.label_reading import LabelFit, LabelReading
+from iceaggr.events.reading import read_raw_events
 from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.paths import WorkPaths
 from iceaggr.progress import StepProgress
@@ -221,8 +224,30 @@ def _merged_manifest(
     ]
     check_coverage(store, read_work_units(store, context), manifests)
     manifest = merge_manifests(manifests)
-    refuse_mass_rejection(manifest, context.config.data.max_rejected_share, store)
+    share = context.config.data.max_rejected_share
+    refuse_mass_rejection(manifest, share, store, partial(_completed, store, manifest))
     return manifest
+
+
+def _completed(store: ObjectStore, manifest: ShardManifest, found: LabelReading) -> LabelReading:
+    """Ask the line fit what else the labels are, so that one round gives the whole setting.
+
+    found: a reading whose range holds the labels of the raw files, most of which are in no shard.
+    """
+    try:
+        detector = load_recorded_detector(store, manifest)
+        events = read_raw_events(store, _raw_uri(manifest), "train", detector)
+        fitted = FittedLabels.joined([fit_lines(chunk, detector) for chunk in islice(events, 2)])
+    except IceaggrError as error:
+        log.warning("labels out of range were not compared with a line fit: %s", error)
+        return found
+    angles = found.apply(fitted.azimuth, fitted.zenith)
+    better = judge_labels(FittedLabels(fitted.direction, *angles), found).better
+    return better.reading if better else found
+
+
+def _raw_uri(manifest: ShardManifest) -> str:
+    return manifest.source_files[0].uri.rsplit("/", 2)[0]
 
 
 def _conclusion(facts: dict[str, float], doubts: list[str]) -> str:
@@ -283,7 +308,7 @@ def _track(
     tracker.log_dataset(
         name="iceaggr-events",
         digest=manifest.digest(),
-        source_uri=manifest.source_files[0].uri.rsplit("/", 2)[0],
+        source_uri=_raw_uri(manifest),
         context="training",
         facts=facts,
     )
