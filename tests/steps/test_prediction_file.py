@@ -10,7 +10,7 @@ import pytest
 
 from iceaggr.errors import ConfigError
 from iceaggr.evaluation.event_table import PREDICTION_SCHEMA
-from iceaggr.steps.prediction_file import check_output, write_predictions
+from iceaggr.steps.predict import check_output, write_predictions
 
 
 @pytest.mark.parametrize("name", ["test/batch_1.parquet", "test_meta.parquet", "new/../new.csv"])

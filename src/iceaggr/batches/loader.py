@@ -23,14 +23,17 @@ from iceaggr.batches.event_pool import EventPool, Extent
 from iceaggr.batches.shuffling import (
     Deal,
     Span,
+    WindowFeed,
+    WindowOrder,
     deal,
     grouped_by_length,
+    in_order,
     mixed_order,
     n_events_to_mix,
     shuffle_key,
     windows_of,
+    workers,
 )
-from iceaggr.batches.windows import WindowFeed, WindowOrder, in_order, workers
 from iceaggr.config import BatchConfig
 from iceaggr.detector import Detector
 from iceaggr.errors import IceaggrError, ShardError, StorageError

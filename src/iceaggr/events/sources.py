@@ -416,3 +416,20 @@ def _lacking(table: ChosenTable, fields: Mapping[str, Sequence[str]]) -> list[st
     if _is_placed(table):
         return time
     return [*time, "dom" if "string" in has else "string" if "dom" in has else "sensor_id"]
+
+
+_SHOWN = {"gev": "GeV", "mev": "MeV", "tev": "TeV", "pev": "PeV", "pe": "p.e."}
+
+
+def used_columns(table: ChosenTable, fields: set[str], what: str) -> dict[tuple[str, str], str]:
+    """Say of each column of a table as what it is used: (table, column) -> words."""
+    used = {(table.name, column): f"event of the {what}" for column in table.event}
+    for name, column in table.columns.items():
+        if name in fields:
+            unit = table.units.get(name, "")
+            factor = table.factors.get(name, 1.0)
+            scaled = f", times {factor:g}" if factor != 1.0 else ""
+            used[table.name, column] = (
+                f"{name}{f' [{_SHOWN.get(unit, unit)}]' if unit else ''}{scaled}"
+            )
+    return used

@@ -44,6 +44,7 @@ from iceaggr.events.sources import (
     check_given,
     choose_pulses,
     choose_truth,
+    used_columns,
 )
 from iceaggr.interfaces import ObjectStore
 
@@ -166,9 +167,9 @@ def _told(
     lacking: Sequence[str],
 ) -> Iterator[tuple[str, str, str]]:
     """Say of every table and column whether and as what it is used."""
-    used = _used(pulses, set(sensors.fields) | _TAKEN, "pulses")
+    used = used_columns(pulses, set(sensors.fields) | _TAKEN, "pulses")
     if truth:
-        for key, use in _used(truth, set(truth.columns), "truth").items():
+        for key, use in used_columns(truth, set(truth.columns), "truth").items():
             used[key] = f"{used[key]}, {use}" if key in used else use
     for table in tables.values():
         in_use = any(name == table.name for name, _ in used)
@@ -181,21 +182,7 @@ def _told(
         yield pulses.name, "(none)", sentence
 
 
-_SHOWN = {"gev": "GeV", "mev": "MeV", "tev": "TeV", "pev": "PeV", "pe": "p.e."}
 _TAKEN = {"time_ns", "charge_pe", *_FLAGS}
-
-
-def _used(table: ChosenTable, fields: set[str], what: str) -> dict[tuple[str, str], str]:
-    used = {(table.name, column): f"event of the {what}" for column in table.event}
-    for name, column in table.columns.items():
-        if name in fields:
-            unit = table.units.get(name, "")
-            factor = table.factors.get(name, 1.0)
-            scaled = f", times {factor:g}" if factor != 1.0 else ""
-            used[table.name, column] = (
-                f"{name}{f' [{_SHOWN.get(unit, unit)}]' if unit else ''}{scaled}"
-            )
-    return used
 
 
 def convert(
