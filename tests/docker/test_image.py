@@ -55,6 +55,7 @@ def test_image_runs_plan_shards_as_kfp_would(run_in_image, mlflow_service, tmp_p
         "work_uri": work_uri,
         "experiment_name": "image-test",
         "run_id": "image-test-run",
+        "run_name": "image test",
         "config": config.model_dump(mode="json"),
         "gpu_count": "0",
     }
@@ -63,7 +64,7 @@ def test_image_runs_plan_shards_as_kfp_would(run_in_image, mlflow_service, tmp_p
     scratch.mkdir()
     done = run_in_image(command, scratch, mlflow_service.env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    output = json.loads((scratch / "kfp" / "executor_output.json").read_text())
+    output = json.loads((scratch / "kfp" / "executor_output.json").read_text(encoding="utf-8"))
     assert output["parameterValues"]["Output"] == plan_shards(store, raw_uri, config.data, work_uri)
 
 
