@@ -5,6 +5,11 @@ Usage: python benchmarks/simulation_figures.py [N_EVENTS] [SEED]
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iceaggr.entry import begin
+
+    begin()
+
 import os
 import sys
 import tempfile
@@ -150,12 +155,6 @@ def _dark_hits(time_ns: Ints, n_pulses: Ints) -> float:
     counted = int((quiet & np.repeat(ordinary, n_pulses)).sum())
     share_of_12_us = (_QUIET_TO_NS - _QUIET_FROM_NS) / 12_000
     return counted / max(int(ordinary.sum()), 1) / share_of_12_us
-
-
-if __name__ == "__main__":
-    from iceaggr.entry import begin
-
-    begin()
 
 
 def cpu_seconds() -> float:

@@ -132,6 +132,8 @@ def _is_text(call: ast.Call) -> bool:
     constants = [a.value for a in call.args if isinstance(a, ast.Constant)]
     modes = [value for value in constants if value in ("r", "w", "a", "x", "r+", "w+", "a+")]
     as_text = any(k.arg == "text" and getattr(k.value, "value", 0) is True for k in call.keywords)
+    if name in ("File", "format"):  # of HDF5, which is no text, and a word for a mode
+        return False
     return name in ("read_text", "write_text") or bool(modes) or as_text
 
 

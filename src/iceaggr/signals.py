@@ -143,7 +143,7 @@ def held_by_launcher() -> Iterator[dict[str, str]]:
     """
     with TemporaryDirectory(prefix="iceaggr-launcher-") as folder:
         path = Path(folder) / "running"
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             fcntl.lockf(file, fcntl.LOCK_EX)
             # a step that runs in this very process would be given the lock, and take it for our end
             _watched.add(str(path))

@@ -177,7 +177,7 @@ GEOMETRIES = [
         "geometry that is no text",
         "the step stops",
         lambda scene: scene.geometry.write_bytes(b"\xff\xfe\x00\x01" * 20),
-        Stops(GEOMETRY, "codec can't decode", "a CSV with the columns", FORMAT),
+        Stops(GEOMETRY, "codec can't decode", "a CSV with sensor_id, x, y, z", FORMAT),
     ),
     Case(
         "geometry-is-folder",

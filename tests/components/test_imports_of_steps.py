@@ -19,7 +19,7 @@ NEEDED = {
     "train_model": set(),  # it launches processes and follows them
     "train_on_machines": {"kubernetes"},  # it launches pods and follows them
     "evaluate_model": {"matplotlib", "scipy", "torch"},
-    "promote_model": {"matplotlib", "mlflow", "scipy", "torch"},
+    "promote_model": {"mlflow", "scipy", "torch"},
     "close_run": set(),
 }
 

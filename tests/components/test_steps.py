@@ -59,6 +59,7 @@ def arguments(tmp_path, monkeypatch):
         "config": inputs.config.model_dump(mode="json"),
         "max_train_minutes": 0.0,
         "start_from": "configured",
+        "run_name": "two nodes",
         "n_nodes": "2",
         "gpu_count": "0",
         "gpu_type": "nvidia.com/gpu",

@@ -22,7 +22,7 @@ def test_every_template_environment_escapes():
     made = {path.name: path.read_text().count("Environment(\n") for path in SOURCES}
     made = {name: count for name, count in made.items() if count}
     escaping = {path.name: path.read_text().count("autoescape=True") for path in SOURCES}
-    assert set(made) == {"data_card.py", "report.py"}
+    assert set(made) == {"pages.py"}
     assert made == {name: escaping[name] for name in made}
 
 

@@ -41,7 +41,7 @@ def test_run_plan_shards_refuses_a_cache_of_shards_among_the_raw_events(tmp_path
 
 
 def test_run_plan_shards_leaves_the_list_of_work_units(tmp_path):
-    raw_uri = write_raw_layout(tmp_path / "raw", n_events_per_file=3, mean_pulses=5)
+    raw_uri = write_raw_layout(tmp_path / "raw", n_events_per_file=80, mean_pulses=5)
     context = context_of(tmp_path)
     units = run_plan_shards(context, raw_uri)
     assert read_work_units(open_store(), context) == tuple(units)

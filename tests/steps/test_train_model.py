@@ -1,6 +1,7 @@
 import pytest
 
 from iceaggr.errors import TrainingError
+from iceaggr.paths import RunPaths
 from iceaggr.steps.close_run import delete_temporary
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.train_model import run_train_model
@@ -44,7 +45,7 @@ def test_run_train_model_stops_when_the_checkpoints_of_its_run_are_gone(attempt,
 def test_run_train_model_begins_anew_after_the_pipeline_cleaned_up(attempt, tmp_path):
     first = attempt()
     run = tmp_path / "work" / "runs" / "run-1"
-    assert delete_temporary(FileStore(), run.as_uri()) > 0
+    assert delete_temporary(FileStore(), RunPaths(run.as_uri()).training) > 0
     again = attempt()
     assert again.figures["minutes"] != first.figures["minutes"]
     assert again.figures["n_steps"] == first.figures["n_steps"]
