@@ -270,7 +270,7 @@ def test_tracking_server_that_refuses_is_told_without_credentials(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
         run_of = make_context("run", "canary", tmp_path.as_uri(), {"name": "canary"})
         refused = pytest.raises(
-            IceaggrError, match="cannot open the run|tracking server not reachable"
+            IceaggrError, match=r"cannot open the run|tracking server not reachable"
         )
         with refused as error, run_of.tracking("plan_shards"):
             pass
