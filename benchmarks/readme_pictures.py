@@ -78,7 +78,8 @@ def main(
             width = 420 if name == "event_display" else 800
             save_small(figure_of_report(html, figure_id), name, width)
     if mlflow:
-        save_small(screenshot(mlflow), "mlflow", 1000)
+        # without the panel of MLflow's assistant
+        save_small(screenshot(mlflow).crop((200, 0, 1100, 480)), "mlflow", 800)
     if graph is not None:
         picture = Image.open(graph)
         save_small(picture.crop(crop or (0, 0, *picture.size)), "kubeflow_graph", 800)
