@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from iceaggr.errors import RawDataError
-from iceaggr.events.truth import read_truth, read_truth_ids
+from iceaggr.events.truth import TRUTH_COLUMNS, read_truth, read_truth_ids
 from iceaggr.storage import open_store
 
 SOUND = {
@@ -19,6 +19,16 @@ SOUND = {
     "topology": ["track", "cascade", "track"],
     "contained": [True, False, True],
     "neutrino_muon_angle": [0.1, math.nan, math.pi],
+    "interaction": ["cc", "nc", "cc"],
+    "flavour": [14, -14, 12],
+    "muon_azimuth": [6.28, math.nan, -3.14],
+    "muon_zenith": [0.0, math.nan, math.pi],
+    "inelasticity": [0.0, 1.0, math.nan],
+    "visible_inelasticity": [0.5, 0.25, 0.0],
+    "vertex_x_m": [-1500.0, 0.0, 1e3],
+    "vertex_y_m": [0.0, 0.0, 0.0],
+    "vertex_z_m": [-2000.0, 12.5, 0.0],
+    "coincident_muon": [True, False, False],
 }
 
 
@@ -35,8 +45,9 @@ def write(raw: Path, number: int = 1, **columns: object) -> None:
 
 
 def test_truth_joins_all_files_and_keeps_known_columns(raw: Path) -> None:
-    write(raw, 1, contained=None, neutrino_muon_angle=None, other=[0, 0, 0])
-    write(raw, 2, event_id=[2, 1, 4], contained=None, neutrino_muon_angle=None)
+    others = dict.fromkeys(TRUTH_COLUMNS[2:])
+    write(raw, 1, **others, other=[0, 0, 0])
+    write(raw, 2, event_id=[2, 1, 4], **others)
     truth = read_truth(open_store(), raw.as_uri() + "/")
     assert truth is not None
     assert sorted(truth["event_id"]) == [1, 2, 3, 4, 5, 7]
@@ -85,6 +96,15 @@ def test_any_width_is_a_sound_truth(raw: Path, columns: dict[str, object]) -> No
         ("contained", [1, 0, 2], r"2 of event_id 5"),
         ("neutrino_muon_angle", [0.1, math.inf, 0.1], r"inf of event_id 3 .* expected 0 to pi"),
         ("neutrino_muon_angle", [0.1, 0.2, 57.3], r"57\.3 of event_id 5"),
+        ("interaction", ["cc", "CC", "nc"], r"'CC' of event_id 3 .* cc or nc in every row"),
+        ("flavour", [14, 13, 14], r"13 of event_id 3 .* a PDG id"),
+        ("flavour", [14, None, 14], r"null of event_id 3"),
+        ("muon_zenith", [0.1, -0.1, 0.1], r"-0\.1 of event_id 3"),
+        ("muon_azimuth", [0.1, 0.1, 359.0], r"359\.0 of event_id 5 .* -pi to 2 pi"),
+        ("inelasticity", [0.1, 1.5, 0.1], r"1\.5 of event_id 3"),
+        ("visible_inelasticity", [0.1, -1.0, 0.1], r"-1\.0 of event_id 3"),
+        ("vertex_x_m", [0.0, math.nan, 0.0], r"nan of event_id 3 .* metres in every row"),
+        ("coincident_muon", [0, 3, 0], r"3 of event_id 3 .* true or false"),
     ],
 )
 def test_impossible_value_names_file_column_row_and_event(
@@ -138,3 +158,11 @@ def test_truth_that_is_read_has_the_types_that_evaluation_bins(raw: Path) -> Non
     assert truth is not None
     assert pd.api.types.is_float_dtype(truth["energy_gev"])
     assert truth["topology"].tolist() == SOUND["topology"]
+    assert list(truth.columns) == ["event_id", *TRUTH_COLUMNS]
+
+
+def test_interactions_of_earlier_simulations_are_read(raw: Path) -> None:
+    write(raw, interaction=["nu_mu_cc", "nu_e_cc", "nu_nc"])
+    truth = read_truth(open_store(), raw.as_uri())
+    assert truth is not None
+    assert truth["interaction"].tolist() == ["cc", "cc", "nc"]

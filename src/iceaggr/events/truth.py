@@ -30,17 +30,19 @@ from iceaggr.events.schema import (
 from iceaggr.interfaces import ObjectStore
 
 TRUTH_FOLDER = "truth"
-TRUTH_COLUMNS = ("energy_gev", "topology", "contained", "neutrino_muon_angle")
-"""Simulated truth that evaluation uses when the truth file has it: energy in GeV, `track` or
-`cascade`, vertex inside the array, and the kinematic angle of tracks in radians."""
 TOPOLOGIES = ("track", "cascade")
 """Values of the topology column, in the order of figures and tables."""
+INTERACTIONS = ("cc", "nc")
+"""Values of the interaction column, charged and neutral current, in the order of tables."""
+FLAVOURS = (-16, -14, -12, 12, 14, 16)
+"""PDG ids of the neutrinos: electron 12, muon 14, tau 16, antineutrinos negative."""
 MAX_ENERGY_GEV = 1e12
 """Three times the cosmic ray of the highest energy seen, 3.2e11 GeV; beyond it the unit is another.
 Source: Bird et al. 1995, "Detection of a cosmic ray with measured energy well beyond...".
 """
 
-_KINDS = dict(zip(TRUTH_COLUMNS, (NUMBER, TEXT, FLAG, NUMBER), strict=True))
+_OLD_INTERACTIONS = {"nu_mu_cc": "cc", "nu_e_cc": "cc", "nu_nc": "nc"}
+"""What simulations of earlier versions wrote into the interaction column."""
 _OTHERWISE = "or move the truth folder away: evaluation then goes without it"
 
 Ids = npt.NDArray[np.int64]
@@ -61,7 +63,10 @@ def read_truth(store: ObjectStore, raw_uri: str) -> pd.DataFrame | None:
     _refuse_repeated(uris, [_ids_of(table) for table in tables])
     # what pandas noted in the files about its own types may be damaged
     frames = [table.replace_schema_metadata(None).to_pandas() for table in tables]
-    return pd.concat(frames, ignore_index=True)
+    truth = pd.concat(frames, ignore_index=True)
+    if "interaction" in truth:
+        truth["interaction"] = truth["interaction"].astype(object).replace(_OLD_INTERACTIONS)
+    return truth
 
 
 def read_truth_ids(store: ObjectStore, raw_uri: str) -> Ids | None:
@@ -92,11 +97,11 @@ def _read_file(store: ObjectStore, uri: str) -> Any:
     """Read the columns of a truth file that are used, event_id as int64, every value checked."""
     with open_parquet(store, uri) as file:
         schema = file.schema_arrow
-        known = {name: kind for name, kind in _KINDS.items() if name in schema.names}
+        known = {name: kind for name, (kind, _, _) in _COLUMNS.items() if name in schema.names}
         check_columns(schema, {"event_id": IDENTITY, **known}, uri)
         table = file.read(columns=["event_id", *known]).select(["event_id", *known])
         table = table.set_column(0, "event_id", _whole_ids(table.column("event_id"), uri))
-        for name, (is_sound, expected) in _VALUES.items():
+        for name, (_, is_sound, expected) in _COLUMNS.items():
             if name in known:
                 bad = np.flatnonzero(~is_sound(table.column(name)))
                 if len(bad):
@@ -142,18 +147,62 @@ def _is_flag(column: Any) -> Mask:
     return np.isin(_numbers(column), (0, 1))
 
 
-def _is_angle(column: Any) -> Mask:
-    """Accept what is missing: a cascade has no muon. float32 rounds pi up."""
-    values = _numbers(column)
-    return np.asarray(np.isnan(values) | ((values >= 0) & (values <= np.pi + 1e-6)))
+def _is_interaction(column: Any) -> Mask:
+    known = pa.array([*INTERACTIONS, *_OLD_INTERACTIONS], pa.large_string())
+    return np.asarray(pc.is_in(column.cast(pa.large_string()), known).to_numpy(), bool)
 
 
-_VALUES: dict[str, tuple[Callable[[Any], Mask], str]] = {
-    "energy_gev": (_is_energy, f"a number above 0 and at most {MAX_ENERGY_GEV:g} in every row"),
-    "topology": (_is_topology, f"{' or '.join(TOPOLOGIES)} in every row"),
-    "contained": (_is_flag, "true or false in every row"),
-    "neutrino_muon_angle": (_is_angle, "0 to pi, or nothing where there is no muon"),
+def _is_flavour(column: Any) -> Mask:
+    return np.isin(_numbers(column), FLAVOURS)
+
+
+def _is_finite(column: Any) -> Mask:
+    return np.isfinite(_numbers(column))
+
+
+def _between(low: float, high: float) -> Callable[[Any], Mask]:
+    """Accept a range, and what is missing: a cascade has no muon. float32 rounds pi up."""
+
+    def is_inside(column: Any) -> Mask:
+        values = _numbers(column)
+        return np.asarray(np.isnan(values) | ((values >= low) & (values <= high + 1e-6)))
+
+    return is_inside
+
+
+_OR_NOTHING = "or nothing where there is no muon"
+_SHARE = (NUMBER, _between(0, 1), "0 to 1, or nothing where it is not known")
+_PLACE = (NUMBER, _is_finite, "metres in every row")
+_COLUMNS: dict[str, tuple[Any, Callable[[Any], Mask], str]] = {
+    "energy_gev": (
+        NUMBER,
+        _is_energy,
+        f"a number above 0 and at most {MAX_ENERGY_GEV:g} in every row",
+    ),
+    "topology": (TEXT, _is_topology, f"{' or '.join(TOPOLOGIES)} in every row"),
+    "contained": (FLAG, _is_flag, "true or false in every row"),
+    "neutrino_muon_angle": (NUMBER, _between(0, np.pi), f"0 to pi, {_OR_NOTHING}"),
+    "interaction": (TEXT, _is_interaction, f"{' or '.join(INTERACTIONS)} in every row"),
+    "flavour": (NUMBER, _is_flavour, "a PDG id: 12, 14 or 16, antineutrinos negative"),
+    "muon_azimuth": (NUMBER, _between(-np.pi, 2 * np.pi), f"-pi to 2 pi, {_OR_NOTHING}"),
+    "muon_zenith": (NUMBER, _between(0, np.pi), f"0 to pi, {_OR_NOTHING}"),
+    "inelasticity": _SHARE,
+    "visible_inelasticity": _SHARE,
+    "vertex_x_m": _PLACE,
+    "vertex_y_m": _PLACE,
+    "vertex_z_m": _PLACE,
+    "coincident_muon": (FLAG, _is_flag, "true or false in every row"),
 }
+TRUTH_COLUMNS = tuple(_COLUMNS)
+"""Simulated truth that evaluation uses when the truth file has it.
+
+energy_gev: of the neutrino.  topology: `track` or `cascade`.  contained: vertex inside the array
+neutrino_muon_angle: kinematic angle of tracks, radians.  interaction: `cc` or `nc`.  flavour: PDG
+muon_azimuth, muon_zenith: of the neutrino's own muon, radians, to the origin as labels are
+inelasticity: share of the energy that the hadrons take; visible_inelasticity: of what is seen
+vertex_x_m, vertex_y_m, vertex_z_m: of the interaction, metres
+coincident_muon: an atmospheric muon is in the same readout
+"""
 
 
 def _impossible(table: Any, name: str, bad: Any, expected: str, uri: str) -> RawDataError:
