@@ -6,7 +6,7 @@ from iceaggr.angles import opening_angle
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import LossConfig, ModelConfig
 from iceaggr.losses import direction_loss
-from iceaggr.models import DirectionModel, build_model
+from iceaggr.models import DirectionModel, build_model, seed_frame
 from iceaggr.normalization_document import Normalization
 from tests.batches.batch_builder import (
     DomHits,
@@ -197,6 +197,40 @@ def test_seed_head_starts_near_the_seed() -> None:
     with torch.no_grad():
         angle = opening_angle(model(batch).direction, frame[:, 2])
     assert float(angle.max()) < 0.3
+
+
+def test_seeds_are_fitted_once_and_recalled_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[int] = []
+    fit = seed_frame.find_seeds
+
+    def counted(batch: EventBatch, config: ModelConfig) -> seed_frame.Seeds:
+        fitted.extend(batch.event_id.tolist())
+        return fit(batch, config)
+
+    monkeypatch.setattr(seed_frame, "find_seeds", counted)
+    events = [e for e in random_events(40, seed=11) if e.doms]
+    model, fresh = built(STATISTICS_ONLY), built(STATISTICS_ONLY)
+    model.inputs.remember_seeds()
+    model.features_of(assemble(events[:20]))
+    model.features_of(assemble(events[20:]))
+    assert sorted(fitted) == sorted(e.event_id for e in events)
+    mixed = assemble(events[::-3])
+    recalled = model.features_of(mixed)
+    assert len(fitted) == len(events), "a known event was fitted again"
+    expected = fresh.features_of(mixed)
+    for name in ("doms", "events", "rotation", "vectors"):
+        assert torch.equal(getattr(recalled, name), getattr(expected, name)), name
+
+
+def test_memory_of_seeds_is_bounded() -> None:
+    events = random_events(30, seed=12)
+    memory = seed_frame.SeedMemory(STATISTICS_ONLY, max_events=12)
+    for batch in (assemble(events[:10]), assemble(events[10:]), assemble(events[5:15])):
+        found, expected = memory.seeds(batch), seed_frame.find_seeds(batch, STATISTICS_ONLY)
+        assert torch.equal(found.fit.direction, expected.fit.direction)
+        assert torch.equal(found.alternatives, expected.alternatives)
+        assert torch.equal(found.point_m, expected.point_m)
+    assert len(memory) == 12
 
 
 def test_bfloat16_autocast_leaves_the_features_alone_and_the_prediction_close() -> None:

@@ -9,7 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from iceaggr.batches.event_batch import EventBatch
+from iceaggr.config import ModelConfig
 from iceaggr.errors import TrainingError
+from iceaggr.models import seed_frame
 from iceaggr.models.bundle import load_model
 from iceaggr.training import (
     TrainingProgress,
@@ -56,6 +59,22 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path
         train(runs[-1])
     assert same_weights(runs[0], runs[1])
     assert not same_weights(runs[0], runs[2])
+
+
+def test_run_fits_each_event_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[int] = []
+    fit = seed_frame.find_seeds
+
+    def counted(batch: EventBatch, config: ModelConfig) -> seed_frame.Seeds:
+        fitted.extend(batch.event_id.tolist())
+        return fit(batch, config)
+
+    monkeypatch.setattr(seed_frame, "find_seeds", counted)
+    model = {"seed": "improved", "seed_frame": True, "seed_head": True}
+    inputs = small_inputs(tmp_path, small_config(model=model, training={"n_epochs": 3}))
+    train(inputs)
+    # 64 train and 32 validation events, three passes over each
+    assert len(fitted) == len(set(fitted)) == 96
 
 
 def test_finished_run_is_not_trained_again(tmp_path: Path) -> None:

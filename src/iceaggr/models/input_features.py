@@ -18,6 +18,8 @@ from iceaggr.models.seed_frame import (
     N_TIMES,
     DomStatistics,
     SeedFrame,
+    SeedMemory,
+    Seeds,
     dom_statistics,
     event_size,
     event_time_ns,
@@ -88,6 +90,7 @@ class InputFeatures(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self._memory: SeedMemory | None = None
         bands = config.fourier_bands
         self.time_waves = FourierEncoding(*TIME_WAVES_NS, bands)
         self.residual_waves = FourierEncoding(*RESIDUAL_WAVES_NS, bands)
@@ -106,6 +109,19 @@ class InputFeatures(nn.Module):
         if in_frame:
             self.n_event_features += N_EVENT_FEATURES + 3 * n_alternatives(config)
 
+    def remember_seeds(self) -> None:
+        """Fit each event once from now on; for training, where the same events come back.
+
+        On a GPU nothing is remembered: asking which events a batch holds would hold it up.
+        """
+        if self.config.seed != "none":
+            self._memory = SeedMemory(self.config)
+
+    def _seeds(self, batch: EventBatch) -> Seeds:
+        if self._memory is None or batch.time_ns.device.type != "cpu":
+            return find_seeds(batch, self.config)
+        return self._memory.seeds(batch)
+
     @torch.no_grad()
     def forward(self, batch: EventBatch, inputs: NormalizedInputs) -> Features:
         """Compute all features in float32, whatever the autocast; none is differentiated."""
@@ -123,7 +139,7 @@ class InputFeatures(nn.Module):
         time_zero = event_time_ns(batch, statistics)[batch.dom_event_idx()]
         frame, rotation = None, None
         if self.config.seed != "none":
-            frame = seed_frame(batch, statistics, find_seeds(batch, self.config))
+            frame = seed_frame(batch, statistics, self._seeds(batch))
             rotation = frame.rotation
         if not self.config.seed_frame:
             frame = None

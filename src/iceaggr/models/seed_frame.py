@@ -7,6 +7,7 @@ symmetry (DOMs look down, ice comes in layers) always breaks it in the same way.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -151,6 +152,66 @@ def find_seeds(batch: EventBatch, config: ModelConfig) -> Seeds:
         alternatives = torch.stack([fit.direction for fit in fits.values()], dim=1)
     point = fit_point(centred) if config.point_fit else centred.centre_m
     return Seeds(chosen, alternatives, point)
+
+
+# Memory of the seeds: a fit is the same in every epoch, and costs more than the step it serves.
+
+MAX_REMEMBERED = 1_000_000
+"""Events whose seeds are kept, some 300 bytes each; what comes later is fitted in each epoch."""
+
+
+class SeedMemory:
+    """Keeps the seeds of events by their `event_id`, which is unique in a data set.
+
+    A fit is the same, bit for bit, whatever its batch mates are, so a run that resumes without
+    its memory ends with the same weights. Threads may share one memory.
+    """
+
+    def __init__(self, config: ModelConfig, max_events: int = MAX_REMEMBERED) -> None:
+        self.config = config
+        self.max_events = max_events
+        self._row: dict[int, int] = {}
+        self._rows = torch.empty(0, 11 + 3 * n_alternatives(config))
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        """Count the events remembered."""
+        return len(self._row)
+
+    def seeds(self, batch: EventBatch) -> Seeds:
+        """Recall the seeds of a batch on the CPU; if one is unknown, fit all and remember them."""
+        ids = batch.event_id.tolist()
+        with self._lock:
+            rows = [self._row.get(one, -1) for one in ids]
+            if -1 not in rows:
+                return _as_seeds(self._rows[torch.tensor(rows, dtype=torch.int64)])
+        seeds = find_seeds(batch, self.config)
+        with self._lock:
+            self._keep(ids, _as_rows(seeds))
+        return seeds
+
+    def _keep(self, ids: list[int], columns: Tensor) -> None:
+        new = [k for k, one in enumerate(ids) if one not in self._row]
+        new = new[: self.max_events - len(self._row)]
+        needed = len(self._row) + len(new)
+        if needed > len(self._rows):
+            grown = columns.new_empty(max(needed, 2 * len(self._rows)), columns.shape[1])
+            grown[: len(self._row)] = self._rows[: len(self._row)]
+            self._rows = grown
+        self._rows[len(self._row) : needed] = columns[new]
+        self._row |= {ids[k]: len(self._row) + place for place, k in enumerate(new)}
+
+
+def _as_rows(seeds: Seeds) -> Tensor:
+    """Lay seeds side by side: (B, 11 + 3 K) float32."""
+    fit = seeds.fit
+    columns = [fit.direction, fit.position_m, fit.time_ns[:, None], fit.ok[:, None].float()]
+    return torch.cat([*columns, seeds.point_m, seeds.alternatives.flatten(1)], dim=1)
+
+
+def _as_seeds(rows: Tensor) -> Seeds:
+    fit = FitResult(rows[:, :3], rows[:, 3:6], rows[:, 6], rows[:, 7] > 0)
+    return Seeds(fit, rows[:, 11:].view(len(rows), -1, 3), rows[:, 8:11])
 
 
 N_EVENT_FEATURES = 11

@@ -206,6 +206,7 @@ class _ShortRun:
         torch.manual_seed(config.training.seed)
         without_dropout = config.model.model_copy(update={"dropout": 0.0})
         self.model: DirectionModel = build_model(without_dropout, normalization).to(self.device)
+        self.model.inputs.remember_seeds()
         settings: TrainingConfig = config.training.model_copy(
             update={"learning_rate": learning_rate}
         )

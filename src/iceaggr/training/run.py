@@ -107,6 +107,7 @@ def build_parts(
     model = build_model(config.model, inputs.normalization)
     if inputs.start is not None:
         model.load_state_dict(dict(inputs.start.weights))
+    model.inputs.remember_seeds()
     compile_for(model, device, config.training)
     step = OptimiserStep(model, config, device, processes)
     # from here on the random state serves dropout, which must differ between processes
