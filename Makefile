@@ -109,10 +109,10 @@ RENDERED := build/manifests/unchecked
 manifests: setup
 	@rm -rf $(RENDERED) && mkdir -p $(RENDERED)
 	@$(foreach o,$(OVERLAYS),kubectl kustomize manifests/overlays/$(o) > $(RENDERED)/$(o).yaml &&) true
-	@$(foreach o,$(OVERLAYS),$(BIN)/python -m manifests.rename $(RENDERED)/$(o).yaml \
+	@$(foreach o,$(OVERLAYS),$(BIN)/python -m manifests.objects rename $(RENDERED)/$(o).yaml \
 	  --image "$(OVERLAY_IMAGE)" --namespace "$(NAMESPACE)" &&) true
-	@ICEAGGR_IMAGE="$(or $(OVERLAY_IMAGE),$$($(BIN)/python -m manifests.rename))" \
-	  $(BIN)/python -m manifests.pipeline_objects --namespace "$(or $(NAMESPACE),kubeflow)" \
+	@ICEAGGR_IMAGE="$(or $(OVERLAY_IMAGE),$$($(BIN)/python -m manifests.objects image))" \
+	  $(BIN)/python -m manifests.objects pipeline --namespace "$(or $(NAMESPACE),kubeflow)" \
 	  $(addprefix --check ,$(wildcard manifests/overlays/*/*/parameters.env)) \
 	  $(RENDERED)/pipeline.yaml
 	@$(BIN)/python -m manifests.check $(RENDERED)/*.yaml

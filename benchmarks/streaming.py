@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.loader import listed_manifest, load_epoch, sharded_events
+from benchmarks.data_path import listed_manifest, load_epoch, sharded_events
 from iceaggr.config import BatchConfig
 from iceaggr.interfaces import ObjectStore
 from iceaggr.local_services.services import LocalServices

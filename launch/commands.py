@@ -32,11 +32,16 @@ from iceaggr.steps.training_choices import AS_CONFIGURED
 from iceaggr.storage.uris import check_place, file_uri, refuse_among_raw
 from launch.cluster_commands import RunName, add_cluster_commands
 from launch.compilation import check_display_name, check_run_name, compile_pipeline, name_run
-from launch.display import RunDisplay, print_results
-from launch.ending import Ending
+from launch.display import Addresses, RunDisplay, print_results
 from launch.following import RunGoesOnError
-from launch.local_run import LocalRun, PipelineRunError, run_here
-from launch.services import Addresses, ensure_simulated_events, service_environment
+from launch.local_run import (
+    Ending,
+    LocalRun,
+    PipelineRunError,
+    ensure_simulated_events,
+    run_here,
+    service_environment,
+)
 from launch.settings import check_device, check_folders, check_gpus_here, check_minutes
 
 STATE_FOLDER = Path(os.environ.get("ICEAGGR_STATE_FOLDER") or ".iceaggr")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +15,6 @@ from rich.text import Text
 
 from iceaggr.steps.summary import reuse_words
 from iceaggr.tracking.run_target import experiment_of_run, run_link, view_link
-from launch.services import Addresses
 
 _MARKS = {
     "done": "[green]✓[/]",
@@ -139,6 +139,14 @@ def clock(seconds: float) -> str:
 
 
 # The last screen of a run: figures beside the baselines, verdict, where to look.
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the services of a run are, and whether they outlive it."""
+
+    tracking_uri: str
+    stay_up: bool
 
 
 def print_results(

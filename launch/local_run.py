@@ -11,23 +11,32 @@ import locale
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
+import psutil
 from kfp import local
+from rich.console import Console
 
 import iceaggr
-from iceaggr.errors import IceaggrError
-from iceaggr.progress import PROGRESS_FILE_VARIABLE
+from iceaggr.errors import ConfigError, IceaggrError
+from iceaggr.events.simulation import SimulationConfig, simulate
+from iceaggr.local_services.processes import of_a_run
+from iceaggr.local_services.services import LocalServices
+from iceaggr.progress import PROGRESS_FILE_VARIABLE, StepProgress
 from iceaggr.signals import held_by_launcher
+from iceaggr.storage import open_store
 from iceaggr.tracking.run import SPOOL_PREFIX
-from launch.display import RunDisplay
+from launch.display import Addresses, RunDisplay
 
 _PROGRESS = "progress.jsonl"
 
@@ -221,3 +230,190 @@ def _messages(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         # a step that was killed, or met a full disk, may have left half a line
         with contextlib.suppress(ValueError):
             yield json.loads(line)
+
+
+# The object store and tracking server of a local run: those of the environment, or our own.
+
+_STORE_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID")
+
+
+@contextmanager
+def service_environment(state_folder: Path, console: Console) -> Iterator[Addresses]:
+    """Give the block an object store and a tracking server in its environment.
+
+    With MLFLOW_TRACKING_URI set, the user's own services are used, with all settings of the shell.
+    Otherwise the shell's variables for stores and servers are ignored: the services of `make up`
+    are used if they run; else they are started, and stopped by the last run that uses them.
+    Raises: ConfigError if only one of the two services is configured.
+    """
+    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if tracking_uri:
+        yield Addresses(tracking_uri, stay_up=True)
+        return
+    _check_no_store_alone()
+    services = LocalServices(state_folder)
+    if not services.all_run():
+        console.print("starting the object store and the MLflow server")
+    with services as started:
+        before = dict(os.environ)
+        replaced = of_a_run(before, started.env)
+        os.environ.clear()
+        os.environ.update(replaced)
+        try:
+            yield Addresses(started.mlflow_uri, stay_up=services.stay_up)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _check_no_store_alone() -> None:
+    configured = [name for name in _STORE_VARIABLES if os.environ.get(name)]
+    if configured:
+        raise ConfigError(
+            "an object store is configured but no tracking server",
+            where="environment",
+            found=", ".join(configured),
+            expected="also MLFLOW_TRACKING_URI, or neither",
+            remedy="Set MLFLOW_TRACKING_URI to your server, or unset both to start local services",
+        )
+
+
+# The default data of a local run: simulated once, then reused.
+
+EVENTS_PER_FILE = 10_000
+SEED = 1
+
+
+def ensure_simulated_events(raw_uri: str, n_events: int) -> None:
+    """Simulate raw events unless they are there; the meta file, written last, marks them whole."""
+    store = open_store()
+    with StepProgress("simulate") as progress:
+        if store.stat(f"{raw_uri}/train_meta.parquet") is not None:
+            progress.conclude(f"{n_events:,} events, simulated before")
+            return
+        config = SimulationConfig(
+            n_events=n_events, n_events_per_file=EVENTS_PER_FILE, seed=SEED, n_processes=0
+        )
+        simulate(
+            store,
+            raw_uri,
+            config,
+            on_progress=lambda done: progress.update(done, n_events, f"{done:,} events"),
+        )
+        progress.conclude(f"{n_events:,} events")
+
+
+# A local run that is asked to end takes its steps and its services with it.
+#
+# Ctrl-C reaches the steps from the terminal itself. SIGTERM (of `kill`, `timeout`, a service
+# manager) and the SIGHUP of a closed terminal would end this process alone: the step at work would
+# go on, and the object store and the MLflow server would stay.
+
+_STDERR = 2
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_LOOK_EVERY_S = 0.2
+# a training writes a checkpoint before it ends
+_GRACE_S = 30.0
+_QUIET_LOOKS = 3
+
+
+class Ending:
+    """Turns the first signal into SystemExit while it is entered, so that all inside cleans up."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Ending:
+        for number in _SIGNALS:
+            # nohup has its own way
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._end)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        for each in _SIGNALS:
+            # one signal is enough: the rest is cleaning up. Not SIG_IGN: a step that KFP starts now
+            # would inherit it and ignore the signal that ends it
+            signal.signal(each, _nothing)
+        self._asked.set()
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            name = signal.Signals(number).name
+            # sys.stderr goes to KFP's log
+            os.write(_STDERR, f"ended by {name}: stopping the steps\n".encode())
+        raise SystemExit(128 + number)
+
+    @contextlib.contextmanager
+    def taking_along(self) -> Iterator[None]:
+        """Pass the signal on to the processes that are started in the block; wait for their end.
+
+        KFP waits for the step at work before the exception gets through, and starts those that it
+        has queued: so a thread tells them, as long as there are any.
+        """
+        steps, over = _Steps(), threading.Event()
+        thread = threading.Thread(target=self._tell, args=(steps, over), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            if self._asked.is_set():
+                steps.see_off()
+
+    def _tell(self, steps: _Steps, over: threading.Event) -> None:
+        while not over.wait(_LOOK_EVERY_S):
+            if self._asked.is_set():
+                steps.terminate()
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+class _Steps:
+    """The processes below this one that were not there at first."""
+
+    def __init__(self) -> None:
+        self._before = set(_children())
+        self._told: set[psutil.Process] = set()
+
+    def terminate(self) -> list[psutil.Process]:
+        """Tell those to end that were not told yet. Returns all that live."""
+        alive = [process for process in _children() if process not in self._before]
+        for process in set(alive) - self._told:
+            self._told.add(process)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        return alive
+
+    def see_off(self) -> None:
+        """Wait for the end of all, and kill who takes too long."""
+        deadline, n_quiet_looks = time.monotonic() + _GRACE_S, 0
+        # between two steps there is none for a moment
+        while n_quiet_looks < _QUIET_LOOKS and time.monotonic() < deadline:
+            n_quiet_looks = 0 if self.terminate() else n_quiet_looks + 1
+            time.sleep(_LOOK_EVERY_S)
+        for process in self.terminate():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _children() -> list[psutil.Process]:
+    """List the processes below this one, without the services, which lead groups of their own."""
+    children = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            ours = os.getpgid(process.pid) == os.getpgrp()
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
+                children.append(process)
+    return children

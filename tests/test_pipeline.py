@@ -9,9 +9,13 @@ import yaml
 from kfp import components
 
 import pipeline
-from components.cluster import OBJECT_STORE_ENVIRONMENT, SETTINGS_ENVIRONMENT, TRACKING_ENVIRONMENT
 from components.form import DROPDOWNS, IMAGE
 from iceaggr.config import DataConfig, parse_config
+from iceaggr.machines.credentials import (
+    OBJECT_STORE_ENVIRONMENT,
+    SETTINGS_ENVIRONMENT,
+    TRACKING_ENVIRONMENT,
+)
 from launch.compilation import compile_pipeline
 
 LOCAL_STEPS = {

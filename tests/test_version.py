@@ -11,7 +11,7 @@ import yaml
 
 import iceaggr
 from components.form import EXAMPLE_IMAGE
-from manifests.rename import image_of_the_overlays
+from manifests.objects import image_of_the_overlays
 
 ROOT = Path(__file__).parent.parent
 VERSION = iceaggr.__version__

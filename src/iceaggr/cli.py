@@ -312,11 +312,11 @@ def bench(
     add_checkout()
     result: dict[str, Any]
     if what is Benchmark.shard:
-        from benchmarks.shard import bench_shard
+        from benchmarks.data_path import bench_shard
 
         result = bench_shard()
     elif what is Benchmark.loader:
-        from benchmarks.loader import bench_loader
+        from benchmarks.data_path import bench_loader
 
         result = bench_loader()
     elif what is Benchmark.streaming:

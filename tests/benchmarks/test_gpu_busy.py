@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.training_loop import busy_share, covered
+from benchmarks.train import busy_share, covered
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,15 @@
 import json
 
-from benchmarks import shard
-from benchmarks.loader import cache_folder
+from benchmarks import data_path
+from benchmarks.data_path import cache_folder
 
 
 def test_bench_shard_reports_what_it_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(shard, "N_SIMULATED", 100)
-    monkeypatch.setattr(shard, "N_REPEATS", 10)
-    monkeypatch.setattr(shard, "N_ROUNDS", 1)
-    result = shard.bench_shard()
+    monkeypatch.setattr(data_path, "N_SIMULATED", 100)
+    monkeypatch.setattr(data_path, "N_REPEATS", 10)
+    monkeypatch.setattr(data_path, "N_ROUNDS", 1)
+    result = data_path.bench_shard()
     json.dumps(result)
     assert result["n_events"] == 1000
     assert result["n_pulses"] > 10_000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import loader, streaming
+from benchmarks import data_path, streaming
 
 
 @pytest.mark.slow
@@ -16,8 +16,8 @@ def test_bench_streaming_reports_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(loader, "N_SIMULATED", 300)
-    monkeypatch.setattr(loader, "N_REPEATS", 20)
+    monkeypatch.setattr(data_path, "N_SIMULATED", 300)
+    monkeypatch.setattr(data_path, "N_REPEATS", 20)
     monkeypatch.setattr(streaming, "N_ROUNDS", 1)
     result = streaming.bench_streaming()
     json.dumps(result)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import train, training_loop
+from benchmarks import train
 from benchmarks.train import bench_train
 
 
@@ -12,9 +12,9 @@ def test_bench_train_reports_what_it_measured(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(train, "MAX_STEPS", {"cpu": 2, "cuda": 2})
-    monkeypatch.setattr(training_loop, "N_SIMULATED", 200)
-    monkeypatch.setattr(training_loop, "N_ROUNDS", 1)
-    monkeypatch.setattr(training_loop, "MAX_STEPS_PER_WINDOW", 2)
+    monkeypatch.setattr(train, "N_SIMULATED", 200)
+    monkeypatch.setattr(train, "N_ROUNDS", 1)
+    monkeypatch.setattr(train, "MAX_STEPS_PER_WINDOW", 2)
     config = tmp_path / "small.yaml"
     model = {"d_model": 8, "n_heads": 1, "n_dom_layers": 1, "n_event_layers": 1}
     config.write_text(yaml.safe_dump({"batches": {"n_events": 4}, "model": model}))

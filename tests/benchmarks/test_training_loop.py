@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import training_loop
-from benchmarks.training_loop import bench_loop
+from benchmarks import train
+from benchmarks.train import bench_loop
 from iceaggr.batches import EventBatch, EventLoader
 from iceaggr.config import parse_config
 
@@ -26,8 +26,8 @@ CONFIG = parse_config(
 @pytest.fixture(autouse=True)
 def few_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(training_loop, "N_SIMULATED", 200)
-    monkeypatch.setattr(training_loop, "N_ROUNDS", 1)
+    monkeypatch.setattr(train, "N_SIMULATED", 200)
+    monkeypatch.setattr(train, "N_ROUNDS", 1)
 
 
 def test_bench_loop_reports_what_it_measured() -> None:

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launch.display import RunDisplay, clock, print_results
+from launch.display import Addresses, RunDisplay, clock, print_results
 from launch.local_run import _messages
-from launch.services import Addresses
 
 NAME = "[raw] events of [/2024]"
 

@@ -13,7 +13,7 @@ import pytest
 PROGRAM = """
 import signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
-from launch.ending import Ending
+from launch.local_run import Ending
 
 # tests that run under nohup hand their deafness down
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -68,7 +68,7 @@ def test_ending_takes_the_steps_along_and_leaves_the_services_to_their_block(tmp
 
 LATE_STEP = """
 import os, signal, subprocess, sys
-from launch.ending import Ending
+from launch.local_run import Ending
 hears = "import signal; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)"
 with Ending():
     try:

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1ClusterTrainingRuntime
 
-from components.cluster import (
+from iceaggr.machines import supervision
+from iceaggr.machines.credentials import (
     OBJECT_STORE_ENVIRONMENT,
     OBJECT_STORE_SECRET,
     SETTINGS_CONFIG_MAP,
     SETTINGS_ENVIRONMENT,
 )
-from iceaggr.machines import supervision
 from manifests.check import main, problems
 from manifests.new_credentials import new_keys, secret_objects
 from tests.manifests.rendering import MANIFESTS, OVERLAYS, find, render

@@ -7,7 +7,7 @@ import yaml
 
 from launch.submission import CompiledPipeline
 from manifests.check import problems
-from manifests.pipeline_objects import pipeline_objects
+from manifests.objects import pipeline_objects
 from tests.manifests.rendering import find, render
 
 

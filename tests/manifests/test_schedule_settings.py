@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from launch.settings import run_values
+from manifests import objects
 from manifests.check import main, setting_problems
-from manifests.pipeline_objects import write_pipeline_objects
 from tests.manifests.rendering import OVERLAYS, find, render
 
 
@@ -83,12 +83,12 @@ def test_pipeline_objects_are_not_written_when_a_schedule_has_an_unknown_paramet
     (tmp_path / "parameters.env").write_text("train_node=2\n")
     output = tmp_path / "pipeline.yaml"
     with pytest.raises(SystemExit, match=r"unknown parameter.*Did you mean train_nodes\?"):
-        write_pipeline_objects(output, check=[tmp_path / "parameters.env"])
+        objects.main(["pipeline", str(output), "--check", str(tmp_path / "parameters.env")])
     assert not output.exists()
 
 
 def test_pipeline_objects_are_not_written_for_a_name_that_is_no_namespace(tmp_path):
     output = tmp_path / "pipeline.yaml"
     with pytest.raises(SystemExit, match="invalid name of a namespace"):
-        write_pipeline_objects(output, namespace="Bad_NS!")
+        objects.main(["pipeline", str(output), "--namespace", "Bad_NS!"])
     assert not output.exists()

@@ -1,4 +1,4 @@
-"""Input of the benchmarks: simulated raw events, made once and kept in the user's cache."""
+"""How fast raw events become shards, and shards minibatches; and the input of all benchmarks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,20 @@ import torch
 from iceaggr.batches import EventBatch, EventLoader
 from iceaggr.config import BatchConfig, DataConfig
 from iceaggr.detector import icecube86
+from iceaggr.events import pulses
 from iceaggr.events.layout import GEOMETRY_FILE
+from iceaggr.events.schema import PULSE_COLUMNS, open_parquet
 from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.normalizer import Normalizer
 from iceaggr.normalization_document import Normalization
+from iceaggr.shards import shard_writer
 from iceaggr.shards.manifest import ShardManifest, load_manifest, merge_manifests
 from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.writing import shard_unit
 from iceaggr.storage import open_store
+
+# The input: simulated raw events, made once and kept in the user's cache.
 
 _INPUT_VERSION = 2
 
@@ -105,6 +112,18 @@ def _repeat(source: Path, folder: Path, n_repeats: int) -> None:
     pd.concat(metas).to_parquet(folder / "train_meta.parquet", index=False)
 
 
+def peak_memory_gib(code: str, *arguments: str) -> float:
+    """Run code in a fresh process, so that its peak is that of the code alone."""
+    # VmHWM because ru_maxrss starts at the peak of the process that started it
+    peak = (
+        'lines = open("/proc/self/status").read().splitlines()\n'
+        'print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))'
+    )
+    command = [sys.executable, "-c", f"import sys\n{code}\n{peak}", *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
+    return int(found.stdout.split()[-1]) / 2**20
+
+
 # `iceaggr bench loader`: how fast local shards become complete, normalised batches.
 
 N_SIMULATED, N_REPEATS = 5_000, 24
@@ -113,15 +132,10 @@ N_LISTINGS = 2
 N_ROUNDS = 3
 WORKER_COUNTS = (0, 1, 2)
 
-# a fresh process, so that its peak is that of loading alone; VmHWM because ru_maxrss starts at the
-# peak of the process that started it
-_PEAK_PROBE = """
-import sys
+_LOAD = """
 from iceaggr.config import BatchConfig
-from benchmarks.loader import load_epoch, listed_manifest
+from benchmarks.data_path import listed_manifest, load_epoch
 load_epoch(listed_manifest(sys.argv[1]), BatchConfig(n_workers=int(sys.argv[2])))
-lines = open("/proc/self/status").read().splitlines()
-print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 """
 
 
@@ -181,7 +195,7 @@ def bench_loader() -> dict[str, Any]:
         "share_waiting": round(
             statistics.median(p.waiting_s / p.seconds for p in passes[n_default]), 3
         ),
-        "peak_memory_gib": round(_peak_memory_gib(manifest_uri, n_default), 3),
+        "peak_memory_gib": round(peak_memory_gib(_LOAD, manifest_uri, str(n_default)), 3),
         "n_events": one.n_events,
         "pulses_per_event": round(one.n_pulses / one.n_events, 1),
         "batch_bytes_per_event": round(one.n_bytes / one.n_events),
@@ -260,12 +274,94 @@ def sharded_events(n_simulated: int | None = None, n_repeats: int | None = None)
     return manifest.as_uri()
 
 
-def _peak_memory_gib(manifest_uri: str, n_workers: int) -> float:
-    probe = subprocess.run(
-        [sys.executable, "-c", _PEAK_PROBE, manifest_uri, str(n_workers)],
-        capture_output=True,
-        text=True,
-        check=True,
-        encoding="utf-8",
-    )
-    return int(probe.stdout.split()[-1]) / 2**20
+# `iceaggr bench shard`: how fast raw events become shards, against the floor of the machine.
+
+_SHARD = """
+from iceaggr.config import DataConfig
+from iceaggr.shards.writing import shard_unit
+from iceaggr.storage import open_store
+shard_unit(open_store(), sys.argv[1], sys.argv[2], DataConfig())
+"""
+
+
+def bench_shard() -> dict[str, Any]:
+    """Shard one simulated raw file and compare with only reading its columns and writing bytes.
+
+    The floor reads the same parquet columns in the same portions and writes the bytes of the same
+    shards through the same store, one after the other, with no work between. All variants run in
+    turn, N_ROUNDS times; the best time of each counts, which other load disturbs least.
+    Returns JSON types: pulses_per_s and ratio_to_floor (everything included, as the step runs),
+    ratio_to_floor_without_sketch (less the statistics, which save a second pass over the data),
+    time_ratio_for_10_times_the_events, peak_memory_gib of a fresh process, what was sharded.
+    """
+    raw_uri = repeated_raw_events(N_SIMULATED, N_REPEATS)
+    with tempfile.TemporaryDirectory(prefix="iceaggr-bench-") as scratch:
+        return _bench(raw_uri, Path(scratch))
+
+
+def _bench(raw_uri: str, scratch: Path) -> dict[str, Any]:
+    n_events = N_SIMULATED * N_REPEATS
+    manifest = _shard(raw_uri, scratch, n_events)  # also warms the page cache
+    blobs = [open_store().read_bytes(entry.uri) for entry in manifest.shards]
+    variants: dict[str, Callable[[], Any]] = {
+        "full": lambda: _shard(raw_uri, scratch, n_events),
+        "floor": lambda: _floor(raw_uri, scratch, blobs),
+        "bare": lambda: _without_sketch(lambda: _shard(raw_uri, scratch, n_events)),
+        "tenth": lambda: _shard(raw_uri, scratch, n_events // 10),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(N_ROUNDS):
+        for name, run in variants.items():
+            shutil.rmtree(scratch / "out", ignore_errors=True)
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    best = {name: min(times) for name, times in seconds.items()}
+    n_pulses = sum(source.n_pulses_in for source in manifest.source_files)
+    shutil.rmtree(scratch / "out", ignore_errors=True)
+    out_uri = (scratch / "out").as_uri()
+    work_unit = plan_shards(open_store(), raw_uri, DataConfig(), out_uri)[0]
+    return {
+        "pulses_per_s": round(n_pulses / best["full"]),
+        "ratio_to_floor": round(best["full"] / best["floor"], 2),
+        "ratio_to_floor_without_sketch": round(best["bare"] / best["floor"], 2),
+        "floor_pulses_per_s": round(n_pulses / best["floor"]),
+        "time_ratio_for_10_times_the_events": round(best["full"] / best["tenth"], 2),
+        "peak_memory_gib": round(peak_memory_gib(_SHARD, work_unit, out_uri), 3),
+        "n_events": n_events,
+        "n_pulses": n_pulses,
+        "shard_bytes_per_pulse": round(sum(map(len, blobs)) / n_pulses, 2),
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    }
+
+
+def _shard(raw_uri: str, scratch: Path, n_events: int) -> ShardManifest:
+    out_uri = (scratch / "out").as_uri()
+    config = DataConfig(n_events=n_events)
+    work_units = plan_shards(open_store(), raw_uri, config, out_uri)
+    return shard_unit(open_store(), work_units[0], out_uri, config)
+
+
+def _floor(raw_uri: str, scratch: Path, blobs: list[bytes]) -> None:
+    store = open_store()
+    with open_parquet(store, f"{raw_uri}/train/batch_1.parquet") as file:
+        for _ in file.iter_batches(pulses.PULSES_PER_READ, columns=list(PULSE_COLUMNS)):
+            pass
+    for number, blob in enumerate(blobs):
+        store.write_bytes((scratch / "out" / f"{number}.arrow").as_uri(), blob)
+
+
+def _without_sketch(run: Callable[[], ShardManifest]) -> ShardManifest:
+    plain = shard_writer.sketch_events
+    known: list[Any] = []
+
+    def sketch_once(events: Any, detector: Any) -> Any:
+        if not known:
+            known.append(plain(events, detector))
+        return known[0]
+
+    shard_writer.sketch_events = sketch_once
+    try:
+        return run()
+    finally:
+        shard_writer.sketch_events = plain

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from manifests.check import problems
-from manifests.rename import main, renamed, run_namespace
+from manifests.objects import main, renamed, run_namespace
 from tests.manifests.rendering import OVERLAYS, render
 
 
@@ -43,7 +43,7 @@ def test_main_leaves_the_file_alone_when_it_cannot_rename(tmp_path, options, mes
     path = tmp_path / "objects.yaml"
     path.write_text("kind: ConfigMap\nmetadata: {name: a}\n")
     with pytest.raises(SystemExit) as ended:
-        main([str(path), *options])
+        main(["rename", str(path), *options])
     assert str(ended.value).startswith("error: ")
     assert message in str(ended.value)
     assert path.read_text() == "kind: ConfigMap\nmetadata: {name: a}\n"
