@@ -6,11 +6,18 @@ import torch
 
 from iceaggr.angles import opening_angle
 from iceaggr.detector import icecube86
-from iceaggr.reconstruction import improved_line_fit, line_fit, tensor_of_inertia
+from iceaggr.reconstruction import (
+    ensemble_fit,
+    improved_line_fit,
+    line_fit,
+    tensor_of_inertia,
+)
 from iceaggr.reconstruction.line_fit import FALLBACK_DIRECTION
 from tests.batches.batch_builder import DomHits, Event, assemble, track_event_batch, track_events
 
-FITS = pytest.mark.parametrize("fit", [line_fit, improved_line_fit, tensor_of_inertia])
+FITS = pytest.mark.parametrize(
+    "fit", [line_fit, improved_line_fit, tensor_of_inertia, ensemble_fit]
+)
 
 
 def angles_deg(result, batch) -> torch.Tensor:
@@ -73,6 +80,42 @@ def test_improved_fit_drops_a_late_triggering_hit() -> None:
     assert float(angles_deg(improved_line_fit(batch), batch)[0]) < 0.5
     # along one string the late hit bends nothing, but it slows the plain fit down
     assert float(improved_line_fit(batch).time_ns) < float(line_fit(batch).time_ns)
+
+
+def test_ensemble_withstands_lonely_and_late_hits_that_ruin_the_plain_fit() -> None:
+    batch = track_event_batch(100, seed=2, noise_share=0.15)
+    batch = replace(batch, auxiliary=torch.zeros_like(batch.auxiliary))
+    angle = angles_deg(ensemble_fit(batch), batch)
+    assert float(angle.median()) < 2.0
+    assert float(angles_deg(line_fit(batch), batch).median()) > 5.0
+
+
+def test_ensemble_drops_lonely_hits_and_averages_what_is_left() -> None:
+    sensors = list(range(100, 118))
+    down = np.array([0.0, 0.0, -1.0])
+    clean = assemble([plane_wave(sensors, down, [])])
+    # a string away, and a microsecond and a half before the light
+    far, early = (
+        DomHits(sensor, np.array([time]), np.array([9.0]), np.array([False]))
+        for sensor, time in ((3000, 10_000.0), (99, 6_000.0))
+    )
+    noisy = assemble([plane_wave(sensors, down, [far, early])])
+    expected = ensemble_fit(clean).direction
+    torch.testing.assert_close(ensemble_fit(noisy).direction, expected, rtol=0, atol=1e-5)
+    assert float(angles_deg(line_fit(noisy), noisy)[0]) > 5.0
+
+
+def test_ensemble_is_the_mean_direction_of_its_fits() -> None:
+    batch = track_event_batch(5, seed=7, noise_share=0.3)
+    found = ensemble_fit(batch).direction
+    unit = torch.linalg.vector_norm(found, dim=-1)
+    torch.testing.assert_close(unit, torch.ones(5), rtol=0, atol=1e-6)
+    # all charges alike and above one photo-electron: the charge selections are the plain ones
+    alike = replace(batch, charge_pe=torch.full_like(batch.charge_pe, 2.0))
+    by_two = ensemble_fit(replace(batch, charge_pe=torch.full_like(batch.charge_pe, 4.0)))
+    torch.testing.assert_close(ensemble_fit(alike).direction, by_two.direction)
+    dim = ensemble_fit(replace(batch, charge_pe=torch.full_like(batch.charge_pe, 0.1)))
+    assert not torch.allclose(dim.direction, by_two.direction)
 
 
 @FITS

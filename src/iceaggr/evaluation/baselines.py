@@ -17,6 +17,7 @@ from iceaggr.config import EvaluationConfig
 from iceaggr.evaluation.event_table import true_direction
 from iceaggr.reconstruction import (
     FitResult,
+    ensemble_fit,
     improved_line_fit,
     likelihood_fit,
     line_fit,
@@ -30,6 +31,7 @@ CLASSICAL_FITS: dict[str, Fit] = {
     "line_fit": line_fit,
     "improved_line_fit": improved_line_fit,
     "tensor_of_inertia": tensor_of_inertia,
+    "ensemble_fit": ensemble_fit,
     "likelihood_fit": likelihood_fit,
 }
 """The classical reconstructions by the names used in metrics."""
@@ -41,6 +43,7 @@ TITLES = {
     "line_fit": "Line fit",
     "improved_line_fit": "Improved line fit",
     "tensor_of_inertia": "Tensor of inertia",
+    "ensemble_fit": "Hit cleaning, ensemble of fits",
     "likelihood_fit": "Pandel likelihood fit",
 }
 """How each method is called in tables and figures, in their order."""

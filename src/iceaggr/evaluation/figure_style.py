@@ -31,6 +31,7 @@ METHOD_LOOK: dict[str, dict[str, Any]] = {
     "line_fit": {"color": SKY, "linestyle": "--", "linewidth": 1.7},
     "improved_line_fit": {"color": BLUE, "linestyle": "-.", "linewidth": 1.7},
     "tensor_of_inertia": {"color": GREEN, "linestyle": (0, (5, 1)), "linewidth": 1.4},
+    "ensemble_fit": {"color": ORANGE, "linestyle": (0, (4, 2)), "linewidth": 1.7},
     "likelihood_fit": {"color": PURPLE, "linestyle": (0, (3, 1, 1, 1)), "linewidth": 1.7},
 }
 """Colour and dash of each method, the same in every figure; dashes also tell them apart."""

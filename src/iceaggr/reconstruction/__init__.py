@@ -3,9 +3,17 @@
 from iceaggr.reconstruction.likelihood import likelihood_fit
 from iceaggr.reconstruction.line_fit import (
     FitResult,
+    ensemble_fit,
     improved_line_fit,
     line_fit,
     tensor_of_inertia,
 )
 
-__all__ = ["FitResult", "improved_line_fit", "likelihood_fit", "line_fit", "tensor_of_inertia"]
+__all__ = [
+    "FitResult",
+    "ensemble_fit",
+    "improved_line_fit",
+    "likelihood_fit",
+    "line_fit",
+    "tensor_of_inertia",
+]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.reconstruction.segments import segment_mean, segment_sum
+from iceaggr.reconstruction.segments import segment_mean, segment_quantile, segment_sum
 
 # What a classical fit returns, and the hits that fits look at.
 
@@ -169,7 +170,7 @@ def improved_line_fit(batch: EventBatch, plain: FitResult | None = None) -> FitR
     if plain is None:
         plain = line_fit(batch)
     hits = first_hits(batch, ~batch.auxiliary)
-    hits = hits.keep(~_is_late(hits))
+    hits = hits.keep(~_beside(hits, _late))
     weight = torch.ones_like(hits.time_ns)
     for _ in range(N_HUBER_STEPS):
         residual = _residual_m(hits, weight)
@@ -179,6 +180,69 @@ def improved_line_fit(batch: EventBatch, plain: FitResult | None = None) -> FitR
     n_hits = segment_sum(torch.ones_like(hits.time_ns), hits.event_idx, hits.n_events)
     use = robust.ok & (n_hits >= 3)
     return choose(use, robust, plain)
+
+
+# Hit cleaning with an ensemble of fits: what no single cut decides, several decide together.
+
+NEAR_M, NEAR_NS = 150.0, 1000.0
+"""A hit with no other so near in place and time counts as noise. Source: IceTray seededRTCleaning,
+its usual R and T."""
+WINDOWS_NS = (1500.0, 1000.0)
+"""Around the median time of the hits: a muon crosses 300 m in the second."""
+EARLY_CUT = 0.7
+"""Share of the hits, the earliest first, that is fitted without the later ones."""
+BRIGHT_PE = 1.0
+
+
+def ensemble_fit(batch: EventBatch, plain: FitResult | None = None) -> FitResult:
+    """Average the directions of line fits to five cleaned selections of the triggering hits.
+
+    Hits are first pulses of DOMs with another hit near in place and time, and no near one long
+    before. The selections are all of them, weighted by charge; those within 1500 ns and 1000 ns of
+    their median time; the earliest 70 %; and those above one photo-electron. A selection that fixes
+    no line counts with the first of these fits, and that with the plain one.
+    plain: `line_fit` of this batch, if it was computed before.
+    Source: robust line fits over cuts on hits, as public notebooks of the IceCube competition
+    combine them; the cuts were chosen on simulated events (docs/LOG.md).
+    """
+    if plain is None:
+        plain = line_fit(batch)
+    clean, *selected = _selected_fits(batch)
+    clean = choose(clean.ok, clean, plain)
+    fits = [clean, *(choose(fit.ok, fit, clean) for fit in selected)]
+    total = torch.stack([fit.direction.double() for fit in fits]).sum(0)
+    length = torch.linalg.vector_norm(total, dim=-1)
+    ok = torch.stack([fit.ok for fit in fits]).any(0) & (length > 1e-6)
+    mean = FitResult(
+        (total / length.clamp_min(1e-6)[:, None]).float(), clean.position_m, clean.time_ns, ok
+    )
+    return choose(ok, mean, plain)
+
+
+def _selected_fits(batch: EventBatch) -> list[FitResult]:
+    hits = first_hits(batch, ~batch.auxiliary)
+    charge = _dom_charge(batch)
+    # lonely hits go first: an early one would make every later one of its neighbourhood late
+    near = _beside(hits, _near)
+    hits, charge = hits.keep(near), charge[near]
+    in_time = ~_beside(hits, _late)
+    hits, charge = hits.keep(in_time), charge[in_time]
+    event, one = hits.event_idx, torch.ones_like(charge)
+    median, early = (
+        segment_quantile(hits.time_ns, one, share, event, hits.n_events)[event]
+        for share in (0.5, EARLY_CUT)
+    )
+    off = (hits.time_ns - median).abs()
+    chosen = [*(off < window for window in WINDOWS_NS), hits.time_ns <= early, charge > BRIGHT_PE]
+    return [_solve(hits, charge), *(_solve(hits.keep(kept)) for kept in chosen)]
+
+
+def _dom_charge(batch: EventBatch) -> Tensor:
+    """Add up the triggering charge of each DOM that has any, as `first_hits` orders them."""
+    dom = batch.pulse_dom_idx()[~batch.auxiliary]
+    charge = batch.charge_pe[~batch.auxiliary].double().clamp_min(1e-6)
+    n_pulses = torch.bincount(dom, minlength=batch.n_doms)
+    return segment_sum(charge, dom, batch.n_doms)[n_pulses > 0]
 
 
 def choose(use_first: Tensor, first: FitResult, second: FitResult) -> FitResult:
@@ -216,13 +280,26 @@ def _residual_m(hits: Hits, weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(hits.xyz_m - predicted, dim=-1)
 
 
-def _is_late(hits: Hits) -> Tensor:
-    """Mark hits much later than a near one: scattered light that only blurs the fit. (R,) bool."""
+Condition = Callable[[Tensor, Tensor], Tensor]
+"""Of a hit and another: squared distance in m2 and time of the hit minus the other's in ns."""
+
+
+def _late(square_m2: Tensor, later_ns: Tensor) -> Tensor:
+    return (square_m2 < DELAY_RADIUS_M**2) & (later_ns > DELAY_CUT_NS)
+
+
+def _near(square_m2: Tensor, later_ns: Tensor) -> Tensor:
+    return (square_m2 < NEAR_M**2) & (later_ns.abs() < NEAR_NS)
+
+
+def _beside(hits: Hits, condition: Condition) -> Tensor:
+    """Mark hits that meet a condition with any other of their event. (R,) bool."""
     order = torch.argsort(hits.event_idx, stable=True)
     event = hits.event_idx[order]
     counts = torch.bincount(event, minlength=hits.n_events)
     starts = counts.cumsum(0) - counts
-    late = torch.zeros(len(event), dtype=torch.bool, device=event.device)
+    row = torch.arange(len(event), device=event.device)[:, None]
+    found = torch.zeros(len(event), dtype=torch.bool, device=event.device)
     # compare each hit with the k-th of its event, many k at once: the largest event says how many
     longest = int(counts.max()) if len(event) else 0
     xyz, time = hits.xyz_m[order], hits.time_ns[order]
@@ -230,9 +307,9 @@ def _is_late(hits: Hits) -> Tensor:
     for first in range(0, longest, width):
         k = torch.arange(first, min(first + width, longest), device=event.device)
         other = (starts[event][:, None] + k).clamp(max=len(event) - 1)
-        valid = k < counts[event][:, None]
-        near = (xyz[:, None] - xyz[other]).square().sum(-1) < DELAY_RADIUS_M**2
-        late |= (valid & near & (time[:, None] - time[other] > DELAY_CUT_NS)).any(1)
-    marked = torch.empty_like(late)
-    marked[order] = late
+        valid = (k < counts[event][:, None]) & (other != row)
+        square = (xyz[:, None] - xyz[other]).square().sum(-1)
+        found |= (valid & condition(square, time[:, None] - time[other])).any(1)
+    marked = torch.empty_like(found)
+    marked[order] = found
     return marked
