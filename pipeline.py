@@ -37,7 +37,7 @@ from components.steps import (
     train_model,
     train_on_machines,
 )
-from iceaggr.machines.credentials import (
+from iceaggr.service_settings import (
     OBJECT_STORE_ENVIRONMENT,
     OBJECT_STORE_SECRET,
     SETTINGS_CONFIG_MAP,

@@ -98,8 +98,8 @@ def check_learning(
     """Train for a few steps on the real shards; fail when the loss does not fall."""
     from pathlib import Path
 
-    from iceaggr.steps.check_learning import run_check_learning
     from iceaggr.steps.context import make_context
+    from iceaggr.steps.train_model import run_check_learning
 
     context = make_context(run_id, experiment_name, work_uri, config, run_name)
     run_check_learning(
@@ -173,7 +173,7 @@ def train_on_machines(
     from pathlib import Path
 
     from iceaggr.steps.context import make_context
-    from iceaggr.steps.train_on_machines import parse_machines, run_train_on_machines
+    from iceaggr.steps.train_request import parse_machines, run_train_on_machines
     from iceaggr.steps.training_choices import TrainingChoices
 
     context = make_context(run_id, experiment_name, work_uri, config, run_name)

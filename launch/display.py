@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from iceaggr.steps.summary import reuse_words
+from iceaggr.shards.manifest import reuse_words
 from iceaggr.tracking.run_target import experiment_of_run, run_link, view_link
 
 _MARKS = {

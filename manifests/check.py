@@ -29,8 +29,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from iceaggr.config import load_config
 from iceaggr.errors import ConfigError
-from iceaggr.machines.credentials import SETTINGS_CONFIG_MAP, SETTINGS_ENVIRONMENT
-from iceaggr.service_settings import refuse_credentials
+from iceaggr.service_settings import SETTINGS_CONFIG_MAP, SETTINGS_ENVIRONMENT, refuse_credentials
 from launch.compilation import check_display_name, check_image, check_namespace
 from launch.kfp_api import Connection, check_address
 from launch.schedule import check_cron

@@ -15,7 +15,7 @@ import pytest
 from kubernetes import client
 
 from iceaggr.machines.job_api import JobApi
-from iceaggr.machines.job_run import run_train_job, stop_train_job
+from iceaggr.machines.train_job import run_train_job, stop_train_job
 from iceaggr.patience import FIRST_CONTACT_S, ask_patiently, first_contact_s
 from iceaggr.storage import open_store
 from iceaggr.tracking.registry import ModelRegistry

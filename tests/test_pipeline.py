@@ -11,7 +11,7 @@ from kfp import components
 import pipeline
 from components.form import DROPDOWNS, IMAGE
 from iceaggr.config import DataConfig, parse_config
-from iceaggr.machines.credentials import (
+from iceaggr.service_settings import (
     OBJECT_STORE_ENVIRONMENT,
     SETTINGS_ENVIRONMENT,
     TRACKING_ENVIRONMENT,

@@ -10,11 +10,13 @@ import yaml
 
 import pipeline
 from iceaggr.errors import ConfigError, TrackingError
-from iceaggr.machines.credentials import SecretKey, environment_references, plugin_references
 from iceaggr.machines.train_job import build_train_job
 from iceaggr.service_settings import (
+    SecretKey,
     attached_run_id,
+    environment_references,
     fill_environment,
+    plugin_references,
     refuse_credentials,
     store_settings,
     tracking_server,

@@ -79,8 +79,8 @@ def check(
     ] = False,
 ) -> None:
     """Train for a few dozen steps and fail if the loss does not fall."""
-    from iceaggr.steps.check_learning import run_check_learning
     from iceaggr.steps.run_folder import RunFolder
+    from iceaggr.steps.train_model import run_check_learning
 
     with RunFolder.open(folder).alone() as run:
         run_check_learning(

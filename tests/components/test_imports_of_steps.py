@@ -17,7 +17,7 @@ NEEDED = {
     "compute_statistics": {"matplotlib", "scipy", "torch"},  # it fits a sample of events
     "check_learning": {"scipy", "torch"},
     "train_model": set(),  # it launches processes and follows them
-    "train_on_machines": {"kubernetes"},  # it launches pods and follows them
+    "train_on_machines": set(),  # it launches pods: with the client of Kubernetes, loaded then
     "evaluate_model": {"matplotlib", "scipy", "torch"},
     "promote_model": {"mlflow", "scipy", "torch"},
     "close_run": set(),

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iceaggr.steps.check_learning import run_check_learning
 from iceaggr.steps.close_run import run_close_run
 from iceaggr.steps.compute_statistics import run_compute_statistics
 from iceaggr.steps.context import RunContext, make_context
 from iceaggr.steps.evaluate_model import run_evaluate_model
 from iceaggr.steps.plan_shards import run_plan_shards, run_shard_events
 from iceaggr.steps.promote_model import run_promote_model
-from iceaggr.steps.train_model import run_train_model
+from iceaggr.steps.train_model import run_check_learning, run_train_model
 from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.storage import open_store
 

@@ -8,9 +8,9 @@ import pytest
 from kubernetes import client
 
 from iceaggr.errors import TrainingError
-from iceaggr.machines import job_run
+from iceaggr.machines import train_job
 from iceaggr.machines.job_api import JobApi, KubernetesAwayError, KubernetesError
-from iceaggr.machines.job_run import run_train_job, stop_train_job
+from iceaggr.machines.train_job import run_train_job, stop_train_job
 from iceaggr.signals import TrainingInterruptedError
 from tests.machines.kubernetes_stand_in import JOBS, KubernetesStandIn
 from tests.machines.test_train_job import order
@@ -139,14 +139,14 @@ def test_run_train_job_tells_why_a_job_failed(server, api):
 
 
 def test_run_train_job_adopts_the_job_of_an_earlier_attempt(server, api):
-    api.create(job_run.build_train_job(order()))
+    api.create(train_job.build_train_job(order()))
     end(server)
     assert f"TrainJob {NAME} is there already: adopted" in run(api)
     assert len(server.created) == 1
 
 
 def test_run_train_job_makes_an_adopted_job_its_own(server, api):
-    api.create(job_run.build_train_job(dataclasses.replace(order(), owner=("earlier", "uid-0"))))
+    api.create(train_job.build_train_job(dataclasses.replace(order(), owner=("earlier", "uid-0"))))
     end(server, once=lambda: server.names("PATCH"))
     run(api)
     (owner,) = server.jobs[NAME]["metadata"]["ownerReferences"]
@@ -155,14 +155,14 @@ def test_run_train_job_makes_an_adopted_job_its_own(server, api):
 
 
 def test_run_train_job_takes_the_end_of_a_job_that_finished_meanwhile(server, api):
-    api.create(job_run.build_train_job(order()))
+    api.create(train_job.build_train_job(order()))
     server.end(NAME, "Complete")
     run(api)
     assert len(server.created) == 1
 
 
 def test_run_train_job_replaces_a_failed_job_once_it_is_gone(server, api):
-    api.create(job_run.build_train_job(order()))
+    api.create(train_job.build_train_job(order()))
     server.end(NAME, "Failed")
     server.removal_s = 0.2
     end(server, once=lambda: len(server.created) == 2)
@@ -197,7 +197,7 @@ def test_run_train_job_is_patient_with_the_server_while_it_launches(server, api,
 
 
 def test_run_train_job_gives_up_launching_when_the_server_stays_away(server, api, monkeypatch):
-    monkeypatch.setattr(job_run, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(train_job, "_PATIENCE_S", 0.1)
     for _ in range(1000):
         server.fail("POST", ".*/trainjobs", 503)
     with pytest.raises(KubernetesAwayError, match="creating TrainJob"):
@@ -214,7 +214,7 @@ def test_run_train_job_leaves_no_job_when_the_server_is_away_as_it_stops(server,
 
 
 def test_run_train_job_gives_up_on_a_server_that_stays_away(server, api, monkeypatch):
-    monkeypatch.setattr(job_run, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(train_job, "_PATIENCE_S", 0.1)
     for _ in range(1000):
         server.fail("GET", ".*/trainjobs/.*", 503)
     with pytest.raises(KubernetesAwayError, match="reading TrainJob"):
@@ -241,7 +241,7 @@ def test_run_train_job_goes_on_without_the_log(server, api):
 
 
 def test_stop_train_job_deletes_a_job_that_still_works(server, api):
-    api.create(job_run.build_train_job(order()))
+    api.create(train_job.build_train_job(order()))
     server.fail("GET", ".*/trainjobs/.*", 503)
     server.fail("DELETE", ".*/trainjobs/.*", 503)
     assert stop_train_job(api, order().run_id, PAUSE_S)
@@ -250,7 +250,7 @@ def test_stop_train_job_deletes_a_job_that_still_works(server, api):
 
 
 def test_stop_train_job_leaves_an_ended_job_with_its_logs(server, api):
-    api.create(job_run.build_train_job(order()))
+    api.create(train_job.build_train_job(order()))
     server.end(NAME, "Failed")
     assert not stop_train_job(api, order().run_id)
     assert NAME in server.jobs

@@ -4,9 +4,9 @@ import jsonschema
 import pytest
 
 from iceaggr.errors import ConfigError
-from iceaggr.machines.credentials import environment_references
 from iceaggr.machines.supervision import torchrun_command
 from iceaggr.machines.train_job import Machines, TrainJobOrder, build_train_job, job_name
+from iceaggr.service_settings import environment_references
 from tests.machines.kubernetes_stand_in import check_job
 
 RUN_ID = "3f2a9c1e-0b7d-4a55-9f0e-2c1d3e4f5a6b"

@@ -9,7 +9,7 @@ import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1ClusterTrainingRuntime
 
 from iceaggr.machines import supervision
-from iceaggr.machines.credentials import (
+from iceaggr.service_settings import (
     OBJECT_STORE_ENVIRONMENT,
     OBJECT_STORE_SECRET,
     SETTINGS_CONFIG_MAP,

@@ -8,13 +8,12 @@ from iceaggr.config import ExperimentConfig
 from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.steps import context as step_context
 from iceaggr.steps import promote_model as promotion
-from iceaggr.steps.check_learning import run_check_learning
 from iceaggr.steps.close_run import run_close_run
 from iceaggr.steps.compute_statistics import run_compute_statistics
 from iceaggr.steps.evaluate_model import run_evaluate_model
 from iceaggr.steps.plan_shards import run_plan_shards, run_shard_events
 from iceaggr.steps.run_folder import RunFolder
-from iceaggr.steps.train_model import run_train_model
+from iceaggr.steps.train_model import run_check_learning, run_train_model
 from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.storage import open_store
 from iceaggr.tracking.unsent import main

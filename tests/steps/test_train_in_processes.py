@@ -17,10 +17,11 @@ from iceaggr.errors import ConfigError, IceaggrError, StorageError, TrainingErro
 from iceaggr.machines.supervision import WORKER_MODULE, Limits, run_here
 from iceaggr.signals import EXIT_CODE_INTERRUPTED, LAUNCHER_VARIABLE, end_with_launcher
 from iceaggr.steps.context import RunContext
-from iceaggr.steps.train_on_machines import deadline_s, parse_machines
 from iceaggr.steps.train_request import (
     TrainAnswer,
+    deadline_s,
     n_steps_saved,
+    parse_machines,
     read_request,
     run_train_here,
     train_in_processes,

@@ -8,12 +8,12 @@ from mlflow import MlflowClient
 from iceaggr.errors import ConfigError, IceaggrError, TrainingError
 from iceaggr.models.bundle import load_model
 from iceaggr.steps.context import RunContext
+from iceaggr.steps.train_model import run_worker
 from iceaggr.steps.train_request import (
     decide_start,
     run_train_here,
     train_in_processes,
 )
-from iceaggr.steps.train_worker import run_worker
 from iceaggr.steps.training_choices import TrainingChoices
 from iceaggr.steps.training_inputs import choose_start
 from iceaggr.tracking.registry import ModelRegistry

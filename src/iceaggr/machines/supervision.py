@@ -306,7 +306,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 # On several machines Kubeflow Trainer runs the same command; how many machines and processes there
 # are, and where they meet, it says in PET_* variables, which torchrun reads as its options.
 
-WORKER_MODULE = "iceaggr.steps.train_worker"
+WORKER_MODULE = "iceaggr.steps.train_model"
 TOGETHER = "--together"
 """Tells a worker that torchrun started it for us, so that RANK and its kin are meant for it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -271,3 +271,28 @@ def _check_distinct(sources: Sequence[SourceFile]) -> None:
 
 def _twice(names: list[str]) -> list[str]:
     return sorted(name for name, n_times in Counter(names).items() if n_times > 1)
+
+
+def manifest_facts(manifest: ShardManifest) -> dict[str, float]:
+    """Count what a manifest holds: events per split, pulses in, kept and rejected."""
+    sources = manifest.source_files
+    return {
+        "n_events_train": float(manifest.n_events("train")),
+        "n_events_validation": float(manifest.n_events("validation")),
+        "n_events_test": float(manifest.n_events("test")),
+        "n_events_rejected": float(sum(s.n_events_in - s.n_events_kept for s in sources)),
+        "n_source_files": float(len(sources)),
+        "n_source_files_reused": float(sum(s.reused for s in sources)),
+        "n_shards": float(len(manifest.shards)),
+        "pulses_in": float(sum(s.n_pulses_in for s in sources)),
+        "pulses_kept": float(sum(s.n_pulses_kept for s in sources)),
+        "pulses_rejected": float(sum(s.n_pulses_rejected for s in sources)),
+    }
+
+
+def reuse_words(facts: Mapping[str, float]) -> str:
+    """Say what was sharded before and what is new, from `manifest_facts`."""
+    n_files, n_reused = facts["n_source_files"], facts["n_source_files_reused"]
+    return (
+        f"{n_files:,.0f} raw files: {n_reused:,.0f} sharded before, {n_files - n_reused:,.0f} new"
+    )

@@ -234,6 +234,6 @@ def _stop_train_job(store: ObjectStore, context: RunContext) -> bool:
     if not asked or not is_in_a_pod():
         return False
     from iceaggr.machines.job_api import JobApi
-    from iceaggr.machines.job_run import stop_train_job
+    from iceaggr.machines.train_job import stop_train_job
 
     return stop_train_job(JobApi.of_this_pod(), context.run_id)

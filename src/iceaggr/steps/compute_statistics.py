@@ -35,8 +35,10 @@ from iceaggr.shards.manifest import (
     ShardEntry,
     ShardManifest,
     load_manifest,
+    manifest_facts,
     merge_manifests,
     parse_manifest,
+    reuse_words,
 )
 from iceaggr.shards.planning import check_coverage
 from iceaggr.shards.plausibility import (
@@ -61,7 +63,6 @@ from iceaggr.shards.statistics import (
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import read_file, write_document
 from iceaggr.steps.plan_shards import read_work_units
-from iceaggr.steps.summary import manifest_facts, reuse_words
 from iceaggr.training.validation import too_few_to_learn_from
 
 # A sample of the train events, judged by what no sketch holds: labels against hits, and charges.
