@@ -14,6 +14,7 @@ from typing import Any
 import kfp
 
 from iceaggr.errors import IceaggrError
+from iceaggr.patience import ask_patiently
 from iceaggr.progress import find_summary
 from launch.display import clock
 from launch.kfp_api import ServerAwayError, SubmissionError, api_errors
@@ -103,10 +104,10 @@ def follow_run(
     Raises: RunFailedError with the step, its own error and where its log is; RunGoesOnError if the
     server stays away or asks for a new login; SubmissionError if there is no such run.
     """
-    watch = _Watch(client, followed, say, patience_s)
+    watch = _Watch(client, followed, say)
     while True:
-        run = watch.ask()
-        if run is not None and str(run.state) in FINAL_STATES:
+        run = watch.ask(pause_s, patience_s)
+        if str(run.state) in FINAL_STATES:
             return _end(client, followed, run, say)
         time.sleep(pause_s)
 
@@ -114,44 +115,41 @@ def follow_run(
 class _Watch:
     """Asks for the state of a run again and again, and says what is new."""
 
-    def __init__(
-        self, client: kfp.Client, followed: Followed, say: Callable[[str], None], patience_s: float
-    ) -> None:
+    def __init__(self, client: kfp.Client, followed: Followed, say: Callable[[str], None]) -> None:
         self._client = client
         self._followed = followed
         self._say = say
-        self._patience_s = patience_s
         self._steps = {name: _Step() for name in followed.steps}
-        self._away_since: float | None = None
         self._asked_argo = -_SECONDS_BETWEEN_QUESTIONS
         self._waits: dict[str, str] = {}
         self._stopping = False
 
-    def ask(self) -> Any:
-        """Ask once and say what changed. Returns the run, None while the server is away."""
+    def ask(self, pause_s: float, patience_s: float) -> Any:
+        """Ask once, or until the server is back, and say what changed. Returns the run."""
+        silences: list[str] = []
+
+        def say_away(words: str) -> None:
+            silences.append(words)
+            self._say(f"{words}; the run goes on")
+
         try:
-            run = get_run(self._client, self._followed.run_id)
-        except ServerAwayError as error:
-            self._endure(error)
-            return None
+            run = ask_patiently(
+                lambda: get_run(self._client, self._followed.run_id),
+                is_away=lambda error: isinstance(error, ServerAwayError),
+                patience_s=patience_s,
+                first_pause_s=pause_s,
+                longest_pause_s=pause_s,
+                say=say_away,
+            )
         except SubmissionError as error:
             if _NOT_FOUND in str(error):
                 raise
             # an expired token, for example: it says nothing about the run
             raise _goes_on(self._followed, error) from None
-        if self._away_since is not None:
+        if silences:
             self._say("Kubeflow Pipelines answers again")
-            self._away_since = None
         self._show(run)
         return run
-
-    def _endure(self, error: ServerAwayError) -> None:
-        now = time.monotonic()
-        if self._away_since is None:
-            self._away_since = now
-            self._say(f"{error.what}, asking again; the run goes on")
-        elif now - self._away_since >= self._patience_s:
-            raise _goes_on(self._followed, error) from None
 
     def _show(self, run: Any) -> None:
         now = datetime.now(UTC)

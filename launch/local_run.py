@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import psutil
@@ -33,7 +33,7 @@ from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.local_services.processes import of_a_run
 from iceaggr.local_services.services import LocalServices
 from iceaggr.progress import PROGRESS_FILE_VARIABLE, StepProgress
-from iceaggr.signals import held_by_launcher
+from iceaggr.signals import SignalHandler, held_by_launcher
 from iceaggr.storage import open_store
 from iceaggr.tracking.run import SPOOL_PREFIX
 from launch.display import Addresses, RunDisplay
@@ -317,34 +317,19 @@ _GRACE_S = 30.0
 _QUIET_LOOKS = 3
 
 
-class Ending:
+class Ending(SignalHandler):
     """Turns the first signal into SystemExit while it is entered, so that all inside cleans up."""
 
     def __init__(self) -> None:
+        # nohup has its own way
+        super().__init__(*(n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN))
         self._asked = threading.Event()
-        self._previous: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Ending:
-        for number in _SIGNALS:
-            # nohup has its own way
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._end)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _end(self, number: int, frame: FrameType | None) -> None:
+    def _arrive(self, number: int, frame: FrameType | None) -> None:
         for each in _SIGNALS:
             # one signal is enough: the rest is cleaning up. Not SIG_IGN: a step that KFP starts now
             # would inherit it and ignore the signal that ends it
-            signal.signal(each, _nothing)
+            signal.signal(each, lambda number, frame: None)
         self._asked.set()
         with contextlib.suppress(OSError):  # the terminal may be gone
             name = signal.Signals(number).name
@@ -374,10 +359,6 @@ class Ending:
         while not over.wait(_LOOK_EVERY_S):
             if self._asked.is_set():
                 steps.terminate()
-
-
-def _nothing(number: int, frame: FrameType | None) -> None:
-    pass
 
 
 class _Steps:

@@ -65,13 +65,7 @@ def check_device(config: ExperimentConfig, gpu_count: str, where: str) -> None:
     try:
         TrainingChoices(gpu_count=gpu_count).applied_to(config)
     except ConfigError as error:
-        raise ConfigError(
-            error.what,
-            where=where,
-            found=error.found,
-            expected=error.expected,
-            remedy=error.remedy,
-        ) from None
+        raise error.at(where) from None
 
 
 def check_gpus_here(config: ExperimentConfig, gpu_count: str) -> None:

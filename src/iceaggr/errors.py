@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 
 class IceaggrError(Exception):
@@ -35,6 +36,16 @@ class IceaggrError(Exception):
         self.expected = expected
         self.remedy = remedy
         super().__init__(self._sentence())
+
+    def at(self, where: str) -> Self:
+        """Give the same error of another place."""
+        return type(self)(
+            self.what,
+            where=where,
+            found=self.found,
+            expected=self.expected,
+            remedy=self.remedy,
+        )
 
     def _sentence(self) -> str:
         parts = [self.what]

@@ -72,13 +72,15 @@ def ask_patiently(
     first_pause_s: float = 0.5,
     longest_pause_s: float = 5.0,
     sleep: Callable[[float], object] = time.sleep,
+    say: Callable[[str], object] = log.warning,
 ) -> Answer:
     """Make a request, and make it again while its service is away.
 
-    The first failure is logged, so that nobody wonders what the process waits for.
+    The first failure is told, so that nobody wonders what the process waits for.
     request: may run more than once
     is_away: tells of an error whether the same request may succeed later
     sleep: waits so many seconds; an Event's `wait` ends the pause early
+    say: tells the first failure
     Raises: what the request raises; at once if its service is not away, else when no further
     attempt begins within `patience_s` seconds.
     """
@@ -91,7 +93,7 @@ def ask_patiently(
             if not is_away(error) or left_s <= 0:
                 raise
             if not told:
-                log.warning("%s; asking again for %.0f s", _first_line(error), left_s)
+                say(f"{_first_line(error)}; asking again for {left_s:.0f} s")
                 told = True
         # many processes that lost the same service must not come back together
         sleep(min(pause_s * random.uniform(0.7, 1.3), left_s))

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType, TracebackType
-from typing import Any, TextIO
+from types import FrameType
+from typing import Any, Self, TextIO
 
 from iceaggr.errors import IceaggrError, TrainingError
 
@@ -57,47 +57,62 @@ class TrainingInterruptedError(TrainingError):
     exit_code = EXIT_CODE_INTERRUPTED
 
 
-class Termination:
-    """Turns the first SIGTERM into TerminatedError while it is entered, so that steps clean up.
+class SignalHandler:
+    """Handles signals while it is entered; then the handlers of before are back.
 
     Outside the main thread Python delivers no signals, and nothing is installed.
     """
 
-    def __init__(self) -> None:
-        self.arrived = False
-        self._previous: Any = None
-        self._installed = False
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self._numbers = numbers
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self.begin()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.finish()
 
     def begin(self) -> None:
         """Install the handler."""
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._end)
-            self._installed = True
+            for number in self._numbers:
+                self._previous[number] = signal.signal(number, self._arrive)
 
     def finish(self) -> None:
-        """Bring the handler of before back."""
-        if self._installed:
-            signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
-            self._installed = False
+        """Bring the handlers of before back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        self._previous.clear()
 
-    def _end(self, signal_number: int, frame: FrameType | None) -> None:
+    def _arrive(self, number: int, frame: FrameType | None) -> None:
+        raise NotImplementedError
+
+
+class Termination(SignalHandler):
+    """Turns the first SIGTERM into TerminatedError, so that steps clean up."""
+
+    def __init__(self) -> None:
+        super().__init__(signal.SIGTERM)
+        self.arrived = False
+
+    def _arrive(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the rest is cleaning up
         self.arrived = True
         raise TerminatedError
 
 
-class Interruption:
-    """Remembers SIGTERM while it is entered; a loop asks between two steps, or waits for it.
+class Interruption(SignalHandler):
+    """Remembers SIGTERM; a loop asks between two steps, or waits for it.
 
-    Outside the main thread Python delivers no signals, and nothing is installed.
     then: is called when it comes, None = nothing more
     """
 
     def __init__(self) -> None:
+        super().__init__(signal.SIGTERM)
         self.then: Callable[[], object] | None = None
         self._arrived = threading.Event()
-        self._previous: Any = None
-        self._installed = False
 
     @property
     def requested(self) -> bool:
@@ -108,29 +123,13 @@ class Interruption:
         """Wait, but not beyond SIGTERM. Returns whether it came."""
         return self._arrived.wait(within_s)
 
-    def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._remember)
-            self._installed = True
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._installed:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._installed = False
-
     def request(self) -> None:
         """Ask for the end, as SIGTERM does."""
         self._arrived.set()
         if self.then is not None:
             self.then()
 
-    def _remember(self, signal_number: int, frame: FrameType | None) -> None:
+    def _arrive(self, number: int, frame: FrameType | None) -> None:
         self.request()
 
 

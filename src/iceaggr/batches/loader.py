@@ -341,13 +341,7 @@ class EventLoader:
         except IceaggrError as error:
             if entry.uri in str(error):
                 raise
-            raise type(error)(
-                error.what,
-                where=f"{entry.uri} {error.where}".strip(),
-                found=error.found,
-                expected=error.expected,
-                remedy=error.remedy,
-            ) from error
+            raise error.at(f"{entry.uri} {error.where}".strip()) from error
         except Exception as error:
             raise ShardError(
                 "shard could not be loaded",
