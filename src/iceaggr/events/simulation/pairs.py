@@ -92,12 +92,20 @@ def concatenate_pairs(parts: list[Pairs]) -> Pairs:
 
 
 def track_pairs(tracks: Tracks) -> Pairs:
-    """Pair tracks with sensors by the Cherenkov geometry.
+    """Pair tracks with the sensors that see them."""
+    return _bright(lit_by_tracks(tracks, *_near_tracks(tracks)))
 
-    The light of an unscattered photon leaves the track at the Cherenkov angle; where that point
-    lies before the start or after the end, it leaves from there, weakened with the gap.
+
+def lit_by_tracks(
+    tracks: Tracks, row: Ints, sensor: Ints, along: Floats, distance: Floats
+) -> Pairs:
+    """Compute the light of tracks at sensors by the Cherenkov geometry, however little it is.
+
+    row, sensor: (K,) of the track and the live sensor; along, distance: (K,) metres along the
+    track's line and from it. The light of an unscattered photon leaves the track at the Cherenkov
+    angle; where that point lies before the start or after the end, it leaves from there, weakened
+    with the gap.
     """
-    row, sensor, along, distance = _near_tracks(tracks)
     sensors = live_sensors()
     ideal = along - distance / TAN_CHERENKOV
     emitted = np.clip(ideal, tracks.first_m[row], tracks.last_m[row])
@@ -125,31 +133,39 @@ def track_pairs(tracks: Tracks) -> Pairs:
     xi, rho = _pandel(effective, _TRACK_LAMBDA_M, _TRACK_TAU_NS, scattering_m, absorption_m)
     arrival = (emitted + N_GROUP * path) / C_M_PER_NS
     zero = np.zeros(len(row))
-    pairs = Pairs(tracks.event[row], sensor, expected, arrival, xi, rho, distance, zero, zero)
-    return _bright(pairs)
+    return Pairs(tracks.event[row], sensor, expected, arrival, xi, rho, distance, zero, zero)
 
 
 def cascade_pairs(cascades: Cascades) -> Pairs:
-    """Pair cascades with sensors; the source is the mean point of the longitudinal profile."""
+    """Pair cascades with the sensors that see them."""
     shape = light.shower_shape(cascades.energy_gev)
-    centre = cascades.vertex_m + (shape * light.SHOWER_STEP_M)[:, None] * cascades.axis
+    centre = _mean_points(cascades.vertex_m, cascades.axis, shape)
     row, sensor = _near_cascades(centre, cascades.energy_gev)
     # in pieces that stay in the processor's cache
     pieces = [slice(k, k + _PAIRS_AT_ONCE) for k in range(0, max(len(row), 1), _PAIRS_AT_ONCE)]
     return concatenate_pairs(
-        [_lit_by_cascades(cascades, centre, shape, row[at], sensor[at]) for at in pieces]
+        [_bright(lit_by_cascades(cascades, row[at], sensor[at])) for at in pieces]
     )
 
 
-def _lit_by_cascades(
-    cascades: Cascades, centre: Floats, shape: Floats, row: Ints, sensor: Ints
-) -> Pairs:
+def _mean_points(vertex_m: Floats, axis: Floats, shape: Floats) -> Floats:
+    """Find the mean point of the longitudinal profile, from which a cascade shines: (C, 3) m."""
+    return vertex_m + (shape * light.SHOWER_STEP_M)[:, None] * axis
+
+
+def lit_by_cascades(cascades: Cascades, row: Ints, sensor: Ints) -> Pairs:
+    """Compute the light of cascades at sensors, however little it is.
+
+    row, sensor: (K,) of the cascade and the live sensor.
+    """
+    shape, axis = light.shower_shape(cascades.energy_gev[row]), cascades.axis[row]
+    centre = _mean_points(cascades.vertex_m[row], axis, shape)
     sensors = live_sensors()
-    way = sensors.xyz_m[sensor] - centre[row]
+    way = sensors.xyz_m[sensor] - centre
     distance = np.maximum(np.linalg.norm(way, axis=1), 0.5)
-    cosine = np.clip((way * cascades.axis[row]).sum(axis=1) / distance, -1.0, 1.0)
+    cosine = np.clip((way * axis).sum(axis=1) / distance, -1.0, 1.0)
     scattering_m, absorption_m = south_pole_ice().mean_lengths(
-        centre[row, 2], sensors.xyz_m[sensor, 2]
+        centre[:, 2], sensors.xyz_m[sensor, 2]
     )
     photons = light.PHOTONS_PER_M * light.CASCADE_M_PER_GEV * cascades.energy_gev[row]
     expected = (
@@ -165,10 +181,10 @@ def _lit_by_cascades(
     xi, rho = _pandel(
         distance * turn, _CASCADE_LAMBDA_M, _CASCADE_TAU_NS, scattering_m, absorption_m
     )
-    start = cascades.time_ns[row] + shape[row] * light.SHOWER_STEP_M / C_M_PER_NS
+    start = cascades.time_ns[row] + shape * light.SHOWER_STEP_M / C_M_PER_NS
     arrival = start + N_GROUP * distance / C_M_PER_NS
     event = cascades.event[row]
-    return _bright(Pairs(event, sensor, expected, arrival, xi, rho, distance, cosine, shape[row]))
+    return Pairs(event, sensor, expected, arrival, xi, rho, distance, cosine, shape)
 
 
 def _blended_emission(cosine: Floats, distance: Floats, scattering_m: Floats) -> Floats:
