@@ -32,7 +32,7 @@ def failure_line(done: subprocess.CompletedProcess[str]) -> str:
     sentence = lines[0].partition("failed: ")[2] or lines[0]
     # that a server is asked again is told once, while it is waited for
     told = [line for line in done.stdout.splitlines() if "asking again for" not in line]
-    assert not any(sentence[:60] in line for line in told), "told twice"
+    assert not any(sentence[:60] in line for line in told), f"told twice: {done.stdout}"
     return lines[0]
 
 

@@ -119,10 +119,10 @@ EVENTS = [
         "declination-for-zenith",
         "declination in the zenith column: half of the labels are out of range",
         "`iceaggr stats` stops: too many events are rejected (data.max_rejected_share)",
-        lambda scene: scene.change_meta(lambda f: f.assign(zenith=f["zenith"] - np.pi / 2)),
+        lambda scene: scene.change_meta(lambda f: f.assign(zenith=np.pi / 2 - f["zenith"])),
         Stops(
             r"batch_\d\.parquet",
-            r"[45]\d\.\d% of 40 events: label_out_of_range .*; such as azimuth .* rad, zenith -",
+            r"[456]\d\.\d% of 40 events: label_out_of_range .*; such as azimuth .* rad, zenith -",
             r"at most 10\.0% \(data.*zenith from 0 to pi",
             r"All would fit if zenith .* set data\.label_reading: \[elevation\]; .*quarantine",
         ),

@@ -20,7 +20,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
+from mlflow.utils.rest_utils import http_request, verify_rest_response
 
 from iceaggr.errors import TrackingError
 from iceaggr.patience import ask_patiently, away_s, may_pass
@@ -194,8 +194,11 @@ def server_version(uri: str) -> str:
             timeout=_PROBE_TIMEOUT_S,
             raise_on_status=False,
         )
-        if answer.status_code in (*_AWAY_STATUS, *_FAILING_STATUS):
+        if answer.status_code in _AWAY_STATUS:
             answer.raise_for_status()
+    if answer.status_code in _FAILING_STATUS:
+        with as_tracking_error("tracking server fails", uri):
+            verify_rest_response(answer, "/version")
     text = str(answer.text).strip()
     return text if answer.status_code == 200 and re.fullmatch(r"\d+\.\d+\S{0,30}", text) else ""
 

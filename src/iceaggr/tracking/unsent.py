@@ -152,7 +152,8 @@ def send_kept_of_runs(store: ObjectStore, runs_uri: str) -> str:
                 n_sent += _send(store, kept, uris)
             n_runs += 1
         except (TrackingError, StorageError) as error:
-            stays = f", those in {run_uri} stay: {error}"
+            # a server that is away has been told of already, by the step that missed it
+            stays = f", those in {run_uri} stay: {error.what if may_pass(error) else error}"
             if may_pass(error):
                 break
     sent = f"{n_sent} tracking records of {n_runs} earlier runs sent" if n_sent else ""
