@@ -24,9 +24,11 @@ from iceaggr.cli_options import (
     Uri,
 )
 from iceaggr.config import ExperimentConfig, PromotionConfig, load_config
+from iceaggr.detector import BUILT_IN
 from iceaggr.errors import ConfigError, IceaggrError, as_machine_error
 from iceaggr.progress import StepProgress
 from iceaggr.signals import end_with_parent
+from iceaggr.validation import read_model
 
 # The commands of the steps, one by one, in the folder of a run.
 #
@@ -197,17 +199,44 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same seed, same bytes")] = 0,
     processes: Annotated[int, typer.Option(min=0, max=MAX_PROCESSES, help="0 = one per core")] = 0,
     test: Annotated[bool, typer.Option("--test", help="Write test/ without labels")] = False,
+    detector: Annotated[
+        str, typer.Option(help="A built-in one (iceaggr detectors), or a file of its geometry")
+    ] = BUILT_IN,
+    medium: Annotated[str, typer.Option(help="water or ice; empty = as the geometry says")] = "",
+    energies: Annotated[
+        tuple[float, float], typer.Option(help="Of neutrinos, GeV: from and to", metavar="LO HI")
+    ] = (60.0, 1e7),
+    spectral_index: Annotated[
+        float, typer.Option(help="Energies are drawn from E^-index, before the trigger")
+    ] = 2.35,
+    flavour: Annotated[str, typer.Option(help="all, or numu: muon neutrinos only")] = "all",
 ) -> None:
     """Simulate raw events in the layout of the public competition set."""
     from iceaggr.events.simulation import SimulationConfig, simulate
     from iceaggr.storage import open_store
 
-    config = SimulationConfig(
-        n_events=events,
-        n_events_per_file=events_per_file,
-        seed=seed,
-        n_processes=processes,
-        labels=not test,
+    config = read_model(
+        SimulationConfig,
+        {
+            "n_events": events,
+            "n_events_per_file": events_per_file,
+            "seed": seed,
+            "n_processes": processes,
+            "labels": not test,
+            "detector": detector,
+            "medium": medium,
+            "flavour": flavour,
+            "min_energy_gev": energies[0],
+            "max_energy_gev": energies[1],
+            "spectral_index": spectral_index,
+        },
+        lambda problem: ConfigError(
+            "this cannot be simulated",
+            where="iceaggr simulate",
+            found=problem.found_in_field,
+            expected=problem.expected,
+            remedy="Give other --energies, --medium or --flavour",
+        ),
     )
     with StepProgress("simulate") as progress:
         simulate(
@@ -217,6 +246,14 @@ def simulate(
             on_progress=lambda done: progress.update(done, events, f"{done:,} events"),
         )
         progress.conclude(f"{events:,} events in {out}")
+
+
+@app.command()
+def detectors() -> None:
+    """List the built-in detectors: names that stand wherever a geometry does."""
+    from iceaggr.built_in_detectors import detectors_table
+
+    print(detectors_table())
 
 
 app.command()(convert)

@@ -36,6 +36,7 @@ class Medium:
     n_phase, n_group: refractive indices; the first sets the Cherenkov angle, the second the speed
     scattering_m, delay_ns, absorption_m: of the Pandel density of arrival times. A delay seen at a
     distance d follows a Gamma distribution of shape d / scattering_m and of rate `delay_rate`.
+    density: relative to fresh water, which sets how much a particle loses per metre
     """
 
     name: str
@@ -44,6 +45,7 @@ class Medium:
     scattering_m: float
     delay_ns: float
     absorption_m: float
+    density: float
 
     @property
     def cherenkov_rad(self) -> float:
@@ -71,7 +73,9 @@ class Medium:
         return 1 / self.delay_ns + C_M_PER_NS / self.n_group / self.absorption_m
 
 
-ICE = Medium("ice", N_PHASE, N_GROUP, scattering_m=33.29, delay_ns=556.7, absorption_m=98.0)
+ICE = Medium(
+    "ice", N_PHASE, N_GROUP, scattering_m=33.29, delay_ns=556.7, absorption_m=98.0, density=0.917
+)
 """South Pole ice at 400 nm. Source: IceTray I3Constants; D. Pandel 1996 for the delays, with the
 constants of AMANDA ice H2 as in IceTray rpdf."""
 
@@ -83,11 +87,13 @@ WATER = Medium(
     scattering_m=_SEA_SCATTERING_M,
     delay_ns=ICE.delay_ns * _SEA_SCATTERING_M / ICE.scattering_m * _SEA_N_GROUP / N_GROUP,
     absorption_m=60.0,
+    density=1.04,
 )
 """Deep sea water at 460 to 473 nm. Source: indices of ANTARES as in km3pipe's constants; lengths of
 blue light from ANTARES 2005, Astropart. Phys. 23, 131 (astro-ph/0412126), where the scattering
 length is the effective one. No Pandel time is published for water: delays in ice, scaled as paths
-of light scale with the scattering length, which is derived here and not fitted to data."""
+of light scale with the scattering length, which is derived here and not fitted to data. Density:
+Mediterranean water of 1.029 at the surface, 1 % denser under the pressure of 2.5 km."""
 
 MEDIA = {medium.name: medium for medium in (ICE, WATER)}
 """The media by the names that a geometry, `iceaggr convert --medium` and reports use."""
@@ -153,6 +159,13 @@ class Detector:
     def bounds_m(self) -> tuple[Floats, Floats]:
         """Give the least and the greatest coordinates: two arrays (3,) float64, metres."""
         return self.xyz_m.min(axis=0), self.xyz_m.max(axis=0)
+
+    def string_keys(self) -> npt.NDArray[np.int64]:
+        """Count strings from 0, (S,) int64; without ids, sensors above each other make one."""
+        keys = self.string_id[:, None]
+        if (keys < 0).any():
+            keys = np.round(self.xyz_m[:, :2]).astype(np.int64)
+        return np.unique(keys, axis=0, return_inverse=True)[1].ravel().astype(np.int64)
 
     def sensor_idx(self, sensor_id: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Find the table row of each sensor.

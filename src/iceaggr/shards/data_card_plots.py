@@ -76,11 +76,7 @@ def occupancy_top_view(detector: Detector, occupancy: Floats) -> str:
     occupancy: (S,) float64, share of the events in which each DOM was hit.
     """
     figure, axes = _map_canvas((4.6, 4.2))
-    keys = detector.string_id[:, None]
-    if (keys < 0).any():  # a table without strings: sensors above each other make one
-        keys = np.round(detector.xyz_m[:, :2]).astype(np.int64)
-    _, string_of = np.unique(keys, axis=0, return_inverse=True)
-    string_of = string_of.ravel()
+    string_of = detector.string_keys()
     n_used = np.maximum(np.bincount(string_of, weights=detector.in_use), 1)
     mean = np.bincount(string_of, weights=occupancy * detector.in_use) / n_used
     n_all = np.bincount(string_of)

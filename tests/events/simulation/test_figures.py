@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from benchmarks.simulation_figures import FIGURES, figures_table, measure_figures
-from iceaggr.detector import C_M_PER_NS, N_GROUP, icecube86
-from iceaggr.events.simulation.ice import COS_CHERENKOV, SIN_CHERENKOV
+from iceaggr.detector import C_M_PER_NS, ICE, N_GROUP, icecube86
+from iceaggr.events.simulation.light import cherenkov
 from iceaggr.storage import open_store
 
 
@@ -52,7 +52,8 @@ def residuals(columns):
         way = xyz[sensor] - vertex[k]
         along = way @ travel[k]
         distance = np.sqrt(np.maximum((way**2).sum(1) - along**2, 0))
-        slope = (N_GROUP - COS_CHERENKOV) / SIN_CHERENKOV
+        cosine, sine = cherenkov(ICE)
+        slope = (N_GROUP - cosine) / sine
         late = time[first] - (along + slope * distance) / C_M_PER_NS
         near = distance < 25
         if near.sum() >= 4:

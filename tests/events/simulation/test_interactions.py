@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 
 from iceaggr.events.simulation.config import SimulationConfig
+from iceaggr.events.simulation.ice import icecube_site
 from iceaggr.events.simulation.interactions import draw_interactions, inside_array
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    return draw_interactions(40_000, SimulationConfig(), np.random.default_rng(5))
+    return draw_interactions(40_000, SimulationConfig(), icecube_site(), np.random.default_rng(5))
 
 
 def test_directions_are_isotropic_unit_vectors(drawn):
@@ -52,11 +53,11 @@ def test_vertices_lie_on_their_track_below_the_surface(drawn):
 
 def test_energies_stay_in_the_configured_range():
     config = SimulationConfig(min_energy_gev=1e3, max_energy_gev=1e4)
-    energy = draw_interactions(5_000, config, np.random.default_rng(6)).energy_gev
+    energy = draw_interactions(5_000, config, icecube_site(), np.random.default_rng(6)).energy_gev
     assert (energy >= 1e3 * (1 - 1e-9)).all()
     assert (energy <= 1e4 * (1 + 1e-9)).all()
 
 
 def test_centre_is_inside_the_array_and_its_surroundings_are_not():
     points = np.array([[0, 0, 0], [0, 0, 600], [700, 0, 0], [0, 0, -505], [-400, -400, 0.0]])
-    assert inside_array(points).tolist() == [True, False, False, True, False]
+    assert inside_array(points, icecube_site()).tolist() == [True, False, False, True, False]

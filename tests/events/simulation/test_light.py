@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from iceaggr.detector import ICE
 from iceaggr.events.simulation import light
-from iceaggr.events.simulation.ice import COS_CHERENKOV, ICE_DENSITY, SIN_CHERENKOV
 from iceaggr.events.simulation.light import (
     CONTINUOUS_B_PER_M,
     V_CUT,
@@ -11,6 +11,7 @@ from iceaggr.events.simulation.light import (
     muon_range_m,
 )
 
+COS_CHERENKOV, SIN_CHERENKOV = light.cherenkov(ICE)
 SCATTERING, ABSORPTION = np.array([25.0]), np.array([100.0])
 
 
@@ -78,7 +79,7 @@ def test_high_energy_muon_is_brighter():
     assert light.muon_track_light(energy, none + 1.0)[0] > faint + 5
 
 
-B_PER_M = 0.363e-3 * ICE_DENSITY
+B_PER_M = 0.363e-3 * ICE.density
 
 
 def test_ranges_are_the_published_ones():

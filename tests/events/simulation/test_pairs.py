@@ -1,7 +1,7 @@
 import numpy as np
 
 from iceaggr.detector import C_M_PER_NS, N_GROUP
-from iceaggr.events.simulation.ice import live_sensors
+from iceaggr.events.simulation.ice import icecube_site
 from iceaggr.events.simulation.pairs import Cascades, Tracks, cascade_pairs, track_pairs
 
 
@@ -29,8 +29,8 @@ def cascade(energy_gev: float, axis: tuple[float, float, float]) -> Cascades:
 
 
 def test_track_light_comes_at_the_cherenkov_time():
-    pairs = track_pairs(vertical_track())
-    xyz = live_sensors().xyz_m[pairs.sensor]
+    pairs = track_pairs(vertical_track(), icecube_site())
+    xyz = icecube_site().sensors.xyz_m[pairs.sensor]
     along = -xyz[:, 2]
     # bracket of the standard formula, n_group / sin - 1 / tan = 0.91733
     expected = (along + pairs.distance_m * 0.91733) / C_M_PER_NS
@@ -39,23 +39,23 @@ def test_track_light_comes_at_the_cherenkov_time():
 
 
 def test_track_light_falls_with_distance():
-    pairs = track_pairs(vertical_track())
+    pairs = track_pairs(vertical_track(), icecube_site())
     near = pairs.expected_pe[pairs.distance_m < 40].mean()
     far = pairs.expected_pe[pairs.distance_m > 100].mean()
     assert near > 20 * far
 
 
 def test_starting_track_lights_nothing_far_upstream():
-    lit = track_pairs(vertical_track(first_m=0.0))
-    height = live_sensors().xyz_m[lit.sensor, 2]
-    whole = track_pairs(vertical_track())
-    above = live_sensors().xyz_m[whole.sensor, 2] > 200
+    lit = track_pairs(vertical_track(first_m=0.0), icecube_site())
+    height = icecube_site().sensors.xyz_m[lit.sensor, 2]
+    whole = track_pairs(vertical_track(), icecube_site())
+    above = icecube_site().sensors.xyz_m[whole.sensor, 2] > 200
     assert lit.expected_pe[height > 200].sum() < 0.01 * whole.expected_pe[above].sum()
     assert lit.expected_pe[height < -150].sum() > 0
 
 
 def test_cascade_light_spreads_at_the_group_velocity():
-    pairs = cascade_pairs(cascade(1e3, (0.0, 0.0, 1.0)))
+    pairs = cascade_pairs(cascade(1e3, (0.0, 0.0, 1.0)), icecube_site())
     late = pairs.arrival_ns - 100.0
     # the mean point of the shower lies a few metres ahead of the vertex
     start = late - N_GROUP * pairs.distance_m / C_M_PER_NS
@@ -64,7 +64,7 @@ def test_cascade_light_spreads_at_the_group_velocity():
 
 
 def test_cascade_light_grows_with_energy_and_reaches_farther():
-    faint, bright = (cascade_pairs(cascade(e, (0.0, 0.0, 1.0))) for e in (1e2, 1e4))
+    faint, bright = (cascade_pairs(cascade(e, (0.0, 0.0, 1.0)), icecube_site()) for e in (1e2, 1e4))
     # within 40 m the narrow Cherenkov peak and the shift of the longer shower decide
     ratio = bright.expected_pe[bright.distance_m > 40].sum()
     ratio /= faint.expected_pe[faint.distance_m > 40].sum()
@@ -73,7 +73,7 @@ def test_cascade_light_grows_with_energy_and_reaches_farther():
 
 
 def test_cascade_shines_forward():
-    pairs = cascade_pairs(cascade(1e4, (1.0, 0.0, 0.0)))
+    pairs = cascade_pairs(cascade(1e4, (1.0, 0.0, 0.0)), icecube_site())
     middle = (pairs.distance_m > 60) & (pairs.distance_m < 150)
     ahead = pairs.expected_pe[middle & (pairs.cosine > 0.3)].mean()
     behind = pairs.expected_pe[middle & (pairs.cosine < -0.3)].mean()
@@ -81,7 +81,7 @@ def test_cascade_shines_forward():
 
 
 def test_far_light_is_later_than_unscattered_light():
-    pairs = track_pairs(vertical_track())
+    pairs = track_pairs(vertical_track(), icecube_site())
     near, far = pairs.distance_m < 30, pairs.distance_m > 100
     mean_delay = pairs.xi / pairs.rho_per_ns
     assert mean_delay[far].mean() > 2 * mean_delay[near].mean()

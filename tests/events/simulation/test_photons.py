@@ -1,6 +1,6 @@
 import numpy as np
 
-from iceaggr.events.simulation.ice import live_sensors
+from iceaggr.events.simulation.ice import icecube_site
 from iceaggr.events.simulation.pairs import Pairs
 from iceaggr.events.simulation.photons import draw_afterpulses, draw_noise, draw_photons
 from iceaggr.events.simulation.pulses import form_pulses
@@ -15,7 +15,7 @@ def one_pair(expected_pe: float, xi: float = 1.5, rho: float = 4e-3) -> Pairs:
 
 
 def test_delays_follow_the_pandel_distribution():
-    photons = draw_photons(one_pair(200_000.0), 1_000_000, np.random.default_rng(1))
+    photons = draw_photons(one_pair(200_000.0), 1_000_000, icecube_site(), np.random.default_rng(1))
     delay = photons.time_ns[photons.pe == 1] - 1000
     # late pulses add 3.5 % of 92.5 ns
     np.testing.assert_allclose(delay.mean(), 1.5 / 4e-3 + 0.035 * 92.5, rtol=0.01)
@@ -24,13 +24,13 @@ def test_delays_follow_the_pandel_distribution():
 
 
 def test_bright_pair_keeps_its_light_in_fewer_photons():
-    photons = draw_photons(one_pair(50_000.0), 300, np.random.default_rng(2))
+    photons = draw_photons(one_pair(50_000.0), 300, icecube_site(), np.random.default_rng(2))
     assert 200 < len(photons.pe) < 400
     np.testing.assert_allclose(photons.pe.sum(), 50_000, rtol=0.25)
 
 
 def test_afterpulses_follow_in_microseconds_and_in_number():
-    photons = draw_photons(one_pair(100_000.0), 1_000_000, np.random.default_rng(3))
+    photons = draw_photons(one_pair(100_000.0), 1_000_000, icecube_site(), np.random.default_rng(3))
     after = draw_afterpulses(photons, np.random.default_rng(4))
     np.testing.assert_allclose(len(after.pe) / photons.pe.sum(), 0.06, rtol=0.05)
     np.testing.assert_allclose((after.time_ns - 1000).mean(), 6_400, rtol=0.05)
@@ -38,19 +38,19 @@ def test_afterpulses_follow_in_microseconds_and_in_number():
 
 def test_recorded_dark_hits_have_the_published_rate():
     n_events, window_s = 300, 20e-6
-    zero = np.zeros(n_events)
+    zero, site = np.zeros(n_events), icecube_site()
     rng = np.random.default_rng(5)
-    pulses = form_pulses(draw_noise(zero, zero + window_s * 1e9, rng), rng)
+    pulses = form_pulses(draw_noise(zero, zero + window_s * 1e9, site, rng), site, rng)
     inside = (pulses.time_ns >= 0) & (pulses.time_ns <= window_s * 1e9)
-    rate = inside.sum() / n_events / window_s / live_sensors().n_sensors
+    rate = inside.sum() / n_events / window_s / icecube_site().sensors.n_sensors
     assert 500 < rate < 640
 
 
 def test_dark_hits_come_in_bursts_on_one_sensor():
     n_events = 300
     zero = np.zeros(n_events)
-    noise = draw_noise(zero, zero + 20_000, np.random.default_rng(6))
-    key = noise.event * live_sensors().n_sensors + noise.sensor
+    noise = draw_noise(zero, zero + 20_000, icecube_site(), np.random.default_rng(6))
+    key = noise.event * icecube_site().sensors.n_sensors + noise.sensor
     _, count = np.unique(key, return_counts=True)
     # Poisson noise alone would repeat on a sensor in about 1 % of the cases
     assert (count > 1).mean() > 0.1

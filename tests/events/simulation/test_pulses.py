@@ -1,27 +1,31 @@
 import numpy as np
 
-from iceaggr.events.simulation.ice import live_sensors
+from iceaggr.events.simulation.ice import icecube_site
 from iceaggr.events.simulation.photons import Photons
 from iceaggr.events.simulation.pulses import Pulses, form_pulses, quantised, read_out, trigger_times
 
 
 def photons(*hits: tuple[int, int, float, float]) -> Photons:
     event, sensor, time, pe = (np.array(column) for column in zip(*hits, strict=True))
-    return Photons(event, sensor, time.astype(float), pe.astype(float))
+    return Photons(event, sensor, time.astype(float), pe.astype(float), np.zeros(len(event), bool))
 
 
 def pulses(*hits: tuple[int, int, float, float]):
-    return form_pulses(photons(*hits), np.random.default_rng(0))
+    return form_pulses(photons(*hits), icecube_site(), np.random.default_rng(0))
 
 
 def test_coincidence_matches_a_search_over_all_pairs():
     rng = np.random.default_rng(8)
     n = 3_000
     hits = Photons(
-        rng.integers(0, 4, n), rng.integers(0, 300, n), rng.uniform(0, 60_000, n), np.full(n, 50.0)
+        rng.integers(0, 4, n),
+        rng.integers(0, 300, n),
+        rng.uniform(0, 60_000, n),
+        np.full(n, 50.0),
+        np.zeros(n, bool),
     )
-    found = form_pulses(hits, np.random.default_rng(0))
-    sensor_id = live_sensors().sensor_id
+    found = form_pulses(hits, icecube_site(), np.random.default_rng(0))
+    sensor_id = icecube_site().sensors.sensor_id
     expected = np.zeros(len(found.time_ns), dtype=bool)
     # hits are merged within nanoseconds only, so the photons stand for the pulses of other DOMs
     for k in range(len(expected)):
@@ -78,14 +82,14 @@ def test_bright_pulses_saturate():
 
 def test_weak_isolated_hits_stay_below_the_discriminator():
     n = 4_000
-    hits = Photons(np.arange(n), np.zeros(n, int), np.zeros(n), np.ones(n))
-    share = len(form_pulses(hits, np.random.default_rng(2)).time_ns) / n
+    hits = Photons(np.arange(n), np.zeros(n, int), np.zeros(n), np.ones(n), np.zeros(n, bool))
+    share = len(form_pulses(hits, icecube_site(), np.random.default_rng(2)).time_ns) / n
     assert 0.8 < share < 0.92
 
 
 def test_no_photons_give_no_pulses():
-    empty = Photons(np.zeros(0, int), np.zeros(0, int), np.zeros(0), np.zeros(0))
-    assert len(form_pulses(empty, np.random.default_rng(0)).time_ns) == 0
+    empty = Photons(np.zeros(0, int), np.zeros(0, int), np.zeros(0), np.zeros(0), np.zeros(0, bool))
+    assert len(form_pulses(empty, icecube_site(), np.random.default_rng(0)).time_ns) == 0
 
 
 def test_quantised_charges_stay_within_half_a_step():
@@ -111,7 +115,9 @@ def hits(times: list[list[float]], extra: list[list[float]] | None = None) -> Pu
     n_coincident = sum(len(group) for group in times)
     coincident = np.arange(len(time)) < n_coincident
     sensor = np.arange(len(time))
-    return Pulses(np.array(event), sensor, time, np.ones(len(time)), coincident, coincident)
+    return Pulses(
+        np.array(event), sensor, time, np.ones(len(time)), coincident, coincident, ~coincident
+    )
 
 
 def evenly(n: int, step: float, start: float = 0.0) -> list[float]:
@@ -119,18 +125,20 @@ def evenly(n: int, step: float, start: float = 0.0) -> list[float]:
 
 
 def test_eight_coincident_hits_within_five_microseconds_trigger():
-    first, last = trigger_times(hits([evenly(8, 714), evenly(7, 10), evenly(8, 715)]), 3)
+    first, last = trigger_times(
+        hits([evenly(8, 714), evenly(7, 10), evenly(8, 715)]), 3, icecube_site()
+    )
     assert first.tolist() == [0, np.inf, np.inf]
     assert last.tolist() == [7 * 714, -np.inf, -np.inf]
 
 
 def test_hits_of_different_events_do_not_add_up():
-    first, _ = trigger_times(hits([evenly(5, 10), evenly(5, 10)]), 2)
+    first, _ = trigger_times(hits([evenly(5, 10), evenly(5, 10)]), 2, icecube_site())
     assert not np.isfinite(first).any()
 
 
 def test_trigger_extends_while_hits_go_on():
-    first, last = trigger_times(hits([evenly(30, 600, start=50)]), 1)
+    first, last = trigger_times(hits([evenly(30, 600, start=50)]), 1, icecube_site())
     assert first[0] == 50
     assert last[0] == 50 + 29 * 600
 
@@ -139,7 +147,7 @@ def test_readout_spans_four_before_to_six_after():
     coincident, lone = evenly(8, 100), [-4_100.0, -500.0, 6_500.0, 6_800.0]
     clocks = []
     for seed in range(30):
-        kept = read_out(hits([coincident], [lone]), 1, np.random.default_rng(seed))
+        kept = read_out(hits([coincident], [lone]), 1, icecube_site(), np.random.default_rng(seed))
         trigger = kept.time_ns[kept.hlc][0]
         clocks.append(trigger)
         relative = (kept.time_ns - trigger).tolist()
@@ -153,19 +161,23 @@ def test_readout_spans_four_before_to_six_after():
 
 
 def test_pulses_come_out_sorted_by_time():
-    kept = read_out(hits([evenly(8, 100)], [[350.0, 20.0]]), 1, np.random.default_rng(0))
+    kept = read_out(
+        hits([evenly(8, 100)], [[350.0, 20.0]]), 1, icecube_site(), np.random.default_rng(0)
+    )
     assert (np.diff(kept.time_ns) >= 0).all()
 
 
 def test_events_without_trigger_leave_nothing():
-    kept = read_out(hits([evenly(8, 10), evenly(3, 10)]), 2, np.random.default_rng(0))
+    kept = read_out(
+        hits([evenly(8, 10), evenly(3, 10)]), 2, icecube_site(), np.random.default_rng(0)
+    )
     assert kept.triggered.tolist() == [0]
     assert (kept.event == 0).all()
 
 
 def test_few_events_are_late_parts_of_longer_readouts():
     rng = np.random.default_rng(1)
-    kept = read_out(hits([evenly(8, 10)] * 4_000), 4_000, rng)
+    kept = read_out(hits([evenly(8, 10)] * 4_000), 4_000, icecube_site(), rng)
     first = kept.time_ns[::8]
     late = (first > 11_000).mean()
     assert 0.015 < late < 0.04

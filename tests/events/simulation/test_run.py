@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from iceaggr.cli_options import MAX_PROCESSES, MAX_SEED, MAX_SIMULATED_EVENTS
+from iceaggr.detector import Detector
 from iceaggr.errors import RawDataError
 from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.events.simulation import run as run_module
@@ -182,7 +183,7 @@ def test_dead_worker_is_a_clear_error(tmp_path, monkeypatch):
         write(tmp_path / "raw", n_events=1_000, n_processes=2)
 
 
-def leave(config: SimulationConfig, block: int) -> None:
+def leave(config: SimulationConfig, detector: Detector, block: int) -> None:
     import os
 
     os._exit(1)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.spatial import cKDTree
 
+from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector
 from iceaggr.detector import (
     BUILT_IN,
     SAME_PLACE_M,
@@ -35,7 +36,6 @@ Floats = npt.NDArray[np.float64]
 SensorKey = Literal["auto", "column", "string", "position"]
 N_PER_STRING = 1000
 """Sensors that a string may have where the id is made of string and place on it."""
-_N_DOMS = 60
 _MODULES = "### Modules ###"
 _REMEDY = (
     "Give a CSV with sensor_id, x, y, z, a Parquet table, or Prometheus' .geo, in metres, or with"
@@ -68,13 +68,15 @@ def pairs(string: Ints, dom: Ints, where: str) -> Ints:
 
 
 def read_geometry(given: str) -> SensorTable:
-    """Read what --geometry names: a file, or the built-in detector by its name.
+    """Read what --geometry names: a file, or a built-in detector by its name.
 
     Raises: DetectorError if it cannot be read or is no geometry.
     """
-    if given == BUILT_IN:
-        table = icecube86()
-        return SensorTable(table, pairs(table.string_id, table.sensor_id % _N_DOMS + 1, given))
+    if given in BUILT_IN_NAMES:
+        table = built_in_detector(given)
+        # all strings are alike, and sensors are numbered string by string
+        n_per_string = table.n_sensors // len(np.unique(table.string_id))
+        return SensorTable(table, pairs(table.string_id, table.sensor_id % n_per_string + 1, given))
     path = Path(given)
     medium = ""
     try:

@@ -7,14 +7,10 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import numpy.typing as npt
 
-from iceaggr.detector import C_M_PER_NS
+from iceaggr.detector import C_M_PER_NS, Detector
 from iceaggr.events.simulation.config import N_EVENTS_PER_BLOCK, SimulationConfig
-from iceaggr.events.simulation.ice import Floats, Ints, live_sensors
-from iceaggr.events.simulation.interactions import (
-    REACH_M,
-    Interactions,
-    draw_interactions,
-)
+from iceaggr.events.simulation.ice import Floats, Ints, Site, site_of
+from iceaggr.events.simulation.interactions import Interactions, draw_interactions
 from iceaggr.events.simulation.light import draw_losses, muon_energy, muon_range_m
 from iceaggr.events.simulation.pairs import (
     Cascades,
@@ -33,28 +29,29 @@ from iceaggr.events.simulation.photons import (
 )
 from iceaggr.events.simulation.pulses import Readout, form_pulses, quantised, read_out
 
-_MIN_PHOTONS = 6
-"""Fewer photons than this, with chance noise, practically never make eight coincident hits."""
-_MIN_EXPECTED_PE = 5.0
+_PHOTONS_SHORT, _EXPECTED_PE_SHORT = 2, 3
+"""With so many fewer than the hits of the trigger, chance noise practically never makes one."""
 _FIRST_GUESS = 0.4
 _MIN_LOSS_GEV = 0.3
-_PULSE_ARRAYS = ("sensor_id", "time_ns", "charge_pe", "auxiliary")
+_PULSE_ARRAYS = ("sensor_id", "time_ns", "charge_pe", "auxiliary", "dark")
 
 
 @dataclass
 class SimulatedEvents:
     """E triggered events and their N pulses, ready to be written.
 
-    n_pulses: (E,) int64.  sensor_id: (N,) int16.  time_ns: (N,) int64.  charge_pe: (N,) float64
-    auxiliary: (N,) bool.  truth: the interactions, E rows.  muon_at_array_gev: (E,) float64,
-    0 for cascades.  n_tried, n_outside: interactions drawn, pulses outside the readout.
+    n_pulses: (E,) int64.  sensor_id: (N,) int64.  time_ns: (N,) int64.  charge_pe: (N,) float64
+    auxiliary, dark (noise alone): (N,) bool.  truth: the interactions, E rows.
+    muon_at_array_gev: (E,) float64, 0 for cascades
+    n_tried, n_outside: interactions drawn, pulses outside the readout.
     """
 
     n_pulses: Ints
-    sensor_id: npt.NDArray[np.int16]
+    sensor_id: Ints
     time_ns: Ints
     charge_pe: Floats
     auxiliary: npt.NDArray[np.bool_]
+    dark: npt.NDArray[np.bool_]
     truth: Interactions
     muon_at_array_gev: Floats
     n_tried: int
@@ -85,14 +82,15 @@ class SimulatedEvents:
         )
 
 
-def simulate_block(config: SimulationConfig, block: int) -> SimulatedEvents:
+def simulate_block(config: SimulationConfig, detector: Detector, block: int) -> SimulatedEvents:
     """Simulate one block; the same seed and block give the same events on any machine layout."""
+    site = site_of(detector)
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, block]))
     parts: list[SimulatedEvents] = []
     missing, share = N_EVENTS_PER_BLOCK, _FIRST_GUESS
     while missing > 0:
         tried = int(missing / share * 1.05) + 20
-        part = _simulate_interactions(tried, config, rng)
+        part = _simulate_interactions(tried, config, site, rng)
         share = max(len(part.n_pulses) / tried, 0.01)
         parts.append(part)
         missing -= len(part.n_pulses)
@@ -119,36 +117,38 @@ def join_events(parts: list[SimulatedEvents]) -> SimulatedEvents:
 
 
 def _simulate_interactions(
-    n: int, config: SimulationConfig, rng: np.random.Generator
+    n: int, config: SimulationConfig, site: Site, rng: np.random.Generator
 ) -> SimulatedEvents:
-    drawn = draw_interactions(n, config, rng)
-    pairs, muon_gev = _light(drawn, rng)
-    photons = draw_photons(_promising(pairs, n), config.max_photons_per_source, rng)
-    visible = np.flatnonzero(np.bincount(photons.event, minlength=n) >= _MIN_PHOTONS)
-    seen = _hits(photons, visible, n, rng)
-    readout = read_out(form_pulses(seen, rng), len(visible), rng)
-    return _collect(readout, drawn.take(visible), muon_gev[visible], n)
+    drawn = draw_interactions(n, config, site, rng)
+    pairs, muon_gev = _light(drawn, site, rng)
+    promising = _promising(pairs, n, site)
+    photons = draw_photons(promising, config.max_photons_per_source, site, rng)
+    n_needed = site.n_trigger_hits - _PHOTONS_SHORT
+    visible = np.flatnonzero(np.bincount(photons.event, minlength=n) >= n_needed)
+    seen = _hits(photons, visible, n, site, rng)
+    readout = read_out(form_pulses(seen, site, rng), len(visible), site, rng)
+    return _collect(readout, drawn.take(visible), muon_gev[visible], n, site)
 
 
-def _light(drawn: Interactions, rng: np.random.Generator) -> tuple[Pairs, Floats]:
+def _light(drawn: Interactions, site: Site, rng: np.random.Generator) -> tuple[Pairs, Floats]:
     """Pair every source of light with the sensors that see it; also the muon energy at the array.
 
     Time zero of a track is its nearest point to the centre; that of a cascade its vertex.
     """
-    track = np.flatnonzero(drawn.is_track)
+    track, reach_m, matter = np.flatnonzero(drawn.is_track), site.extent.reach_m, site.matter
     vertex = drawn.vertex_along_m[track]
     travel, start_gev = drawn.travel[track], drawn.muon_gev[track]
     nearest = drawn.vertex_m[track] - vertex[:, None] * travel
-    first = np.maximum(vertex, -REACH_M)
-    last = np.clip(vertex + muon_range_m(start_gev), first, REACH_M)
+    first = np.maximum(vertex, -reach_m)
+    last = np.clip(vertex + muon_range_m(start_gev, matter), first, reach_m)
     last = np.maximum(last, first)
     tracks = Tracks(track, nearest, travel, vertex, first, last, start_gev)
     at_array = np.zeros(len(drawn.code))
-    at_array[track] = muon_energy(start_gev, first - vertex)
-    losses = draw_losses(start_gev, vertex, first, last, rng)
+    at_array[track] = muon_energy(start_gev, first - vertex, matter)
+    losses = draw_losses(start_gev, vertex, first, last, rng, matter)
     bright = losses.energy_gev > _MIN_LOSS_GEV
     row, along, loss_gev = losses.row[bright], losses.along_m[bright], losses.energy_gev[bright]
-    near = np.flatnonzero(~drawn.is_track | (drawn.vertex_along_m > -REACH_M))
+    near = np.flatnonzero(~drawn.is_track | (drawn.vertex_along_m > -reach_m))
     vertex_ns = np.where(drawn.is_track, drawn.vertex_along_m / C_M_PER_NS, 0.0)
     cascades = Cascades(
         np.concatenate([near, track[row]]),
@@ -157,17 +157,18 @@ def _light(drawn: Interactions, rng: np.random.Generator) -> tuple[Pairs, Floats
         np.concatenate([vertex_ns[near], along / C_M_PER_NS]),
         np.concatenate([drawn.cascade_gev[near], loss_gev]),
     )
-    return concatenate_pairs([track_pairs(tracks), cascade_pairs(cascades)]), at_array
+    pairs = [track_pairs(tracks, site), cascade_pairs(cascades, site)]
+    return concatenate_pairs(pairs), at_array
 
 
-def _promising(pairs: Pairs, n: int) -> Pairs:
+def _promising(pairs: Pairs, n: int, site: Site) -> Pairs:
     """Drop events whose light is hopeless before any photon is drawn."""
     total = np.bincount(pairs.event, weights=pairs.expected_pe, minlength=n)
-    keep = total[pairs.event] >= _MIN_EXPECTED_PE
+    keep = total[pairs.event] >= site.n_trigger_hits - _EXPECTED_PE_SHORT
     return Pairs(**{f.name: getattr(pairs, f.name)[keep] for f in fields(Pairs)})
 
 
-def _hits(photons: Photons, visible: Ints, n: int, rng: np.random.Generator) -> Photons:
+def _hits(photons: Photons, visible: Ints, n: int, site: Site, rng: np.random.Generator) -> Photons:
     """Renumber the visible events, start each at time zero, and add afterpulses and noise."""
     row = np.full(n, -1, dtype=np.int64)
     row[visible] = np.arange(len(visible))
@@ -176,21 +177,24 @@ def _hits(photons: Photons, visible: Ints, n: int, rng: np.random.Generator) -> 
     first, last = np.full(len(visible), np.inf), np.full(len(visible), -np.inf)
     np.minimum.at(first, event, time)
     np.maximum.at(last, event, time)
-    own = Photons(event, photons.sensor[keep], time - first[event], photons.pe[keep])
-    noise = draw_noise(np.zeros(len(visible)), last - first, rng)
+    own = Photons(
+        event, photons.sensor[keep], time - first[event], photons.pe[keep], photons.dark[keep]
+    )
+    noise = draw_noise(np.zeros(len(visible)), last - first, site, rng)
     return join([own, draw_afterpulses(own, rng), noise])
 
 
 def _collect(
-    readout: Readout, drawn: Interactions, muon_gev: Floats, n_tried: int
+    readout: Readout, drawn: Interactions, muon_gev: Floats, n_tried: int, site: Site
 ) -> SimulatedEvents:
     rows = readout.triggered
     return SimulatedEvents(
         n_pulses=np.bincount(readout.event, minlength=len(muon_gev))[rows],
-        sensor_id=live_sensors().sensor_id[readout.sensor].astype(np.int16),
+        sensor_id=site.sensors.sensor_id[readout.sensor],
         time_ns=readout.time_ns,
         charge_pe=quantised(readout.charge_pe),
         auxiliary=~readout.hlc,
+        dark=readout.dark,
         truth=drawn.take(rows),
         muon_at_array_gev=muon_gev[rows],
         n_tried=n_tried,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -30,9 +31,15 @@ class SimulationConfig(Section):
     """Worker processes; 0 = one per core, 1 = in the caller. The data do not depend on it."""
     labels: bool = True
     """Write train/ with directions and truth; False = test/ without either."""
-    min_energy_gev: float = Field(60.0, gt=10, le=MAX_ENERGY_GEV)
+    detector: str = Field("icecube86", min_length=1)
+    """A built-in detector's name, or a file of its geometry."""
+    medium: Literal["", "ice", "water"] = ""
+    """What the sensors stand in; empty = as the geometry says."""
+    flavour: Literal["all", "numu"] = "all"
+    """Neutrinos of all flavours, or muon neutrinos only: cascades are then neutral currents."""
+    min_energy_gev: float = Field(60.0, ge=1, le=MAX_ENERGY_GEV)
     """Lower end of the neutrino energy spectrum, in GeV."""
-    max_energy_gev: float = Field(1e7, gt=10, le=MAX_ENERGY_GEV)
+    max_energy_gev: float = Field(1e7, gt=1, le=MAX_ENERGY_GEV)
     """Upper end of the neutrino energy spectrum, in GeV."""
     spectral_index: float = Field(2.35, gt=1, le=4)
     """Most neutrino energies are drawn from E^-index before the trigger."""

@@ -8,7 +8,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from iceaggr.events.simulation.ice import COS_CHERENKOV, ICE_DENSITY, SIN_CHERENKOV, Floats
+from iceaggr.detector import ICE, Medium
+from iceaggr.events.simulation.ice import Floats
 
 PHOTONS_PER_M = 2450.0
 """Detectable photons per metre of bare track, folded with the DOM's wavelength acceptance.
@@ -26,6 +27,29 @@ _ACCEPTANCE = (0.34, 0.16, 0.0, 0.88, 0.0, -1.05, 0.0, 0.35)
 """Angular acceptance: polynomial in the cosine to the PMT axis. Source: PPC spice_ftp-v3m."""
 _HADRON_E0, _HADRON_M, _HADRON_F0 = 0.18792, 0.16268, 0.30974
 """Light of hadronic against electromagnetic cascades (pi+). Source: PPC f2k.cxx."""
+
+
+def cherenkov(medium: Medium) -> tuple[float, float]:
+    """Give cosine and sine of the Cherenkov angle."""
+    cosine = 1.0 / medium.n_phase
+    return cosine, float(np.sqrt(1.0 - cosine**2))
+
+
+def relative_yield(medium: Medium) -> float:
+    """Give the photons of a bare track relative to ice: sin^2 of the Cherenkov angle.
+
+    Source: Frank and Tamm 1937.
+    """
+    return (cherenkov(medium)[1] / cherenkov(ICE)[1]) ** 2
+
+
+def attenuation_length(scattering_m: Floats, absorption_m: Floats) -> Floats:
+    """Give the length over which diffuse light fades, (K,) m; no way is shorter than the straight.
+
+    Source: random-walk light propagation as in arXiv:1311.4767; where light hardly scatters, as
+    in water, it is the absorption length.
+    """
+    return np.asarray(np.minimum(np.sqrt(absorption_m * scattering_m / 3.0), absorption_m))
 
 
 def angular_acceptance(cosine: Floats) -> Floats:
@@ -85,36 +109,39 @@ def point_flux(distance_m: Floats, scattering_m: Floats, absorption_m: Floats) -
     Tends to 1/(4 pi r^2) near the source and to diffusion with absorption far away.
     Source: random-walk light propagation as in arXiv:1311.4767.
     """
-    attenuation_m = np.sqrt(absorption_m * scattering_m / 3.0)
+    attenuation_m = attenuation_length(scattering_m, absorption_m)
     diffusion_m = scattering_m / (3.0 * np.exp(-scattering_m / absorption_m))
     spread = diffusion_m * distance_m * np.tanh(distance_m / diffusion_m)
     return np.asarray(np.exp(-distance_m / attenuation_m) / (4.0 * np.pi * spread))
 
 
-def track_flux(distance_m: Floats, scattering_m: Floats, absorption_m: Floats) -> Floats:
+def track_flux(
+    distance_m: Floats, scattering_m: Floats, absorption_m: Floats, medium: Medium = ICE
+) -> Floats:
     """Flux of an infinite track of one photon per metre at a perpendicular distance, (K,) per m2.
 
     Tends to 1/(2 pi d sin(theta_c)) near the track. Source: as `point_flux`.
     """
-    attenuation_m = np.sqrt(absorption_m * scattering_m / 3.0)
+    sine = cherenkov(medium)[1]
+    attenuation_m = attenuation_length(scattering_m, absorption_m)
     diffusion_m = scattering_m / (3.0 * np.exp(-scattering_m / absorption_m))
-    scale_m = (diffusion_m / SIN_CHERENKOV) ** 2 * 2.0 / (np.pi * attenuation_m)
+    scale_m = (diffusion_m / sine) ** 2 * 2.0 / (np.pi * attenuation_m)
     spread = np.sqrt(scale_m * distance_m) * np.tanh(np.sqrt(distance_m / scale_m))
-    return np.asarray(np.exp(-distance_m / attenuation_m) / (2.0 * np.pi * SIN_CHERENKOV * spread))
+    return np.asarray(np.exp(-distance_m / attenuation_m) / (2.0 * np.pi * sine * spread))
 
 
-def cascade_emission(cosine: Floats) -> Floats:
+def cascade_emission(cosine: Floats, medium: Medium = ICE) -> Floats:
     """Emission of a cascade relative to an isotropic one, (K,), mean 1 over the sphere.
 
     cosine: (K,) of the angle between the shower axis and the photon.
     """
-    density = _emission_table()
+    density = _emission_table(medium)
     cell = ((cosine + 1.0) * (0.5 * _N_EMISSION_BINS)).astype(np.int64)
     return density[np.minimum(cell, _N_EMISSION_BINS - 1)]
 
 
 @cache
-def _emission_table() -> Floats:
+def _emission_table(medium: Medium) -> Floats:
     """Tabulate the emission: a tilted particle, then the Cherenkov cone about it (PPC pro.cu)."""
     n = 600
     u = (np.arange(n) + 0.5) / n
@@ -123,15 +150,16 @@ def _emission_table() -> Floats:
     cos_tilt = 1.0 - tilt[:, None]
     sin_tilt = np.sqrt(np.maximum(0.0, 1.0 - cos_tilt**2))
     turn = np.cos(np.pi * u)[None, :]
-    cosine = cos_tilt * COS_CHERENKOV + sin_tilt * SIN_CHERENKOV * turn
+    cos_cherenkov, sin_cherenkov = cherenkov(medium)
+    cosine = cos_tilt * cos_cherenkov + sin_tilt * sin_cherenkov * turn
     counts, _ = np.histogram(cosine, bins=_N_EMISSION_BINS, range=(-1.0, 1.0))
     return np.asarray(counts / counts.mean())
 
 
 # Muon energy losses: mean loss and range, and single stochastic losses along the way.
 
-_A_GEV_PER_M = 0.259 * ICE_DENSITY
-_B_PER_M = 0.363e-3 * ICE_DENSITY
+_A_GEV_PER_M = 0.259 * ICE.density
+_B_PER_M = 0.363e-3 * ICE.density
 """dE/dx = a + b E in ice. Source: Chirkin and Rhode, hep-ph/0407075, Table 3 (per mwe)."""
 _PAIR_SHARE = 0.45
 """Share of b from pair production, the rest from bremsstrahlung and photonuclear interactions.
@@ -156,20 +184,26 @@ class Losses:
     energy_gev: Floats
 
 
-def muon_range_m(energy_gev: Floats) -> Floats:
-    """Mean range in ice, (K,) m: ln(1 + E b/a)/b."""
-    return np.asarray(np.log1p(energy_gev * _B_PER_M / _A_GEV_PER_M) / _B_PER_M)
+def muon_range_m(energy_gev: Floats, matter: float = 1.0) -> Floats:
+    """Mean range, (K,) m: ln(1 + E b/a)/b. matter: of a metre, relative to ice."""
+    return np.asarray(np.log1p(energy_gev * _B_PER_M / _A_GEV_PER_M) / _B_PER_M / matter)
 
 
-def muon_energy(start_gev: Floats, travelled_m: Floats) -> Floats:
+def muon_energy(start_gev: Floats, travelled_m: Floats, matter: float = 1.0) -> Floats:
     """Mean energy after a distance, (K,) GeV; 0 once the muon has stopped."""
     critical = _A_GEV_PER_M / _B_PER_M
-    left = (start_gev + critical) * np.exp(-_B_PER_M * np.maximum(travelled_m, 0.0)) - critical
+    travelled = np.maximum(travelled_m, 0.0) * matter
+    left = (start_gev + critical) * np.exp(-_B_PER_M * travelled) - critical
     return np.maximum(left, 0.0)
 
 
 def draw_losses(
-    start_gev: Floats, start_m: Floats, first_m: Floats, last_m: Floats, rng: np.random.Generator
+    start_gev: Floats,
+    start_m: Floats,
+    first_m: Floats,
+    last_m: Floats,
+    rng: np.random.Generator,
+    matter: float = 1.0,
 ) -> Losses:
     """Draw the losses above V_CUT between first_m and last_m on the muon's line.
 
@@ -177,8 +211,9 @@ def draw_losses(
     bremsstrahlung and photonuclear losses as 1/v; both carry their share of b on average.
     """
     length = np.maximum(last_m - first_m, 0.0)
-    n_pair = rng.poisson(length * _PAIR_PER_M * (1.0 / V_CUT - 1.0 / _V_PAIR[1]))
-    n_hard = rng.poisson(length * _HARD_PER_M * np.log(1.0 / V_CUT))
+    passed = length * matter
+    n_pair = rng.poisson(passed * _PAIR_PER_M * (1.0 / V_CUT - 1.0 / _V_PAIR[1]))
+    n_hard = rng.poisson(passed * _HARD_PER_M * np.log(1.0 / V_CUT))
     rows = np.arange(len(length))
     row = np.concatenate([np.repeat(rows, n_pair), np.repeat(rows, n_hard)])
     u = rng.random(len(row))
@@ -189,5 +224,5 @@ def draw_losses(
         V_CUT ** (1.0 - u),
     )
     along = first_m[row] + rng.random(len(row)) * length[row]
-    energy = v * muon_energy(start_gev[row], along - start_m[row])
+    energy = v * muon_energy(start_gev[row], along - start_m[row], matter)
     return Losses(row, along, energy)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 
-from iceaggr.detector import C_M_PER_NS, N_GROUP
-from iceaggr.events.simulation.ice import Floats, Ints, live_sensors
+from iceaggr.detector import C_M_PER_NS, ICE
+from iceaggr.events.simulation.ice import Floats, Ints, Site
 from iceaggr.events.simulation.light import SHOWER_STEP_M
 from iceaggr.events.simulation.pairs import Pairs
 
@@ -20,21 +21,28 @@ _POISSON_HZ = 250.0
 _BURST_HZ, _HITS_PER_BURST = 310.0, 3.5
 """Uncorrelated and burst noise of a standard DOM. Source: arXiv:1612.05093."""
 _BURST_LOG10_S, _BURST_SPREAD = -6.0, 0.85
+_WATER_HZ = 1_000.0
+"""Noise of a module in the sea, Poisson: decays of potassium-40 that two of its photomultipliers
+see together. Source: order of magnitude of KM3NeT's coincidence rate, arXiv:1601.07459."""
 _RECORDED_SHARE = 0.66
 """Dark hits that pass discriminator and dead time, measured here: published rates count those."""
 _HQE_NOISE = 780.0 / 560.0
-_NOISE_BEFORE_NS, _NOISE_AFTER_NS = 4_700.0, 6_700.0
+_NOISE_MARGIN_NS = 700.0
 _BURST_LEAD_NS = 15_000.0
 
 
 @dataclass
 class Photons:
-    """H detected photons. event, sensor: (H,) int64 rows; time_ns: (H,); pe: (H,) mean charge."""
+    """H detected photons. event, sensor: (H,) int64 rows; time_ns: (H,); pe: (H,) mean charge.
+
+    dark: (H,) bool, not light of the event
+    """
 
     event: Ints
     sensor: Ints
     time_ns: Floats
     pe: Floats
+    dark: npt.NDArray[np.bool_]
 
 
 def join(parts: list[Photons]) -> Photons:
@@ -44,10 +52,11 @@ def join(parts: list[Photons]) -> Photons:
         np.concatenate([p.sensor for p in parts]),
         np.concatenate([p.time_ns for p in parts]),
         np.concatenate([p.pe for p in parts]),
+        np.concatenate([p.dark for p in parts]),
     )
 
 
-def draw_photons(pairs: Pairs, max_photons: int, rng: np.random.Generator) -> Photons:
+def draw_photons(pairs: Pairs, max_photons: int, site: Site, rng: np.random.Generator) -> Photons:
     """Draw the photons of each pair: Poisson numbers, Pandel delays, shower length, jitter.
 
     Where more than max_photons are expected, that many are drawn and each weighs more.
@@ -58,7 +67,7 @@ def draw_photons(pairs: Pairs, max_photons: int, rng: np.random.Generator) -> Ph
     delay = rng.standard_gamma(pairs.xi[pair]) / pairs.rho_per_ns[pair]
     time = pairs.arrival_ns[pair] + delay + _JITTER_NS * rng.standard_normal(n)
     elongated = np.flatnonzero(pairs.shape[pair] > 0)
-    time[elongated] += _shower_length_ns(pairs, pair[elongated], rng)
+    time[elongated] += _shower_length_ns(pairs, pair[elongated], site, rng)
     pe = weight[pair]
     kind = rng.random(n)
     late = np.flatnonzero(kind < _LATE_SHARE)
@@ -66,16 +75,16 @@ def draw_photons(pairs: Pairs, max_photons: int, rng: np.random.Generator) -> Ph
     early = np.flatnonzero(kind > 1.0 - _PRE_SHARE)
     time[early] += _PRE_NS
     pe[early] *= _PRE_PE
-    return Photons(pairs.event[pair], pairs.sensor[pair], time, pe)
+    return Photons(pairs.event[pair], pairs.sensor[pair], time, pe, np.zeros(n, bool))
 
 
-def _shower_length_ns(pairs: Pairs, pair: Ints, rng: np.random.Generator) -> Floats:
+def _shower_length_ns(pairs: Pairs, pair: Ints, site: Site, rng: np.random.Generator) -> Floats:
     """Shift arrival for light from before or behind the mean point of the shower, (H,) ns."""
     shape, distance = pairs.shape[pair], pairs.distance_m[pair]
-    ahead = (rng.standard_gamma(shape) - shape) * SHOWER_STEP_M
+    ahead = (rng.standard_gamma(shape) - shape) * SHOWER_STEP_M / site.matter
     square = distance**2 - 2.0 * ahead * distance * pairs.cosine[pair] + ahead**2
     path = np.sqrt(np.maximum(square, 0.0))
-    return np.asarray((ahead + N_GROUP * (path - distance)) / C_M_PER_NS)
+    return np.asarray((ahead + site.medium.n_group * (path - distance)) / C_M_PER_NS)
 
 
 def draw_afterpulses(photons: Photons, rng: np.random.Generator) -> Photons:
@@ -87,18 +96,22 @@ def draw_afterpulses(photons: Photons, rng: np.random.Generator) -> Photons:
         photons.sensor[parent],
         photons.time_ns[parent] + delay,
         np.ones(len(parent)),
+        photons.dark[parent],
     )
 
 
-def draw_noise(first_ns: Floats, last_ns: Floats, rng: np.random.Generator) -> Photons:
+def draw_noise(first_ns: Floats, last_ns: Floats, site: Site, rng: np.random.Generator) -> Photons:
     """Draw dark hits from before the first to after the last photon of each event.
 
     first_ns, last_ns: (E,) photon times. Single hits are Poisson; bursts on one DOM follow
     each other at log-normal intervals, so that neighbouring hits in time share a DOM.
     """
-    first, last = first_ns - _NOISE_BEFORE_NS, last_ns + _NOISE_AFTER_NS
-    single = _dark_hits(first, last, _POISSON_HZ, rng)
-    opening = _dark_hits(first - _BURST_LEAD_NS, last, _BURST_HZ / _HITS_PER_BURST, rng)
+    first = first_ns - (site.readout_before_ns + _NOISE_MARGIN_NS)
+    last = last_ns + (site.readout_after_ns + _NOISE_MARGIN_NS)
+    if site.medium != ICE:
+        return _dark_hits(first, last, _WATER_HZ, site, rng)
+    single = _dark_hits(first, last, _POISSON_HZ, site, rng)
+    opening = _dark_hits(first - _BURST_LEAD_NS, last, _BURST_HZ / _HITS_PER_BURST, site, rng)
     # the rest of the burst: at least one hit, the gaps add up along the burst
     more = rng.poisson(_HITS_PER_BURST - 1.0, len(opening.pe))
     parent = np.repeat(np.arange(len(more)), more)
@@ -106,18 +119,24 @@ def draw_noise(first_ns: Floats, last_ns: Floats, rng: np.random.Generator) -> P
     total = np.cumsum(gap)
     before = np.concatenate([[0.0], total])[np.cumsum(more) - more]
     time = opening.time_ns[parent] + total - before[parent]
-    rest = Photons(opening.event[parent], opening.sensor[parent], time, np.ones(len(parent)))
+    n = len(parent)
+    rest = Photons(
+        opening.event[parent], opening.sensor[parent], time, np.ones(n), np.ones(n, bool)
+    )
     dark = join([single, opening, rest])
     keep = (dark.time_ns >= first[dark.event]) & (dark.time_ns <= last[dark.event])
-    return Photons(dark.event[keep], dark.sensor[keep], dark.time_ns[keep], dark.pe[keep])
+    return Photons(**{f.name: getattr(dark, f.name)[keep] for f in fields(Photons)})
 
 
-def _dark_hits(first: Floats, last: Floats, rate_hz: float, rng: np.random.Generator) -> Photons:
-    noisiness = np.where(live_sensors().efficiency > 1.0, _HQE_NOISE, 1.0)
+def _dark_hits(
+    first: Floats, last: Floats, rate_hz: float, site: Site, rng: np.random.Generator
+) -> Photons:
+    noisiness = np.where(site.sensors.efficiency > 1.0, _HQE_NOISE, 1.0)
     share = np.cumsum(noisiness)
     mean = (last - first) * 1e-9 * rate_hz / _RECORDED_SHARE * share[-1]
     event = np.repeat(np.arange(len(first)), rng.poisson(mean))
     u = rng.random((2, len(event)))
     sensor = np.searchsorted(share, u[0] * share[-1])
     time = first[event] + u[1] * (last - first)[event]
-    return Photons(event, sensor.astype(np.int64), time, np.ones(len(event)))
+    n = len(event)
+    return Photons(event, sensor.astype(np.int64), time, np.ones(n), np.ones(n, bool))

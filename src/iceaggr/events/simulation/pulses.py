@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from iceaggr.events.simulation.ice import Floats, Ints, live_sensors
+from iceaggr.events.simulation.ice import Floats, Ints, Site
 from iceaggr.events.simulation.photons import Photons
 
 _FINE_NS, _COARSE_NS, _FINE_WINDOW_NS = 10.0, 50.0, 420.0
@@ -34,7 +34,8 @@ class Pulses:
     """N pulses sorted by event, sensor and time (time up to the blur of SLC hits).
 
     event, sensor: (N,) int64 rows; time_ns, charge_pe: (N,) float64; hlc: (N,) bool, in local
-    coincidence; first_hlc: (N,) bool, opens a coincident readout of its DOM.
+    coincidence; first_hlc: (N,) bool, opens a coincident readout of its DOM
+    dark: (N,) bool, none of its photons is light of the event
     """
 
     event: Ints
@@ -43,28 +44,32 @@ class Pulses:
     charge_pe: Floats
     hlc: npt.NDArray[np.bool_]
     first_hlc: npt.NDArray[np.bool_]
+    dark: npt.NDArray[np.bool_]
 
     def take(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Pulses:
         """Select pulses by row or mask."""
         return Pulses(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
-def form_pulses(photons: Photons, rng: np.random.Generator) -> Pulses:
+def form_pulses(photons: Photons, site: Site, rng: np.random.Generator) -> Pulses:
     """Turn photons into pulses with coincidence flags; below-threshold SLC hits vanish."""
-    key, time, pe = _sorted_photons(photons)
+    n_sensors = site.sensors.n_sensors
+    order = _order_of_photons(photons, n_sensors)
+    key = photons.event[order] * n_sensors + photons.sensor[order]
+    time, pe = photons.time_ns[order], photons.pe[order]
     start = _pulse_starts(key, time)
     charge = np.add.reduceat(_photon_charges(pe, rng), start) if len(start) else np.zeros(0)
+    dark = np.logical_and.reduceat(photons.dark[order], start) if len(start) else photons.dark
     charge = charge / (1.0 + charge / _SATURATION_PE)
     key, time = key[start], time[start]
-    near = _has_coincident_neighbour(key, time, charge >= _DISCRIMINATOR_PE)
+    near = _has_coincident_neighbour(key, time, charge >= _DISCRIMINATOR_PE, site)
     hlc, first_hlc = _readouts(key, time, near)
     keep = hlc | ((charge >= _DISCRIMINATOR_PE) & ~_follows(key, time))
     slc = ~hlc
     blur = rng.standard_normal((2, len(time)))
     time = time + np.where(slc, _SLC_TIME_BLUR_NS * blur[0], 0.0)
     charge = charge * np.where(slc, np.exp(_SLC_CHARGE_BLUR * blur[1]), 1.0)
-    n_sensors = live_sensors().n_sensors
-    return Pulses(key // n_sensors, key % n_sensors, time, charge, hlc, first_hlc).take(keep)
+    return Pulses(key // n_sensors, key % n_sensors, time, charge, hlc, first_hlc, dark).take(keep)
 
 
 def quantised(charge_pe: Floats) -> Floats:
@@ -77,13 +82,12 @@ def quantised(charge_pe: Floats) -> Floats:
     return np.round(0.025 + 0.05 * k, 3)
 
 
-def _sorted_photons(photons: Photons) -> tuple[Ints, Floats, Floats]:
+def _order_of_photons(photons: Photons, n_sensors: int) -> Ints:
     """Sort by event, sensor, time in one pass over a combined integer key."""
-    key = photons.event * live_sensors().n_sensors + photons.sensor
+    key = photons.event * n_sensors + photons.sensor
     ticks = np.rint((photons.time_ns - photons.time_ns.min(initial=0.0)) * _TIME_UNITS_PER_NS)
     assert ticks.max(initial=0.0) < 2.0**_TIME_BITS, "photons of one block span more than 1 ms"
-    order = np.argsort((key << _TIME_BITS) | ticks.astype(np.int64), kind="stable")
-    return key[order], photons.time_ns[order], photons.pe[order]
+    return np.argsort((key << _TIME_BITS) | ticks.astype(np.int64), kind="stable")
 
 
 def _pulse_starts(key: Ints, time: Floats) -> Ints:
@@ -121,7 +125,7 @@ def _photon_charges(pe: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _has_coincident_neighbour(
-    key: Ints, time: Floats, launching: npt.NDArray[np.bool_]
+    key: Ints, time: Floats, launching: npt.NDArray[np.bool_], site: Site
 ) -> npt.NDArray[np.bool_]:
     """Mark launching pulses with another on a nearest or next-to-nearest DOM within 1 us.
 
@@ -131,7 +135,7 @@ def _has_coincident_neighbour(
     at = np.flatnonzero(launching)
     if len(at) == 0:
         return found
-    sensors = live_sensors()
+    sensors = site.sensors
     origin = time.min()
     key, ticks = key[at], ((time[at] - origin) * _TIME_UNITS_PER_NS).astype(np.int64)
     window = int(COINCIDENCE_NS * _TIME_UNITS_PER_NS)
@@ -172,13 +176,8 @@ def _follows(key: Ints, time: Floats) -> npt.NDArray[np.bool_]:
     return np.asarray(time - time[_latest(opens)] > _SLC_NS)
 
 
-# The trigger on eight coincident hits, the readout window, and the event's clock.
+# The multiplicity trigger of the site, the readout window, and the event's clock.
 
-N_TRIGGER_HITS = 8
-TRIGGER_WINDOW_NS = 5_000.0
-"""Simple multiplicity trigger SMT-8. Source: arXiv:1612.05093, trigger table."""
-READOUT_BEFORE_NS, READOUT_AFTER_NS = 4_000.0, 6_000.0
-"""Readout around the trigger. Source: IC86 trigger settings at icecube.umd.edu."""
 _TRIGGER_TIME_NS, _TRIGGER_SPREAD_NS, _TRIGGER_REACH_NS = 9_855.0, 50.0, 140.0
 """Place of the trigger on the event's clock, read off the published first-pulse quartiles."""
 _LATE_SHARE, _LATE_MEAN_NS, _LATE_MAX_NS = 0.03, 15_000.0, 60_000.0
@@ -191,7 +190,7 @@ class Readout:
     """Pulses of triggered events only, sorted by event and time.
 
     event: (N,) int64 row of the event before the trigger; time_ns: (N,) int64; sensor: (N,) int64
-    row of the sensor; charge_pe: (N,) float64; hlc: (N,) bool
+    row of the sensor; charge_pe: (N,) float64; hlc, dark: (N,) bool
     triggered: (T,) int64 ascending rows of the events that triggered
     n_outside: (T,) int64 pulses of each that fell outside its readout window.
     """
@@ -201,17 +200,18 @@ class Readout:
     sensor: Ints
     charge_pe: Floats
     hlc: npt.NDArray[np.bool_]
+    dark: npt.NDArray[np.bool_]
     triggered: Ints
     n_outside: Ints
 
 
-def read_out(pulses: Pulses, n_events: int, rng: np.random.Generator) -> Readout:
+def read_out(pulses: Pulses, n_events: int, site: Site, rng: np.random.Generator) -> Readout:
     """Find the triggers and keep what each one reads out."""
-    first, last = trigger_times(pulses, n_events)
-    clock, before = _event_clock(n_events, rng)
+    first, last = trigger_times(pulses, n_events, site)
+    clock, before = _event_clock(n_events, site, rng)
     start = first - before
     inside = (pulses.time_ns >= start[pulses.event]) & (
-        pulses.time_ns <= last[pulses.event] + READOUT_AFTER_NS
+        pulses.time_ns <= last[pulses.event] + site.readout_after_ns
     )
     triggered = np.flatnonzero(np.isfinite(first))
     outside = np.bincount(pulses.event[~inside], minlength=n_events)[triggered]
@@ -224,12 +224,13 @@ def read_out(pulses: Pulses, n_events: int, rng: np.random.Generator) -> Readout
         sensor=kept.sensor[order],
         charge_pe=kept.charge_pe[order],
         hlc=kept.hlc[order],
+        dark=kept.dark[order],
         triggered=triggered,
         n_outside=outside,
     )
 
 
-def trigger_times(pulses: Pulses, n_events: int) -> tuple[Floats, Floats]:
+def trigger_times(pulses: Pulses, n_events: int, site: Site) -> tuple[Floats, Floats]:
     """Find the first hit of the first trigger and the last hit of the last one.
 
     Returns two (n_events,) float64 in ns; an event without a trigger has inf and -inf.
@@ -238,22 +239,29 @@ def trigger_times(pulses: Pulses, n_events: int) -> tuple[Floats, Floats]:
     at = np.flatnonzero(pulses.first_hlc)
     order = np.lexsort((pulses.time_ns[at], pulses.event[at]))
     event, time = pulses.event[at][order], pulses.time_ns[at][order]
-    reach = N_TRIGGER_HITS - 1
+    reach = site.n_trigger_hits - 1
     if len(time) <= reach:
         return first, last
-    fires = (event[reach:] == event[:-reach]) & (time[reach:] - time[:-reach] <= TRIGGER_WINDOW_NS)
+    within = time[reach:] - time[:-reach] <= site.trigger_window_ns
+    fires = (event[reach:] == event[:-reach]) & within
     opening = np.flatnonzero(fires)
     np.minimum.at(first, event[opening], time[opening])
     np.maximum.at(last, event[opening], time[opening + reach])
     return first, last
 
 
-def _event_clock(n_events: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Draw the trigger's time on the event's clock and how far the readout reaches back, (E,)."""
+def _event_clock(n_events: int, site: Site, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Draw the trigger's time on the event's clock and how far the readout reaches back, (E,).
+
+    Other detectors than IceCube have no merged readouts: their clock begins with the readout.
+    """
+    reach_back = site.readout_before_ns
+    if not site.is_icecube:
+        return np.full(n_events, reach_back), np.full(n_events, reach_back)
     jitter = _TRIGGER_SPREAD_NS * rng.standard_normal(n_events)
     clock = _TRIGGER_TIME_NS + np.clip(jitter, -_TRIGGER_REACH_NS, _TRIGGER_REACH_NS)
     u = rng.random((3, n_events))
     late = u[0] < _LATE_SHARE
     shift = np.minimum(-_LATE_MEAN_NS * np.log1p(-u[1]), _LATE_MAX_NS)
-    before = np.where(late, 300.0 + u[2] * (READOUT_BEFORE_NS - 300.0), READOUT_BEFORE_NS)
+    before = np.where(late, 300.0 + u[2] * (reach_back - 300.0), reach_back)
     return clock + np.where(late, shift, 0.0), before

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,8 +25,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iceaggr.detector import icecube86
+from iceaggr.detector import Detector, medium_of
 from iceaggr.errors import MachineError, RawDataError
+from iceaggr.events.conversion.sensors import chosen_medium, read_geometry
 from iceaggr.events.raw_folder import CHECKED, RawFolder
 from iceaggr.events.simulation.block import SimulatedEvents, join_events, simulate_block
 from iceaggr.events.simulation.config import (
@@ -34,18 +36,19 @@ from iceaggr.events.simulation.config import (
     SimulationConfig,
     SimulationSummary,
 )
-from iceaggr.events.simulation.ice import Floats, Ints
-from iceaggr.events.simulation.interactions import INTERACTIONS, inside_array
+from iceaggr.events.simulation.ice import Floats, Ints, site_of
+from iceaggr.events.simulation.interactions import NU_NC, inside_array
 from iceaggr.interfaces import ObjectStore
 
 # Tables of the public competition layout, made from simulated events.
 
 
-def _pulse_schema() -> pa.Schema:
+def pulse_schema(detector: Detector) -> pa.Schema:
     """Describe the pulses with the event id as pandas index, as in the competition's files."""
+    narrow = int(np.abs(detector.sensor_id).max()) <= np.iinfo(np.int16).max
     empty = pd.DataFrame(
         {
-            "sensor_id": np.zeros(0, np.int16),
+            "sensor_id": np.zeros(0, np.int16 if narrow else np.int64),
             "time": np.zeros(0, np.int64),
             "charge": np.zeros(0, np.float64),
             "auxiliary": np.zeros(0, np.bool_),
@@ -55,19 +58,16 @@ def _pulse_schema() -> pa.Schema:
     return pa.Schema.from_pandas(empty)
 
 
-PULSE_SCHEMA = _pulse_schema()
-
-
-def pulse_table(events: SimulatedEvents, event_id: Ints) -> pa.Table:
+def pulse_table(events: SimulatedEvents, event_id: Ints, schema: pa.Schema) -> pa.Table:
     """Build the rows of a batch file: one per pulse. event_id: (E,) int64."""
     columns = [
-        events.sensor_id,
+        events.sensor_id.astype(schema.field("sensor_id").type.to_pandas_dtype()),
         events.time_ns,
         events.charge_pe,
         events.auxiliary,
         np.repeat(event_id, events.n_pulses),
     ]
-    return pa.Table.from_arrays([pa.array(c) for c in columns], schema=PULSE_SCHEMA)
+    return pa.Table.from_arrays([pa.array(c) for c in columns], schema=schema)
 
 
 def meta_table(events: SimulatedEvents, event_id: Ints, source_file: int, labels: bool) -> pa.Table:
@@ -84,18 +84,19 @@ def meta_table(events: SimulatedEvents, event_id: Ints, source_file: int, labels
     return pa.table(columns)
 
 
-def truth_table(events: SimulatedEvents, event_id: Ints) -> pa.Table:
+def truth_table(events: SimulatedEvents, event_id: Ints, detector: Detector) -> pa.Table:
     """Build the rows of the truth file, which only evaluation may read.
 
     Angles are radians and point to the origin, as the label does; muon columns are NaN for
     cascades. visible_energy_gev is the electromagnetic energy with the light of the cascade, plus,
-    for tracks, the energy with which the muon reaches the array.
+    for tracks, the energy with which the muon reaches the array. visible_inelasticity is the share
+    of what shines at the vertex that hadrons make.
     """
     truth = events.truth
     track = truth.is_track
     muon_azimuth, muon_zenith = _angles(-truth.travel)
     cosine = np.clip(-(truth.origin * truth.travel).sum(axis=1), -1.0, 1.0)
-    contained = inside_array(truth.vertex_m)
+    contained = inside_array(truth.vertex_m, site_of(detector))
     cascade_seen = np.where(track & ~contained, 0.0, truth.cascade_gev)
     nan = math.nan
     return pa.table(
@@ -103,12 +104,15 @@ def truth_table(events: SimulatedEvents, event_id: Ints) -> pa.Table:
             "event_id": event_id,
             "energy_gev": truth.energy_gev,
             "topology": np.where(track, "track", "cascade"),
-            "interaction": np.array(INTERACTIONS)[truth.code],
+            "interaction": np.where(truth.code == NU_NC, "nc", "cc"),
+            "flavour": truth.flavour,
             "vertex_x_m": truth.vertex_m[:, 0],
             "vertex_y_m": truth.vertex_m[:, 1],
             "vertex_z_m": truth.vertex_m[:, 2],
             "contained": contained,
             "inelasticity": truth.inelasticity,
+            "visible_inelasticity": truth.hadronic_gev / (truth.cascade_gev + truth.muon_gev),
+            "bjorken_x": truth.bjorken_x,
             "visible_energy_gev": cascade_seen + events.muon_at_array_gev,
             "muon_energy_gev": np.where(track, events.muon_at_array_gev, nan),
             "muon_azimuth": np.where(track, muon_azimuth, nan),
@@ -118,9 +122,10 @@ def truth_table(events: SimulatedEvents, event_id: Ints) -> pa.Table:
     )
 
 
-def geometry_csv() -> bytes:
-    """Write the built-in detector as the competition's sensor table, in metres."""
-    detector = icecube86()
+def geometry_csv(detector: Detector) -> bytes:
+    """Write the sensor table: of IceCube as the competition has it, of others in full."""
+    if not site_of(detector).is_icecube:
+        return detector.to_csv().encode()
     table = pd.DataFrame(detector.xyz_m, columns=["x", "y", "z"])
     table.insert(0, "sensor_id", detector.sensor_id)
     return table.to_csv(index=False).encode()
@@ -150,10 +155,17 @@ class RawWriter:
     """
 
     def __init__(
-        self, store: ObjectStore, out_uri: str, config: SimulationConfig, scratch: Path
+        self,
+        store: ObjectStore,
+        out_uri: str,
+        config: SimulationConfig,
+        detector: Detector,
+        scratch: Path,
     ) -> None:
         self._folder = RawFolder(store, out_uri, scratch, labelled=config.labels)
         self._config = config
+        self._detector = detector
+        self._schema = pulse_schema(detector)
         self._scratch = scratch
         self._pulses: pq.ParquetWriter | None = None
         self._waiting: list[SimulatedEvents] = []
@@ -164,7 +176,7 @@ class RawWriter:
 
     def __enter__(self) -> Self:
         settings = self._config.model_dump(exclude={"n_processes"})
-        self._folder.claim(MARKER, settings, geometry_csv())
+        self._folder.claim(MARKER, settings, geometry_csv(self._detector))
         return self
 
     def __exit__(
@@ -210,10 +222,10 @@ class RawWriter:
         self._n_written += len(events.n_pulses)
         if self._pulses is None:
             self._pulses = pq.ParquetWriter(
-                self._scratch / self._batch_name(), PULSE_SCHEMA, **CHECKED
+                self._scratch / self._batch_name(), self._schema, **CHECKED
             )
         event_id = self._event_ids(self._n_written, len(events.n_pulses))
-        self._pulses.write_table(pulse_table(events, event_id))
+        self._pulses.write_table(pulse_table(events, event_id, self._schema))
 
     def _close_file(self) -> None:
         if self._waiting:
@@ -226,7 +238,7 @@ class RawWriter:
         path = self._scratch / self._batch_name()
         self._folder.publish(path)
         if self._config.labels:
-            truth = truth_table(events, event_id)
+            truth = truth_table(events, event_id, self._detector)
             pq.write_table(truth, path, **CHECKED)
             self._folder.publish_truth(path)
         self.n_files += 1
@@ -235,6 +247,16 @@ class RawWriter:
 
 
 _BLOCKS_AHEAD = 2
+
+
+def detector_of(config: SimulationConfig) -> Detector:
+    """Find the detector that is simulated, in the medium asked for or else in its own.
+
+    Raises: DetectorError if it is no built-in one and no file of a geometry.
+    """
+    table = read_geometry(config.detector)
+    asked = medium_of(config.medium, "--medium") if config.medium else None
+    return replace(table.detector, stated_medium=asked or chosen_medium("", table)[0])
 
 
 def simulate(
@@ -247,16 +269,17 @@ def simulate(
 
     on_progress receives the number of events simulated so far. The data depend on the
     configuration only, not on the number of processes; more events extend the same data.
-    Raises: RawDataError if the folder already holds raw events or a worker process dies;
-    StorageError if the store refuses a file.
+    Raises: DetectorError if there is no such detector; RawDataError if the folder already holds
+    raw events or a worker process dies; StorageError if the store refuses a file.
     """
     began = time.perf_counter()
+    detector = detector_of(config)
     n_done = n_pulses = n_tried = n_outside = 0
     with (
         tempfile.TemporaryDirectory(prefix="iceaggr-simulate-") as scratch,
-        RawWriter(store, out_uri, config, Path(scratch)) as writer,
+        RawWriter(store, out_uri, config, detector, Path(scratch)) as writer,
     ):
-        for events in _blocks(config):
+        for events in _blocks(config, detector):
             part = events.head(config.n_events - n_done)
             writer.add(part)
             n_done += len(part.n_pulses)
@@ -278,18 +301,18 @@ def simulate(
     )
 
 
-def _blocks(config: SimulationConfig) -> Iterator[SimulatedEvents]:
+def _blocks(config: SimulationConfig, detector: Detector) -> Iterator[SimulatedEvents]:
     n_blocks = -(-config.n_events // N_EVENTS_PER_BLOCK)
     n_processes = min(config.n_processes or os.cpu_count() or 1, n_blocks)
     if n_processes == 1:
         for block in range(n_blocks):
-            yield simulate_block(config, block)
+            yield simulate_block(config, detector, block)
     else:
-        yield from _blocks_in_parallel(config, n_blocks, n_processes)
+        yield from _blocks_in_parallel(config, detector, n_blocks, n_processes)
 
 
 def _blocks_in_parallel(
-    config: SimulationConfig, n_blocks: int, n_processes: int
+    config: SimulationConfig, detector: Detector, n_blocks: int, n_processes: int
 ) -> Iterator[SimulatedEvents]:
     """Keep every worker busy, and only a few blocks in memory, in order."""
     # spawn: the caller may have threads (torch, a progress bar), which fork does not survive
@@ -310,7 +333,7 @@ def _blocks_in_parallel(
     try:
         for block in range(n_blocks):
             with _deaf_children():
-                waiting.append(pool.submit(simulate_block, config, block))
+                waiting.append(pool.submit(simulate_block, config, detector, block))
             if len(waiting) >= n_processes + _BLOCKS_AHEAD:
                 yield waiting.popleft().result()
         while waiting:

@@ -1,0 +1,129 @@
+"""The built-in detectors by name: IceCube-86 and those of the NuBench benchmark."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import cache
+from importlib import resources
+
+import numpy as np
+import pandas as pd
+from scipy.spatial import cKDTree
+
+from iceaggr.detector import (
+    BUILT_IN,
+    ICE,
+    SAME_PLACE_M,
+    WATER,
+    Detector,
+    Medium,
+    icecube86,
+)
+
+_BELOW_SURFACE_M = 1948.07
+"""Depth of IceCube's origin; NuBench's Hexagon has its sensors, with z from the surface."""
+_HEIGHTS = {
+    "cluster": (36, -1240.0, -700.0),
+    "flower-s": (22, 0.0, 190.89),
+    "flower-l": (18, -3500.0, -2888.0),
+    "flower-xl": (20, -3375.0, -2805.0),
+    "triangle": (20, -500.0, 500.0),
+}
+"""Sensors of each string at even distances, the z of the first and of the last one, metres.
+Source, as of the strings' places: geometry tables of GraphNeT, commit 368927d (Apache-2.0), of the
+benchmark of arXiv:2511.13111."""
+
+
+def _hexagon(medium: Medium) -> Detector:
+    known = icecube86()
+    return Detector(
+        sensor_id=known.sensor_id,
+        xyz_m=known.xyz_m - [0.0, 0.0, _BELOW_SURFACE_M],
+        string_id=known.string_id,
+        efficiency=np.ones(known.n_sensors),
+        in_use=np.ones(known.n_sensors, bool),
+        stated_medium=medium,
+    )
+
+
+@cache
+def _strings() -> pd.DataFrame:
+    text = (
+        resources.files("iceaggr.resources")
+        .joinpath("nubench_strings.csv")
+        .read_text(encoding="utf-8")
+    )
+    return pd.read_csv(io.StringIO(text))
+
+
+def _even_strings(name: str) -> Detector:
+    """Build a detector whose strings are alike: sensors are numbered string by string."""
+    n, first_z_m, last_z_m = _HEIGHTS[name]
+    strings = _strings()
+    xy_m = strings.loc[strings["detector"] == name, ["x_m", "y_m"]].to_numpy()
+    z_m = np.linspace(first_z_m, last_z_m, n)
+    n_sensors = n * len(xy_m)
+    return Detector(
+        sensor_id=np.arange(n_sensors),
+        xyz_m=np.column_stack([np.repeat(xy_m, n, axis=0), np.tile(z_m, len(xy_m))]),
+        string_id=np.repeat(np.arange(len(xy_m)), n),
+        efficiency=np.ones(n_sensors),
+        in_use=np.ones(n_sensors, bool),
+        stated_medium=WATER,
+    )
+
+
+_BUILDERS: dict[str, Callable[[], Detector]] = {
+    BUILT_IN: icecube86,
+    "hexagon": lambda: _hexagon(WATER),
+    "hexagon-ice": lambda: _hexagon(ICE),
+    **{name: lambda name=name: _even_strings(name) for name in _HEIGHTS},  # type: ignore[misc]
+}
+BUILT_IN_NAMES = tuple(_BUILDERS)
+"""Names that are accepted wherever a geometry is."""
+
+
+@cache
+def built_in_detector(name: str) -> Detector:
+    """Build the detector of one of BUILT_IN_NAMES."""
+    return _BUILDERS[name]()
+
+
+def name_of(detector: Detector) -> str:
+    """Name the built-in detector whose sensors stand at the same places in the same medium.
+
+    Sensors may be numbered in another way. Returns '' if it is none of them.
+    """
+    for name in BUILT_IN_NAMES:
+        known = built_in_detector(name)
+        if known.n_sensors != detector.n_sensors or known.medium != detector.medium:
+            continue
+        apart_m, row = cKDTree(known.xyz_m).query(detector.xyz_m, p=np.inf)
+        if apart_m.max() <= SAME_PLACE_M and len(np.unique(row)) == known.n_sensors:
+            return name
+    return ""
+
+
+def detectors_table() -> str:
+    """Lay out the built-in detectors, a line each: size, medium, extent and digest."""
+    heads = ("name", "strings", "sensors", "medium", "extent x, y, z [m]", "digest")
+    rows = [heads, *(_row(name, built_in_detector(name)) for name in BUILT_IN_NAMES)]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(heads))]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(name: str, detector: Detector) -> tuple[str, ...]:
+    low_m, high_m = detector.bounds_m
+    return (
+        name,
+        f"{len(np.unique(detector.string_id)):,}",
+        f"{detector.n_sensors:,}",
+        detector.medium.name,
+        ", ".join(f"{low:.0f} to {high:.0f}" for low, high in zip(low_m, high_m, strict=True)),
+        detector.digest()[:16],
+    )

@@ -1,0 +1,134 @@
+"""Every built-in detector, in its medium: where its sensors are, and that it can be simulated."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector, name_of
+from iceaggr.detector import ICE, WATER, Detector, icecube86
+from iceaggr.events.layout import load_detector
+from iceaggr.events.simulation import SimulationConfig, block, simulate
+from iceaggr.events.simulation.ice import icecube_site, site_of
+from iceaggr.events.simulation.pairs import Tracks, track_pairs
+from iceaggr.events.simulation.run import detector_of
+from iceaggr.storage import open_store
+
+TABLES = Path(__file__).parents[3].parent / "shared" / "data" / "nubench"
+needs_tables = pytest.mark.skipif(not TABLES.is_dir(), reason=f"no geometry tables at {TABLES}")
+SIZES = {
+    "flower-xl": (1211, 24220),
+    "flower-l": (115, 2070),
+    "hexagon": (86, 5160),
+    "hexagon-ice": (86, 5160),
+    "flower-s": (150, 3300),
+    "cluster": (8, 288),
+    "triangle": (3, 60),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_strings_and_sensors_are_as_many_as_published(name):
+    detector = built_in_detector(name)
+    assert (len(np.unique(detector.string_id)), detector.n_sensors) == SIZES[name]
+    assert detector.medium == (ICE if name == "hexagon-ice" else WATER)
+
+
+@needs_tables
+@pytest.mark.parametrize("name", SIZES)
+def test_sensors_stand_where_the_published_table_has_them(name):
+    file = TABLES / f"{name.removesuffix('-ice').replace('-', '_')}.parquet"
+    table = pd.read_parquet(file).reset_index(drop=True).sort_values("sensor_id")
+    detector = built_in_detector(name)
+    xyz_m = table[[f"sensor_pos_{axis}" for axis in "xyz"]].to_numpy()
+    np.testing.assert_array_equal(detector.sensor_id, table["sensor_id"])
+    np.testing.assert_array_equal(detector.string_id, table["sensor_string_id"])
+    np.testing.assert_allclose(detector.xyz_m, xyz_m, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", BUILT_IN_NAMES)
+def test_detector_is_known_by_its_places_whatever_the_numbers(name):
+    known = built_in_detector(name)
+    turned = np.random.default_rng(1).permutation(known.n_sensors)
+    moved = known.xyz_m[turned] + 0.004
+    arrays = (known.string_id[turned], known.efficiency[turned], known.in_use[turned])
+    other = Detector(known.sensor_id + 7, moved, *arrays, known.stated_medium)
+    assert name_of(other) == name
+    far = Detector(known.sensor_id, known.xyz_m + 0.5, *arrays, known.stated_medium)
+    assert name_of(far) == ""
+
+
+@pytest.mark.parametrize("name", [*SIZES, "icecube86"])
+def test_every_detector_is_simulated(name, tmp_path, monkeypatch):
+    # fewer events in a block than the product has, which is all that takes time here
+    monkeypatch.setattr(block, "N_EVENTS_PER_BLOCK", 30)
+    raw_uri = f"file://{tmp_path}"
+    config = SimulationConfig(
+        n_events=30, n_processes=1, detector=name, flavour="numu",
+        min_energy_gev=10, max_energy_gev=1e5, spectral_index=1.5,
+    )  # fmt: skip
+    simulate(open_store(), raw_uri, config)
+    known = built_in_detector(name)
+    written = load_detector(open_store(), f"{raw_uri}/sensor_geometry.csv")
+    assert written.difference_from(known) == ""
+    pulses = pq.read_table(tmp_path / "train" / "batch_1.parquet").to_pandas()
+    assert (written.sensor_idx(pulses["sensor_id"].to_numpy()) >= 0).all()
+    assert pulses["time"].min() >= 0
+    seen = pulses[~pulses["auxiliary"]].groupby(level=0).size()
+    assert (seen >= site_of(known).n_trigger_hits).all()
+    truth = pq.read_table(tmp_path / "truth" / "batch_1.parquet").to_pandas()
+    assert set(truth["interaction"]) == {"cc", "nc"}
+    assert set(truth["flavour"]) == {14, -14}
+
+
+@pytest.mark.parametrize("name", ["flower-s", "triangle"])
+def test_light_in_water_keeps_the_cherenkov_time_of_water(name):
+    site = site_of(built_in_detector(name))
+    centre = site.extent.centre_m
+    one = np.array([1.0])
+    track = Tracks(
+        event=np.array([0]), nearest_m=centre[None] + np.array([[11.0, 0, 0]]),
+        travel=np.array([[0.0, 0.0, 1.0]]), vertex_m=-2e3 * one, first_m=-2e3 * one,
+        last_m=2e3 * one, energy_gev=1e4 * one,
+    )  # fmt: skip
+    pairs = track_pairs(track, site)
+    along = site.sensors.xyz_m[pairs.sensor, 2] - centre[2]
+    angle = np.arccos(1 / WATER.n_phase)
+    slope = WATER.n_group / np.sin(angle) - 1 / np.tan(angle)
+    expected = (along + slope * pairs.distance_m) / 0.299792458
+    np.testing.assert_allclose(pairs.arrival_ns, expected, atol=1e-6)
+
+
+def test_neighbours_go_by_height_on_the_string_and_not_by_number():
+    upward = built_in_detector("triangle")
+    sensors = site_of(upward).sensors
+    row = 24
+    assert sensors.neighbour[:, row].tolist() == [26, 25, 23, 22]
+    assert sensors.neighbour[:, 19].tolist() == [-1, -1, 18, 17]
+    downward = icecube_site().sensors
+    assert downward.sensor_id[downward.neighbour[2, 100]] == downward.sensor_id[100] + 1
+
+
+def test_hexagon_in_ice_has_the_layers_of_the_south_pole():
+    shift = built_in_detector("hexagon").xyz_m[0] - icecube86().xyz_m[0]
+    hexagon = site_of(built_in_detector("hexagon-ice"))
+    z_m = np.array([-100.0, 300.0])
+    found = hexagon.lengths.mean_lengths(z_m + shift[2], z_m + shift[2] + 20)
+    expected = icecube_site().lengths.mean_lengths(z_m, z_m + 20)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_medium_asked_for_replaces_that_of_the_detector():
+    config = SimulationConfig(detector="hexagon", medium="ice")
+    assert detector_of(config).medium == ICE
+    assert detector_of(SimulationConfig(detector="hexagon")).medium == WATER
+    assert detector_of(SimulationConfig()).medium == ICE
+
+
+def test_clock_of_icecube_is_read_off_its_published_trigger():
+    site = icecube_site()
+    assert site.n_trigger_hits == 8
+    windows = (site.trigger_window_ns, site.readout_before_ns, site.readout_after_ns)
+    assert windows == (5_000, 4_000, 6_000)
