@@ -27,7 +27,7 @@ def summaries_and_events():
 def test_method_table_lists_every_statistic_with_its_interval(summaries_and_events):
     summaries, events = summaries_and_events
     table = method_table(summaries)
-    parts = {"all", *events["topology"].unique()}
+    parts = {"all", "muon", "nomuon", *events["topology"].unique()}
     n_gains = len(summaries) - 1
     assert len(table) == len(summaries) * len(parts) * len(STATISTICS) + n_gains
     assert set(table["events"]) == parts

@@ -152,6 +152,7 @@ def event_table(n_events: int = 600, truth: bool = True) -> pd.DataFrame:
         events["energy_gev"] = 10 ** rng.uniform(-1, 9, n_events)
         events["topology"] = np.where(rng.random(n_events) < 0.5, "track", "cascade")
         events["contained"] = rng.random(n_events) < 0.5
+        events["coincident_muon"] = rng.random(n_events) < 0.3
     return events
 
 
@@ -178,7 +179,8 @@ def test_bin_holds_its_lower_edge_and_not_its_upper_one():
 
 def test_dimensions_of_the_truth_are_left_out_without_it():
     names = {dimension.name for dimension in available_dimensions(event_table(truth=False))}
-    assert names == {d.name for d in DIMENSIONS} - {"energy_track", "energy_cascade", "contained"}
+    of_truth = {"energy_track", "energy_cascade", "contained", "coincident_muon"}
+    assert names == {d.name for d in DIMENSIONS} - of_truth
 
 
 def test_sizes_known_only_within_the_caps_say_so():

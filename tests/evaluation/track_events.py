@@ -41,10 +41,11 @@ def track_batch(n_events: int, seed: int, first_event_id: int = 0) -> EventBatch
 
 
 def truth_of(batches: list[EventBatch], seed: int = 0) -> pd.DataFrame:
-    """Invent a truth for events: energies over four decades, both topologies."""
+    """Invent a truth for events: energies over four decades, both topologies and currents."""
     event_id = torch.cat([batch.event_id for batch in batches]).numpy()
     rng = np.random.default_rng(seed)
     is_track = rng.random(len(event_id)) < 0.5
+    charged = is_track | (rng.random(len(event_id)) < 0.3)
     return pd.DataFrame(
         {
             "event_id": event_id,
@@ -52,6 +53,15 @@ def truth_of(batches: list[EventBatch], seed: int = 0) -> pd.DataFrame:
             "topology": np.where(is_track, "track", "cascade"),
             "contained": rng.random(len(event_id)) < 0.4,
             "neutrino_muon_angle": np.where(is_track, rng.exponential(0.02, len(event_id)), np.nan),
+            "interaction": np.where(charged, "cc", "nc"),
+            "flavour": np.where(is_track, 14, -12),
+            "inelasticity": rng.random(len(event_id)),
+            "muon_azimuth": np.where(is_track, rng.uniform(0, 6.28, len(event_id)), np.nan),
+            "muon_zenith": np.where(is_track, rng.uniform(0, 3.14, len(event_id)), np.nan),
+            "vertex_x_m": rng.uniform(-500, 500, len(event_id)),
+            "vertex_y_m": rng.uniform(-500, 500, len(event_id)),
+            "vertex_z_m": rng.uniform(-500, 500, len(event_id)),
+            "coincident_muon": rng.random(len(event_id)) < 0.3,
         }
     )
 

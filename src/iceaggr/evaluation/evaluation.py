@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from iceaggr.angles import unit_vector
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import EvaluationConfig
 from iceaggr.detector import Detector, icecube86
@@ -31,7 +30,9 @@ from iceaggr.evaluation.event_table import (
     Columns,
     angles_of,
     concatenate,
+    directions,
     join_truth,
+    measured,
     predict_batch,
     score_batch,
     true_direction,
@@ -47,8 +48,10 @@ from iceaggr.evaluation.plots import (
     draw_cumulative,
     draw_cumulative_by_topology,
     draw_risk_coverage,
+    draw_within_against_energy,
     draw_zenith_map,
 )
+from iceaggr.evaluation.published import benchmark_metrics, benchmark_table, has_benchmark
 from iceaggr.evaluation.report import MIN_EVENTS_DRAWN, ReportContext, render_report
 from iceaggr.evaluation.slices import slice_table
 
@@ -106,7 +109,10 @@ def score_events(
                 break
     finally:
         model.train(was_training)
-    events = _add_constant_and_random(concatenate(parts), config.seed)
+    events = concatenate(parts)
+    # from the columns of the table, so that whoever reads the table finds the same figures
+    events = measured(events, directions(events, "azimuth", "zenith"))
+    events = add_guesses(events, config.seed)
     seconds = {"model": model_seconds, **timer.seconds}
     return ScoredEvents(
         events=events,
@@ -170,10 +176,9 @@ def _by_angle(event: EventSnapshot) -> float:
     return event.angle_deg
 
 
-def _add_constant_and_random(events: pd.DataFrame, seed: int) -> pd.DataFrame:
-    azimuth = torch.from_numpy(events["true_azimuth"].to_numpy(copy=True))
-    zenith = torch.from_numpy(events["true_zenith"].to_numpy(copy=True))
-    true = unit_vector(azimuth, zenith)
+def add_guesses(events: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Add the angles of a random direction and of the best constant one, degrees."""
+    true = directions(events, "true_azimuth", "true_zenith")
     return events.assign(
         random_angle_deg=random_angles_deg(true, seed),
         constant_angle_deg=constant_angles_deg(true),
@@ -189,6 +194,7 @@ class Evaluation:
 
     events: one row per event; metrics: flat names for a tracker; slices: one row per bin;
     figures: name -> PNG; report_html: one self-contained page; summaries: the headline's rows.
+    benchmark: one row per current, energies and method (`benchmark_table`), empty without truth.
     """
 
     events: pd.DataFrame
@@ -197,6 +203,7 @@ class Evaluation:
     figures: dict[str, bytes]
     report_html: str
     summaries: list[MethodSummary] = field(default_factory=list)
+    benchmark: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def headline(self) -> list[MethodSummary]:
         """Give the model and each baseline with errors and paired gain, the model first."""
@@ -218,26 +225,56 @@ def evaluate(
     about the run, and the detector of the displays.
     Raises: EvaluationError for unlabelled, repeated or no events, or non-finite predictions.
     """
-    context = context or ReportContext()
     scored = score_events(model, batches, config, on_progress)
-    events = join_truth(scored.events, truth)
+    scored = replace(scored, events=join_truth(scored.events, truth))
+    return evaluate_scored(scored, config, context or ReportContext())
+
+
+def evaluate_scored(
+    scored: ScoredEvents, config: EvaluationConfig, context: ReportContext
+) -> Evaluation:
+    """Summarise events that are scored already: by a model here, or in a file of predictions.
+
+    Whatever their table lacks (kappa, sizes, fits, truth) the figures and the page go without.
+    """
+    events = scored.events
     summaries = summarize_methods(events, config, scored.seconds_per_event, scored.failed_share)
     reference = best_classical(events)
     slices = slice_table(events, config, reference)
+    published = context.origin.published
+    benchmark = (
+        benchmark_table(events, ["model", *fits_of(events)], config, published)
+        if has_benchmark(events)
+        else pd.DataFrame()
+    )
     figures = draw_figures(events, reference, config)
     displays = draw_displays(scored, events, context.detector)
-    metrics = flat_metrics(events, summaries)
     report_html = render_report(
-        context, events, config, {"summaries": summaries, "slices": slices, "reference": reference},
+        context, events, config,
+        {"summaries": summaries, "slices": slices, "reference": reference, "benchmark": benchmark},
         figures | displays,
     )  # fmt: skip
-    return Evaluation(events, metrics, slices, figures | displays, report_html, summaries)
+    return Evaluation(
+        events=events,
+        metrics=flat_metrics(events, summaries) | benchmark_metrics(benchmark),
+        slices=slices,
+        figures=figures | displays,
+        report_html=report_html,
+        summaries=summaries,
+        benchmark=benchmark,
+    )
+
+
+def fits_of(events: pd.DataFrame) -> list[str]:
+    """List the classical fits that these events were reconstructed with."""
+    return [name for name in CLASSICAL_FITS if f"{name}_angle_deg" in events]
 
 
 def best_classical(events: pd.DataFrame) -> str:
-    """Name the classical fit with the smallest mean opening angle on these events."""
-    scored = [name for name in CLASSICAL_FITS if f"{name}_angle_deg" in events]
-    return min(scored, key=lambda name: float(angles_of(events, name).mean()))
+    """Name the classical fit with the smallest mean angle on these events, `constant` without."""
+    return min(
+        fits_of(events), key=lambda name: float(angles_of(events, name).mean()), default="constant"
+    )
 
 
 def draw_figures(
@@ -251,17 +288,19 @@ def draw_figures(
     if has_truth:
         figures["cumulative_by_topology"] = draw_cumulative_by_topology(events, methods)
         figures["angle_vs_energy"] = draw_against_energy(events, reference, min_events)
-    curves = risk_coverage(events["opening_angle_deg"].to_numpy(), events["kappa"].to_numpy())
-    return {
-        **figures,
-        "angle_vs_pulses": draw_against_pulses(events, reference, min_events),
-        "angle_vs_zenith": draw_against_zenith(events, reference, min_events),
-        "zenith_predicted_vs_true": draw_zenith_map(events),
-        "bias_vs_zenith": draw_bias(events, min_events),
-        "calibration": draw_calibration(events),
-        "accuracy_vs_kept_share": draw_risk_coverage(curves),
-        "angle_vs_azimuth": draw_against_azimuth(events, reference, min_events),
-    }
+    if has_benchmark(events):
+        figures["within_vs_energy"] = draw_within_against_energy(events, min_events)
+    if "n_pulses" in events:
+        figures["angle_vs_pulses"] = draw_against_pulses(events, reference, min_events)
+    figures["angle_vs_zenith"] = draw_against_zenith(events, reference, min_events)
+    figures["zenith_predicted_vs_true"] = draw_zenith_map(events)
+    figures["bias_vs_zenith"] = draw_bias(events, min_events)
+    if "kappa" in events:
+        curves = risk_coverage(events["opening_angle_deg"].to_numpy(), events["kappa"].to_numpy())
+        figures["calibration"] = draw_calibration(events)
+        figures["accuracy_vs_kept_share"] = draw_risk_coverage(curves)
+    figures["angle_vs_azimuth"] = draw_against_azimuth(events, reference, min_events)
+    return figures
 
 
 def draw_displays(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from iceaggr.angles import azimuth_zenith, opening_angle
+from iceaggr.angles import azimuth_zenith, opening_angle, unit_vector
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.errors import EvaluationError
 from iceaggr.evaluation.calibration import negative_log_likelihood, probability_inside
@@ -231,7 +231,43 @@ def join_truth(events: pd.DataFrame, truth: pd.DataFrame | None) -> pd.DataFrame
             expected="a row for every test event, or no truth at all",
             remedy="Give the truth/ folder that was written with these events",
         )
-    return events.merge(truth[["event_id", *known]], on="event_id", how="left")
+    return derived_truth(events.merge(truth[["event_id", *known]], on="event_id", how="left"))
+
+
+def derived_truth(events: pd.DataFrame) -> pd.DataFrame:
+    """Add what follows from other truth: topology and neutrino_muon_angle (radians).
+
+    A track is the charged current of a muon neutrino. Without a muon its angle is NaN.
+    """
+    columns = set(events.columns)
+    if "topology" not in columns and {"interaction", "flavour"} <= columns:
+        charged = events["interaction"] == "cc"
+        is_track = charged & (events["flavour"].abs() == 14)
+        events = events.assign(topology=np.where(is_track, "track", "cascade"))
+    if "neutrino_muon_angle" not in columns and {"muon_azimuth", "muon_zenith"} <= columns:
+        muon = directions(events, "muon_azimuth", "muon_zenith")
+        angle = opening_angle(muon, directions(events, "true_azimuth", "true_zenith"))
+        events = events.assign(neutrino_muon_angle=angle.numpy())
+    return events
+
+
+def directions(events: pd.DataFrame, azimuth: str, zenith: str) -> Tensor:
+    """Read two columns of angles, radians, as (N, 3) float64 unit vectors."""
+    columns = (events[name].to_numpy(np.float64, copy=True) for name in (azimuth, zenith))
+    return unit_vector(*map(torch.from_numpy, columns))
+
+
+def measured(events: pd.DataFrame, predicted: Tensor) -> pd.DataFrame:
+    """Measure all events at once: opening_angle_deg and bias_x, bias_y, bias_z.
+
+    events: with true_azimuth and true_zenith, radians.  predicted: (N, 3) float64 unit vectors.
+    Whoever holds the same vectors has the same figures to the last bit.
+    """
+    true = directions(events, "true_azimuth", "true_zenith")
+    bias = (predicted - true).numpy()
+    named = {f"bias_{axis}": bias[:, place] for place, axis in enumerate("xyz")}
+    angle_deg = torch.rad2deg(opening_angle(predicted, true)).numpy()
+    return events.assign(opening_angle_deg=angle_deg, **named)
 
 
 def angles_of(events: pd.DataFrame, method: str) -> npt.NDArray[np.float64]:

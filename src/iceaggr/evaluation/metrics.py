@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,7 @@ class MethodSummary:
     estimates: by statistic (degrees; share_above_90 a share).  gain: paired, mean angle of this
     baseline minus the model's on the same events, degrees; None for the model itself.
     by_topology: the same estimates for tracks and for cascades, where the truth is known.
+    by_muon: the same for events with and without an atmospheric muon in the readout.
     seconds_per_event, failed_share: None where they say nothing (random and constant).
     """
 
@@ -44,6 +45,11 @@ class MethodSummary:
     by_topology: dict[str, dict[str, Estimate]]
     seconds_per_event: float | None
     failed_share: float | None
+    by_muon: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+
+
+MUON_PARTS = {"nomuon": "Without an atmospheric muon", "muon": "With one in the readout"}
+"""Events by the truth column coincident_muon: names of metrics, titles of tables."""
 
 
 def summarize_methods(
@@ -63,15 +69,20 @@ def summarize_methods(
             difference = angle_deg - model
             gain = estimate_mean(difference, config.n_bootstrap, config.confidence, rng)
         estimates = estimate_angles(angle_deg, config.n_bootstrap, config.confidence, rng)
-        by_topology = {
-            topology: estimate_angles(
-                angles_of(chosen, name), config.n_bootstrap, config.confidence, rng
-            )
-            for topology, chosen in _topologies(events).items()
-        }
+        by_topology, by_muon = (
+            {
+                part: estimate_angles(
+                    angles_of(chosen, name), config.n_bootstrap, config.confidence, rng
+                )
+                for part, chosen in parts.items()
+            }
+            for parts in (_topologies(events), _muon_parts(events))
+        )
         seconds, failed = seconds_per_event.get(name), failed_share.get(name)
         summaries.append(
-            MethodSummary(name, TITLES[name], estimates, gain, by_topology, seconds, failed)
+            MethodSummary(
+                name, TITLES[name], estimates, gain, by_topology, seconds, failed, by_muon
+            )
         )
     return summaries
 
@@ -83,6 +94,15 @@ def _topologies(events: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: part for name, part in parts.items() if len(part)}
 
 
+def _muon_parts(events: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Split events by an atmospheric muon in the readout where that is known."""
+    if "coincident_muon" not in events:
+        return {}
+    has_muon = events["coincident_muon"].to_numpy(bool)
+    parts = {"nomuon": events[~has_muon], "muon": events[has_muon]}
+    return {name: part for name, part in parts.items() if len(part)}
+
+
 def flat_metrics(events: pd.DataFrame, summaries: list[MethodSummary]) -> dict[str, float]:
     """Name every overall figure so that a tracker sorts and charts it well.
 
@@ -91,6 +111,7 @@ def flat_metrics(events: pd.DataFrame, summaries: list[MethodSummary]) -> dict[s
     test/...                      the model: opening angles, share above 90 deg, number of events
     test_error/...                standard errors of those
     test_track/, test_cascade/... the model and the baselines on one topology
+    test_muon/, test_nomuon/...   the same with and without an atmospheric muon in the readout
     test_kappa/...                calibration: coverage with its error, mean coverage error (gap);
                                   negative log-likelihood in nats per event, ignorance has 2.53
     test_bias/...                 mean of predicted minus true unit vector with its error
@@ -107,7 +128,9 @@ def flat_metrics(events: pd.DataFrame, summaries: list[MethodSummary]) -> dict[s
         if summary.seconds_per_event is not None:
             name = f"test_speed/{summary.name}_microseconds_per_event"
             metrics[name] = 1e6 * summary.seconds_per_event
-    metrics |= _calibration_metrics(events)
+    metrics |= _bias_metrics(events)
+    if "kappa" in events:
+        metrics |= _calibration_metrics(events)
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
@@ -117,7 +140,7 @@ def _model_metrics(summary: MethodSummary) -> dict[str, float]:
         key = "share_above_90deg" if name == "share_above_90" else f"{name}_deg"
         metrics[f"test/{key}"] = estimate.value
         metrics[f"test_error/{key}"] = estimate.error
-    for topology, estimates in summary.by_topology.items():
+    for topology, estimates in (summary.by_topology | summary.by_muon).items():
         for name in ("mean", "median"):
             metrics[f"test_{topology}/{name}_deg"] = estimates[name].value
             metrics[f"test_{topology}/{name}_error_deg"] = estimates[name].error
@@ -129,7 +152,7 @@ def _baseline_metrics(summary: MethodSummary) -> dict[str, float]:
         f"test_baselines/{summary.name}_{name}_deg": summary.estimates[name].value
         for name in ("mean", "median")
     }
-    for topology, estimates in summary.by_topology.items():
+    for topology, estimates in (summary.by_topology | summary.by_muon).items():
         metrics[f"test_{topology}/{summary.name}_median_deg"] = estimates["median"].value
     if summary.gain is not None:
         metrics[f"test_baselines/gain_over_{summary.name}_deg"] = summary.gain.value
@@ -154,6 +177,11 @@ def _calibration_metrics(events: pd.DataFrame) -> dict[str, float]:
     error = float(nats.std(ddof=1)) / math.sqrt(len(nats)) if len(nats) > 1 else math.nan
     metrics["test_kappa/negative_log_likelihood_error"] = error
     metrics["test_kappa/pull_median"] = float(np.median(pulls(angle_rad, kappa)))
+    return metrics
+
+
+def _bias_metrics(events: pd.DataFrame) -> dict[str, float]:
+    metrics: dict[str, float] = {}
     for axis in ("x", "y", "z"):
         bias = events[f"bias_{axis}"]
         metrics[f"test_bias/{axis}"] = float(bias.mean())
@@ -162,7 +190,7 @@ def _calibration_metrics(events: pd.DataFrame) -> dict[str, float]:
 
 
 def model_estimates(events: pd.DataFrame, config: EvaluationConfig) -> dict[str, Estimate]:
-    """Estimate what only the model has, on all events.
+    """Estimate what only the model has, on all events; without kappa, the bias alone.
 
     Returns bias_x, bias_y, bias_z (mean of predicted minus true unit vector), kappa_median,
     negative_log_likelihood (nats), and coverage_50 and so on (share of events inside their own
@@ -174,6 +202,8 @@ def model_estimates(events: pd.DataFrame, config: EvaluationConfig) -> dict[str,
         f"bias_{axis}": estimate_mean(events[f"bias_{axis}"].to_numpy(), *sampling)
         for axis in ("x", "y", "z")
     }
+    if "kappa" not in events:
+        return found
     kappa = events["kappa"].to_numpy()
     found["kappa_median"] = estimate_median(kappa, *sampling)
     found["negative_log_likelihood"] = estimate_mean(nats_of(events), *sampling)
@@ -191,9 +221,9 @@ def method_table(
     """List every statistic of every method with its interval, all events and each topology.
 
     of_model: further statistics of the model (`model_estimates`).
-    Returns columns method, events (all, track, cascade), statistic, value, error, low, high;
-    degrees, shares and components of unit vectors as such; `gain` is that of the model over the
-    method, paired.
+    Returns columns method, events (all, track, cascade, muon, nomuon), statistic, value, error,
+    low, high; degrees, shares and components of unit vectors as such; `gain` is that of the model
+    over the method, paired.
     """
     rows = []
     for summary in summaries:
@@ -202,9 +232,10 @@ def method_table(
             overall["gain"] = summary.gain
         if summary.name == "model":
             overall |= of_model or {}
+        parts = {"all": overall} | summary.by_topology | summary.by_muon
         rows += [
             {"method": summary.name, "events": events, "statistic": name, **vars(estimate)}
-            for events, estimates in ({"all": overall} | summary.by_topology).items()
+            for events, estimates in parts.items()
             for name, estimate in estimates.items()
         ]
     return pd.DataFrame(rows)

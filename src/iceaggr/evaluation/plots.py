@@ -66,6 +66,49 @@ def draw_against_energy(events: pd.DataFrame, classical: str, min_events: int) -
     return draw((10.5, 4.9), paint)
 
 
+def draw_within_against_energy(events: pd.DataFrame, min_events: int) -> bytes:
+    """Draw the shares within 1 and 5 degrees against energy, charged and neutral current apart."""
+    charged = events["interaction"] == "cc"
+    parts = {
+        "Charged current, muon neutrinos": events[charged & (events["topology"] == "track")],
+        "Neutral current": events[~charged],
+    }
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (title, chosen) in zip(panels, parts.items(), strict=True):
+            _paint_shares(axes, chosen, min_events, with_muon=title.startswith("Charged"))
+            log_x_axis(axes, (1,))
+            axes.set_ylim(-2, 102)
+            axes.set_xlabel("True neutrino energy [GeV]")
+            axes.set_title(f"{title} ({len(chosen):,} events)")
+        panels[0].set_ylabel("Share of events within the angle [%]")
+        _legend_below(figure, panels[0])
+
+    return draw((10.5, 4.9), paint)
+
+
+def _paint_shares(axes: Axes, events: pd.DataFrame, min_events: int, with_muon: bool) -> None:
+    bins = bins_of(events["energy_gev"].to_numpy(), ENERGY_EDGES, min_events)
+    if not bins:
+        say_too_few(axes)
+        return
+    methods = {"Model": (angles_of(events, "model"), "-")}
+    if with_muon and "neutrino_muon_angle" in events:
+        muon = np.rad2deg(events["neutrino_muon_angle"].to_numpy(np.float64))
+        methods["Direction of the muon"] = (muon, ":")
+    x = [centre for centre, _ in bins]
+    for name, (angle_deg, dash) in methods.items():
+        for limit, color in ((1.0, VERMILLION), (5.0, BLUE)):
+            within = [angle_deg[inside] <= limit for _, inside in bins]
+            share = np.array([one.mean() for one in within])
+            error = np.sqrt(share * (1 - share) / [len(one) for one in within])
+            axes.errorbar(
+                x, 100 * share, 100 * error, color=color, linestyle=dash, capsize=2,
+                marker="o" if name == "Model" else None, label=f"{name}, {limit:g}°",
+            )  # fmt: skip
+
+
 def draw_against_pulses(events: pd.DataFrame, classical: str, min_events: int) -> bytes:
     """Draw median and central 68 % band against the number of pulses, by topology if known."""
 

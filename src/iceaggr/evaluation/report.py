@@ -16,7 +16,8 @@ from iceaggr.detector import Detector
 from iceaggr.evaluation.baselines import TITLES
 from iceaggr.evaluation.calibration import Coverage, coverage
 from iceaggr.evaluation.event_table import pit_of
-from iceaggr.evaluation.metrics import MethodSummary, model_estimates
+from iceaggr.evaluation.metrics import MUON_PARTS, MethodSummary, model_estimates
+from iceaggr.evaluation.published import SOURCE, DataOrigin, benchmark_blocks
 from iceaggr.evaluation.slices import Estimate
 from iceaggr.events.truth import TOPOLOGIES
 from iceaggr.losses import NATS_OF_IGNORANCE
@@ -36,6 +37,11 @@ CAPTIONS = {
         "Median opening angle and central 68 % of events against true neutrino energy, tracks and"
         " cascades apart; the dotted line is the angle between neutrino and muon, below which no"
         " track reconstruction can go."
+    ),
+    "within_vs_energy": (
+        "Share of events whose opening angle is at most 1° and 5° against true neutrino energy,"
+        " charged and neutral current apart; dotted, the direction of the muon itself, the"
+        " kinematic bound."
     ),
     "angle_vs_pulses": (
         "Median opening angle and central 68 % of events against the number of pulses in the"
@@ -85,12 +91,15 @@ class ReportContext:
 
     title: heading; facts: rows of a small table (model URI, data digest, split, code version ...);
     settings: the whole configuration; detector: for displays, else the built-in one.
+    origin: where the events come from; model: what its row is called.
     """
 
     title: str = "Evaluation"
     facts: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     detector: Detector | None = None
+    origin: DataOrigin = field(default_factory=DataOrigin)
+    model: str = TITLES["model"]
 
 
 def render_report(
@@ -102,13 +111,17 @@ def render_report(
 ) -> str:
     """Render the page.
 
-    results: summaries (list of MethodSummary), slices (table), reference (best classical fit).
+    results: summaries (list of MethodSummary), slices and benchmark (tables), reference (best
+    classical fit).
     figures: name -> PNG; names that start with `event_` are displays. Returns HTML.
     """
     summaries: list[MethodSummary] = results["summaries"]
     displays = {name: png for name, png in figures.items() if name.startswith("event_")}
     of_model = model_estimates(events, config)
     verdict = verdict_sentences(events, summaries, results["reference"])
+    if "kappa" in events:
+        verdict.append(_likelihood_sentence(of_model["negative_log_likelihood"]))
+    benchmark: pd.DataFrame = results["benchmark"]
     return render(
         "evaluation_report.html.j2",
         context=context,
@@ -116,8 +129,14 @@ def render_report(
         n_events=len(events),
         min_events=min(config.min_events_per_bin, MIN_EVENTS_DRAWN),
         summaries=summaries,
-        reference=TITLES[results["reference"]],
-        verdict=[*verdict, _likelihood_sentence(of_model["negative_log_likelihood"])],
+        reference_words=_reference_words(results["reference"]),
+        has_sizes="n_pulses" in events,
+        verdict=[*verdict, *context.origin.sentences()],
+        tiles=first_screen(summaries, context.model),
+        benchmark=benchmark_blocks(benchmark, COMPARED) if len(benchmark) else [],
+        published=context.origin.published,
+        source=SOURCE,
+        muon_parts=MUON_PARTS,
         figures={name: png for name, png in figures.items() if name not in displays},
         displays=displays,
         captions=CAPTIONS,
@@ -127,7 +146,14 @@ def render_report(
         of_model=of_model,
         settings=yaml.safe_dump(_plain(context.settings), sort_keys=False),
         pm=plus_minus,
+        pmv=lambda value, error, scale: plus_minus(Estimate(value, error, value, value), scale),
     )
+
+
+def _reference_words(reference: str) -> str:
+    if reference == "constant":
+        return "the best constant direction, as no fit was made"
+    return f"the best classical fit on all events ({TITLES[reference]})"
 
 
 def verdict_sentences(
@@ -148,11 +174,34 @@ def verdict_sentences(
         f"Mean opening angle {plus_minus(model['mean'])} deg, median {plus_minus(model['median'])}"
         f" deg, on {len(events):,} test events."
     ]
-    for rival in (reference, "constant"):
+    for rival in dict.fromkeys((reference, "constant")):
         gain = next(summary.gain for summary in summaries if summary.name == rival)
         if gain is not None:
             sentences.append(_gain_sentence(_in_sentence(TITLES[rival]), gain))
-    return [*sentences, _calibration_sentence(pit_of(events))]
+    if "kappa" in events:
+        sentences.append(_calibration_sentence(pit_of(events)))
+    return sentences
+
+
+COMPARED = ("line_fit", "ensemble_fit", "likelihood_fit")
+"""Fits that the first screen shows beside the model: the plainest, and the two to be beaten."""
+
+
+def first_screen(summaries: list[MethodSummary], model: str) -> list[tuple[str, str, str]]:
+    """Choose what is seen first: (title, mean angle with error, paired gain of the model)."""
+    by_name = {summary.name: summary for summary in summaries}
+    shown = [by_name[name] for name in ("model", *COMPARED) if name in by_name]
+    tiles = []
+    for summary in shown if len(shown) > 1 else [*shown, by_name["constant"]]:
+        title = model if summary.name == "model" else summary.title
+        gain = "mean opening angle" if summary.gain is None else _gain_words(summary.gain)
+        tiles.append((title, plus_minus(summary.estimates["mean"]), gain))
+    return tiles
+
+
+def _gain_words(gain: Estimate) -> str:
+    size = Estimate(abs(gain.value), gain.error, gain.low, gain.high)
+    return f"the model is {plus_minus(size)}° {'better' if gain.value > 0 else 'worse'}"
 
 
 def _likelihood_sentence(nats: Estimate) -> str:
@@ -181,11 +230,19 @@ def _calibration_sentence(pit: np.ndarray) -> str:
 
 
 def coverage_rows(events: pd.DataFrame) -> list[tuple[str, int, list[Coverage]]]:
-    """Count the events inside their own regions: (title, events, levels), also by topology."""
+    """Count the events inside their own regions, also by topology and by atmospheric muons.
+
+    Returns (title, events, levels); nothing without kappa.
+    """
+    if "kappa" not in events:
+        return []
     parts = {"All events": np.ones(len(events), bool)}
     if "topology" in events:
         topology = events["topology"].to_numpy()
         parts |= {f"{name.capitalize()}s": topology == name for name in TOPOLOGIES}
+    if "coincident_muon" in events:
+        has_muon = events["coincident_muon"].to_numpy(bool)
+        parts |= {MUON_PARTS["nomuon"]: ~has_muon, MUON_PARTS["muon"]: has_muon}
     pit = pit_of(events)
     chosen = {title: pit[inside] for title, inside in parts.items()}
     return [(title, len(part), coverage(part)) for title, part in chosen.items() if len(part)]

@@ -220,6 +220,14 @@ DIMENSIONS = (
     ),
     Dimension("kappa", "Predicted κ", "kappa", (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 512, INF)),
     Dimension("contained", "Vertex", "contained", (0, 1, INF), None, ("outside", "inside array")),
+    Dimension(
+        "coincident_muon",
+        "Atmospheric muon in the readout",
+        "coincident_muon",
+        (0, 1, INF),
+        None,
+        ("none", "one or more"),
+    ),
     Dimension("energy_track", "Energy of tracks [GeV]", "energy_gev", ENERGY_EDGES, "track"),
     Dimension("energy_cascade", "Energy of cascades [GeV]", "energy_gev", ENERGY_EDGES, "cascade"),
 )
@@ -257,16 +265,15 @@ def slice_table(
 
     reference: a baseline whose paired gain is added as gain (degrees).
     Returns one row per bin: dimension, title, bin, low, high, n_events, small, and STATISTICS,
-    coverage_68 and gain, each with _error, _low, _high; NaN where a bin has too few events to say.
+    coverage_68 (with kappa) and gain, each with _error, _low, _high; NaN where a bin is too small.
     The error of coverage_68 is that of a calibrated model, its interval that of the share found.
     Events outside the edges of a dimension appear as bins of their own, never dropped.
     """
     rng = np.random.default_rng(config.seed)
     angle_deg = events["opening_angle_deg"].to_numpy()
-    columns: dict[str, npt.NDArray[np.floating]] = {
-        "angle_deg": angle_deg,
-        "pit": pit_of(events),
-    }
+    columns: dict[str, npt.NDArray[np.floating]] = {"angle_deg": angle_deg}
+    if "kappa" in events:
+        columns["pit"] = pit_of(events)
     if reference is not None:
         columns["gain"] = events[f"{reference}_angle_deg"].to_numpy() - angle_deg
     measured = pd.DataFrame(columns)
@@ -332,9 +339,10 @@ def _bin_row(
     found = estimate_angles(
         measured["angle_deg"].to_numpy(), config.n_bootstrap, config.confidence, rng
     )
-    (inside,) = coverage(measured["pit"].to_numpy(), (0.68,))
-    covered = estimate_share(round(inside.share * n_events), n_events, config.confidence)
-    found["coverage_68"] = replace(covered, error=inside.error)
+    if "pit" in measured:
+        (inside,) = coverage(measured["pit"].to_numpy(), (0.68,))
+        covered = estimate_share(round(inside.share * n_events), n_events, config.confidence)
+        found["coverage_68"] = replace(covered, error=inside.error)
     if "gain" in measured:
         found["gain"] = estimate_mean(
             measured["gain"].to_numpy(), config.n_bootstrap, config.confidence, rng

@@ -12,12 +12,14 @@ import pandas as pd
 
 from iceaggr.batches import EventLoader
 from iceaggr.config import EvaluationConfig
-from iceaggr.errors import EvaluationError
+from iceaggr.detector import Detector
+from iceaggr.errors import EvaluationError, RawDataError
 from iceaggr.evaluation.evaluation import Evaluation, evaluate
 from iceaggr.evaluation.metrics import method_table, model_estimates
+from iceaggr.evaluation.published import EASY, DataOrigin, set_of
 from iceaggr.evaluation.report import ReportContext
 from iceaggr.events.truth import read_truth
-from iceaggr.interfaces import Tracker
+from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.paths import EVALUATION, EVENTS_FILE, REPORT_FILE
 from iceaggr.progress import StepProgress
@@ -32,9 +34,9 @@ from iceaggr.steps.documents import (
     write_document,
 )
 from iceaggr.steps.training_inputs import read_manifest
-from iceaggr.validation import sha256_of
+from iceaggr.validation import read_json_object, sha256_of
 
-METHODS_FILE, BINS_FILE = "methods.csv", "bins.csv"
+METHODS_FILE, BINS_FILE, BENCHMARK_FILE = "methods.csv", "bins.csv", "benchmark.csv"
 """Every statistic with its interval: beside the report wherever that is."""
 
 
@@ -61,8 +63,10 @@ def run_evaluate_model(
         pointer = read_document(ModelPointer, model_path)
         loaded = load_model(context.open_store(), pointer.model_uri)
         medium = loaded.detector.medium_words
-        report_context = _report_context(
-            context, pointer, manifest, raw_uri, tracker.run_id, medium
+        report_context = replace(
+            _report_context(context, pointer, manifest, raw_uri, tracker.run_id, medium),
+            detector=loaded.detector,
+            origin=origin_of(context.open_store(), raw_uri, loaded.detector, manifest),
         )
         pointer.check_data(manifest.digest(), loaded.facts)
         evaluation = _evaluate(context, manifest, loaded, raw_uri, report_context, progress)
@@ -85,6 +89,7 @@ def run_evaluate_model(
         progress.conclude(
             f"mean {model.mean_deg:.2f} ± {model.mean_error_deg:.2f} deg,"
             f" line fit {line_fit.mean_deg:.2f} deg; fits take light through {medium}"
+            f"{_easy_words(report_context.origin)}"
         )
         return _figures(headline)
 
@@ -118,7 +123,7 @@ def _evaluate(
         read_truth(store, raw_uri),
         context.config.evaluation,
         on_progress=lambda done: progress.update(done, loader.n_events, f"{done:,} events"),
-        context=replace(report_context, detector=loaded.detector),
+        context=report_context,
     )
 
 
@@ -170,6 +175,40 @@ def _report_context(
     )
 
 
+SIMULATION_FILE = "simulation.json"
+"""Beside simulated raw events: with which settings they were simulated."""
+
+
+def origin_of(
+    store: ObjectStore, raw_uri: str, detector: Detector, manifest: ShardManifest
+) -> DataOrigin:
+    """Find out what the test events are: of which set of the benchmark, or simulated here.
+
+    Raises: StorageError; RawDataError if the note of the simulation is damaged.
+    """
+    set_name, preset = set_of(detector), ""
+    uri = f"{raw_uri.rstrip('/')}/{SIMULATION_FILE}"
+    if store.stat(uri):
+        settings = read_json_object(
+            store.read_bytes(uri),
+            lambda found: RawDataError(
+                "settings of the simulation are damaged",
+                where=uri,
+                found=found,
+                expected="a JSON object",
+                remedy="Simulate the events again, or remove the file: they then count as real",
+            ),
+        )
+        preset = str(settings.get("preset", EASY))
+    n_events = manifest.n_events("test")
+    scored = f"Scored are {n_events:,} events of the test split." if set_name else ""
+    return DataOrigin(set_name, preset, scored)
+
+
+def _easy_words(origin: DataOrigin) -> str:
+    return "; easy simulation, real events are harder" if origin.preset == EASY else ""
+
+
 def _run_words(context: RunContext, mlflow_run_id: str) -> str:
     if not context.tracked:
         return "not tracked"
@@ -197,12 +236,12 @@ def parquet_of(events: pd.DataFrame) -> bytes:
 
 
 def _tables(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, str]:
-    """Write the statistics of the methods and of the bins as CSV: file name -> text."""
+    """Write the statistics of methods, bins and the benchmark as CSV: file name -> text."""
     methods = method_table(evaluation.summaries, model_estimates(evaluation.events, config))
-    return {
-        METHODS_FILE: methods.to_csv(index=False),
-        BINS_FILE: evaluation.slices.to_csv(index=False),
-    }
+    tables = {METHODS_FILE: methods, BINS_FILE: evaluation.slices}
+    if len(evaluation.benchmark):
+        tables[BENCHMARK_FILE] = evaluation.benchmark
+    return {name: table.to_csv(index=False) for name, table in tables.items()}
 
 
 def _track(tracker: Tracker, evaluation: Evaluation, events: bytes, tables: dict[str, str]) -> None:
