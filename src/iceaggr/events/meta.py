@@ -31,6 +31,8 @@ from iceaggr.events.schema import (
 from iceaggr.interfaces import ObjectStore
 
 ROWS_PER_READ = 1 << 17
+SPLIT_COLUMN = "split"
+"""Of the meta file, where the raw events bring a split of their own: `train` or `test`."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,14 @@ class EventTable:
     event_id:        (B,) int64
     n_pulses:        (B,) int64, may be 0
     azimuth, zenith: (B,) float64, radians; NaN where there is no label
+    is_test:         (B,) bool, the split that the raw events bring; None where they bring none
     """
 
     event_id: npt.NDArray[np.int64]
     n_pulses: npt.NDArray[np.int64]
     azimuth: npt.NDArray[np.float64]
     zenith: npt.NDArray[np.float64]
+    is_test: npt.NDArray[np.bool_] | None = None
 
     @property
     def n_events(self) -> int:
@@ -59,6 +63,7 @@ class EventTable:
             self.n_pulses[:n_events],
             self.azimuth[:n_events],
             self.zenith[:n_events],
+            None if self.is_test is None else self.is_test[:n_events],
         )
 
     def digest(self) -> str:
@@ -66,6 +71,8 @@ class EventTable:
         content = hashlib.sha256()
         for column in (self.event_id, self.n_pulses, self.azimuth, self.zenith):
             content.update(np.ascontiguousarray(column).data)
+        if self.is_test is not None:
+            content.update(np.ascontiguousarray(self.is_test).data)
         return content.hexdigest()
 
 
@@ -125,14 +132,17 @@ def read_event_tables(
     with open_parquet(store, meta_uri) as file:
         check_columns(file.schema_arrow, expected, meta_uri)
         row_groups = [g.index for g in read_row_groups(store, meta_uri) if may_hold(g, wanted)]
-        columns = {name: [] for name in expected}  # type: dict[str, list[Any]]
-        for rows in file.iter_batches(ROWS_PER_READ, row_groups=row_groups, columns=list(expected)):
+        own_split = [SPLIT_COLUMN] if SPLIT_COLUMN in file.schema_arrow.names else []
+        columns = {name: [] for name in (*expected, *own_split)}  # type: dict[str, list[Any]]
+        for rows in file.iter_batches(ROWS_PER_READ, row_groups=row_groups, columns=list(columns)):
             mask = np.isin(integer_column(rows, "batch_id", meta_uri), wanted)
             for name in META_COLUMNS:
                 columns[name].append(integer_column(rows, name, meta_uri)[mask])
             for name in LABEL_COLUMNS if labelled else ():
                 angles = rows.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
                 columns[name].append(angles[mask])
+            for name in own_split:
+                columns[name].append(is_test_column(rows.column(name), meta_uri)[mask])
     if not columns["batch_id"]:
         return {}
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
@@ -166,6 +176,7 @@ def _tables(
                 n_pulses=last - first + 1,
                 azimuth=columns["azimuth"][rows] if "azimuth" in columns else unlabelled,
                 zenith=columns["zenith"][rows] if "zenith" in columns else unlabelled,
+                is_test=columns[SPLIT_COLUMN][rows] if SPLIT_COLUMN in columns else None,
             ),
         )
 
@@ -205,6 +216,22 @@ def may_hold(group: RowGroup, batch_ids: npt.NDArray[np.int64]) -> bool:
     if bounds is None:
         return True
     return bool(((batch_ids >= bounds[0]) & (batch_ids <= bounds[1])).any())
+
+
+def is_test_column(column: Any, uri: str) -> npt.NDArray[np.bool_]:
+    """Take the split that raw events bring: (B,) bool. Raises: RawDataError for another word."""
+    words = column.cast(pa.string())
+    known = pc.is_in(words, pa.array(["train", "test"]))
+    if not pc.all(known).as_py() and len(column):
+        strange = words.filter(pc.invert(known))[0].as_py()
+        raise RawDataError(
+            f"meta column {SPLIT_COLUMN} holds another word",
+            where=f"{uri} {SPLIT_COLUMN}",
+            found=repr(strange),
+            expected="train or test in every row; a part of train becomes validation",
+            remedy="Write the meta file anew, or without the column: ids then decide",
+        )
+    return np.asarray(pc.equal(words, "test").to_numpy(zero_copy_only=False), np.bool_)
 
 
 def integer_column(rows: Any, name: str, uri: str) -> npt.NDArray[np.int64]:
@@ -272,14 +299,23 @@ def refuse_repeated_ids(store: ObjectStore, meta_uri: str, batch_ids: Collection
 
 def stream_event_ids(
     store: ObjectStore, meta_uri: str, batch_ids: Collection[int]
-) -> Iterator[Ids]:
-    """Read the event ids of these batch files: (n,) int64, at most IDS_PER_READ at a time."""
+) -> Iterator[tuple[Ids, npt.NDArray[np.bool_] | None]]:
+    """Read the event ids of these batch files, and the split that the raw events bring.
+
+    Gives (n,) int64 and (n,) bool, see `EventTable.is_test`, for at most IDS_PER_READ rows.
+    """
     wanted = np.unique(np.fromiter(batch_ids, np.int64))
     with open_parquet(store, meta_uri) as file:
         check_columns(file.schema_arrow, META_COLUMNS, meta_uri)
         groups = [g.index for g in read_row_groups(store, meta_uri) if may_hold(g, wanted)]
-        for _, ids in _read(file, groups, wanted, meta_uri):
-            yield ids
+        names = [*_COLUMNS, *({SPLIT_COLUMN} & {*file.schema_arrow.names})]
+        for rows in file.iter_batches(IDS_PER_READ, row_groups=groups, columns=names):
+            batch_id, event_id = (integer_column(rows, name, meta_uri) for name in _COLUMNS)
+            used = np.isin(batch_id, wanted)
+            is_test = None
+            if SPLIT_COLUMN in names:
+                is_test = is_test_column(rows.column(SPLIT_COLUMN), meta_uri)[used]
+            yield event_id[used], is_test
 
 
 def _overlapping(groups: list[RowGroup]) -> Iterator[list[RowGroup]]:

@@ -75,6 +75,10 @@ TRUTH_FIELDS = {
     "vertex_x_m": tuple(name.format("x") for name in _VERTEX),
     "vertex_y_m": tuple(name.format("y") for name in _VERTEX),
     "vertex_z_m": tuple(name.format("z") for name in _VERTEX),
+    "muon_azimuth": ("muon_azimuth",),
+    "muon_zenith": ("muon_zenith",),
+    "inelasticity": ("bjorken_y", "injection_bjorkeny", "inelasticity"),
+    "visible_inelasticity": ("visible_inelasticity",),
 }
 """What a table of truth may hold; interaction is 1 for a charged current."""
 
@@ -95,7 +99,7 @@ QUANTITY = {
     "time_ns": "time",
     **dict.fromkeys(("x_m", "y_m", "z_m"), "position"),
     **dict.fromkeys(("vertex_x_m", "vertex_y_m", "vertex_z_m"), "position"),
-    **dict.fromkeys(("azimuth", "zenith"), "angle"),
+    **dict.fromkeys(("azimuth", "zenith", "muon_azimuth", "muon_zenith"), "angle"),
     "energy_gev": "energy",
     "charge_pe": "charge",
 }

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -136,10 +136,10 @@ def _missing(
     return first, n_missing, n_test
 
 
-def _test_ids(reads: Iterator[Ids], config: DataConfig) -> Iterator[Ids]:
-    for ids in reads:
-        split = split_idx(ids, config.split_salt, config.validation_share, config.test_share)
-        yield ids[split == SPLITS.index("test")]
+def _test_ids(reads: Iterator[tuple[Ids, Any]], config: DataConfig) -> Iterator[Ids]:
+    settings = (config.split_salt, config.validation_share, config.test_share)
+    for ids, is_test in reads:
+        yield ids[split_idx(ids, *settings, is_test) == SPLITS.index("test")]
 
 
 PLAN_VERSION: Literal[2] = 2
@@ -208,10 +208,9 @@ def check_splits(store: ObjectStore, work_unit: str, config: DataConfig) -> None
         return
     batch_ids = [file.batch_id for file in plan.files]
     tables = read_event_tables(store, plan.meta.uri, batch_ids, labelled=False)
-    ids = [tables[file.batch_id].head(file.n_events_used).event_id for file in plan.files]
-    split = split_idx(
-        np.concatenate(ids), config.split_salt, config.validation_share, config.test_share
-    )
+    settings = (config.split_salt, config.validation_share, config.test_share)
+    used = [tables[file.batch_id].head(file.n_events_used) for file in plan.files]
+    split = np.concatenate([split_idx(t.event_id, *settings, t.is_test) for t in used])
     counts = np.bincount(split, minlength=len(SPLITS))
     n_events = {name: int(n) for name, n in zip(SPLITS, counts, strict=True)}
     refuse_small_splits(n_events, config.validation_share, config.test_share, plan.raw_uri)

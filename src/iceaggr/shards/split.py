@@ -1,4 +1,4 @@
-"""The split of an event: a pure function of its id.
+"""The split of an event: a pure function of its id, where raw events bring no split of their own.
 
 An event never changes split when data grows, files are renamed or the order changes, so next
 month's model is still judged on events that nobody trained on.
@@ -65,19 +65,25 @@ def events_that_fill(share: float) -> int:
 
 
 def split_idx(
-    event_id: npt.NDArray[np.int64], salt: str, validation_share: float, test_share: float
+    event_id: npt.NDArray[np.int64],
+    salt: str,
+    validation_share: float,
+    test_share: float,
+    is_test: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.int8]:
     """Assign events to splits by a salted hash of their id.
 
     The hash spreads the id over [0, 1): below test_share is test, the top validation_share is
     validation. The two ends are apart, so changing one share never moves an event between the
     other split and train.
-    event_id: (B,) int64. Returns (B,) int8, index in SPLITS.
+    event_id: (B,) int64.  is_test: (B,) bool, the split that the raw events bring: it alone says
+    what is test, and the hash takes validation out of the rest.
+    Returns (B,) int8, index in SPLITS.
     """
     share = (_mixed(event_id, salt) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     split = np.full(len(event_id), TRAIN, np.int8)
     split[share >= 1 - validation_share] = VALIDATION
-    split[share < test_share] = TEST
+    split[share < test_share if is_test is None else is_test] = TEST
     return split
 
 

@@ -371,6 +371,7 @@ def _stream_shards(
                 config.split_salt,
                 config.validation_share,
                 config.test_share,
+                None if job.table.is_test is None else job.table.is_test[cleaned.events],
             )
             # it sorts by split too, so each split is one slice of the result
             events = sort_by_dom(cleaned, job.table, job.detector, np.argsort(split, kind="stable"))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from iceaggr.detector import Detector
-from iceaggr.errors import RawDataError
+from iceaggr.errors import ConfigError, RawDataError
 from iceaggr.events.conversion import ConversionSettings, convert, plan_conversion
+from iceaggr.events.conversion.nubench import NuBenchFiles, find_nubench
+from iceaggr.events.conversion.nubench_groups import begin, convert_group, finish
+from iceaggr.events.conversion.nubench_plan import plan_nubench
 from iceaggr.events.dom_events import DomEvents
-from iceaggr.events.label_reading import LabelReading
+from iceaggr.events.label_reading import AS_DOCUMENTED, LabelFit, LabelReading
+from iceaggr.events.sources import GivenNames
 from iceaggr.progress import StepProgress
 from iceaggr.reconstruction.label_fit import doubtful_labels, fit_labels
 from iceaggr.storage import open_store
-from iceaggr.storage.uris import check_place
+from iceaggr.storage.uris import check_place, file_uri
 
 Told = Sequence[tuple[str, str, str]]
 
@@ -36,6 +41,10 @@ def run_convert(
     StorageError.
     """
     check_place(out_uri, "--out")
+    files = find_nubench(open_store(), file_uri(inputs[0])) if inputs[0].is_dir() else None
+    if files and len(inputs) == 1:
+        _refuse_names(settings, files)
+        return _convert_nubench(files, settings, out_uri, dry_run, accept_labels)
     plan = plan_conversion(inputs, settings)
     print("\n".join(_table(plan.told)), flush=True)
     if dry_run:
@@ -56,6 +65,79 @@ def run_convert(
     doubts = [f"warning: {check.doubt}"] if check and check.doubt else []
     print("\n".join([*notes, *doubts]), flush=True)
     return notes
+
+
+def _refuse_names(settings: ConversionSettings, files: NuBenchFiles) -> None:
+    if settings.names != GivenNames() or settings.renumber or settings.unlabelled:
+        raise ConfigError(
+            "this set is read as its layout says",
+            where="iceaggr convert",
+            found="a flag that names tables, columns or units, --renumber or --unlabelled",
+            expected=f"none of them for the NuBench set in {files.root_uri}",
+            remedy="Leave the flags out; to read the tables otherwise, give their file or folder"
+            " itself, without selections/",
+        )
+
+
+def _convert_nubench(
+    files: NuBenchFiles,
+    settings: ConversionSettings,
+    out_uri: str,
+    dry_run: bool,
+    accept_labels: bool,
+) -> tuple[str, ...]:
+    """Convert a set whose layout is known: nothing is asked, and what was begun is gone on with."""
+    store = open_store()
+    with (
+        StepProgress("convert") as progress,
+        tempfile.TemporaryDirectory(prefix="iceaggr-set-") as scratch,
+    ):
+        judge = None if accept_labels else _LabelJudge(settings.label_reading)
+        ready = plan_nubench(store, files, settings, Path(scratch), judge)
+        plan = ready.plan
+        print("\n".join(_table([*ready.told()])), flush=True)
+        if judge and judge.doubt:
+            print(f"warning: {judge.doubt}", flush=True)
+        if dry_run:
+            progress.conclude("dry run: nothing was written")
+            return plan.notes
+        left = begin(ready, out_uri)
+        n_done = len(plan.groups) - len(left)
+        for number in left:
+            convert_group(ready, out_uri, number)
+            n_done += 1
+            progress.update(n_done, len(plan.groups), f"{n_done:,} of {len(plan.groups):,} groups")
+        counts = finish(store, out_uri)
+        again = f", {len(plan.groups) - len(left):,} groups found done" * (len(left) < n_done)
+        progress.conclude(
+            f"{counts['train']:,} train and {counts['test']:,} test events,"
+            f" {counts['left_out']:,} in no selection{again}, in {out_uri}"
+        )
+    return plan.notes
+
+
+class _LabelJudge:
+    """Finds out which of the two directions a set's labels name: its origin, or its flight.
+
+    doubt: why the labels could not be judged, '' where they were
+    """
+
+    doubt = ""
+
+    def __init__(self, reading: LabelReading) -> None:
+        self._given = reading
+
+    def __call__(self, events: Iterator[DomEvents], detector: Detector) -> LabelReading:
+        """Raise RawDataError where neither fits the events, but another reading does."""
+        check = _LabelCheck(self._given)
+        fit = fit_labels(events, detector)
+        self.doubt = doubtful_labels(fit)
+        if fit.better is None:
+            return self._given
+        if self._given == AS_DOCUMENTED and fit.better.reading.words == ("particle",):
+            print(f"labels: {fit.found()}", flush=True)
+            return fit.better.reading
+        raise check.refused(fit)
 
 
 def _table(told: Told) -> Iterator[str]:
@@ -82,9 +164,14 @@ class _LabelCheck:
         self.doubt = doubtful_labels(fit)
         if fit.better is None:
             return
+        raise self.refused(fit)
+
+    def refused(self, fit: LabelFit) -> RawDataError:
+        """Word the error of labels that another reading fits."""
+        assert fit.better is not None, "the labels fit as they are read"
         words = self._reading.changed(*fit.better.reading.words).words
         flags = " ".join(f"--label-reading {word}" for word in words)
-        raise RawDataError(
+        return RawDataError(
             "labels do not point the way the events do",
             where="azimuth and zenith of the truth",
             found=fit.found(),

@@ -117,11 +117,7 @@ def plan_conversion(inputs: Sequence[Path], settings: ConversionSettings) -> Con
     geometry = read_geometry(settings.geometry) if settings.geometry else None
     medium, medium_words = chosen_medium(settings.medium, geometry)
     sensors = Sensors(pulses, geometry, settings.sensor_ids)
-    lacking = tuple(
-        sentence
-        for sentence, fields in ((ABSENT_CHARGE, {"charge_pe"}), (ABSENT_FLAG, _FLAGS))
-        if not fields & set(pulses.columns)
-    )
+    lacking = lacking_words(pulses)
     return Conversion(
         inputs=tuple(inputs),
         settings=settings,
@@ -140,6 +136,12 @@ def plan_conversion(inputs: Sequence[Path], settings: ConversionSettings) -> Con
 
 
 _FLAGS = {"auxiliary", "hlc", "lc_flags"}
+
+
+def lacking_words(pulses: ChosenTable) -> tuple[str, ...]:
+    """Say in sentences what the pulses do not have."""
+    needed = ((ABSENT_CHARGE, {"charge_pe"}), (ABSENT_FLAG, _FLAGS))
+    return tuple(sentence for sentence, fields in needed if not fields & set(pulses.columns))
 
 
 def _truth(
@@ -207,7 +209,7 @@ def convert(
             folder.check_free(MARKER, None)
             events = EventNumbers()
             truth = _read_truth(plan, events)
-            dealt = _Dealt(folder_path, truth, plan)
+            dealt = Dealt(folder_path, truth, plan)
             for n_done in dealt.read(events):
                 if on_progress:
                     on_progress(n_done, plan.pulse_table.n_rows)
@@ -216,11 +218,11 @@ def convert(
                 detector = replace(detector, stated_medium=plan.medium)
             sentence += f"; medium: {detector.medium_words}"
             if check_labels and labelled:
-                check_labels(_events(dealt, detector, renamed), detector)
+                check_labels(read_events(dealt, detector, renamed), detector)
             notes = (*plan.lacking, *_notes(plan, dealt, sentence), *truth.notes)
             folder.claim(MARKER, _settings(plan), detector.to_csv().encode(), notes)
             for number in range(dealt.n_files):
-                _write_file(folder, folder_path, dealt, number, renamed)
+                folder.append_meta(write_batch(folder, folder_path, dealt, number, renamed))
             folder.finish()
         return notes
 
@@ -256,7 +258,7 @@ def _read_truth(plan: Conversion, events: EventNumbers) -> Truth:
 _MERGED = 64
 
 
-class _Dealt:
+class Dealt:
     """Pulses dealt into one scratch file for each batch file."""
 
     def __init__(self, folder: Path, truth: Truth, plan: Conversion) -> None:
@@ -369,7 +371,7 @@ class _Dealt:
         return values if name == "auxiliary" else 1 - values
 
 
-def _notes(plan: Conversion, dealt: _Dealt, geometry: str) -> Iterator[str]:
+def _notes(plan: Conversion, dealt: Dealt, geometry: str) -> Iterator[str]:
     chosen, truth = plan.pulses, plan.truth
     if dealt.is_rounded:
         yield "time: rounded to whole ns"
@@ -393,14 +395,20 @@ def _notes(plan: Conversion, dealt: _Dealt, geometry: str) -> Iterator[str]:
 _LABEL = ("azimuth", "zenith", "direction_x", "direction_y", "direction_z")
 
 
-def _write_file(
-    folder: RawFolder, scratch: Path, dealt: _Dealt, number: int, renamed: dict[str, Ints]
-) -> None:
+def write_batch(
+    folder: RawFolder,
+    scratch: Path,
+    dealt: Dealt,
+    number: int,
+    renamed: dict[str, Ints],
+    first_batch: int = 1,
+) -> pa.Table:
+    """Write a dealt batch file and its truth; gives their rows of the meta file."""
     truth, rows = dealt.truth, dealt.events(number)
     pulses = dealt.pulses(number)
     dealt.forget(number)
     event_id = truth.event_id[rows]
-    path = scratch / f"batch_{number + 1}.parquet"
+    path = scratch / f"batch_{first_batch + number}.parquet"
     pq.write_table(_pulse_table(pulses, event_id, renamed), path, **CHECKED)
     folder.publish(path)
     if truth.more:
@@ -409,17 +417,17 @@ def _write_file(
         folder.publish_truth(path)
     end = np.cumsum(np.bincount(pulses["row"], minlength=len(event_id)))
     columns: dict[str, Any] = {
-        "batch_id": np.full(len(event_id), number + 1, np.int64),
+        "batch_id": np.full(len(event_id), first_batch + number, np.int64),
         "event_id": event_id,
         "first_pulse_index": np.concatenate([[0], end[:-1]]).astype(np.int64),
         "last_pulse_index": end - 1,
     }
     if folder.labelled:
         columns |= {"azimuth": truth.azimuth[rows], "zenith": truth.zenith[rows]}
-    folder.append_meta(pa.table(columns))
+    return pa.table(columns)
 
 
-def _events(dealt: _Dealt, detector: Detector, renamed: dict[str, Ints]) -> Iterator[DomEvents]:
+def read_events(dealt: Dealt, detector: Detector, renamed: dict[str, Ints]) -> Iterator[DomEvents]:
     """Give the events as sharding will read them, one batch file after the other."""
     for number in range(dealt.n_files):
         pulses, rows = dealt.pulses(number), dealt.events(number)

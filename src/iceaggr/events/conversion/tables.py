@@ -187,12 +187,11 @@ class JoinedTable:
 
 def unreadable(path: Path, found: str, expected: str) -> RawDataError:
     """Word the error of a source that cannot be read."""
+    remedy = "Check the path; a file that was copied half is copied again"
+    if "locked" in found:  # SQLite's word
+        remedy = "Wait for the program that writes to it, or end it, and convert again"
     return RawDataError(
-        "cannot read the source",
-        where=str(path),
-        found=found,
-        expected=expected,
-        remedy="Check the path; a file that was copied half is copied again",
+        "cannot read the source", where=str(path), found=found, expected=expected, remedy=remedy
     )
 
 
@@ -221,42 +220,71 @@ class _SqliteTable:
         return str(self.path)
 
     def read(self, columns: Sequence[str], first_row: int) -> Iterator[Columns]:
-        names = ", ".join(_quoted(name) for name in columns)
-        with reading_source(self.path, sqlite3.Error), closing(_connect(self.path)) as connection:
-            cursor = connection.execute(f"SELECT {names} FROM {_quoted(self.name)}")
+        names = ", ".join(quoted(name) for name in columns)
+        with reading_source(self.path, sqlite3.Error), closing(connected(self.path)) as connection:
+            cursor = connection.execute(f"SELECT {names} FROM {quoted(self.name)}")
             while rows := cursor.fetchmany(ROWS_PER_READ):
-                values = zip(*rows, strict=True)
-                yield {n: self._array(n, v) for n, v in zip(columns, values, strict=True)}
+                yield rows_as_columns(rows, columns, self.name, self.where)
 
-    def _array(self, name: str, values: Sequence[Any]) -> Any:
-        try:
-            return pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            raise RawDataError(
-                f"column {self.name}.{name} mixes what does not belong together",
-                where=self.where,
-                found=" ".join(str(error).split())[:200],
-                expected="numbers only",
-                remedy="Mend the column in the source",
-            ) from None
+
+def rows_as_columns(
+    rows: Sequence[tuple[Any, ...]], names: Sequence[str], table: str, where: str
+) -> Columns:
+    """Turn rows of SQLite into columns. Raises: RawDataError for one of several types."""
+    values = zip(*rows, strict=True)
+    return {n: _array(v, f"{table}.{n}", where) for n, v in zip(names, values, strict=True)}
+
+
+def _array(values: Sequence[Any], place: str, where: str) -> Any:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise RawDataError(
+            f"column {place} mixes what does not belong together",
+            where=where,
+            found=" ".join(str(error).split())[:200],
+            expected="numbers only",
+            remedy="Mend the column in the source",
+        ) from None
+
+
+def refuse_cut(path: Path) -> None:
+    """Compare a SQLite file's size with the number of pages that its header counts.
+
+    Raises: RawDataError if bytes are missing.
+    Source: SQLite, "Database File Format", 1.3: page size at 16, change counter at 24, pages at 28,
+    counter for which these are valid at 92.
+    """
+    with reading_source(path, OSError), path.open("rb") as file:
+        head = file.read(100)
+    size = int.from_bytes(head[16:18], "big")
+    n_bytes = (65536 if size == 1 else size) * int.from_bytes(head[28:32], "big")
+    if not head.startswith(b"SQLite format 3\0"):
+        raise unreadable(path, f"begins with {head[:8]!r}", "a SQLite file")
+    if len(head) < 100 or (head[24:28] == head[92:96] and path.stat().st_size < n_bytes):
+        expected = f"{n_bytes:,} bytes, as its header says"
+        raise unreadable(path, f"{path.stat().st_size:,} bytes", expected)
 
 
 def sqlite_tables(path: Path) -> list[SourceTable]:
     """List the tables and views of a SQLite file. Raises: RawDataError."""
     listing = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY rowid"
-    with reading_source(path, sqlite3.Error), closing(_connect(path)) as connection:
+    refuse_cut(path)
+    with reading_source(path, sqlite3.Error), closing(connected(path)) as connection:
         tables: list[SourceTable] = []
         for (name,) in connection.execute(listing).fetchall():
-            quoted = _quoted(name)
-            rows = connection.execute(f"PRAGMA table_info({quoted})").fetchall()
-            (n_rows,) = connection.execute(f"SELECT COUNT(*) FROM {quoted}").fetchone()
+            table = quoted(name)
+            rows = connection.execute(f"PRAGMA table_info({table})").fetchall()
+            (n_rows,) = connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()
             tables.append(_SqliteTable(path, name, tuple(row[1] for row in rows), n_rows))
         return tables
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def connected(path: Path) -> sqlite3.Connection:
+    """Open a SQLite file for reading."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Quote a name for SQLite."""
     return '"' + name.replace('"', '""') + '"'

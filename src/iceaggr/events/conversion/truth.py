@@ -19,7 +19,7 @@ from iceaggr.events.conversion.tables import (
 )
 from iceaggr.events.label_reading import LabelReading
 from iceaggr.events.sources import ROW, ChosenTable
-from iceaggr.events.truth import MAX_ENERGY_GEV
+from iceaggr.events.truth import FLAVOURS, INTERACTIONS, MAX_ENERGY_GEV, TOPOLOGIES
 
 _MAX_STRAY_SHARE = 0.01
 """Angles of this share of the events may be nonsense: sharding rejects and counts them."""
@@ -96,7 +96,7 @@ def read_truth(
         _raise_twice(joined, chosen, ids, inputs, order[twice[0] : twice[0] + 2])
     columns = {name: values[order] for name, values in columns.items()}
     azimuth, zenith = _angles(columns, chosen, reading, joined.parts[0][1].where)
-    more, notes = _more(columns)
+    more, notes = _more(columns, reading)
     n_stray = int(np.count_nonzero(np.isnan(azimuth) | np.isnan(zenith)))
     if n_stray:
         notes.append(f"label: {n_stray} events have none, or one that cannot be")
@@ -191,7 +191,7 @@ def _raise_no_radians(azimuth: Floats, zenith: Floats, chosen: ChosenTable, wher
     )
 
 
-def _more(columns: dict[str, Floats]) -> tuple[dict[str, Any], list[str]]:
+def _more(columns: dict[str, Floats], reading: LabelReading) -> tuple[dict[str, Any], list[str]]:
     """Take what evaluation may use, where every event has it."""
     more: dict[str, Any] = {}
     notes = []
@@ -203,15 +203,44 @@ def _more(columns: dict[str, Floats]) -> tuple[dict[str, Any], list[str]]:
             notes.append("energy: left out, because not every event has one above 0")
     interaction, kind = columns.get("interaction"), columns.get("neutrino_type")
     if interaction is not None and kind is not None:
-        if bool((np.isin(interaction, (1, 2)) & np.isin(np.abs(kind), (12, 14, 16))).all()):
+        if bool((np.isin(interaction, (0, 1, 2)) & np.isin(kind, FLAVOURS)).all()):
             is_track = (interaction == 1) & (np.abs(kind) == 14)
-            more["topology"] = np.where(is_track, "track", "cascade")
+            more["topology"] = np.where(is_track, *TOPOLOGIES)
+            more["interaction"] = np.where(interaction == 1, *INTERACTIONS)
+            more["flavour"] = kind.astype(np.int64)
         else:
-            notes.append("topology: left out, because not every event is a neutrino's, 1 or 2")
-    for name in ("vertex_x_m", "vertex_y_m", "vertex_z_m"):
-        if more and name in columns:
-            more[name] = columns[name]
+            notes.append("topology: left out, because not every event is a neutrino's, 0 to 2")
+    if more:
+        more |= {name: columns[name] for name in _PLACE if _is_known(columns, name)}
+        more |= {name: columns[name] for name in _SHARES if _is_share(columns.get(name))}
+        more |= _muon(columns, reading)
     return more, notes
+
+
+_PLACE = ("vertex_x_m", "vertex_y_m", "vertex_z_m")
+_SHARES = ("inelasticity", "visible_inelasticity")
+
+
+def _is_known(columns: dict[str, Floats], name: str) -> bool:
+    return name in columns and bool(np.isfinite(columns[name]).all())
+
+
+def _is_share(values: Floats | None) -> bool:
+    return values is not None and bool((np.isnan(values) | ((values >= 0) & (values <= 1))).all())
+
+
+def _muon(columns: dict[str, Floats], reading: LabelReading) -> dict[str, Floats]:
+    """Take the muon's direction, which is meant as the neutrino's; NaN where it cannot be."""
+    if "muon_azimuth" not in columns or "muon_zenith" not in columns:
+        return {}
+    azimuth, zenith = reading.apply(columns["muon_azimuth"], columns["muon_zenith"])
+    with np.errstate(invalid="ignore"):
+        is_one = (zenith >= 0) & (zenith <= np.pi + _ROUNDED)
+        is_one &= (azimuth >= -np.pi - _ROUNDED) & (azimuth <= 2 * np.pi + _ROUNDED)
+    return {
+        "muon_azimuth": np.where(is_one, np.mod(azimuth, 2 * np.pi), np.nan),
+        "muon_zenith": np.where(is_one, np.clip(zenith, 0, np.pi), np.nan),
+    }
 
 
 def no_truth(event_id: Ints) -> Truth:
