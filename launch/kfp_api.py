@@ -10,8 +10,9 @@ import os
 import re
 import shlex
 import ssl
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,20 @@ def api_errors(where: str) -> Iterator[None]:
             found=without_credentials(" ".join(str(reason).split()))[:300],
             remedy=f"Check --host or {HOST_VARIABLE} and, for TLS, --ca-file",
         ) from None
+
+
+def all_pages(ask: Callable[..., Any], name: str, most: int = sys.maxsize) -> Iterator[Any]:
+    """Give what a list of the API holds, page after page.
+
+    ask: a method of the client.  name: of the list in its answer.  most: pages
+    """
+    token: str | None = ""
+    for _ in range(most):
+        page = ask(page_token=token, page_size=100)
+        yield from getattr(page, name) or []
+        token = page.next_page_token
+        if not token:
+            return
 
 
 def _sentence_of(error: ApiException) -> str:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import kfp
@@ -29,7 +29,7 @@ from iceaggr.errors import ConfigError
 from launch.compilation import check_display_name
 from launch.display import clock
 from launch.following import failed_steps, get_run, has_result, was_stopped
-from launch.kfp_api import api_errors
+from launch.kfp_api import all_pages, api_errors
 from launch.submission import (
     FINAL_STATES,
     RunOrder,
@@ -49,9 +49,10 @@ _CRON_RANGES = (
     ("month", 1, 12),
     ("day of week", 0, 6),
 )
-_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
-_DAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
-_NAMES = {"month": (_MONTHS, 1), "day of week": (_DAYS, 0)}
+_NAMES = {
+    "month": ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"],
+    "day of week": ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"],
+}
 _LONGEST = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
@@ -62,19 +63,20 @@ def check_cron(cron: str) -> None:
     """
     fields = cron.split()
     if len(fields) != len(_CRON_RANGES):
-        raise _bad_cron(
-            cron,
-            f"{len(fields)} fields",
-            "6: second minute hour day-of-month month day-of-week",
-        )
+        wanted = "6: second minute hour day-of-month month day-of-week"
+        raise _bad_cron(cron, f"{len(fields)} fields", wanted)
+    values: dict[str, set[int]] = {}
     for text, (name, low, high) in zip(fields, _CRON_RANGES, strict=True):
-        if not all(_is_cron_part(part, name, low, high) for part in text.split(",")):
-            raise _bad_cron(
-                cron,
-                f"{name} {text!r}",
-                f"*, a number in {low}..{high}, a range a-b or a step */n",
-            )
-    if not _ever(fields[3], fields[4], fields[5]):
+        parts = [_cron_values(part, name, low, high) for part in text.split(",")]
+        if not all(parts):
+            wanted = f"*, a number in {low}..{high}, a range a-b or a step */n"
+            raise _bad_cron(cron, f"{name} {text!r}", wanted)
+        values[name] = {value for part in parts for value in part}
+    # where both kinds of day are given, either is enough: a weekday comes in every month; one star
+    # in a list makes it none that is given
+    by_weekday = not any(part[0] in "*?" for part in fields[5].split(","))
+    first_day = min(values["day of month"])
+    if not by_weekday and all(first_day > _LONGEST[month - 1] for month in values["month"]):
         raise ConfigError(
             "this time never comes",
             where=f"--cron {cron!r}",
@@ -93,53 +95,26 @@ def _bad_cron(cron: str, found: str, expected: str) -> ConfigError:
     )
 
 
-def _ever(day_field: str, month_field: str, weekday_field: str) -> bool:
-    # where both kinds of day are given, either is enough: a weekday comes in every month; one star
-    # in a list makes it none that is given
-    if not any(part[0] in "*?" for part in weekday_field.split(",")):
-        return True
-    first_days = [_first(part, "day of month") for part in day_field.split(",")]
-    return any(
-        min(first_days) <= _LONGEST[month - 1]
-        for part in month_field.split(",")
-        for month in _months(part)
-    )
-
-
-def _first(part: str, name: str) -> int:
-    body = part.partition("/")[0].partition("-")[0]
-    return 1 if body in ("*", "?") else (_cron_number(body, *_NAMES.get(name, ((), 0))) or 0)
-
-
-def _months(part: str) -> range:
-    body, slash, step = part.partition("/")
-    first, dash, last = body.partition("-")
-    begin = _first(first, "month")
-    # a number with a step goes on to the end, as * does
-    end = _first(last, "month") if dash else 12 if slash or body == "*" else begin
-    return range(begin, end + 1, int(step) if slash else 1)
-
-
-def _is_cron_part(part: str, name: str, low: int, high: int) -> bool:
-    body, slash, step = part.partition("/")
-    if slash and not 0 < (_cron_number(step, (), 0) or 0) <= high - low:
-        return False
+def _cron_values(part: str, name: str, low: int, high: int) -> range:
+    """Give the values that a part of a field stands for; none if it is wrong."""
+    body, slash, step_text = part.partition("/")
+    step = (_cron_number(step_text, [], 0) or 0) if slash else 1
+    if not 0 < step <= max(high - low, 1):
+        return range(0)
     if body == "*" or (body == "?" and name.startswith("day") and not slash):
-        return True
-    match = re.fullmatch(r"(\w+)(?:-(\w+))?", body)
-    if not match:
-        return False
-    names = _NAMES.get(name, ((), 0))
-    ends = [_cron_number(end, *names) for end in match.groups() if end is not None]
-    return all(end is not None and low <= end <= high for end in ends) and ends == sorted(
-        end for end in ends if end is not None
-    )
+        return range(low, high + 1, step)
+    ends = [_cron_number(end, _NAMES.get(name, []), low) for end in body.split("-")]
+    first, last = ends[0], ends[-1]
+    if first is None or last is None or len(ends) > 2 or not low <= first <= last <= high:
+        return range(0)
+    # a number with a step goes on to the end, as * does
+    return range(first, (high if slash and len(ends) == 1 else last) + 1, step)
 
 
-def _cron_number(text: str, names: tuple[str, ...], first: int) -> int | None:
+def _cron_number(text: str, names: list[str], first: int) -> int | None:
     # \d would take digits of other scripts, too; no field needs more than two
     if re.fullmatch(r"0*[0-9]{1,2}", text):
-        return int(text[-2:])
+        return int(text)
     return names.index(text.upper()) + first if text.upper() in names else None
 
 
@@ -161,10 +136,8 @@ class Schedule:
     def spec_hash(self) -> str:
         """Hash everything that a change of must replace the schedule."""
         order = self.order
-        spec = [
-            *(self.cron, order.experiment, order.version.version_id, order.values),
-            *(order.service_account, order.plugins_input),
-        ]
+        where = [self.cron, order.experiment, order.version.version_id]
+        spec = [*where, order.values, order.service_account, order.plugins_input]
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -199,20 +172,14 @@ def list_schedules(client: kfp.Client, name: str | None = None) -> list[Schedule
     if name is not None:
         # the API takes an empty name for no filter: deleting would delete all schedules
         check_display_name(name, where="--name")
-    entries: list[ScheduleEntry] = []
-    token = ""
+    filter_ = None if name is None else equals("display_name", name)
+    ask = partial(client.list_recurring_runs, filter=filter_, **_own(client))
     with api_errors("schedules"):
-        while True:
-            page = client.list_recurring_runs(
-                page_token=token,
-                page_size=100,
-                namespace=client.get_user_namespace() or None,
-                filter=None if name is None else equals("display_name", name),
-            )
-            entries += [_entry(run) for run in page.recurring_runs or []]
-            token = page.next_page_token or ""
-            if not token:
-                return entries
+        return [_entry(run) for run in all_pages(ask, "recurring_runs")]
+
+
+def _own(client: kfp.Client) -> dict[str, str | None]:
+    return {"namespace": client.get_user_namespace() or None}
 
 
 @dataclass(frozen=True)
@@ -234,9 +201,12 @@ def last_runs(
     """
     found: dict[str, Any] = {}
     for experiment_id in {entry.experiment_id for entry in entries}:
-        for run in _newest_runs(client, experiment_id):
-            if run.recurring_run_id:
-                found.setdefault(run.recurring_run_id, run)
+        newest = {"sort_by": "created_at desc", "experiment_id": experiment_id or None}
+        ask = partial(client.list_runs, **newest, **_own(client))
+        with api_errors("runs of the schedules"):
+            for run in all_pages(ask, "runs", most=_PAGES_OF_RUNS):
+                if run.recurring_run_id:
+                    found.setdefault(run.recurring_run_id, run)
     asked = {entry.recurring_run_id for entry in entries}
     return {
         key: LastRun(
@@ -245,23 +215,6 @@ def last_runs(
         for key, run in found.items()
         if key in asked
     }
-
-
-def _newest_runs(client: kfp.Client, experiment_id: str) -> Iterator[Any]:
-    token = ""
-    for _ in range(_PAGES_OF_RUNS):
-        with api_errors("runs of the schedules"):
-            page = client.list_runs(
-                page_token=token,
-                page_size=100,
-                sort_by="created_at desc",
-                experiment_id=experiment_id or None,
-                namespace=client.get_user_namespace() or None,
-            )
-        yield from page.runs or []
-        token = page.next_page_token or ""
-        if not token:
-            return
 
 
 def _ending(client: kfp.Client, run: Any, steps: tuple[str, ...]) -> str:
@@ -388,15 +341,8 @@ def _remove(client: kfp.Client, entry: ScheduleEntry) -> bool:
 
 
 def _has_live_run(client: kfp.Client, entry: ScheduleEntry) -> bool:
-    token = ""
-    while True:
-        page = client.list_runs(
-            page_token=token, page_size=100, experiment_id=entry.experiment_id or None
-        )
-        for run in page.runs or []:
-            own = run.recurring_run_id == entry.recurring_run_id
-            if own and str(run.state) not in FINAL_STATES:
-                return True
-        token = page.next_page_token or ""
-        if not token:
-            return False
+    ask = partial(client.list_runs, experiment_id=entry.experiment_id or None)
+    return any(
+        run.recurring_run_id == entry.recurring_run_id and str(run.state) not in FINAL_STATES
+        for run in all_pages(ask, "runs")
+    )

@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from kfp_server_api.exceptions import ApiException
 from components.form import EXAMPLE_IMAGE
 from iceaggr.errors import ConfigError
 from launch.compilation import check_image, compile_pipeline
-from launch.kfp_api import api_errors
+from launch.kfp_api import all_pages, api_errors
 
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _CONFLICT = 409
@@ -164,15 +165,10 @@ def _upload_version(
 
 
 def _find_version(client: kfp.Client, pipeline_id: str, name: str) -> str | None:
-    token = ""
-    while True:
-        page = client.list_pipeline_versions(pipeline_id, page_token=token, page_size=100)
-        for version in page.pipeline_versions or []:
-            if version.display_name == name:
-                return str(version.pipeline_version_id)
-        token = page.next_page_token or ""
-        if not token:
-            return None
+    ask = partial(client.list_pipeline_versions, pipeline_id)
+    versions = all_pages(ask, "pipeline_versions")
+    found = (str(v.pipeline_version_id) for v in versions if v.display_name == name)
+    return next(found, None)
 
 
 def equals(key: str, value: str) -> str:
