@@ -69,6 +69,8 @@ _EXPECTED = {
     "dict_type": "names with values",
     "model_type": "names with values",
     "model_attributes_type": "names with values",
+    "dataclass_type": "names with values",
+    "unexpected_keyword_argument": "only the fields of this version",
     "literal_error": "{expected}",
     "greater_than": "more than {gt}",
     "greater_than_equal": "{ge} or more",

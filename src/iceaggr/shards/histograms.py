@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked
 
 from iceaggr.errors import ShardError
 from iceaggr.validation import Problem, read_model
@@ -22,18 +23,23 @@ MAX_BINS = 1 << 16
 """More than any feature has: a damaged number of bins must not fill the memory."""
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Binning:
-    """Fixed histogram bins, plus one bin below and one above.
+    """Fixed histogram bins, plus one bin below and one above; JSON holds these fields.
 
     spacing: linear; log10 = equal steps of log10 of the value; counts = whole numbers, wider later.
     low, high: outer edges in the feature's unit (counts: first and last whole number).
+    Raises: ValueError where the bins have no width.
     """
 
     spacing: Literal["linear", "log10", "counts"]
     low: float
     high: float
-    n_bins: int
+    n_bins: int = Field(ge=1, le=MAX_BINS)
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or (self.spacing != "linear" and self.low <= 0):
+            raise ValueError("low below high, both positive unless the bins are linear")
 
     def edges(self) -> Floats:
         """Give the bin edges in the feature's unit: increasing float64, read-only."""
@@ -78,23 +84,6 @@ def _edges(binning: Binning) -> Floats:
         edges = np.unique(np.round(np.geomspace(low, high, n_edges))) - 0.5
     edges.flags.writeable = False
     return edges
-
-
-class BinningDocument(BaseModel):
-    """Binning as JSON holds it. Raises: ValueError where the bins have no width."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    spacing: Literal["linear", "log10", "counts"]
-    low: float
-    high: float
-    n_bins: int = Field(ge=1, le=MAX_BINS)
-
-    @model_validator(mode="after")
-    def _has_width(self) -> BinningDocument:
-        if not self.low < self.high or (self.spacing != "linear" and self.low <= 0):
-            raise ValueError("low below high, both positive unless the bins are linear")
-        return self
 
 
 # Distinct values and the weight of each: a few thousand are summarised instead of millions.
@@ -332,7 +321,7 @@ class _FeatureDocument(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    binning: BinningDocument
+    binning: Binning
     n_values: int = Field(ge=0)
     n_not_finite: int = Field(ge=0)
     weight: float = Field(ge=0)
@@ -350,8 +339,7 @@ def feature_from_document(document: Any, refused: Callable[[Problem], Exception]
     Raises: what `refused` makes of a field that is wrong; ValueError for fields that contradict.
     """
     read = read_model(_FeatureDocument, document, refused)
-    binning = Binning(**read.binning.model_dump())
-    histogram = np.zeros(binning.n_slots())
+    histogram = np.zeros(read.binning.n_slots())
     end = read.first_bin + len(read.bins)
     if end > len(histogram):
         raise ValueError(f"bins up to {end} of {len(histogram)}")
@@ -362,17 +350,10 @@ def feature_from_document(document: Any, refused: Callable[[Problem], Exception]
         rounding = 1e-6 * max(abs(read.low), abs(read.high))
         if not read.low - rounding <= read.mean <= read.high + rounding:
             raise ValueError(f"mean {read.mean} beyond low {read.low} and high {read.high}")
-    return FeatureSketch(
-        binning=binning,
-        n_values=read.n_values,
-        n_not_finite=read.n_not_finite,
-        weight=read.weight,
-        mean=read.mean,
-        m2=read.m2,
-        low=math.inf if read.low is None else read.low,
-        high=-math.inf if read.high is None else read.high,
-        histogram=histogram,
-    )
+    known = {name: value for name, value in read if name not in ("first_bin", "bins")}
+    known["low"] = math.inf if read.low is None else read.low
+    known["high"] = -math.inf if read.high is None else read.high
+    return FeatureSketch(**known, histogram=histogram)
 
 
 def empty_feature(binning: Binning) -> FeatureSketch:
@@ -419,13 +400,5 @@ def summarise(
     np.multiply(values, values, out=values)
     m2 = float(np.einsum("i,i->", weights, values))
     return FeatureSketch(
-        binning,
-        n_values,
-        n_not_finite,
-        weight,
-        mean,
-        m2,
-        low,
-        high,
-        histogram,
+        binning, n_values, n_not_finite, weight, mean, m2, low, high, histogram=histogram
     )

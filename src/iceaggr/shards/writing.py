@@ -11,6 +11,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -154,10 +155,8 @@ class QuarantineFile:
         self.path = path
         self._writer: Any = None
 
-    def __enter__(self) -> QuarantineFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Complete the file, if there is one."""
         if self._writer is not None:
             self._writer.close()
 
@@ -233,28 +232,16 @@ Progress = Callable[[float, float], None]
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """What the raw files of one work unit share."""
-
-    store: ObjectStore
-    plan: ShardPlan
-    tables: dict[int, EventTable]
-    detector: Detector
-    config: DataConfig
-    store_uri: str
-
-
-@dataclass(frozen=True)
 class _Job:
     """One raw file to shard."""
 
     store: ObjectStore
+    plan: ShardPlan
+    detector: Detector
+    config: DataConfig
     file: PlannedFile
     table: EventTable
     n_pulses_in_file: int
-    detector: Detector
-    config: DataConfig
-    plan: ShardPlan
     paths: ShardPaths
 
 
@@ -277,12 +264,11 @@ def shard_unit(
     check_sensor_width(detector, plan.geometry_uri)
     reading = LabelReading.of(config.label_reading)
     tables = _tables_as_planned(store, plan, [file.batch_id for file in files], reading)
-    unit = _Unit(store, plan, tables, detector, config, store_uri.rstrip("/"))
     n_events = sum(file.n_events_used for file in files)
     n_done = 0
     manifests = []
     for file in files:
-        job = _job(unit, file)
+        job = _job(store, plan, detector, config, file, tables, WorkPaths(store_uri))
         manifest = reusable_manifest(store, job.paths.uri)
         manifest = manifest or _shard_file(job, n_done, n_events, on_progress)
         manifests.append(as_planned(manifest, plan, file, detector, reading))
@@ -302,27 +288,25 @@ def _tables_as_planned(
     return tables
 
 
-def _job(unit: _Unit, file: PlannedFile) -> _Job:
-    plan = unit.plan
-    if file.batch_id not in unit.tables:
+def _job(
+    store: ObjectStore,
+    plan: ShardPlan,
+    detector: Detector,
+    config: DataConfig,
+    file: PlannedFile,
+    tables: dict[int, EventTable],
+    folder: WorkPaths,
+) -> _Job:
+    if file.batch_id not in tables:
         raise missing_meta_rows(file.uri, file.batch_id, plan.meta.uri)
-    full = unit.tables[file.batch_id]
+    full = tables[file.batch_id]
     if full.n_events != file.n_events:
-        raise changed_after_plan(
-            plan.meta.uri, f"{full.n_events} events", f"{file.n_events} events"
-        )
-    check_unchanged(unit.store, file)
-    key = content_key(file, full, unit.detector, unit.config)
-    return _Job(
-        store=unit.store,
-        file=file,
-        table=full.head(file.n_events_used),
-        n_pulses_in_file=int(full.n_pulses.sum()),
-        detector=unit.detector,
-        config=unit.config,
-        plan=plan,
-        paths=WorkPaths(unit.store_uri).shards(key),
-    )
+        found, expected = f"{full.n_events} events", f"{file.n_events} events"
+        raise changed_after_plan(plan.meta.uri, found, expected)
+    check_unchanged(store, file)
+    table, n_pulses = full.head(file.n_events_used), int(full.n_pulses.sum())
+    paths = folder.shards(content_key(file, full, detector, config))
+    return _Job(store, plan, detector, config, file, table, n_pulses, paths)
 
 
 @reading_again
@@ -336,7 +320,7 @@ def _shard_file(
     with tempfile.TemporaryDirectory(prefix="iceaggr-") as scratch:
         quarantine_path = Path(scratch) / "rejected.parquet"
         try:
-            with QuarantineFile(quarantine_path) as quarantine:
+            with closing(QuarantineFile(quarantine_path)) as quarantine:
                 for n_read in _stream_shards(job, account, writer, quarantine):
                     if on_progress:
                         on_progress(n_done + n_read, n_events)
@@ -392,12 +376,7 @@ def _source_file(job: _Job, account: Account, sketch_uri: str, quarantine_uri: s
         etag=job.file.etag,
         n_bytes=job.file.n_bytes,
         content_key=job.paths.uri.rsplit("/", 1)[-1],
-        n_events_in=account.n_events_in,
-        n_events_kept=account.n_events_kept,
-        n_pulses_in=account.n_pulses_in,
-        n_pulses_kept=account.n_pulses_kept,
-        rejected_events=dict(account.rejected_events),
-        rejected_pulses=dict(account.rejected_pulses),
+        **{name: value for name, value in vars(account).items() if name != "rejected_event_ids"},
         sketch_uri=sketch_uri,
         quarantine_uri=quarantine_uri,
     )
