@@ -80,8 +80,8 @@ def test_times_in_microseconds_are_refused() -> None:
     refuse_times_of_another_unit({}, DETECTOR)
     with pytest.raises(
         RawDataError,
-        match=r"not in nanoseconds .*time of 90 train events.*found .* of 2\.\d*, expected at least"
-        r" 124 ns: light needs 6,200 ns.*not in microseconds",
+        match=r"not in nanoseconds .*time of 90 train events.*found .* of 2\.\d* over 90 events,"
+        r" expected at least 124 ns: light needs 6,200 ns.*not in microseconds",
     ):
         refuse_times_of_another_unit({"train": with_times(0.001)}, DETECTOR)
 

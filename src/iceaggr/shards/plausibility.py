@@ -175,15 +175,8 @@ def refuse_one_direction(manifest: ShardManifest, sketches: Mapping[str, Sketch]
     train = sketches.get("train")
     if not manifest.labelled or train is None or train.n_events < 2:
         return
-    zenith, azimuth = (train.features[name] for name in ("zenith", "azimuth"))
-    if max(zenith.std, azimuth.std) < MIN_SPREAD:
-        raise RawDataError(
-            "all labels point one way",
-            where=f"azimuth and zenith of {train.n_events} train events",
-            found=f"azimuth {azimuth.mean:.6g}, zenith {zenith.mean:.6g} in every event",
-            expected="directions that differ from event to event",
-            remedy="Write the true directions into the meta file; a column may hold a default",
-        )
+    if fault := _one_direction(train, "", n_least=2):
+        raise fault.error(f"{fault.field} of {train.n_events} train events")
 
 
 def crossing_ns(detector: Detector) -> float:
@@ -201,17 +194,58 @@ def refuse_times_of_another_unit(sketches: Mapping[str, Sketch], detector: Detec
     train = sketches.get("train")
     if train is None or train.n_pulses < 2:
         return
-    time, crossing = train.features["time_ns"], crossing_ns(detector)
-    # a constant is told by the normalisation
-    if not time.is_constant and time.std < MIN_CROSSINGS * crossing:
-        raise RawDataError(
-            "pulse times are not in nanoseconds",
-            where=f"time of {train.n_events} train events",
-            found=f"a spread (standard deviation) of {time.std:.3g}",
-            expected=f"at least {MIN_CROSSINGS * crossing:.3g} ns: light needs {crossing:,.0f} ns"
-            " across this detector",
-            remedy="Write times in ns, not in microseconds, and the geometry in metres",
+    if fault := _times_of_another_unit(train, "", detector):
+        raise fault.error(f"{fault.field} of {train.n_events} train events")
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """What is wrong with all events of a data set or of one file."""
+
+    problem: str
+    field: str
+    found: str
+    expected: str
+    remedy: str
+
+    def error(self, where: str, or_else: str = "") -> RawDataError:
+        """Word the error; or_else: another way out than the remedy."""
+        return RawDataError(
+            self.problem,
+            where=where,
+            found=self.found,
+            expected=self.expected,
+            remedy=self.remedy + or_else,
         )
+
+
+def _one_direction(sketch: Sketch, of_file: str, n_least: int) -> _Fault | None:
+    zenith, azimuth = (sketch.features[name] for name in ("zenith", "azimuth"))
+    if zenith.n_values < n_least or max(zenith.std, azimuth.std) >= MIN_SPREAD:
+        return None
+    return _Fault(
+        f"all labels{of_file} point one way",
+        "azimuth and zenith",
+        f"azimuth {azimuth.mean:.6g}, zenith {zenith.mean:.6g} in each of {zenith.n_values:,}"
+        " events",
+        "directions that differ from event to event",
+        "Write the true directions into the meta file (its columns may hold a default)",
+    )
+
+
+def _times_of_another_unit(sketch: Sketch, of_file: str, detector: Detector) -> _Fault | None:
+    time, crossing = sketch.features["time_ns"], crossing_ns(detector)
+    # a constant is told by the normalisation
+    if time.is_constant or time.std >= MIN_CROSSINGS * crossing:
+        return None
+    return _Fault(
+        f"pulse times{of_file} are not in nanoseconds",
+        "time",
+        f"a spread (standard deviation) of {time.std:.3g} over {sketch.n_events:,} events",
+        f"at least {MIN_CROSSINGS * crossing:.3g} ns: light needs {crossing:,.0f} ns across this"
+        " detector",
+        "Write times in ns, not in microseconds, and the geometry in metres",
+    )
 
 
 def doubtful_charges(charge_pe: npt.NDArray[np.floating]) -> str:
@@ -270,18 +304,8 @@ CHANCE = 2.5
 Source: Kolmogorov's limiting distribution, 2 exp(-2 CHANCE^2)."""
 N_NAMED_FEATURES = 3
 _COMPARED = tuple(name for name in FEATURES if name != "log10_charge")
+_OF_A_FILE = " of a raw file"
 _OTHERWISE = "or move the file away and set data.allow_missing_files"
-
-
-@dataclass(frozen=True)
-class _Fault:
-    """What is wrong with all of one file."""
-
-    problem: str
-    field: str
-    found: str
-    expected: str
-    remedy: str
 
 
 def refuse_implausible_files(files: Mapping[str, Sketch], detector: Detector) -> None:
@@ -303,13 +327,7 @@ def refuse_implausible_files(files: Mapping[str, Sketch], detector: Detector) ->
         if faults:
             uri, fault = next(iter(faults.items()))
             more = f", and {len(faults) - 1} more of {len(files)} files" if len(faults) > 1 else ""
-            raise RawDataError(
-                fault.problem,
-                where=f"{uri} {fault.field}{more}",
-                found=fault.found,
-                expected=fault.expected,
-                remedy=f"{fault.remedy}, {_OTHERWISE}",
-            )
+            raise fault.error(f"{uri} {fault.field}{more}", f", {_OTHERWISE}")
 
 
 def files_unlike_the_others(files: Mapping[str, Sketch]) -> list[str]:
@@ -337,20 +355,6 @@ def files_unlike_the_others(files: Mapping[str, Sketch]) -> list[str]:
     ]
 
 
-def _one_direction(file: Sketch, every: Sketch, detector: Detector) -> _Fault | None:
-    zenith, azimuth = (file.features[name] for name in ("zenith", "azimuth"))
-    n_labelled = zenith.n_values
-    if n_labelled < MIN_EVENTS or max(zenith.std, azimuth.std) >= MIN_SPREAD:
-        return None
-    return _Fault(
-        "all labels of a raw file point one way",
-        "azimuth and zenith",
-        f"azimuth {azimuth.mean:.6g}, zenith {zenith.mean:.6g} in each of {n_labelled:,} events",
-        "directions that differ from event to event",
-        "Write the true directions into the meta file (its columns may hold a default)",
-    )
-
-
 def _one_time(file: Sketch, every: Sketch, detector: Detector) -> _Fault | None:
     time = file.features["time_ns"]
     if not time.is_constant or every.features["time_ns"].is_constant:
@@ -361,20 +365,6 @@ def _one_time(file: Sketch, every: Sketch, detector: Detector) -> _Fault | None:
         f"time {time.low:g} in each of {file.n_pulses:,} pulses",
         "times that differ from pulse to pulse, as in the other files",
         "Write the measured times (the column may hold a default)",
-    )
-
-
-def _times_of_another_unit(file: Sketch, every: Sketch, detector: Detector) -> _Fault | None:
-    time, crossing = file.features["time_ns"], crossing_ns(detector)
-    if time.is_constant or time.std >= MIN_CROSSINGS * crossing:
-        return None
-    return _Fault(
-        "pulse times of a raw file are not in nanoseconds",
-        "time",
-        f"a spread (standard deviation) of {time.std:.3g} over {file.n_events:,} events",
-        f"at least {MIN_CROSSINGS * crossing:.3g} ns: light needs {crossing:,.0f} ns across this"
-        " detector",
-        "Write times in ns, not in microseconds",
     )
 
 
@@ -392,9 +382,9 @@ def _one_sensor(file: Sketch, every: Sketch, detector: Detector) -> _Fault | Non
 
 
 _JUDGES: tuple[Callable[[Sketch, Sketch, Detector], _Fault | None], ...] = (
-    _one_direction,
+    lambda file, _, detector: _one_direction(file, _OF_A_FILE, MIN_EVENTS),
     _one_time,
-    _times_of_another_unit,
+    lambda file, _, detector: _times_of_another_unit(file, _OF_A_FILE, detector),
     _one_sensor,
 )
 
