@@ -93,6 +93,7 @@ def test_pipeline_turns_raw_events_into_a_champion(
     champion = ModelRegistry().champion("end-to-end")
     assert champion is not None
     assert champion.uri == summary["model_uri"]
+    check_model_card(summary, tmp_path)
 
     smaller = small_config(tmp_path, "smaller", "end-to-end", d_model=16, min_gain_deg=180.0)
     options[3] = str(smaller)
@@ -144,6 +145,25 @@ def check_tracking(summary: dict[str, object]) -> None:
     assert run.inputs.dataset_inputs[0].dataset.digest == summary["data_digest"]
     names = {item.path for item in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
     assert {"data", "evaluation", "learning_check.html", "summary.json"} <= names
+
+
+def check_model_card(summary: dict[str, object], tmp_path: Path) -> None:
+    """The registered version carries its card: figures of this run, and three failures drawn."""
+    version = str(summary["model_uri"]).rpartition("/")[2]
+    description = mlflow.MlflowClient().get_model_version("end-to-end", version).description
+    mean = f"{summary['mean_opening_angle_deg']:.2f} ± "
+    assert str(summary["reason"]) in description
+    assert mean in description
+    card = mlflow.artifacts.download_artifacts(
+        artifact_uri=f"{summary['model_uri']}/model_card.html", dst_path=str(tmp_path)
+    )
+    page = Path(card).read_text(encoding="utf-8")
+    for words in (mean, str(summary["data_digest"]), f"{summary['n_events_train']:,} of the train"):
+        assert words in page, words
+    assert page.count("<img") == 3
+    events = pd.read_parquet(io.BytesIO(open_store().read_bytes(str(summary["events_uri"]))))
+    wrong = int(((events["kappa"] > 200) & (events["opening_angle_deg"] > 40)).sum())
+    assert f"{wrong} of " in page
 
 
 def check_prediction(tmp_path: Path) -> None:

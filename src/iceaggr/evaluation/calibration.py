@@ -118,6 +118,33 @@ def _signed_memberships(pit: FloatArray) -> FloatArray:
     return (inside * np.where(inside.mean(0) >= LEVELS, 1.0, -1.0)).mean(1)
 
 
+N_LEVELS = 64
+"""Points of the distribution function over which a claimed angle is averaged."""
+
+
+def claimed_mean_angle(kappa: FloatArray) -> FloatArray:
+    """Give the mean opening angle that each kappa claims: (N,) radians.
+
+    kappa: (N,) concentration >= 0. Large kappa: sqrt(pi / (2 kappa)); zero: pi / 2.
+    Source: mean of `containment_angle` over evenly spaced probabilities.
+    """
+    levels = (np.arange(N_LEVELS) + 0.5) / N_LEVELS
+    return np.mean([containment_angle(kappa, float(level)) for level in levels], axis=0)
+
+
+def confidence_ratios(angle_rad: FloatArray, kappa: FloatArray, n_parts: int = 10) -> FloatArray:
+    """Divide the mean angle found by the mean angle claimed, in equal parts of the events by kappa.
+
+    angle_rad, kappa: (N,). Returns (n_parts,), the least sure part first, 1 where kappa is honest;
+    fewer parts where there are fewer events.
+    Raises: EvaluationError if the shapes differ or a kappa is negative or not finite.
+    """
+    angle_rad, kappa = _checked(angle_rad, kappa)
+    claimed = claimed_mean_angle(kappa)
+    parts = np.array_split(np.argsort(kappa, kind="stable"), min(n_parts, len(kappa)))
+    return np.array([angle_rad[part].mean() / claimed[part].mean() for part in parts])
+
+
 def expected_pull_density(kappa: FloatArray, edges: FloatArray) -> FloatArray:
     """Predict the density of pulls, were every kappa true: (K - 1,) in bins of edges (K,).
 

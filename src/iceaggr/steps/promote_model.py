@@ -20,13 +20,15 @@ from iceaggr.errors import IceaggrError, TrackingError
 from iceaggr.evaluation.promotion import Verdict, decide_promotion, refuse_false_confidence
 from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.losses import trains_kappa
-from iceaggr.models.bundle import load_model
+from iceaggr.models.bundle import LoadedModel, load_model
+from iceaggr.paths import EVALUATION
 from iceaggr.patience import may_pass
 from iceaggr.progress import StepProgress
 from iceaggr.shards.manifest import ShardManifest, manifest_facts, reuse_words
 from iceaggr.steps.champion import judge_against
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import EvaluationPointer, ModelPointer, read_document, write_document
+from iceaggr.steps.model_card import CARD_FILE, ModelCard, make_card
 from iceaggr.steps.training_inputs import read_manifest
 from iceaggr.storage import open_folder
 from iceaggr.tracking.connection import PATIENCE_S, ServerAwayError
@@ -130,10 +132,12 @@ def run_promote_model(
         manifest = read_manifest(manifest_path)
         pointer = read_document(ModelPointer, model_path)
         headline = read_document(EvaluationPointer, evaluation_path)
-        _check_evaluated(store, manifest, pointer, headline)
+        loaded = _load_evaluated(store, manifest, pointer, headline)
         events = pd.read_parquet(io.BytesIO(headline.read_events(store)))
         pointer = pointer.model_copy(update={"mlflow_run_id": _run_of(pointer, tracker)})
-        model_uri, verdict, failure = _judge(context, store, manifest, pointer, events)
+        name = context.config.promotion.model_name
+        card = make_card(store, manifest, loaded, pointer, headline, events, name)
+        model_uri, verdict, failure = _judge(context, store, manifest, pointer, events, card)
         summary = {
             **make_summary(manifest, headline, model_uri, verdict, tracker.run_id),
             "run_name": context.run_name,
@@ -144,6 +148,7 @@ def run_promote_model(
         write_document(summary_path, text)
         write_document(verdict_path, f"**{model_uri}**\n\n{verdict.reason}\n")
         _track(tracker, model_uri, verdict, text)
+        tracker.log_text(card.html, f"{EVALUATION}/{CARD_FILE}")
         tracker.set_tags({"mlflow.note.content": description(summary)})
         if failure is not None:
             raise failure
@@ -151,13 +156,17 @@ def run_promote_model(
         return {name: summary[name] for name in ("model_uri", "promoted", "promotion", "reason")}
 
 
-def _check_evaluated(
+def _load_evaluated(
     store: ObjectStore, manifest: ShardManifest, pointer: ModelPointer, headline: EvaluationPointer
-) -> None:
-    """Refuse figures of another model or other data. Raises: ModelError, EvaluationError."""
+) -> LoadedModel:
+    """Load the model, and refuse figures of another one or of other data.
+
+    Raises: ModelError, EvaluationError.
+    """
     loaded = load_model(store, pointer.model_uri)
     pointer.check_data(manifest.digest(), loaded.facts)
     headline.check_subject(pointer.model_uri, loaded.digest, manifest.digest())
+    return loaded
 
 
 def _run_of(pointer: ModelPointer, tracker: Tracker) -> str:
@@ -175,18 +184,17 @@ def _judge(
     manifest: ShardManifest,
     pointer: ModelPointer,
     events: pd.DataFrame,
+    card: ModelCard,
 ) -> tuple[str, Verdict, PromotionError | None]:
     """Register and decide. Returns the model's URI, the verdict, and what stood in the way."""
     model_uri = pointer.model_uri
     try:
         registry = ModelRegistry(patience_s=PATIENCE_S)
-        registered = _register(context, store, pointer, registry)
+        registered = _register(context, store, pointer, registry, card)
         model_uri = registered.uri
-        return (
-            model_uri,
-            _decide_against(context, store, manifest, registered, events, registry),
-            None,
-        )
+        verdict = _decide_against(context, store, manifest, registered, events, registry)
+        registry.describe(registered, f"{verdict.reason}\n\n{card.text}")
+        return model_uri, verdict, None
     except IceaggrError as error:
         failure = _failure(context, pointer, error)
         verdict = Verdict(
@@ -225,7 +233,11 @@ def _what_next(context: RunContext, pointer: ModelPointer, error: IceaggrError) 
 
 
 def _register(
-    context: RunContext, store: ObjectStore, pointer: ModelPointer, registry: ModelRegistry
+    context: RunContext,
+    store: ObjectStore,
+    pointer: ModelPointer,
+    registry: ModelRegistry,
+    card: ModelCard,
 ) -> RegisteredModel:
     return registry.register(
         store,
@@ -237,6 +249,7 @@ def _register(
             "experiment": context.config.name,
             "started_from": pointer.started_from,
         },
+        {CARD_FILE: card.html},
     )
 
 

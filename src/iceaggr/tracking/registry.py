@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import mlflow
 from mlflow import MlflowClient
@@ -202,10 +203,12 @@ class ModelRegistry:
         model_name: str,
         run_id: str,
         tags: Mapping[str, str],
+        beside: Mapping[str, str] = MappingProxyType({}),
     ) -> RegisteredModel:
         """Register a saved model as a new version, under the alias challenger.
 
-        folder_uri: what `save_model` wrote. A retry with the same content returns the version that
+        folder_uri: what `save_model` wrote. beside: file name -> text, such as the model's card,
+        kept beside the version's files. A retry with the same content returns the version that
         is there already. The version appears only when all its files have arrived.
         """
         with (
@@ -216,7 +219,8 @@ class ModelRegistry:
             content = hashlib.sha256((bundle / DOCUMENT).read_bytes()).hexdigest()
             known = self._find(model_name, run_id, content)
             if known is None:
-                model_id = self._upload(bundle, Path(scratch, "package"), model_name, run_id)
+                package = Path(scratch, "package")
+                model_id = self._upload(bundle, package, model_name, run_id, beside)
                 self._create_name(model_name)
                 known = self._client.create_model_version(
                     model_name,
@@ -254,6 +258,12 @@ class ModelRegistry:
                 self._client.set_model_version_tag(model.name, model.version, key, str(value))
             if "verdict" in tags:  # the list of versions shows a description, and only bits of tags
                 self._client.update_model_version(model.name, model.version, tags["verdict"])
+
+    @patient
+    def describe(self, model: RegisteredModel, text: str) -> None:
+        """Write the description that the registry shows of a version, Markdown."""
+        with as_tracking_error("cannot describe the model version", model.uri):
+            self._client.update_model_version(model.name, model.version, text)
 
     @patient
     def set_champion(
@@ -396,7 +406,14 @@ class ModelRegistry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def _upload(self, bundle: Path, package: Path, model_name: str, run_id: str) -> str:
+    def _upload(
+        self,
+        bundle: Path,
+        package: Path,
+        model_name: str,
+        run_id: str,
+        beside: Mapping[str, str],
+    ) -> str:
         experiment = self._client.get_run(run_id).info.experiment_id
         logged = self._client.create_logged_model(experiment, model_name, source_run_id=run_id)
         status = "FAILED"
@@ -409,6 +426,8 @@ class ModelRegistry:
                 "artifact_path": location,
             }
             build_package(bundle, package, identity)
+            for name, text in beside.items():
+                (package / name).write_text(text, encoding="utf-8")
             self._client.log_model_artifacts(logged.model_id, str(package))
             output = LoggedModelOutput(logged.model_id, step=0)
             self._client.log_outputs(run_id, models=[output])
