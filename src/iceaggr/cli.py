@@ -210,8 +210,11 @@ def simulate(
         float, typer.Option(help="Energies are drawn from E^-index, before the trigger")
     ] = 2.35,
     flavour: Annotated[str, typer.Option(help="all, or numu: muon neutrinos only")] = "all",
+    layout: Annotated[
+        str, typer.Option(help="raw; nubench-sqlite or nubench-parquet, which convert reads")
+    ] = "raw",
 ) -> None:
-    """Simulate raw events in the layout of the public competition set."""
+    """Simulate events in the layout of the public competition set, or of NuBench's sets."""
     from iceaggr.events.simulation import SimulationConfig, simulate
     from iceaggr.storage import open_store
 
@@ -226,6 +229,7 @@ def simulate(
             "detector": detector,
             "medium": medium,
             "flavour": flavour,
+            "layout": layout,
             "min_energy_gev": energies[0],
             "max_energy_gev": energies[1],
             "spectral_index": spectral_index,
@@ -235,7 +239,7 @@ def simulate(
             where="iceaggr simulate",
             found=problem.found_in_field,
             expected=problem.expected,
-            remedy="Give other --energies, --medium or --flavour",
+            remedy="Give other --energies, --medium, --flavour or --layout",
         ),
     )
     with StepProgress("simulate") as progress:

@@ -37,6 +37,8 @@ class SimulationConfig(Section):
     """What the sensors stand in; empty = as the geometry says."""
     flavour: Literal["all", "numu"] = "all"
     """Neutrinos of all flavours, or muon neutrinos only: cascades are then neutral currents."""
+    layout: Literal["raw", "nubench-sqlite", "nubench-parquet"] = "raw"
+    """How events are written: as the public competition set, or as NuBench's sets."""
     min_energy_gev: float = Field(60.0, ge=1, le=MAX_ENERGY_GEV)
     """Lower end of the neutrino energy spectrum, in GeV."""
     max_energy_gev: float = Field(1e7, gt=1, le=MAX_ENERGY_GEV)
@@ -49,6 +51,12 @@ class SimulationConfig(Section):
     """Share of cascades among the interactions tried, before the trigger."""
     max_photons_per_source: int = Field(300, ge=10, le=1_000_000)
     """A sensor that sees more photons from one source follows this many, each with more weight."""
+
+    @model_validator(mode="after")
+    def _labels_are_written(self) -> SimulationConfig:
+        if self.layout != "raw" and not self.labels:
+            raise ValueError("events without labels are written in the layout raw only")
+        return self
 
     @model_validator(mode="after")
     def _energies_in_order(self) -> SimulationConfig:

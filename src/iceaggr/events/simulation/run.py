@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import os
@@ -38,6 +39,7 @@ from iceaggr.events.simulation.config import (
 )
 from iceaggr.events.simulation.ice import Floats, Ints, site_of
 from iceaggr.events.simulation.interactions import NU_NC, inside_array
+from iceaggr.events.simulation.nubench_layout import NuBenchWriter
 from iceaggr.interfaces import ObjectStore
 
 # Tables of the public competition layout, made from simulated events.
@@ -259,13 +261,41 @@ def detector_of(config: SimulationConfig) -> Detector:
     return replace(table.detector, stated_medium=asked or chosen_medium("", table)[0])
 
 
+def _writer(
+    store: ObjectStore, out_uri: str, config: SimulationConfig, detector: Detector, scratch: Path
+) -> RawWriter | NuBenchWriter:
+    """Claim the folder for a writer of the layout asked for. Raises: RawDataError."""
+    if config.layout == "raw":
+        return RawWriter(store, out_uri, config, detector, scratch)
+
+    def described(events: SimulatedEvents, event_id: Ints) -> pa.Table:
+        azimuth, zenith = _angles(events.truth.origin)
+        own = truth_table(events, event_id, detector)
+        return own.append_column("azimuth", [azimuth]).append_column("zenith", [zenith])
+
+    writer = NuBenchWriter(
+        store,
+        out_uri,
+        config.layout,
+        detector,
+        scratch,
+        first_id=config.seed * N_EVENT_IDS_PER_SEED,
+        n_events_per_part=config.n_events_per_file,
+        seed=config.seed,
+        describe=described,
+    )
+    settings = config.model_dump(exclude={"n_processes"})
+    writer.claim(MARKER, json.dumps(settings, indent=1).encode())
+    return writer
+
+
 def simulate(
     store: ObjectStore,
     out_uri: str,
     config: SimulationConfig,
     on_progress: Callable[[int], None] | None = None,
 ) -> SimulationSummary:
-    """Write simulated events in the public competition layout below out_uri.
+    """Write simulated events in the layout of the configuration below out_uri.
 
     on_progress receives the number of events simulated so far. The data depend on the
     configuration only, not on the number of processes; more events extend the same data.
@@ -277,7 +307,7 @@ def simulate(
     n_done = n_pulses = n_tried = n_outside = 0
     with (
         tempfile.TemporaryDirectory(prefix="iceaggr-simulate-") as scratch,
-        RawWriter(store, out_uri, config, detector, Path(scratch)) as writer,
+        _writer(store, out_uri, config, detector, Path(scratch)) as writer,
     ):
         for events in _blocks(config, detector):
             part = events.head(config.n_events - n_done)
