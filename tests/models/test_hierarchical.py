@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -275,3 +277,42 @@ def test_n_flops_counts_a_plain_layer() -> None:
         )
     )
     assert model.n_flops(batch) == 2 * 12 * 8 * 8 + 4 * 8
+
+
+def far_normalization() -> Normalization:
+    """An array whose middle is 3 km below the origin of its coordinates."""
+    deep = Normalization.seed().z_m.model_copy(update={"centre": -3_000.0})
+    return Normalization.seed().model_copy(update={"z_m": deep})
+
+
+def moved_down(batch: EventBatch) -> EventBatch:
+    return dataclasses.replace(batch, xyz_m=batch.xyz_m - torch.tensor([0.0, 0.0, 3_000.0]))
+
+
+@CONFIGS
+def test_array_far_from_its_origin_is_seen_as_one_about_it(config: ModelConfig) -> None:
+    batch = track_event_batch(n_events=8, seed=3)
+    near = built(config)
+    far = DirectionModel(config, far_normalization()).eval()
+    far.load_state_dict(near.state_dict() | {
+        "normalizer.centre": far.normalizer.centre,
+        "inputs.origin_m": torch.tensor([0.0, 0.0, -3_000.0]),
+    })  # fmt: skip
+    torch.testing.assert_close(
+        predict(far, moved_down(batch)), predict(near, batch), rtol=2e-2, atol=2e-2
+    )
+    assert "inputs.origin_m" not in near.state_dict()
+
+
+def test_model_from_before_origins_predicts_as_it_did() -> None:
+    batch = moved_down(track_event_batch(n_events=8, seed=3))
+    old = {**DirectionModel(PHYSICS, far_normalization()).state_dict()}
+    old.pop("inputs.origin_m")
+    model = DirectionModel(PHYSICS, far_normalization()).eval()
+    model.load_state_dict(old)
+    assert model.inputs.origin_m is not None
+    assert not model.inputs.origin_m.any()
+    shift = torch.tensor([0.0, 0.0, -3_000.0])
+    moved = DirectionModel(PHYSICS, far_normalization()).eval()
+    moved.load_state_dict(old | {"inputs.origin_m": shift})
+    assert not torch.allclose(predict(model, batch), predict(moved, batch))

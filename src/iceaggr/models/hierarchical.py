@@ -228,7 +228,7 @@ class DirectionModel(nn.Module):
         self.config = config
         self.normalization = normalization
         self.normalizer = Normalizer(normalization)
-        self.inputs = InputFeatures(config)
+        self.inputs = InputFeatures(config, normalization)
         n_dom_inputs = self.inputs.n_dom_features
         self.dom_transformer: DomTransformer | None = None
         if config.n_dom_layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from iceaggr.models.seed_frame import (
     n_alternatives,
     seed_frame,
 )
+from iceaggr.normalization_document import Normalization
 
 # Fourier encoding: a coordinate as sines and cosines of many wavelengths.
 
@@ -63,6 +64,8 @@ RESIDUAL_WAVES_NS = (20.0, 10_000.0)
 """Of times relative to those expected of the seed, which scattering blurs by tens of ns."""
 PLACE_WAVES_M = (20.0, 2_000.0)
 """Of positions: from the distance of neighbours on a string to more than the detector."""
+FAR_FROM_ORIGIN_M = 500.0
+"""Distance of an array from its origin beyond which positions are taken from its middle."""
 N_SIZE_FEATURES = 4
 
 
@@ -87,9 +90,13 @@ class Features:
 class InputFeatures(nn.Module):
     """Computes the features that the configuration asks for; it holds no weights."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    origin_m: Tensor | None
+
+    def __init__(self, config: ModelConfig, normalization: Normalization) -> None:
         super().__init__()
         self.config = config
+        self.register_buffer("origin_m", _distant_origin(normalization))
+        self.register_load_state_dict_pre_hook(_without_origin)
         self._memory: SeedMemory | None = None
         bands = config.fourier_bands
         self.time_waves = FourierEncoding(*TIME_WAVES_NS, bands)
@@ -125,6 +132,8 @@ class InputFeatures(nn.Module):
     @torch.no_grad()
     def forward(self, batch: EventBatch, inputs: NormalizedInputs) -> Features:
         """Compute all features in float32, whatever the autocast; none is differentiated."""
+        if self.origin_m is not None:
+            batch = replace(batch, xyz_m=batch.xyz_m - self.origin_m)
         with torch.autocast(batch.time_ns.device.type, enabled=False):
             return self._features(batch, inputs)
 
@@ -193,6 +202,25 @@ class InputFeatures(nn.Module):
 
     def _waves(self, clock: int) -> FourierEncoding:
         return self.time_waves if clock == 0 else self.residual_waves
+
+
+def _distant_origin(normalization: Normalization) -> Tensor | None:
+    """Find the middle of the data where it is far from the origin: (3,) float32 metres, or None.
+
+    Positions enter as metres; those of an array at z = -3000 m would be beyond what they are
+    scaled by. Arrays about their origin stay, and so do the models trained on them.
+    """
+    positions = (normalization.x_m, normalization.y_m, normalization.z_m)
+    centre = [p.centre if abs(p.centre) > FAR_FROM_ORIGIN_M else 0.0 for p in positions]
+    return torch.tensor(centre) if any(centre) else None
+
+
+def _without_origin(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Load a model that was trained before positions had an origin as it was trained."""
+    assert isinstance(module, InputFeatures)
+    name = f"{prefix}origin_m"
+    if module.origin_m is not None and name not in state:
+        state[name] = torch.zeros_like(module.origin_m)
 
 
 def _compress(residual_ns: Tensor) -> Tensor:
