@@ -53,7 +53,7 @@ def convert(
     out: Uri,
     geometry: Annotated[
         str,
-        typer.Option(help="All sensors: CSV, Parquet, Prometheus' .geo, or icecube86 (built in)"),
+        typer.Option(help="All sensors: CSV, Parquet, Prometheus' .geo, or a built-in one's name"),
     ] = "",
     medium: Annotated[
         MediumName | None,

@@ -59,8 +59,12 @@ class Normalization(BaseModel):
     def seed(cls) -> Normalization:
         """Give the fixed constants of the seed model, for comparison.
 
-        Source: the seed model's input layer: (t - 1e4)/3e4, log10(q)/3, xyz/500, sensor id/5160.
+        Source: the seed model's input layer: (t - 1e4)/3e4, log10(q)/3, xyz/500, sensor id by
+        the number of DOMs of IceCube-86.
         """
+        # here and not above: only this preset needs a sensor table
+        from iceaggr.detector import icecube86
+
         position = FeatureScaling(scale=500.0)
         return cls(
             preset="seed",
@@ -69,7 +73,7 @@ class Normalization(BaseModel):
             x_m=position,
             y_m=position,
             z_m=position,
-            sensor_idx=FeatureScaling(scale=5160.0),
+            sensor_idx=FeatureScaling(scale=float(icecube86().n_sensors)),
         )
 
     @classmethod

@@ -107,7 +107,17 @@ class DataConfig(Section):
     max_rejected_share: float = Field(0.1, gt=0, le=1)
     """The run stops if a raw file loses a larger share of its events or of its pulses: the file is
     wrong, in its units, angles, ids or geometry."""
-    detector: Literal["", "icecube86"] = ""
+    detector: Literal[
+        "",
+        "icecube86",
+        "hexagon",
+        "hexagon-ice",
+        "cluster",
+        "flower-s",
+        "flower-l",
+        "flower-xl",
+        "triangle",
+    ] = ""
     """Built-in detector of raw events that bring no sensor_geometry.csv; empty = they bring one,
     because sensor ids alone are those of any detector."""
     allow_missing_files: bool = False

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector
 from iceaggr.detector import BUILT_IN, Detector, icecube86, parse_geometry
 from iceaggr.errors import DetectorError, RawDataError
 from iceaggr.interfaces import ObjectStore, StoredObject
@@ -199,7 +200,11 @@ def geometry_of(store: ObjectStore, layout: RawLayout, declared: str = "") -> st
     if not layout.geometry_uri:
         if declared:
             return declared
-        raise no_geometry(layout, f"Put it there; data.detector: {BUILT_IN} says IceCube-86")
+        raise no_geometry(
+            layout,
+            f"Put it there; data.detector: {BUILT_IN} says IceCube-86, and `iceaggr detectors`"
+            " lists the other names",
+        )
     if declared:
         found = load_detector(store, layout.geometry_uri)
         difference = found.difference_from(load_detector(store, declared))
@@ -264,13 +269,13 @@ def _bad_notes(uri: str, found: str) -> RawDataError:
 def load_detector(store: ObjectStore, geometry_uri: str) -> Detector:
     """Load the sensor table of a manifest or layout.
 
-    geometry_uri: CSV in storage, or "icecube86" for the built-in table. A CSV of bare positions
+    geometry_uri: CSV in storage, or the name of a built-in table. A CSV of bare positions
     (no string, no efficiency: the public set's) that are the built-in ones within a centimetre
     takes strings and efficiencies from the built-in table, and the medium unless it names one.
     Raises: StorageError, DetectorError.
     """
-    if geometry_uri == BUILT_IN:
-        return icecube86()
+    if geometry_uri in BUILT_IN_NAMES:
+        return built_in_detector(geometry_uri)
     text = store.read_bytes(geometry_uri)
     detector = parse_geometry(text, where=geometry_uri)
     header = text.split(b"\n", 1)[0]

@@ -97,6 +97,7 @@ def feature_binnings(detector: Detector) -> dict[str, Binning]:
     least, greatest = detector.bounds_m
     low, high = np.floor(least) - 10, np.ceil(greatest) + 10
     n_sensors = detector.n_sensors
+    n_strings = int(detector.string_keys().max()) + 1
     positions = {
         f"{axis}_m": Binning("linear", float(low[k]), float(high[k]), 44)
         for k, axis in enumerate("xyz")
@@ -107,7 +108,7 @@ def feature_binnings(detector: Detector) -> dict[str, Binning]:
         "log10_charge": Binning("linear", -2.0, 4.0, 96),
         "auxiliary": Binning("linear", -0.5, 1.5, 2),
         **positions,
-        "sensor_idx": Binning("linear", -0.5, n_sensors - 0.5, min(n_sensors, 86)),
+        "sensor_idx": Binning("linear", -0.5, n_sensors - 0.5, min(n_sensors, max(n_strings, 20))),
         "n_pulses_per_dom": Binning("counts", 1.0, 1e5, 60),
         "n_pulses": Binning("counts", 1.0, 1e6, 90),
         "n_doms": Binning("counts", 1.0, 1e5, 75),

@@ -7,7 +7,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from iceaggr import cli
 from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector, name_of
+from iceaggr.config.sections import DataConfig
 from iceaggr.detector import ICE, WATER, Detector, icecube86
 from iceaggr.events.layout import load_detector
 from iceaggr.events.simulation import SimulationConfig, block, simulate
@@ -132,3 +134,17 @@ def test_clock_of_icecube_is_read_off_its_published_trigger():
     assert site.n_trigger_hits == 8
     windows = (site.trigger_window_ns, site.readout_before_ns, site.readout_after_ns)
     assert windows == (5_000, 4_000, 6_000)
+
+
+def test_settings_accept_every_built_in_name():
+    for name in BUILT_IN_NAMES:
+        assert DataConfig(detector=name).detector == name
+        assert load_detector(open_store(), name).n_sensors == built_in_detector(name).n_sensors
+
+
+def test_names_are_listed_with_their_size_and_medium(capsys):
+    cli.detectors()
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert set(rows) == {"name", *BUILT_IN_NAMES}
+    assert rows["flower-xl"][1:4] == ["1,211", "24,220", "water"]
+    assert rows["icecube86"][-1] == icecube86().digest()[:16]
