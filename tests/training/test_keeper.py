@@ -44,6 +44,15 @@ def test_identity_lets_the_same_run_pass() -> None:
     check_identity(json.loads(json.dumps(identity)), identity, "somewhere")
 
 
+def test_setting_that_came_later_had_its_default_before() -> None:
+    stored = {"training": {"learning_rate": 0.1}}
+    present = {"training": {"learning_rate": 0.1, "optimizer": "adamw"}}
+    check_identity(stored, present, "somewhere")
+    present["training"]["optimizer"] = "muon"
+    with pytest.raises(TrainingError, match=r"training\.optimizer.*found 'adamw'.*ted 'muon'"):
+        check_identity(stored, present, "somewhere")
+
+
 @pytest.mark.parametrize(
     ("stored", "named"),
     [

@@ -10,61 +10,121 @@ from iceaggr.models import build_model
 from iceaggr.normalization_document import Normalization
 from iceaggr.training.device import LoadedBatch, Processes, compile_for
 from iceaggr.training.step import (
+    MATRIX_RATE,
     AveragedWeights,
+    Muon,
     OptimiserStep,
-    build_optimizer,
+    Optimizers,
+    build_optimizers,
     optimizer_tensors,
-    restore_optimizer,
+    orthogonalised,
+    restore_optimizers,
+    set_learning_rate,
 )
 from tests.batches.batch_builder import random_event_batch
 
-ADAMW = TrainingConfig(learning_rate=0.1, weight_decay=0.5)
+
+def step(model: nn.Module, optimizers: Optimizers) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    n_inputs = next(model.parameters()).shape[1]
+    model(torch.ones(5, n_inputs)).square().sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
 
 
-def network() -> nn.Module:
+def wide_network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    return nn.Sequential(nn.Linear(20, 24), nn.LayerNorm(24), nn.Linear(24, 2))
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    model(torch.ones(5, 3)).square().sum().backward()
-    optimizer.step()
+BOTH = pytest.mark.parametrize("kind", ["adamw", "muon"])
 
 
-def test_only_matrices_are_decayed() -> None:
-    model = network()
-    optimizer = build_optimizer(model, ADAMW)
+@BOTH
+def test_only_matrices_are_decayed(kind: str) -> None:
+    model = wide_network()
+    config = TrainingConfig(learning_rate=0.1, weight_decay=0.5, optimizer=kind)
+    optimizers = build_optimizers(model, config)
+    assert len(optimizers) == (2 if kind == "muon" else 1)
+    set_learning_rate(optimizers, 0.1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     for name, parameter in model.named_parameters():
-        kept = 1 - 0.1 * 0.5 if parameter.ndim >= 2 else 1.0
+        rate = 0.1 * MATRIX_RATE if kind == "muon" and name == "0.weight" else 0.1
+        kept = 1 - rate * 0.5 if parameter.ndim >= 2 else 1.0
         assert torch.allclose(parameter, before[name] * kept), name
 
 
-def test_restored_optimizer_takes_the_same_steps() -> None:
-    model = network()
-    optimizer = build_optimizer(model, ADAMW)
-    step(model, optimizer)
-    tensors = {k: t.clone() for k, t in optimizer_tensors(optimizer, model).items()}
+@BOTH
+def test_restored_optimizer_takes_the_same_steps(kind: str) -> None:
+    config = TrainingConfig(learning_rate=0.1, weight_decay=0.5, optimizer=kind)
+    model = wide_network()
+    optimizers = build_optimizers(model, config)
+    step(model, optimizers)
+    tensors = {k: t.clone() for k, t in optimizer_tensors(optimizers, model).items()}
     weights = {k: t.clone() for k, t in model.state_dict().items()}
-    step(model, optimizer)
+    step(model, optimizers)
 
-    other = network()
+    other = wide_network()
     other.load_state_dict(weights)
-    restored = build_optimizer(other, ADAMW)
-    restore_optimizer(restored, other, tensors)
+    restored = build_optimizers(other, config)
+    restore_optimizers(restored, other, tensors)
     step(other, restored)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
-def test_optimizer_refuses_the_state_of_another_model() -> None:
-    model = network()
+@BOTH
+def test_optimizer_refuses_the_state_of_another_model(kind: str) -> None:
+    model = wide_network()
+    optimizers = build_optimizers(model, TrainingConfig(optimizer=kind))
     with pytest.raises(KeyError, match="unknown"):
-        restore_optimizer(build_optimizer(model, ADAMW), model, {"step/unknown": torch.ones(())})
+        restore_optimizers(optimizers, model, {"step/unknown": torch.ones(())})
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (20, 60), (60, 20)])
+def test_orthogonalised_keeps_the_directions_and_levels_their_sizes(shape: tuple[int, int]) -> None:
+    torch.manual_seed(2)
+    left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    sizes = torch.logspace(0, -1.5, min(shape))
+    found = orthogonalised(left @ torch.diag(sizes) @ right)
+    along = left.T @ found @ right.T
+    levelled = along.diagonal()
+    assert float(levelled.min()) > 0.6
+    assert float(levelled.max()) < 1.3
+    assert float((along - torch.diag(levelled)).abs().max()) < 1e-3
+
+
+def test_muon_leaves_all_alone_where_the_gradient_is_not_finite() -> None:
+    matrix = nn.Parameter(torch.randn(20, 20))
+    muon = Muon([matrix], lr=0.1, weight_decay=0.1)
+    matrix.grad = torch.ones(20, 20)
+    muon.found_inf = torch.zeros(())
+    muon.step()
+    before, momentum = matrix.detach().clone(), muon.state[matrix]["momentum"].clone()
+    matrix.grad = torch.full((20, 20), torch.nan)
+    muon.found_inf = torch.ones(())
+    muon.step()
+    assert torch.equal(matrix, before)
+    assert torch.equal(muon.state[matrix]["momentum"], momentum)
+
+
+def test_muon_is_the_step_of_torch_in_another_precision() -> None:
+    torch.manual_seed(3)
+    ours, theirs = (nn.Parameter(torch.ones(32, 16)) for _ in range(2))
+    muon = Muon([ours], lr=0.05, weight_decay=0.1)
+    reference = torch.optim.Muon([theirs], lr=0.05, weight_decay=0.1, momentum=0.95)
+    for _ in range(4):
+        ours.grad = torch.randn(32, 16)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        reference.step()
+    # theirs orthogonalises in sixteen bits
+    torch.testing.assert_close(ours, theirs, atol=0.004, rtol=0)
 
 
 def set_weights(model: nn.Linear, value: float) -> None:

@@ -310,8 +310,10 @@ class TrainingConfig(Section):
     registering metrics after are not in it."""
     learning_rate: LearningRate = 3e-4
     """Peak learning rate."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon = Muon for the matrices inside the network, AdamW for everything else."""
     weight_decay: float = Field(1e-5, ge=0, le=10)
-    """AdamW weight decay of matrices; biases, norms and other vectors are not decayed."""
+    """Decoupled weight decay of matrices; biases, norms and other vectors are not decayed."""
     max_gradient_norm: float = Field(1.0, gt=0, le=1e9)
     """Gradients are scaled down to this norm; 1e9 = never."""
     schedule: Literal["constant", "one_cycle"] = "constant"

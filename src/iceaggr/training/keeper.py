@@ -17,12 +17,13 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from iceaggr.config import ExperimentConfig
 from iceaggr.errors import TrainingError
 from iceaggr.training.checkpoint import Checkpoint, CheckpointFolder
 from iceaggr.training.device import Processes, device_name
 from iceaggr.training.guards import not_finite
 from iceaggr.training.inputs import TrainingInputs
-from iceaggr.training.step import OptimiserStep, optimizer_tensors, restore_optimizer
+from iceaggr.training.step import OptimiserStep, optimizer_tensors, restore_optimizers
 from iceaggr.validation import shown
 
 # What the rounding of a run depends on besides its settings, noted in every checkpoint.
@@ -192,14 +193,9 @@ _STATE = TypeAdapter(RunState)
 
 def run_identity(inputs: TrainingInputs, world_size: int) -> dict[str, Any]:
     """Describe what makes two attempts the same run: settings, start, data, detector."""
-    sections = inputs.config.model_dump(mode="json")
-    kept = {
-        name: {k: v for k, v in sections[name].items() if k not in _NOT_IDENTITY.get(name, ())}
-        for name in ("normalization", "batches", "model", "loss", "training")
-    }
     start = inputs.start
     return {
-        **kept,
+        **_settings(inputs.config),
         **({"start": {"model": start.name, "sha256": start.digest()}} if start else {}),
         "normalization_document": json.loads(inputs.normalization.to_json()),
         "manifest_digest": inputs.manifest.digest(),
@@ -208,19 +204,30 @@ def run_identity(inputs: TrainingInputs, world_size: int) -> dict[str, Any]:
     }
 
 
+def _settings(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    sections = config.model_dump(mode="json")
+    return {
+        name: {k: v for k, v in sections[name].items() if k not in _NOT_IDENTITY.get(name, ())}
+        for name in ("normalization", "batches", "model", "loss", "training")
+    }
+
+
 def check_identity(stored: dict[str, Any], present: dict[str, Any], where: str) -> None:
     """Refuse to resume another run.
 
+    A setting that the stored run does not know came later: it had the default, the old behaviour.
     Raises: TrainingError naming the first setting that differs.
     """
     found, expected = _flat(stored), _flat(present)
+    usual = _flat(_settings(ExperimentConfig()))
     for key in sorted(found.keys() | expected.keys()):
-        if found.get(key, "nothing") != expected.get(key, "nothing"):
+        was, is_now = found.get(key, usual.get(key, "nothing")), expected.get(key, "nothing")
+        if was != is_now:
             raise TrainingError(
                 f"checkpoint of another run: {key or 'its identity'} differs",
                 where=where,
-                found=shown(found.get(key, "nothing")),
-                expected=shown(expected.get(key, "nothing")),
+                found=shown(was),
+                expected=shown(is_now),
                 remedy="Give this run its own output folder, or restore the setting",
             )
 
@@ -356,7 +363,7 @@ class Keeper:
         step = self.step
         tensors = {
             "model": dict(step.model.state_dict()),
-            "optimizer": optimizer_tensors(step.optimizer, step.model),
+            "optimizer": optimizer_tensors(step.optimizers, step.model),
         }
         if step.average is not None:
             tensors["average"] = step.average.tensors
@@ -369,6 +376,6 @@ class Keeper:
             if spoiled:
                 raise ValueError(f"{spoiled} is not finite ({group})")
         step.model.load_state_dict(tensors["model"])
-        restore_optimizer(step.optimizer, step.model, tensors["optimizer"])
+        restore_optimizers(step.optimizers, step.model, tensors["optimizer"])
         if step.average is not None:
             step.average.load(tensors["average"])

@@ -30,7 +30,7 @@ from iceaggr.pages import render
 from iceaggr.training.device import autocast, choose_device, positioned
 from iceaggr.training.guards import check_batch
 from iceaggr.training.inputs import TrainingInputs
-from iceaggr.training.step import build_optimizer
+from iceaggr.training.step import build_optimizers
 from iceaggr.training.validation import NotLearningError, with_few_events
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class _ShortRun:
         settings: TrainingConfig = config.training.model_copy(
             update={"learning_rate": learning_rate}
         )
-        self.optimizer = build_optimizer(self.model, settings)
+        self.optimizers = build_optimizers(self.model, settings)
 
     def loss(self) -> float:
         """Average the loss over all events with the present weights."""
@@ -222,12 +222,14 @@ class _ShortRun:
         norms: list[float] = []
         limit = self.config.training.max_gradient_norm
         for step in range(self.config.learning_check.n_steps):
-            self.optimizer.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
             self._event_loss(self.batches[step % len(self.batches)]).mean().backward()
             norms.append(float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
             if not math.isfinite(norms[-1]):
                 break
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         return norms
 
     def _event_loss(self, batch: EventBatch) -> Tensor:
