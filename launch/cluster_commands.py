@@ -15,7 +15,6 @@ from rich.console import Console
 from iceaggr.cli_options import with_fields_as_options
 from iceaggr.config import parse_config
 from iceaggr.errors import ConfigError
-from iceaggr.steps.training_choices import AS_CONFIGURED
 from launch.compilation import (
     check_display_name,
     check_namespace,
@@ -164,7 +163,7 @@ def _followed(
 ) -> Followed:
     return Followed(
         run_id,
-        steps=compiled.steps,
+        steps=compiled.executors,
         looped=compiled.looped_steps,
         page=page,
         again=f"python pipeline.py follow {run_id}{connection.as_options()}",
@@ -176,10 +175,7 @@ def _name_of(compiled: CompiledPipeline, values: dict[str, Any]) -> str:
     """Name a run by its settings, where these are not given by their defaults."""
     defaults = {name: field.get("defaultValue") for name, field in compiled.parameters.items()}
     form = {**defaults, **values}
-    settings = parse_config(form["config"])
-    start = form["train_start_from"]
-    start = settings.training.start_from if start == AS_CONFIGURED else start
-    return name_run(settings.name, form["raw_uri"], start)
+    return name_run(parse_config(form["config"]), form["raw_uri"], form["train_start_from"])
 
 
 def _order(
@@ -236,7 +232,7 @@ def _add_schedule(app: typer.Typer, make_pipeline: MakePipeline) -> None:
         if list_:
             client = connect(connection)
             entries = list_schedules(client, name)
-            steps = compile_text(make_pipeline(cluster=True), "listed").steps if entries else ()
+            steps = compile_text(make_pipeline(cluster=True), "listed").executors if entries else {}
             again = f"python pipeline.py follow {{}}{connection.as_options()}"
             _show(entries, last_runs(client, entries, steps), again)
         elif cron is None:

@@ -174,7 +174,7 @@ def _run(make_pipeline: Callable[..., Any], request: RunRequest) -> None:
         for label, place in (("raw events", raw_uri), ("KFP log", f"{folder / 'kfp.log'}\n")):
             console.print(f"{label:<11} {place}", highlight=False, markup=False, soft_wrap=True)
 
-        name = request.run_name or _name_of(request, raw_uri)
+        name = request.run_name or name_run(request.settings, raw_uri, request.start_from)
 
         def steps() -> None:
             with ending.taking_along():
@@ -205,12 +205,6 @@ def _show(request: RunRequest, run: LocalRun, console: Console, addresses: Addre
             json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
     print_results(console, summary, report, run.folder / "kfp.log", addresses)
-
-
-def _name_of(request: RunRequest, raw_uri: str) -> str:
-    start = request.start_from
-    start = request.settings.training.start_from if start == AS_CONFIGURED else start
-    return name_run(request.settings.name, raw_uri, start)
 
 
 def _arguments(request: RunRequest, raw_uri: str) -> dict[str, Any]:

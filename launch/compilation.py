@@ -13,18 +13,18 @@ import yaml
 from kfp import compiler
 
 from components.form import DROPDOWNS, add_dropdowns
+from iceaggr.config import ExperimentConfig
 from iceaggr.errors import ConfigError
 from iceaggr.steps.documents import holds, refuse_other_content
+from iceaggr.steps.training_choices import AS_CONFIGURED
 
 # Names: of a run, and those that a cluster or its API would refuse or take for another.
 
 # Source: Kubernetes, "Object Names and IDs": RFC 1123 label and subdomain
 _LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
-_DNS_LABEL = re.compile(_LABEL)
-_DNS_SUBDOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
-_MAX_LABEL = 63
+_DNS_LABEL = re.compile(rf"(?=.{{1,63}}\Z){_LABEL}")
+_DNS_SUBDOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
 _MAX_DISPLAY_NAME = 127
-_MAX_SUBDOMAIN = 253
 # Source: distribution/reference of the OCI registries: [domain[:port]/]path[:tag][@digest]
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]+)?"
 _PATH = r"[a-z0-9]+((\.|__?|-+)[a-z0-9]+)*"
@@ -36,14 +36,15 @@ _IMAGE = re.compile(
 )
 
 
-def name_run(preset: str, raw_uri: str, start: str) -> str:
+def name_run(settings: ExperimentConfig, raw_uri: str, start: str) -> str:
     """Name a run by what tells it apart: preset, events, start of the weights, day and time (UTC).
 
     The day has no year, so that a list of runs shows the whole name.
     """
+    start = settings.training.start_from if start == AS_CONFIGURED else start
     events = re.sub(r"[^A-Za-z0-9_.-]+", "-", raw_uri.rstrip("/").rpartition("/")[2])
     started = time.strftime("%m%d-%H%M%S", time.gmtime())
-    return "-".join([preset, events[:_MAX_EVENTS_NAME].strip("-"), start, started])
+    return "-".join([settings.name, events[:_MAX_EVENTS_NAME].strip("-"), start, started])
 
 
 def check_run_name(name: str, where: str) -> None:
@@ -81,7 +82,7 @@ def check_display_name(name: str, where: str) -> None:
 
 def check_namespace(name: str, where: str) -> None:
     """Check the name of a namespace; empty = none given. Raises: ConfigError."""
-    if name and not (_DNS_LABEL.fullmatch(name) and len(name) <= _MAX_LABEL):
+    if name and not _DNS_LABEL.fullmatch(name):
         raise ConfigError(
             "invalid name of a namespace",
             where=where,
@@ -92,7 +93,7 @@ def check_namespace(name: str, where: str) -> None:
 
 def check_service_account(name: str, where: str) -> None:
     """Check the name of a service account; empty = the installation's. Raises: ConfigError."""
-    if name and not (_DNS_SUBDOMAIN.fullmatch(name) and len(name) <= _MAX_SUBDOMAIN):
+    if name and not _DNS_SUBDOMAIN.fullmatch(name):
         raise ConfigError(
             "invalid name of a service account",
             where=where,

@@ -6,7 +6,7 @@ All of it comes through the API of Kubeflow Pipelines, so a port-forward to it i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -51,8 +51,8 @@ class Followed:
     """
 
     run_id: str
-    steps: tuple[str, ...]
-    looped: tuple[str, ...] = ()
+    steps: Collection[str]
+    looped: Collection[str] = ()
     page: str = ""
     again: str = ""
     namespace: str = ""
@@ -303,7 +303,7 @@ def _cause(
     return f"{step or 'the run'} failed: {why.rstrip('.')}", pod
 
 
-def failed_steps(run: Any, steps: tuple[str, ...]) -> list[str]:
+def failed_steps(run: Any, steps: Collection[str]) -> list[str]:
     """List the steps of a run that failed, in the order of their ends."""
     failed = [t for t in tasks_of(run) if t.display_name in steps and str(t.state) == "FAILED"]
     failed.sort(key=lambda task: _moment(task.end_time) or datetime.max.replace(tzinfo=UTC))

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,31 +119,24 @@ def _for_steps(progress_path: Path) -> Iterator[None]:
     KFP's command for a step leaves its source there, and a killed step whatever it had. All goes
     but tracking records that neither the server nor the object store would take.
     """
-    before = dict(os.environ)
     scratch = Path(tempfile.mkdtemp(prefix="iceaggr-run-"))
-    # compiled layers are worth keeping for the next run
-    compiled = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)
-    # KFP reads what the steps print in the encoding of the shell, and strictly
-    readable = f"{locale.getencoding()}:backslashreplace"
     own_code = str(Path(iceaggr.__file__).parents[1])
-    os.environ.update(
-        {
-            PROGRESS_FILE_VARIABLE: str(progress_path),
-            "TMPDIR": str(scratch),
-            "PYTHONIOENCODING": readable,
-            # PYTHONPATH may hold another library than this process has
-            "PYTHONPATH": os.pathsep.join(filter(None, [own_code, before.get("PYTHONPATH")])),
-        }
-    )
+    variables = {
+        # compiled layers are worth keeping for the next run
+        "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}",
+        **os.environ,
+        PROGRESS_FILE_VARIABLE: str(progress_path),
+        "TMPDIR": str(scratch),
+        # KFP reads what the steps print in the encoding of the shell, and strictly
+        "PYTHONIOENCODING": f"{locale.getencoding()}:backslashreplace",
+        # PYTHONPATH may hold another library than this process has
+        "PYTHONPATH": os.pathsep.join(filter(None, [own_code, os.environ.get("PYTHONPATH")])),
+    }
     try:
         # KFP starts a step behind a shell: were this process killed, the step would not notice
-        with held_by_launcher() as launcher:
-            os.environ.update(launcher)
+        with held_by_launcher() as launcher, _environment(variables | launcher):
             yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
         _clear(scratch)
 
 
@@ -254,16 +247,21 @@ def service_environment(state_folder: Path, console: Console) -> Iterator[Addres
     services = LocalServices(state_folder)
     if not services.all_run():
         console.print("starting the object store and the MLflow server")
-    with services as started:
-        before = dict(os.environ)
-        replaced = of_a_run(before, started.env)
+    with services as started, _environment(of_a_run(dict(os.environ), started.env)):
+        yield Addresses(started.mlflow_uri, stay_up=services.stay_up)
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Give this process, and those that it starts in the block, these variables alone."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
         os.environ.clear()
-        os.environ.update(replaced)
-        try:
-            yield Addresses(started.mlflow_uri, stay_up=services.stay_up)
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+        os.environ.update(before)
 
 
 def _check_no_store_alone() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -193,7 +194,7 @@ class LastRun:
 
 
 def last_runs(
-    client: kfp.Client, entries: list[ScheduleEntry], steps: tuple[str, ...]
+    client: kfp.Client, entries: list[ScheduleEntry], steps: Collection[str]
 ) -> dict[str, LastRun]:
     """Find the newest run of each schedule, by the schedule's id; one that never ran has none.
 
@@ -217,7 +218,7 @@ def last_runs(
     }
 
 
-def _ending(client: kfp.Client, run: Any, steps: tuple[str, ...]) -> str:
+def _ending(client: kfp.Client, run: Any, steps: Collection[str]) -> str:
     state = str(run.state)
     if state not in FINAL_STATES:
         return f"{state.lower()} now"

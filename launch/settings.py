@@ -253,8 +253,7 @@ def run_values(
     if configs:
         values[_CONFIG] = _checked_config(configs)
     check_values(values, sources)
-    _check_folders(parameters, values, sources)
-    _check_device(parameters, values, sources)
+    _check_together(parameters, values, sources)
     return values
 
 
@@ -280,29 +279,19 @@ def _complaint(error: ConfigError) -> tuple[object, ...]:
     return error.what, error.found, error.expected
 
 
-def _check_folders(
+def _check_together(
     parameters: dict[str, Any], values: dict[str, Any], sources: dict[str, str]
 ) -> None:
-    raw, work = (
-        str(values.get(name, parameters.get(name, {}).get("defaultValue", "")))
-        for name in ("raw_uri", "work_uri")
-    )
-    # the one of both that was stated
+    """Check what two parameters must not say together, where at least one was stated."""
+    defaults = {name: field.get("defaultValue") for name, field in parameters.items()}
+    form = defaults | values
     where = sources.get("work_uri") or sources.get("raw_uri", "defaults")
-    check_folders(raw, work, where=where)
-
-
-def _check_device(
-    parameters: dict[str, Any], values: dict[str, Any], sources: dict[str, str]
-) -> None:
-    gpu_count, config = (
-        values.get(name, parameters.get(name, {}).get("defaultValue"))
-        for name in ("train_gpu_count", _CONFIG)
-    )
+    check_folders(str(form.get("raw_uri", "")), str(form.get("work_uri", "")), where=where)
+    gpu_count = form.get("train_gpu_count")
     if gpu_count is not None:
         stated = sources.get("train_gpu_count", "default of train_gpu_count")
         where = f"{stated} and training.device"
-        check_device(parse_config(config or {}), str(gpu_count), where=where)
+        check_device(parse_config(form.get(_CONFIG) or {}), str(gpu_count), where=where)
 
 
 def _setting(line: str, source: str) -> _Setting:

@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,42 +55,35 @@ class CompiledPipeline:
         """Name the version by the content: the same graph has the same name."""
         return f"{self.name}-{hashlib.sha256(self.text.encode()).hexdigest()[:12]}"
 
+    @cached_property
+    def graph(self) -> dict[str, Any]:
+        """Read the graph, without what Kubernetes adds to it."""
+        graph: dict[str, Any] = next(yaml.safe_load_all(self.text))
+        return graph
+
     @property
     def parameters(self) -> dict[str, Any]:
         """Give the parameters of the run form with their types, defaults and allowed values."""
-        document = next(yaml.safe_load_all(self.text))
-        inputs: dict[str, Any] = document["root"].get("inputDefinitions", {})
-        return dict(inputs.get("parameters", {}))
+        return dict(self.graph["root"].get("inputDefinitions", {}).get("parameters", {}))
 
     @property
-    def steps(self) -> tuple[str, ...]:
-        """Give the names of the steps, as the graph shows them."""
-        document = next(yaml.safe_load_all(self.text))
-        executors = document.get("deploymentSpec", {}).get("executors", {})
-        return tuple(sorted(name.removeprefix("exec-") for name in executors))
+    def executors(self) -> dict[str, Any]:
+        """Give how each step is executed, by the step's name as the graph shows it."""
+        executors = self.graph.get("deploymentSpec", {}).get("executors", {})
+        return {name.removeprefix("exec-"): executors[name] for name in sorted(executors)}
 
     @property
-    def looped_steps(self) -> tuple[str, ...]:
-        """Give the names of the steps that run once per item of a loop."""
-        document = next(yaml.safe_load_all(self.text))
-        loops = [
-            component["dag"]["tasks"]
-            for name, component in document.get("components", {}).items()
-            if name.startswith("comp-for-loop-")
-        ]
-        return tuple(sorted({task for tasks in loops for task in tasks}))
-
-    @property
-    def images(self) -> set[str]:
-        """Give the images of the steps."""
-        document = next(yaml.safe_load_all(self.text))
-        executors = document.get("deploymentSpec", {}).get("executors", {}).values()
-        return {item["container"]["image"] for item in executors if "container" in item}
+    def looped_steps(self) -> set[str]:
+        """Name the steps that run once per item of a loop."""
+        components = self.graph.get("components", {})
+        loops = [components[name] for name in components if name.startswith("comp-for-loop-")]
+        return {task for loop in loops for task in loop["dag"]["tasks"]}
 
 
 def check_images(compiled: CompiledPipeline) -> None:
     """Check that the steps have an image a cluster can pull. Raises: ConfigError."""
-    for image in sorted(compiled.images):
+    steps = compiled.executors.values()
+    for image in sorted({step["container"]["image"] for step in steps if "container" in step}):
         check_image(image, where="ICEAGGR_IMAGE")
     if EXAMPLE_IMAGE in compiled.text:
         raise ConfigError(
@@ -115,12 +108,30 @@ def upload_version(client: kfp.Client, compiled: CompiledPipeline) -> PipelineVe
     with api_errors("pipeline upload"), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         path.write_text(compiled.text, encoding="utf-8")
-        pipeline_id = _find_pipeline(client, compiled.name) or _make_pipeline(client, compiled.name)
-        known = _find_version(client, pipeline_id, name)
-        if known is None:
-            version_id, uploaded = _upload_version(client, path, pipeline_id, name)
-            return PipelineVersion(pipeline_id, version_id, name, uploaded)
-        return PipelineVersion(pipeline_id, known, name, uploaded=False)
+        find = partial(_find_pipeline, client, compiled.name)
+        # versions tell contents apart
+        pipeline_id = (
+            find() or _made_or_found(lambda: _make_pipeline(client, compiled.name), find)[0]
+        )
+        if known := _find_version(client, pipeline_id, name):
+            return PipelineVersion(pipeline_id, known, name, uploaded=False)
+        # equal names mean equal content
+        version_id, uploaded = _made_or_found(
+            lambda: _upload(client, path, pipeline_id, name),
+            lambda: _find_version(client, pipeline_id, name),
+        )
+        return PipelineVersion(pipeline_id, version_id, name, uploaded)
+
+
+def _made_or_found(make: Callable[[], str], find: Callable[[], str | None]) -> tuple[str, bool]:
+    """Make something, unless another client did meanwhile. Returns its id, and if it was made."""
+    try:
+        return make(), True
+    except ApiException as error:
+        other = find() if error.status == _CONFLICT else None
+        if other is None:
+            raise
+        return other, False
 
 
 def _find_pipeline(client: kfp.Client, name: str) -> str | None:
@@ -134,34 +145,16 @@ def _find_pipeline(client: kfp.Client, name: str) -> str | None:
 
 def _make_pipeline(client: kfp.Client, name: str) -> str:
     # not client.upload_pipeline(): it makes a version called like the pipeline, beside ours
-    try:
-        made = client._pipelines_api.pipeline_service_create_pipeline(
-            V2beta1Pipeline(display_name=name, name=name, **_namespace(client))
+    asked = V2beta1Pipeline(display_name=name, name=name, **_namespace(client))
+    return str(client._pipelines_api.pipeline_service_create_pipeline(asked).pipeline_id)
+
+
+def _upload(client: kfp.Client, path: Path, pipeline_id: str, name: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()):
+        made = client.upload_pipeline_version(
+            str(path), pipeline_version_name=name, pipeline_id=pipeline_id
         )
-        return str(made.pipeline_id)
-    except ApiException as error:
-        # another client made the pipeline meanwhile: its versions tell contents apart
-        other = _find_pipeline(client, name) if error.status == _CONFLICT else None
-        if other is None:
-            raise
-        return other
-
-
-def _upload_version(
-    client: kfp.Client, path: Path, pipeline_id: str, name: str
-) -> tuple[str, bool]:
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            made = client.upload_pipeline_version(
-                str(path), pipeline_version_name=name, pipeline_id=pipeline_id
-            )
-        return str(made.pipeline_version_id), True
-    except ApiException as error:
-        # another client uploaded the same content meanwhile: equal names mean equal content
-        other = _find_version(client, pipeline_id, name) if error.status == _CONFLICT else None
-        if other is None:
-            raise
-        return other, False
+    return str(made.pipeline_version_id)
 
 
 def _find_version(client: kfp.Client, pipeline_id: str, name: str) -> str | None:
@@ -184,15 +177,13 @@ def _namespace(client: kfp.Client) -> dict[str, str]:
 
 def find_or_create_experiment(client: kfp.Client, name: str) -> str:
     """Find or create the experiment that lists the runs. Returns its id."""
+
+    def make() -> str:
+        return str(client.create_experiment(name).experiment_id)
+
+    # it gives the one that exists, such as another client's
     with api_errors(f"experiment {name}"), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            made = client.create_experiment(name)
-        except ApiException as error:
-            if error.status != _CONFLICT:
-                raise
-            # another client made it meanwhile: now it exists
-            made = client.create_experiment(name)
-        return str(made.experiment_id)
+        return _made_or_found(make, make)[0]
 
 
 @dataclass(frozen=True)

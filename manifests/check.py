@@ -234,7 +234,10 @@ _SCHEMAS = Path(__file__).parent / "schemas"
 _CLUSTER_WIDE = ("ClusterRole", "ClusterRoleBinding", "ClusterTrainingRuntime")
 # deleting a rendered file would delete these and the data in them
 _HOLDS_DATA = (
-    *("Namespace", "PersistentVolumeClaim", "PersistentVolume", "StorageClass"),
+    "Namespace",
+    "PersistentVolumeClaim",
+    "PersistentVolume",
+    "StorageClass",
     "CustomResourceDefinition",
 )
 

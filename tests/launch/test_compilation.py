@@ -4,6 +4,7 @@ import pytest
 
 import pipeline
 from components.form import EXAMPLE_IMAGE
+from iceaggr.config import parse_config
 from iceaggr.errors import ConfigError
 from launch import commands
 from launch.compilation import (
@@ -77,7 +78,7 @@ def test_names_of_kubernetes_may_be_left_to_the_installation():
     ],
 )
 def test_name_run_holds_what_tells_runs_apart(raw_uri, events):
-    name = name_run("laptop", raw_uri, "champion")
+    name = name_run(parse_config({"name": "laptop"}), raw_uri, "champion")
     assert re.fullmatch(rf"laptop-{re.escape(events)}-champion-\d{{4}}-\d{{6}}", name)
     check_run_name(name, "made")
 

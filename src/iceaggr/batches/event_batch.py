@@ -5,7 +5,9 @@ Shape letters of the whole project: B events, D DOMs, N pulses, C width, H heads
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,21 +79,17 @@ class EventBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> EventBatch:
         """Copy every tensor to a device."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> EventBatch:
         """Copy every tensor to page-locked memory, so that transfers to a GPU can overlap."""
-        pinned = {
-            f.name: getattr(self, f.name).pin_memory()
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **pinned)
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> EventBatch:
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: column for name, column in columns.items() if isinstance(column, Tensor)}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed)
 
 
 def segment_idx(offsets: Tensor, n_rows: int) -> Tensor:

@@ -9,37 +9,26 @@ from typing import Any
 import yaml
 from pydantic import field_validator
 
-from iceaggr.config.sections import (
-    BatchConfig,
-    DataConfig,
-    EvaluationConfig,
-    LearningCheckConfig,
-    LossConfig,
-    ModelConfig,
-    NormalizationConfig,
-    PromotionConfig,
-    Section,
-    TrainingConfig,
-)
+from iceaggr.config import sections
 from iceaggr.errors import ConfigError
 from iceaggr.service_settings import without_credentials
 from iceaggr.validation import Problem, read_model, shown
 
 
-class ExperimentConfig(Section):
+class ExperimentConfig(sections.Section):
     """Everything that a run depends on besides its data."""
 
     name: str = "experiment"
     """Shown in MLflow, in reports and in names of files; a file without it lends its own name."""
-    data: DataConfig = DataConfig()
-    normalization: NormalizationConfig = NormalizationConfig()
-    batches: BatchConfig = BatchConfig()
-    model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
-    training: TrainingConfig = TrainingConfig()
-    learning_check: LearningCheckConfig = LearningCheckConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    promotion: PromotionConfig = PromotionConfig()
+    data: sections.DataConfig = sections.DataConfig()
+    normalization: sections.NormalizationConfig = sections.NormalizationConfig()
+    batches: sections.BatchConfig = sections.BatchConfig()
+    model: sections.ModelConfig = sections.ModelConfig()
+    loss: sections.LossConfig = sections.LossConfig()
+    training: sections.TrainingConfig = sections.TrainingConfig()
+    learning_check: sections.LearningCheckConfig = sections.LearningCheckConfig()
+    evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
+    promotion: sections.PromotionConfig = sections.PromotionConfig()
 
     @field_validator("name")
     @classmethod

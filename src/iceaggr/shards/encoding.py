@@ -203,14 +203,10 @@ def _check_offsets(events: DomEvents, where: str) -> None:
 
 def _refuse_nulls(columns: list[Any], where: str) -> None:
     """Refuse a missing value where the format has none; labels alone may be missing."""
-    children = [c.field(i) for c in columns if pa.types.is_struct(c.type) for i in _fields(c)]
-    for column in [*columns, *children]:
+    structs = [column for column in columns if pa.types.is_struct(column.type)]
+    for column in [*columns, *(s.field(i) for s in structs for i in range(s.type.num_fields))]:
         if column.null_count:
             raise _damaged(where, f"{column.null_count} nulls of type {column.type}", "none")
-
-
-def _fields(struct: Any) -> range:
-    return range(struct.type.num_fields)
 
 
 def _check_values(events: DomEvents, where: str) -> None:

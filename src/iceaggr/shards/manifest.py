@@ -30,9 +30,8 @@ class _Document(BaseModel):
 
 
 Count = Annotated[int, Field(ge=0)]
-# the hash names a file in the local cache: nothing else may stand there
-Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# the hash of a shard names a file in the local cache: nothing else may stand there
+HexDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ShardEntry(_Document):
@@ -41,7 +40,7 @@ class ShardEntry(_Document):
     uri: str
     split: Split
     n_bytes: Count
-    blake3: Blake3
+    blake3: HexDigest
     n_events: Count
     n_pulses: Count
     n_doms: Count
@@ -80,7 +79,7 @@ class ShardManifest(_Document):
 
     format_version: int = MANIFEST_VERSION
     geometry_uri: str
-    detector_digest: Sha256 | None
+    detector_digest: HexDigest | None
     labelled: bool
     label_reading: tuple[LabelWord, ...] = ()
     notes: tuple[str, ...] = ()

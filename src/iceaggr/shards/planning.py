@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from iceaggr.config import DataConfig
 from iceaggr.errors import RawDataError, ShardError
-from iceaggr.events.layout import RawFile, RawLayout, find_layout, geometry_of
+from iceaggr.events.layout import RawLayout, find_layout, geometry_of
 from iceaggr.events.meta import (
     count_events,
     read_event_tables,
@@ -243,14 +244,12 @@ def load_work_units(
     store: ObjectStore, work_units: Sequence[str]
 ) -> dict[str, tuple[PlannedFile, ...]]:
     """Give the files of each work unit; a plan is read once. Raises: StorageError, ShardError."""
-    plans: dict[str, ShardPlan] = {}
-    files = {}
-    for work_unit in work_units:
-        plan_uri, first, last = _take_apart(work_unit)
-        if plan_uri not in plans:
-            plans[plan_uri] = _read_plan(store, plan_uri)
-        files[work_unit] = _select_files(plans[plan_uri], work_unit, first, last)
-    return files
+    plan_of = cache(partial(_read_plan, store))
+    parts = {work_unit: _take_apart(work_unit) for work_unit in work_units}
+    return {
+        work_unit: _select_files(plan_of(plan_uri), work_unit, first, last)
+        for work_unit, (plan_uri, first, last) in parts.items()
+    }
 
 
 def _take_apart(work_unit: str) -> tuple[str, int, int]:
@@ -335,7 +334,14 @@ def _planned_files(
         n_events = counts[file.batch_id]
         n_used = min(n_events, config.n_events - n_taken) if config.n_events else n_events
         n_taken += n_used
-        planned.append(_planned_file(file, n_events, n_used))
+        planned.append(
+            PlannedFile(
+                **vars(file.stored),
+                batch_id=file.batch_id,
+                n_events=n_events,
+                n_events_used=n_used,
+            )
+        )
     # files behind the last event asked for may be missing: nobody reads them
     is_cut = config.n_events and n_taken >= config.n_events
     last = planned[-1].batch_id if is_cut else max(counts)
@@ -356,17 +362,6 @@ def _planned_files(
         expected=f"the files of {n_missing} more events",
         remedy="Copy the missing files, set data.n_events to what the first files hold, or set "
         "data.allow_missing_files",
-    )
-
-
-def _planned_file(file: RawFile, n_events: int, n_used: int) -> PlannedFile:
-    return PlannedFile(
-        uri=file.stored.uri,
-        batch_id=file.batch_id,
-        n_bytes=file.stored.n_bytes,
-        etag=file.stored.etag,
-        n_events=n_events,
-        n_events_used=n_used,
     )
 
 
