@@ -10,19 +10,20 @@ import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d import Axes3D
 
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.detector import Detector
 from iceaggr.evaluation.figure_style import BLACK, GREY, VERMILLION, draw
 
-ARROW_M = 550.0
-"""Half length of the drawn directions, metres."""
-
 LEGEND_CHARGES_PE = (1, 10, 100)
 """Charges whose size the legend shows, photo-electrons."""
 
-COORDINATE_TICKS_M = (-500, 0, 500)
+MIN_SHARE_OF_BOX = 0.35
+"""Least length of a side of the frame, relative to its longest: flat arrays keep some height."""
+N_CROSSES = 200
+"""Auxiliary hits that are drawn in full size; more of them are drawn smaller."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,16 @@ def draw_event(event: EventSnapshot, detector: Detector, note: str) -> bytes:
     def paint(figure: Figure) -> None:
         axes = figure.add_axes((0.0, 0.08, 0.83, 0.85), projection="3d", computed_zorder=False)
         assert isinstance(axes, Axes3D)
+        middle, half = _frame_of(detector)
         _paint_detector(axes, detector)
         _paint_hits(figure, axes, event)
         anchor = _anchor(event)
-        _paint_direction(axes, anchor, event.true, (BLACK, "-", "true travel", 2.8))
-        _paint_direction(axes, anchor, event.predicted, (VERMILLION, "--", "predicted travel", 1.8))
-        _frame(axes, detector)
+        for origin, look in (
+            (event.true, (BLACK, "-", "true travel", 2.8)),
+            (event.predicted, (VERMILLION, "--", "predicted travel", 1.8)),
+        ):
+            _paint_direction(axes, _within(anchor, origin, middle, half), look)
+        _frame(axes, middle, half)
         axes.view_init(elev=12.0, azim=_view_azimuth_deg(event))
         n_doms, charge = len(event.charge_pe), event.charge_pe.sum()
         figure.suptitle(
@@ -109,7 +114,10 @@ def _legend(axes: Axes3D) -> list[Artist]:
         for charge_pe in LEGEND_CHARGES_PE
     ]  # fmt: skip
     named = dict(zip(labels, drawn, strict=True))
-    return [named["true travel"], named["predicted travel"], *sizes, named["auxiliary only"]]
+    cross = Line2D(
+        [], [], linestyle="none", marker="x", markersize=3.5, color=GREY, label="auxiliary only"
+    )
+    return [named["true travel"], named["predicted travel"], *sizes, cross]
 
 
 def _area(charge_pe: float | npt.NDArray[np.float64]) -> Any:
@@ -125,9 +133,10 @@ def _paint_detector(axes: Axes3D, detector: Detector) -> None:
 def _paint_hits(figure: Figure, axes: Axes3D, event: EventSnapshot) -> None:
     noise = ~event.triggering
     x, y, z = event.xyz_m[noise].T
+    small = min(1.0, N_CROSSES / max(len(x), 1))
     axes.scatter(
-        x, y, z, s=12, color=GREY, marker="x", linewidths=0.8, zorder=2, label="auxiliary only"
-    )
+        x, y, z, s=12 * small, color=GREY, marker="x", linewidths=0.8 * small**0.5, zorder=2,
+    )  # fmt: skip
     hits = event.triggering if event.triggering.any() else np.ones(len(noise), bool)
     order = np.flatnonzero(hits)[np.argsort(event.charge_pe[hits])[::-1]]
     x, y, z = event.xyz_m[order].T
@@ -150,34 +159,72 @@ def _anchor(event: EventSnapshot) -> npt.NDArray[np.float64]:
 
 def _paint_direction(
     axes: Axes3D,
-    anchor: npt.NDArray[np.float64],
-    origin: npt.NDArray[np.float64],
+    ends: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
     look: tuple[str, str, str, float],
 ) -> None:
     color, dash, label, width = look
-    # the label points to where the neutrino came from, so it travels from +origin to -origin
-    start = anchor + ARROW_M * origin
-    travel = -2.0 * ARROW_M * origin
+    start, stop = ends
     axes.quiver(
-        *start, *travel, color=color, linestyle=dash, linewidth=width, arrow_length_ratio=0.08,
-        label=label, zorder=4,
+        *start, *(stop - start), color=color, linestyle=dash, linewidth=width,
+        arrow_length_ratio=0.08, label=label, zorder=4,
     )  # fmt: skip
 
 
-def _frame(axes: Axes3D, detector: Detector) -> None:
-    low, high = detector.xyz_m.min(axis=0), detector.xyz_m.max(axis=0)
-    middle, half = (low + high) / 2.0, 1.05 * float((high - low).max()) / 2.0
-    axes.set_xlim(middle[0] - half, middle[0] + half)
-    axes.set_ylim(middle[1] - half, middle[1] + half)
-    axes.set_zlim(middle[2] - half, middle[2] + half)
-    axes.set_box_aspect((1, 1, 1))
-    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
-        axis.set_ticks(COORDINATE_TICKS_M)
+def _within(
+    anchor: npt.NDArray[np.float64],
+    origin: npt.NDArray[np.float64],
+    middle: npt.NDArray[np.float64],
+    half: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Cut a direction through the anchor at the frame: where it enters and where it leaves.
+
+    The label points to where the neutrino came from, so it enters on the side of +origin.
+    """
+    with np.errstate(divide="ignore"):
+        reach = [
+            float(np.min((half - side * np.sign(origin) * (anchor - middle)) / np.abs(origin)))
+            for side in (1.0, -1.0)
+        ]
+    return anchor + max(reach[0], 0.0) * origin, anchor - max(reach[1], 0.0) * origin
+
+
+def _frame_of(
+    detector: Detector,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Find the middle of the frame and half of its sides, (3,) metres each."""
+    low, high = detector.bounds_m
+    sides = np.maximum(high - low, MIN_SHARE_OF_BOX * float((high - low).max()))
+    return (low + high) / 2.0, 1.05 * np.maximum(sides, 1.0) / 2.0
+
+
+def _frame(axes: Axes3D, middle: npt.NDArray[np.float64], half: npt.NDArray[np.float64]) -> None:
+    # the same metres per inch along all sides: angles are seen as they are
+    low, high = middle - half, middle + half
+    axes.set_xlim(low[0], high[0])
+    axes.set_ylim(low[1], high[1])
+    axes.set_zlim(low[2], high[2])
+    sides = half / half.max()
+    # the longest side as long as that of a cube, whatever the others are
+    axes.set_box_aspect(tuple(sides), zoom=float(np.linalg.norm(sides) / np.sqrt(3.0)))
+    for k, axis in enumerate((axes.xaxis, axes.yaxis, axes.zaxis)):
+        axis.set_ticks(_ticks(low[k], high[k], fewest=3 if sides[k] > 0.6 else 2))
+    digits = max(len(f"{place:.0f}") for place in axes.get_zticks())
     axes.tick_params(labelsize=8, pad=-2)
     axes.set_xlabel("x [m]", fontsize=9, labelpad=-2)
     axes.set_ylabel("y [m]", fontsize=9, labelpad=-2)
     axes.zaxis.set_rotate_label(False)
-    axes.set_zlabel("z [m]", fontsize=9, labelpad=-6, rotation=90)
+    axes.set_zlabel("z [m]", fontsize=9, labelpad=-6.0 + 5.0 * max(digits - 4, 0), rotation=90)
+
+
+def _ticks(low: float, high: float, fewest: int) -> npt.NDArray[np.float64]:
+    """Choose round numbers away from the corners, where those of two sides would collide."""
+    places = np.zeros(0)
+    for n_bins in range(2, 9):
+        places = np.asarray(MaxNLocator(n_bins, steps=[1, 2, 5, 10]).tick_values(low, high))
+        places = places[np.abs(places - (low + high) / 2.0) < 0.45 * (high - low)]
+        if len(places) >= fewest:
+            break
+    return places
 
 
 def _view_azimuth_deg(event: EventSnapshot) -> float:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from iceaggr.detector import Detector
 from iceaggr.normalization_document import FeatureScaling
@@ -82,11 +82,12 @@ def occupancy_top_view(detector: Detector, occupancy: Floats) -> str:
 def occupancy_side_view(detector: Detector, occupancy: Floats) -> str:
     """Draw every DOM in use from the side: string number (or x) against z; crosses: never hit."""
     figure, axes = _map_canvas((6.4, 4.2))
-    strings = (detector.string_id >= 0).all()
+    strings = bool((detector.string_id >= 0).all())
     across = detector.string_id.astype(float) if strings else detector.xyz_m[:, 0]
     used = detector.in_use
     _scatter(figure, axes, across[used], detector.xyz_m[used, 2], occupancy[used], 9)
     axes.set_xlabel("string" if strings else "x [m]")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=strings))
     axes.set_ylabel("z [m]")
     return svg(figure, "side-view")
 
