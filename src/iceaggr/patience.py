@@ -73,18 +73,19 @@ def ask_patiently(
     longest_pause_s: float = 5.0,
     sleep: Callable[[float], object] = time.sleep,
     say: Callable[[str], object] = log.warning,
+    tell_after: int = 1,
 ) -> Answer:
     """Make a request, and make it again while its service is away.
 
-    The first failure is told, so that nobody wonders what the process waits for.
+    A failure is told, so that nobody wonders what the process waits for.
     request: may run more than once
-    is_away: tells of an error whether the same request may succeed later
+    is_away: tells of an error whether the same request may succeed later; asked once of each
     sleep: waits so many seconds; an Event's `wait` ends the pause early
-    say: tells the first failure
+    say: tells the failure of this number, `tell_after`
     Raises: what the request raises; at once if its service is not away, else when no further
     attempt begins within `patience_s` seconds.
     """
-    until, pause_s, told = time.monotonic() + patience_s, first_pause_s, False
+    until, pause_s, n_failed = time.monotonic() + patience_s, first_pause_s, 0
     while True:
         try:
             return request()
@@ -92,9 +93,9 @@ def ask_patiently(
             left_s = until - time.monotonic()
             if not is_away(error) or left_s <= 0:
                 raise
-            if not told:
+            n_failed += 1
+            if n_failed == tell_after:
                 say(f"{_first_line(error)}; asking again for {left_s:.0f} s")
-                told = True
         # many processes that lost the same service must not come back together
         sleep(min(pause_s * random.uniform(0.7, 1.3), left_s))
         pause_s = min(2 * pause_s, longest_pause_s)

@@ -8,6 +8,7 @@ from types import MappingProxyType, SimpleNamespace
 
 import pytest
 
+from iceaggr import patience
 from iceaggr.errors import StorageError
 from iceaggr.patience import AWAY_S, may_pass
 from iceaggr.storage import open_store, s3_client
@@ -196,7 +197,7 @@ IN_A_POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 def clock(monkeypatch):
     """A clock that only the waits between two tries move on; gives its reading."""
     clock = SimpleNamespace(now_s=0.0)
-    monkeypatch.setattr(s3_client, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
     monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _: None))
 
     def wait(seconds):

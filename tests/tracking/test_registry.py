@@ -279,7 +279,7 @@ def test_lock_of_a_dead_promotion_is_broken_by_one_only(registry, name, monkeypa
     client = registry._client
     dead = PromotionLock(client, name)
     dead.acquire(within_s=1)
-    with pytest.raises(TrackingError, match="another promotion does not end"):
+    with pytest.raises(TrackingError, match="another promotion of this model does not end"):
         PromotionLock(client, name).acquire(within_s=0.1)
     monkeypatch.setattr(promotion_lock, "LEASE_S", 0.0)
     heir = PromotionLock(client, name)

@@ -12,7 +12,7 @@ import urllib3
 from kubernetes import client, config
 
 from iceaggr.errors import TrainingError
-from iceaggr.patience import FIRST_CONTACT_S, ask_patiently, away_s
+from iceaggr.patience import FIRST_CONTACT_S, ask_patiently, away_s, may_pass
 
 _GROUP, _VERSION, _PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 _PATH = ("group", "version", "namespace", "plural", "name")
@@ -134,7 +134,7 @@ class JobApi:
         """Name the service account that a pod runs with; waits for an API server that is away."""
         found = ask_patiently(
             lambda: self._read_pod(pod),
-            is_away=lambda error: isinstance(error, KubernetesAwayError),
+            is_away=may_pass,
             patience_s=away_s(FIRST_CONTACT_S),
         )
         return str(found.spec.service_account_name or "")

@@ -23,8 +23,8 @@ from kubeflow_trainer_api import models
 from pydantic import ValidationError
 
 from iceaggr.errors import ConfigError, TrainingError
-from iceaggr.machines.job_api import JobApi, KubernetesAwayError, KubernetesError, MainPod
-from iceaggr.patience import ask_patiently, away_s
+from iceaggr.machines.job_api import JobApi, KubernetesError, MainPod
+from iceaggr.patience import ask_patiently, away_s, may_pass
 from iceaggr.service_settings import SecretKey
 from iceaggr.signals import Interruption, TrainingInterruptedError
 
@@ -276,28 +276,26 @@ def _launch_or_adopt(
     stop: Interruption,
     pause_s: float,
 ) -> None:
-    name = job["metadata"]["name"]
-    until = time.monotonic() + away_s(_PATIENCE_S)
-    while not stop.requested:
-        late = time.monotonic() > until
-        try:
-            if _is_there(api, job, say):
-                return
-        except KubernetesAwayError:
-            # a request whose answer was lost may have made the job: the next round finds it
-            if late:
-                raise
-        else:
-            # a job that is being deleted keeps its name until its pods are gone
-            if late:
-                raise TrainingError(
-                    "the TrainJob of an earlier attempt does not go away",
-                    where=f"TrainJob {name}",
-                    found="a TrainJob that is being deleted",
-                    expected="none of that name",
-                    remedy="See what holds its pods: `kubectl describe trainjob`",
-                )
-        stop.wait(pause_s)
+    def launch() -> None:
+        # a request whose answer was lost may have made the job: the next round finds it
+        if stop.requested or _is_there(api, job, say):
+            return
+        # a job that is being deleted keeps its name until its pods are gone
+        raise JobLeavingError(
+            "the TrainJob of an earlier attempt does not go away",
+            where=f"TrainJob {job['metadata']['name']}",
+            found="a TrainJob that is being deleted",
+            expected="none of that name",
+            remedy="See what holds its pods: `kubectl describe trainjob`",
+        )
+
+    _patiently(launch, pause_s, stop.wait)
+
+
+class JobLeavingError(TrainingError):
+    """The name of the job is still taken by one that is being deleted."""
+
+    may_pass = True
 
 
 def _is_there(api: JobApi, job: dict[str, Any], say: Callable[[str], None]) -> bool:
@@ -323,18 +321,9 @@ def _is_there(api: JobApi, job: dict[str, Any], say: Callable[[str], None]) -> b
 
 def _wait(api: JobApi, name: str, stop: Interruption, pause_s: float) -> tuple[str, str]:
     """Wait for the end: ("Complete" or "Failed", reason), or ("", "") when asked to stop."""
-    away_since: float | None = None
     while not stop.requested:
-        try:
-            job = api.get(name)
-        except KubernetesAwayError:
-            # the job runs on without us; only a long silence is an error
-            away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > away_s(_PATIENCE_S):
-                raise
-            stop.wait(pause_s)
-            continue
-        away_since = None
+        # the job runs on without us; only a long silence is an error
+        job = _patiently(lambda: {} if stop.requested else api.get(name), pause_s, stop.wait)
         if job is None:
             raise TrainingError(
                 "the TrainJob was deleted by somebody",
@@ -350,13 +339,17 @@ def _wait(api: JobApi, name: str, stop: Interruption, pause_s: float) -> tuple[s
     return "", ""
 
 
-def _patiently(request: Callable[[], _Answer], pause_s: float) -> _Answer:
+def _patiently(
+    request: Callable[[], _Answer], pause_s: float, sleep: Callable[[float], object] = time.sleep
+) -> _Answer:
     """Repeat a request while the server is away. Raises: KubernetesAwayError after a long time."""
     return ask_patiently(
         request,
-        is_away=lambda error: isinstance(error, KubernetesAwayError),
+        is_away=may_pass,
         patience_s=away_s(_PATIENCE_S),
+        first_pause_s=min(0.5, pause_s),
         longest_pause_s=pause_s,
+        sleep=sleep,
     )
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import random
 import threading
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import sleep
@@ -20,7 +18,7 @@ from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from botocore.exceptions import BotoCoreError, ClientError, PartialCredentialsError
 
 from iceaggr.errors import StorageError
-from iceaggr.patience import away_s, is_in_a_pod
+from iceaggr.patience import ask_patiently, away_s, is_in_a_pod
 from iceaggr.service_settings import refuse_credentials, store_settings, without_credentials
 from iceaggr.storage.s3_errors import (
     NotS3Error,
@@ -98,36 +96,39 @@ class S3Client:
 
     def attempt(self, request: Callable[[Any], Answer]) -> Answer:
         """Run a request like `call`, but let boto3's own error out."""
-        started = time.monotonic()
-        for n_failed in itertools.count(1):
-            try:
-                answer = request(self._connected())
-                self._has_answered = True
-                return answer
-            except (ClientError, BotoCoreError, OSError) as error:
-                self._has_answered |= isinstance(error, ClientError)
-                renewed = self._renew(error, n_failed)
-                passes = is_transient(error)
-                if not (renewed or passes) or self._is_over(error, n_failed, started):
-                    raise
-                if passes and n_failed == _TELL_AFTER:
-                    self._tell(error)
-            wait_s = min(0.5 * 2 ** (n_failed - 1), _LONGEST_WAIT_S)
-            if not self._has_answered:
-                wait_s = min(wait_s, _FIRST_CONTACT_WAIT_S)
-            sleep(wait_s * random.uniform(0.7, 1.3))  # workers must not come back together
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        failures = itertools.count(1)
 
-    def _is_over(self, error: Exception, n_failed: int, started: float) -> bool:
-        waited_s = time.monotonic() - started
-        is_away = is_transient(error) and not is_damaged(error)
-        if is_away and (is_in_a_pod(self._environment) or not self._has_answered):
-            return waited_s >= away_s(environment=self._environment)
-        return n_failed >= _PATIENT_ATTEMPTS or waited_s > _PATIENCE_S
+        def ask() -> Answer:
+            answer = request(self._connected())
+            self._has_answered = True
+            return answer
 
-    def _tell(self, error: Exception) -> None:
-        words = without_credentials(" ".join(str(error).split()))
-        log.warning("object store %s does not answer well: %s; asking again", self.endpoint, words)
+        return ask_patiently(
+            ask,
+            is_away=lambda error: self._may_come_back(error, next(failures)),
+            patience_s=away_s(_PATIENCE_S, self._environment),
+            longest_pause_s=_LONGEST_WAIT_S,
+            sleep=self._pause,
+            say=lambda words: log.warning(
+                "object store %s does not answer well: %s",
+                self.endpoint,
+                without_credentials(words),
+            ),
+            tell_after=_TELL_AFTER,
+        )
+
+    def _may_come_back(self, error: Exception, n_failed: int) -> bool:
+        """Tell whether the same request may succeed later, maybe with credentials read anew."""
+        self._has_answered |= isinstance(error, ClientError)
+        if self._renew(error, n_failed) or is_damaged(error):
+            return n_failed < _PATIENT_ATTEMPTS
+        if not is_transient(error):
+            return False
+        has_time = self._has_answered and n_failed < _PATIENT_ATTEMPTS
+        return has_time or is_in_a_pod(self._environment)
+
+    def _pause(self, wait_s: float) -> None:
+        sleep(wait_s if self._has_answered else min(wait_s, _FIRST_CONTACT_WAIT_S))
 
     def note_answer(self) -> None:
         """Remember that the store is there although the request has not ended yet."""

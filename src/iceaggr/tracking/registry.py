@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from iceaggr.errors import TrackingError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import DOCUMENT, GEOMETRY, WEIGHTS
-from iceaggr.patience import away_s
+from iceaggr.patience import ask_patiently, away_s
 from iceaggr.service_settings import tracking_server
 from iceaggr.storage.uris import file_uri
 from iceaggr.tracking.connection import as_tracking_error, connect, patient
@@ -98,6 +98,10 @@ LEASE_S = 120.0
 _POLL_S = 0.3
 
 
+class LockHeldError(TrackingError):
+    """Another promotion of the same model holds the lock."""
+
+
 class PromotionLock:
     """A lock that this process holds, as long as its name in the registry bears its owner's mark.
 
@@ -113,18 +117,25 @@ class PromotionLock:
 
     def acquire(self, within_s: float) -> None:
         """Take the lock, waiting for other promotions. Raises: TrackingError if that is in vain."""
-        deadline = time.monotonic() + within_s
-        while not self._create():
-            self._break_if_stale()
-            if time.monotonic() > deadline:
-                raise TrackingError(
-                    "another promotion does not end",
-                    where=self._model_name,
-                    found=f"registered model {self._name} for {within_s:.0f} s",
-                    expected="a promotion of seconds",
-                    remedy="Delete that entry in the registry if no promotion is running",
-                )
-            time.sleep(_POLL_S)
+        ask_patiently(
+            lambda: self._take(within_s),
+            is_away=lambda error: isinstance(error, LockHeldError),
+            patience_s=within_s,
+            first_pause_s=_POLL_S,
+            longest_pause_s=_POLL_S,
+        )
+
+    def _take(self, within_s: float) -> None:
+        if self._create():
+            return
+        self._break_if_stale()
+        raise LockHeldError(
+            "another promotion of this model does not end",
+            where=self._model_name,
+            found=f"registered model {self._name} for {within_s:.0f} s",
+            expected="a promotion of seconds",
+            remedy="Delete that entry in the registry if no promotion is running",
+        )
 
     def assert_held(self) -> None:
         """Check that nobody took the lock away. Raises: TrackingError if somebody did."""
