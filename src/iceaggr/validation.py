@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
@@ -153,6 +153,16 @@ def first_problem(error: ValidationError, kind: type[BaseModel]) -> Problem:
         hint=hint,
         n_more=len(errors) - 1,
     )
+
+
+def flattened(document: Any, separator: str = ".", above: str = "") -> dict[str, Any]:
+    """Give the values of nested names by their joined names; a list is one value."""
+    if not isinstance(document, Mapping):
+        return {above: document}
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        flat |= flattened(value, separator, f"{above}{separator}{name}" if above else str(name))
+    return flat
 
 
 def shown(value: Any) -> str:

@@ -197,16 +197,16 @@ def model_estimates(events: pd.DataFrame, config: EvaluationConfig) -> dict[str,
     region).
     """
     rng = np.random.default_rng(config.seed)
-    sampling = (config.n_bootstrap, config.confidence, rng)
+    n_bootstrap, confidence = config.n_bootstrap, config.confidence
+    biases = {f"bias_{axis}": events[f"bias_{axis}"].to_numpy() for axis in ("x", "y", "z")}
     found = {
-        f"bias_{axis}": estimate_mean(events[f"bias_{axis}"].to_numpy(), *sampling)
-        for axis in ("x", "y", "z")
+        name: estimate_mean(bias, n_bootstrap, confidence, rng) for name, bias in biases.items()
     }
     if "kappa" not in events:
         return found
-    kappa = events["kappa"].to_numpy()
-    found["kappa_median"] = estimate_median(kappa, *sampling)
-    found["negative_log_likelihood"] = estimate_mean(nats_of(events), *sampling)
+    kappa, nats = events["kappa"].to_numpy(), nats_of(events)
+    found["kappa_median"] = estimate_median(kappa, n_bootstrap, confidence, rng)
+    found["negative_log_likelihood"] = estimate_mean(nats, n_bootstrap, confidence, rng)
     pit = pit_of(events)
     for level in LEVELS:
         n_inside = int((pit <= level).sum())

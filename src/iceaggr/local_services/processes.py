@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shlex
 import signal
 import socket
@@ -68,16 +69,13 @@ def choose_ports(wanted: Mapping[str, int]) -> dict[str, int]:
 # settings.
 
 # SeaweedFS reads WEED_*, its HTTP library the proxies, MLflow's server those of gunicorn and flask
-_OF_THE_MACHINE = (
-    *("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LOGNAME", "PATH"),
-    *("TEMP", "TMP", "TMPDIR", "TZ", "USER"),
+_OF_THE_MACHINE = re.compile(
+    r"HOME|LANG|LC_(ALL|CTYPE)|LD_LIBRARY_PATH|LOGNAME|PATH|TEMP|TMP|TMPDIR|TZ|USER"
 )
-_FOREIGN_PREFIXES = ("AWS_", "BOTO_", "KFP_", "MLFLOW_", "_MLFLOW_")
-_FOREIGN_NAMES = (
-    *("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"),
-    *("all_proxy", "https_proxy", "http_proxy", "no_proxy"),
-    *("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE"),
-    *("DATABRICKS_HOST", "DATABRICKS_TOKEN", "NETRC"),
+# for Python and for sed
+_FOREIGN = (
+    r"(AWS|BOTO|KFP|_?MLFLOW)_[^=]*|(ALL|HTTPS?|NO)_PROXY|(all|https?|no)_proxy|CURL_CA_BUNDLE"
+    r"|REQUESTS_CA_BUNDLE|SSL_CERT_(DIR|FILE)|DATABRICKS_(HOST|TOKEN)|NETRC"
 )
 
 
@@ -120,24 +118,17 @@ def of_the_server(shell: Mapping[str, str], settings: Mapping[str, str]) -> dict
 
 def of_a_run(shell: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
     """Make the environment of a run that uses the services from that of its shell."""
-    return {k: v for k, v in shell.items() if not _is_foreign(k)} | dict(settings)
+    return {k: v for k, v in shell.items() if not re.fullmatch(_FOREIGN, k)} | dict(settings)
 
 
 def shell_script(settings: Mapping[str, str]) -> str:
     """Write what a shell sources, any of the POSIX kind, to use the services."""
-    foreign = "|".join(
-        [*(f"{prefix}[^=]*" for prefix in _FOREIGN_PREFIXES), *(f"{n}" for n in _FOREIGN_NAMES)]
-    )
-    clean = f"for name in $(env | sed -nE 's/^({foreign})=.*/\\1/p'); do unset \"$name\"; done\n"
+    clean = f"for name in $(env | sed -nE 's/^({_FOREIGN})=.*/\\1/p'); do unset \"$name\"; done\n"
     return clean + "".join(f"export {k}={shlex.quote(v)}\n" for k, v in settings.items())
 
 
 def _of_the_machine(shell: Mapping[str, str]) -> dict[str, str]:
-    return {name: shell[name] for name in _OF_THE_MACHINE if name in shell}
-
-
-def _is_foreign(name: str) -> bool:
-    return name.startswith(_FOREIGN_PREFIXES) or name in _FOREIGN_NAMES
+    return {k: v for k, v in shell.items() if _OF_THE_MACHINE.fullmatch(k)}
 
 
 _LOG_TAIL_LINES = 8

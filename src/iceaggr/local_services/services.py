@@ -390,10 +390,15 @@ class LocalServices:
 
     def _mlflow_command(self, port: int) -> list[str]:
         return [
-            *(sys.executable, "-m", "mlflow", "server"),
-            *("--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.sqlite'}"),
-            *("--artifacts-destination", "s3://mlflow/"),
-            *("--host", LOOPBACK, "--port", str(port), "--workers", "1"),
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            f"--backend-store-uri=sqlite:///{self.folder / 'mlflow.sqlite'}",
+            "--artifacts-destination=s3://mlflow/",
+            f"--host={LOOPBACK}",
+            f"--port={port}",
+            "--workers=1",
         ]
 
     def _log(self, name: str) -> Path:

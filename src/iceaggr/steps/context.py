@@ -84,21 +84,22 @@ class RunContext:
             return
         from iceaggr.tracking.connection import check_server
         from iceaggr.tracking.run import open_tracker
+        from iceaggr.tracking.unsent import send_kept
 
         tracker = open_tracker(
             "",
-            *(self.experiment_name, self.run_id, self.run_name, step),
+            self.experiment_name,
+            self.run_id,
+            self.run_name,
+            step,
             must_answer=step == FIRST_STEP,
         )
         if tracker.run_id:
-            self._send_kept()
+            send_kept(self.open_store(), self.unsent_uri)
         try:
             if step == FIRST_STEP:
-                check_server(
-                    *(tracker.client, tracker.run_id),
-                    self.config.model_dump_json(indent=1),
-                    away_s(FIRST_CONTACT_S),
-                )
+                settings = self.config.model_dump_json(indent=1)
+                check_server(tracker.client, tracker.run_id, settings, away_s(FIRST_CONTACT_S))
             yield tracker
         except (TerminatedError, TrainingInterruptedError):
             # asked to stop, maybe to go on in another pod: how the run ends, its last step says
@@ -128,11 +129,6 @@ class RunContext:
                 expected="http://host:port or https://host",
                 remedy="Set it to the address of an MLflow server; `make up` starts one here",
             )
-
-    def _send_kept(self) -> None:
-        from iceaggr.tracking.unsent import send_kept
-
-        send_kept(self.open_store(), self.unsent_uri)
 
     def _keep(self, spool: Path | None) -> None:
         if spool is not None:

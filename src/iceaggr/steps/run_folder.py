@@ -24,7 +24,7 @@ from iceaggr.steps.context import RunContext, make_context
 from iceaggr.steps.documents import read_document
 from iceaggr.storage.file_store import FileStore
 from iceaggr.storage.uris import check_place, file_uri, refuse_among_raw, refuse_work_among_raw
-from iceaggr.validation import shown
+from iceaggr.validation import flattened, shown
 
 # What a run was asked for when it began in a folder, and how another request differs.
 
@@ -59,13 +59,13 @@ class RunSettings(BaseModel):
 
     def _named(self, where: str) -> dict[str, Any]:
         """Name every setting, those of the configuration `section.field`."""
-        named = {"raw_uri": self.raw_uri, "work_uri": self.work_uri}
-        named["experiment_name"] = self.experiment_name
         config = parse_config(self.config, where=where).model_dump(mode="json")
-        for section, values in config.items():
-            fields = values if isinstance(values, dict) else {"": values}
-            named |= {f"{section}.{field}".rstrip("."): value for field, value in fields.items()}
-        return named
+        return {
+            "raw_uri": self.raw_uri,
+            "work_uri": self.work_uri,
+            "experiment_name": self.experiment_name,
+            **flattened(config),
+        }
 
 
 def _list(settings: dict[str, Any], names: list[str]) -> str:

@@ -32,6 +32,7 @@ from iceaggr.service_settings import attached_run_id, tracking_server
 from iceaggr.tracking.connection import as_tracking_error, connect, refuse_password
 from iceaggr.tracking.outbox import Outbox
 from iceaggr.tracking.run_target import LateSender, RunTarget, checked_run_id
+from iceaggr.validation import flattened
 
 # What a run depended on besides its settings: code, versions, image, hardware.
 
@@ -127,7 +128,7 @@ class MlflowTracker:
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record settings, nested mappings joined by '/'; too long ones also as a text file."""
         values: dict[str, str] = {}
-        for key, value in _flat(params).items():
+        for key, value in flattened(params, "/").items():
             text = value if isinstance(value, str) else json.dumps(value, default=str)
             name = _key(f"{PARAM_PREFIX}{key.removeprefix(PARAM_PREFIX)}")
             if len(text) > _LONGEST_PARAM:
@@ -241,8 +242,11 @@ class MlflowTracker:
         log.warning(
             "%d tracking records of run %s did not reach the server (%s). They lie in %s; send "
             "them later with: python -m iceaggr.tracking.unsent %s",
-            *(n_unsent, self.run_id or "(not open)", self._outbox.last_error or "no answer"),
-            *(self._spool, self._spool),
+            n_unsent,
+            self.run_id or "(not open)",
+            self._outbox.last_error or "no answer",
+            self._spool,
+            self._spool,
         )
         return self._spool
 
@@ -297,16 +301,6 @@ def open_tracker(
     tracker.set_tags(surroundings())
     tracker.tell_step("running")
     return tracker
-
-
-def _flat(params: Mapping[str, object], above: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{above}{key}/")
-        else:
-            flat[f"{above}{key}"] = value
-    return flat
 
 
 def _key(text: str) -> str:

@@ -1,4 +1,7 @@
-"""Unsent tracking records: kept in object storage, sent when the server is back."""
+"""Unsent tracking records: kept in object storage, sent when the server is back.
+
+By hand: python -m iceaggr.tracking.unsent FOLDER
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,13 @@ from iceaggr.errors import IceaggrError, StorageError, TrackingError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.patience import may_pass
 from iceaggr.service_settings import tracking_server
+from iceaggr.storage import open_store
 from iceaggr.storage.uris import below, inside
 from iceaggr.tracking.connection import as_tracking_error
 from iceaggr.tracking.outbox import RECORDS, RunSender
 from iceaggr.tracking.run_target import load_target
 
-# Sends what a finished run could not: `python -m iceaggr.tracking.unsent FOLDER`.
+log = logging.getLogger(__name__)
 
 _RECORDS_PER_REQUEST = 200
 
@@ -66,36 +70,6 @@ def replay(folder: Path, tracking_uri: str = "") -> int:
     return len(records)
 
 
-def _replay_stored(folder_uri: str) -> int:
-    from iceaggr.storage import open_store
-    from iceaggr.tracking.unsent import send_kept
-
-    return send_kept(open_store(), folder_uri)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m iceaggr.tracking.unsent", description=__doc__)
-    parser.add_argument("folder", help="a folder of unsent records, or its URI in storage")
-    folder = parser.parse_args(arguments).folder
-    try:
-        n_sent = _replay_stored(folder) if "://" in folder else replay(Path(folder))
-    except IceaggrError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{n_sent} records sent")
-    return 0
-
-
-if __name__ == "__main__":
-    from iceaggr.entry import run
-
-    run(main)
-
-
-log = logging.getLogger(__name__)
-
-
 def keep_unsent(store: ObjectStore, spool: Path, folder_uri: str) -> None:
     """Move a folder of unsent records to storage, and say where they lie.
 
@@ -113,7 +87,8 @@ def keep_unsent(store: ObjectStore, spool: Path, folder_uri: str) -> None:
     log.warning(
         "unsent tracking records lie in %s. A later step of this run, or the last one of another, "
         "sends them when the server is back; by hand: python -m iceaggr.tracking.unsent %s",
-        *(kept, folder_uri),
+        kept,
+        folder_uri,
     )
 
 
@@ -182,3 +157,23 @@ def _kept(store: ObjectStore, folder_uri: str) -> dict[str, list[str]]:
         name = item.uri.removeprefix(f"{base}/").partition("/")[0]
         found.setdefault(f"{base}/{name}", []).append(item.uri)
     return dict(sorted(found.items()))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m iceaggr.tracking.unsent", description=__doc__)
+    parser.add_argument("folder", help="a folder of unsent records, or its URI in storage")
+    folder = parser.parse_args(arguments).folder
+    try:
+        n_sent = send_kept(open_store(), folder) if "://" in folder else replay(Path(folder))
+    except IceaggrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{n_sent} records sent")
+    return 0
+
+
+if __name__ == "__main__":
+    from iceaggr.entry import run
+
+    run(main)

@@ -24,7 +24,7 @@ from iceaggr.training.device import Processes, device_name
 from iceaggr.training.guards import not_finite
 from iceaggr.training.inputs import TrainingInputs
 from iceaggr.training.step import OptimiserStep, optimizer_tensors, restore_optimizers
-from iceaggr.validation import shown
+from iceaggr.validation import flattened, shown
 
 # What the rounding of a run depends on besides its settings, noted in every checkpoint.
 #
@@ -218,8 +218,8 @@ def check_identity(stored: dict[str, Any], present: dict[str, Any], where: str) 
     A setting that the stored run does not know came later: it had the default, the old behaviour.
     Raises: TrainingError naming the first setting that differs.
     """
-    found, expected = _flat(stored), _flat(present)
-    usual = _flat(_settings(ExperimentConfig()))
+    found, expected = flattened(stored), flattened(present)
+    usual = flattened(_settings(ExperimentConfig()))
     for key in sorted(found.keys() | expected.keys()):
         was, is_now = found.get(key, usual.get(key, "nothing")), expected.get(key, "nothing")
         if was != is_now:
@@ -230,17 +230,6 @@ def check_identity(stored: dict[str, Any], present: dict[str, Any], where: str) 
                 expected=shown(is_now),
                 remedy="Give this run its own output folder, or restore the setting",
             )
-
-
-def _flat(document: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(document, list):
-        document = {str(index): value for index, value in enumerate(document)}
-    if not isinstance(document, dict):
-        return {prefix: document}
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def random_state() -> dict[str, str]:
