@@ -80,46 +80,32 @@ class Tracker(Protocol):
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record the settings of the run, nested keys joined by '/'."""
+        return
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record one point of each curve."""
+        return
 
     def log_text(self, text: str, artifact_path: str) -> None:
         """Store a text or HTML page with the run."""
+        return
 
     def log_file(self, path: Path, artifact_folder: str) -> None:
         """Store a local file with the run."""
+        return
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Mark the run, for searching and comparing."""
+        return
 
     def log_dataset(
         self, name: str, digest: str, source_uri: str, context: str, facts: Mapping[str, object]
     ) -> None:
         """Record which data went in, and what for."""
+        return
 
 
-class NullTracker:
+class NullTracker(Tracker):
     """Tracks nothing: library calls on a laptop need no server."""
 
     run_id = ""
-
-    def log_params(self, params: Mapping[str, object]) -> None:
-        """Ignore the parameters."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Ignore the metrics."""
-
-    def log_text(self, text: str, artifact_path: str) -> None:
-        """Ignore the text."""
-
-    def log_file(self, path: Path, artifact_folder: str) -> None:
-        """Ignore the file."""
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Ignore the tags."""
-
-    def log_dataset(
-        self, name: str, digest: str, source_uri: str, context: str, facts: Mapping[str, object]
-    ) -> None:
-        """Ignore the data set."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,43 +77,34 @@ class JobApi:
 
     def create(self, job: dict[str, Any]) -> bool:
         """Create a job; False when one of this name is there already."""
-        try:
-            with _errors(f"creating TrainJob {job['metadata']['name']}"):
-                self._objects.create_namespaced_custom_object(
-                    *self._where(), job, _request_timeout=_TIMEOUT_S
-                )
-        except KubernetesError as error:
-            if error.status == _CONFLICT:
-                return False
-            raise
-        return True
+        what = f"creating TrainJob {job['metadata']['name']}"
+        create = self._objects.create_namespaced_custom_object
+        return self._ask(what, create, job, but=_CONFLICT) is not None
 
     def get(self, name: str) -> dict[str, Any] | None:
         """Read a job, None when there is none."""
-        try:
-            with _errors(f"reading TrainJob {name}"):
-                job: dict[str, Any] = self._objects.get_namespaced_custom_object(
-                    *self._where(), name, _request_timeout=_TIMEOUT_S
-                )
-        except KubernetesError as error:
-            if error.status == _NOT_FOUND:
-                return None
-            raise
+        get = self._objects.get_namespaced_custom_object
+        job: dict[str, Any] | None = self._ask(f"reading TrainJob {name}", get, name)
         return job
 
     def delete(self, name: str) -> None:
         """Delete a job and its pods; an absent one is no error."""
+        delete = partial(
+            self._objects.delete_namespaced_custom_object, propagation_policy="Foreground"
+        )
+        self._ask(f"deleting TrainJob {name}", delete, name)
+
+    def _ask(
+        self, what: str, request: Callable[..., Any], subject: object, but: int = _NOT_FOUND
+    ) -> Any:
+        """Make a request about a job; None if it is refused with the status `but`."""
         try:
-            with _errors(f"deleting TrainJob {name}"):
-                self._objects.delete_namespaced_custom_object(
-                    *self._where(),
-                    name,
-                    propagation_policy="Foreground",
-                    _request_timeout=_TIMEOUT_S,
-                )
+            with _errors(what):
+                return request(*self._where(), subject, _request_timeout=_TIMEOUT_S)
         except KubernetesError as error:
-            if error.status != _NOT_FOUND:
+            if error.status != but:
                 raise
+            return None
 
     def adopt(self, name: str, owner: dict[str, Any]) -> None:
         """Make a job belong to another pod, which takes it along when it is deleted."""

@@ -109,7 +109,9 @@ def _document(order: TrainJobOrder) -> dict[str, Any]:
         resources[machines.gpu_type] = str(machines.n_gpus)
     metadata: dict[str, Any] = {"name": order.name, "labels": {RUN_LABEL: order.name[8:]}}
     if order.owner is not None:
-        metadata["ownerReferences"] = [_owner(*order.owner)]
+        name, uid = order.owner
+        owner = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}
+        metadata["ownerReferences"] = [owner]
     return {
         "apiVersion": _API_VERSION,
         "kind": "TrainJob",
@@ -158,10 +160,6 @@ def _variable(name: str, value: str | SecretKey) -> dict[str, Any]:
         return {"name": name, "value": value}
     reference = {"name": value.name, "key": value.key, "optional": True}
     return {"name": name, "valueFrom": {value.kind: reference}}
-
-
-def _owner(pod_name: str, pod_uid: str) -> dict[str, Any]:
-    return {"apiVersion": "v1", "kind": "Pod", "name": pod_name, "uid": pod_uid}
 
 
 # Its run: launch or adopt, show the log, wait, clean up when asked to stop.
@@ -305,7 +303,7 @@ def _is_there(api: JobApi, job: dict[str, Any], say: Callable[[str], None]) -> b
         say(f"TrainJob {name} created")
         return True
     present = api.get(name)
-    if present is None or _leaving(present):
+    if present is None or present["metadata"].get("deletionTimestamp"):
         return False
     if end_of(present)[0] == "Failed":
         say(f"TrainJob {name} of an earlier attempt failed: replaced")
@@ -372,17 +370,13 @@ def end_of(job: dict[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def _leaving(job: dict[str, Any]) -> bool:
-    return bool(job["metadata"].get("deletionTimestamp"))
-
-
 @contextmanager
 def _log_follower(
     api: JobApi, name: str, say: Callable[[str], None], pause_s: float
 ) -> Iterator[None]:
     over = threading.Event()
-    log = PodLog(api, name, say)
-    thread = threading.Thread(target=log.follow, args=(over, pause_s), daemon=True)
+    follow = PodLog(api, name, say).follow
+    thread = threading.Thread(target=follow, args=(over, pause_s), daemon=True)
     thread.start()
     try:
         yield

@@ -21,6 +21,7 @@ from iceaggr.errors import StorageError
 from iceaggr.patience import ask_patiently, away_s, is_in_a_pod
 from iceaggr.service_settings import refuse_credentials, store_settings, without_credentials
 from iceaggr.storage.s3_errors import (
+    BucketInEndpointError,
     NotS3Error,
     explain,
     is_damaged,
@@ -28,7 +29,6 @@ from iceaggr.storage.s3_errors import (
     is_transient,
     is_wordless,
 )
-from iceaggr.storage.s3_refusals import BucketInEndpointError
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 CONNECT_TIMEOUT_S = 5.0
@@ -263,10 +263,9 @@ def _session(environment: Mapping[str, str]) -> botocore.session.Session:
     if environment is not os.environ:
         _take_settings_of(environment, settings)
     environment = store_settings(environment)
-    if region := environment.get("AWS_DEFAULT_REGION"):
+    # botocore knows AWS_DEFAULT_REGION alone
+    if region := environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"):
         settings.set_config_variable("region", region)
-    if region := environment.get("AWS_REGION"):
-        settings.set_config_variable("region", region)  # botocore knows AWS_DEFAULT_REGION alone
     access_key, secret_key, token = (environment.get(name) for name in _KEYS)
     if access_key and secret_key:
         session.set_credentials(access_key, secret_key, token)

@@ -228,7 +228,7 @@ class S3Store:
             head = self._s3.attempt(lambda s3: s3.head_object(**where))
         except (ClientError, BotoCoreError, OSError) as error:
             if not is_missing(error):
-                raise self._worded(error, uri, partial(_read_a_byte, where)) from error
+                raise self._worded(error, uri, lambda s3: _read_a_byte(s3, where)) from error
             self._check_bucket(uri)
             return None
         return StoredObject(uri, head["ContentLength"], _etag(head))
@@ -384,7 +384,9 @@ class S3Store:
         except (ClientError, BotoCoreError, OSError) as error:
             if is_missing(error):
                 raise missing_bucket(uri, self._s3.endpoint) from None
-            raise self._worded(error, uri, partial(_list_one, bucket)) from error
+            raise self._worded(
+                error, uri, lambda s3: s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
+            ) from error
         self._known_buckets.add(bucket)
 
     def _worded(self, error: Exception, uri: str, ask: Callable[[Any], object]) -> StorageError:
@@ -408,12 +410,8 @@ def _location(uri: str) -> dict[str, Any]:
     return {"Bucket": bucket, "Key": key}
 
 
-def _read_a_byte(where: dict[str, Any], s3: Any) -> None:
+def _read_a_byte(s3: Any, where: dict[str, Any]) -> None:
     s3.get_object(Range="bytes=0-0", **where)["Body"].close()
-
-
-def _list_one(bucket: str, s3: Any) -> None:
-    s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
 
 
 def _upload_part(request: dict[str, Any], s3: Any) -> Any:
