@@ -333,7 +333,7 @@ def add_checkout() -> None:
     Raises: ConfigError where the library was installed without its checkout.
     """
     checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / "benchmarks" / "loader.py").exists():
+    if not (checkout / "benchmarks" / "train.py").exists():
         raise ConfigError(
             "the benchmarks are not installed",
             where="iceaggr bench",
@@ -352,22 +352,18 @@ def bench(
     """Measure speed and memory; the last line is one JSON object."""
     add_checkout()
     result: dict[str, Any]
-    if what is Benchmark.shard:
-        from benchmarks.data_path import bench_shard
+    if what is Benchmark.train:
+        from benchmarks.train import bench_train
 
-        result = bench_shard()
-    elif what is Benchmark.loader:
-        from benchmarks.data_path import bench_loader
-
-        result = bench_loader()
+        result = bench_train(config)
     elif what is Benchmark.streaming:
         from benchmarks.streaming import bench_streaming
 
         result = bench_streaming()
     else:
-        from benchmarks.train import bench_train
+        from benchmarks.data_path import bench_loader, bench_shard
 
-        result = bench_train(config)
+        result = bench_shard() if what is Benchmark.shard else bench_loader()
     print(json.dumps(result, sort_keys=True))
 
 

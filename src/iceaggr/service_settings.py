@@ -85,51 +85,40 @@ _PORTS = {"http": 80, "https": 443}
 class _Setting:
     """Variables that are one setting: ours with the standard name each of them fills.
 
-    platform: standard names, each of which means that the setting is made already.
+    also: further standard names, each of which means that the platform made the setting already.
     """
 
     ours: Mapping[str, str]
-    platform: frozenset[str]
-
-    def is_made(self, environment: Mapping[str, str]) -> bool:
-        """Tell whether the platform made the setting; an empty variable says nothing."""
-        return any(environment.get(name) for name in self.platform)
+    also: tuple[str, ...]
 
     def additions(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Give our values under the standard names, if the setting is ours to make."""
-        if self.is_made(environment):
+        # an empty variable says nothing
+        if any(environment.get(name) for name in (*self.ours.values(), *self.also)):
             return {}
         found = {name: environment.get(ours, "") for ours, name in self.ours.items()}
         return {name: value for name, value in found.items() if value}
 
 
+# the name for S3 alone: AWS_ENDPOINT_URL would send the exchange of a web identity there, too
 _ENDPOINT = _Setting(
-    # the name for S3 alone: AWS_ENDPOINT_URL would send the exchange of a web identity there, too
-    {"ICEAGGR_OBJECT_STORE_ENDPOINT": "AWS_ENDPOINT_URL_S3"},
-    frozenset({"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}),
+    {"ICEAGGR_OBJECT_STORE_ENDPOINT": "AWS_ENDPOINT_URL_S3"}, ("AWS_ENDPOINT_URL",)
 )
-_REGION = _Setting(
-    {"ICEAGGR_OBJECT_STORE_REGION": "AWS_DEFAULT_REGION"},
-    frozenset({"AWS_REGION", "AWS_DEFAULT_REGION"}),
-)
+_REGION = _Setting({"ICEAGGR_OBJECT_STORE_REGION": "AWS_DEFAULT_REGION"}, ("AWS_REGION",))
 _KEYS = _Setting(
     {
         "ICEAGGR_OBJECT_STORE_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID",
         "ICEAGGR_OBJECT_STORE_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY",
     },
     # Source: botocore.credentials, the ways of a session that need a variable
-    frozenset(
-        {
-            "AWS_ACCESS_KEY_ID",
-            "AWS_SECRET_ACCESS_KEY",
-            "AWS_SESSION_TOKEN",
-            "AWS_PROFILE",
-            "AWS_SHARED_CREDENTIALS_FILE",
-            "AWS_WEB_IDENTITY_TOKEN_FILE",
-            "AWS_ROLE_ARN",
-            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-        }
+    (
+        "AWS_SESSION_TOKEN",
+        "AWS_PROFILE",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_ROLE_ARN",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     ),
 )
 _LOGIN = _Setting(
@@ -138,14 +127,7 @@ _LOGIN = _Setting(
         "ICEAGGR_TRACKING_PASSWORD": "MLFLOW_TRACKING_PASSWORD",
         "ICEAGGR_TRACKING_TOKEN": "MLFLOW_TRACKING_TOKEN",
     },
-    frozenset(
-        {
-            "MLFLOW_TRACKING_USERNAME",
-            "MLFLOW_TRACKING_PASSWORD",
-            "MLFLOW_TRACKING_TOKEN",
-            "MLFLOW_TRACKING_AUTH",
-        }
-    ),
+    ("MLFLOW_TRACKING_AUTH",),
 )
 
 

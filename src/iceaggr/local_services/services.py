@@ -32,12 +32,8 @@ from iceaggr.storage import open_store
 # The local S3 object store: SeaweedFS, one process, credentials required, loopback only.
 
 BUCKETS = ("iceaggr", "mlflow")
-PORTS = {
-    "s3": 8333,
-    **dict.fromkeys(("master", "volume", "filer"), 0),
-    **dict.fromkeys(("s3_grpc", "master_grpc", "volume_grpc", "filer_grpc"), 0),
-}
 _PARTS = ("s3", "master", "volume", "filer")
+PORTS = {**dict.fromkeys(_PARTS, 0), **{f"{part}_grpc": 0 for part in _PARTS}, "s3": 8333}
 # SeaweedFS takes 15 s to end by itself, waiting for peers that a single machine does not have. What
 # it acknowledged is with the kernel by then, so that a kill loses nothing.
 GRACE_S = 1.0
@@ -47,31 +43,29 @@ def object_store_command(folder: Path, ports: Mapping[str, int]) -> list[str]:
     """Spell the command; secrets stay in the configuration file. Raises: ServiceError."""
     data = folder / "object_store"
     data.mkdir(parents=True, exist_ok=True)
+    ports_of_parts = [
+        option
+        for part in _PARTS
+        for option in (f"-{part}.port={ports[part]}", f"-{part}.port.grpc={ports[f'{part}_grpc']}")
+    ]
     return [
         _program(),
         "-logtostderr=true",
         "server",
+        "-s3",
         f"-dir={data}",
         f"-ip={LOOPBACK}",
         f"-ip.bind={LOOPBACK}",
-        f"-master.port={ports['master']}",
-        f"-master.port.grpc={ports['master_grpc']}",
         "-master.telemetry=false",
         "-master.volumeSizeLimitMB=1024",
-        f"-volume.port={ports['volume']}",
-        f"-volume.port.grpc={ports['volume_grpc']}",
         "-volume.max=1000",
         "-volume.preStopSeconds=0",
-        f"-filer.port={ports['filer']}",
-        f"-filer.port.grpc={ports['filer_grpc']}",
-        "-s3",
-        f"-s3.port={ports['s3']}",
-        f"-s3.port.grpc={ports['s3_grpc']}",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         f"-s3.config={folder / 's3_identities.json'}",
         "-s3.iam=false",
         "-s3.autoCreateBucket=false",
+        *ports_of_parts,
     ]
 
 
@@ -140,7 +134,10 @@ class ServiceState:
         """Read the access key and the secret key, made at random when first asked for."""
         found = self._load("credentials.json")
         if not found:
-            found = {"access_key": f"iceaggr{secrets.token_hex(6)}", "secret_key": _new_secret()}
+            found = {
+                "access_key": f"iceaggr{secrets.token_hex(6)}",
+                "secret_key": secrets.token_urlsafe(30),
+            }
             self._save("credentials.json", found)
         return found["access_key"], found["secret_key"]
 
@@ -215,10 +212,6 @@ class Use:
                 yield False
             else:
                 yield True
-
-
-def _new_secret() -> str:
-    return secrets.token_urlsafe(30)
 
 
 STORE, TRACKING = "object store", "tracking server"
@@ -335,8 +328,8 @@ class LocalServices:
     def _start_all(self) -> ServiceAddresses:
         before = self._state.ports()
         ports = choose_ports({**PORTS, "mlflow": _MLFLOW_PORT, **before})
-        access_key, secret_key = self._state.credentials()
-        write_private(self.folder / "s3_identities.json", s3_identities(access_key, secret_key))
+        identities = s3_identities(*self._state.credentials())
+        write_private(self.folder / "s3_identities.json", identities)
         self._state.save_ports(ports)
         addresses = self._addresses()
         try:
@@ -406,10 +399,9 @@ class LocalServices:
 
     def _addresses(self) -> ServiceAddresses:
         ports = self._state.ports()
-        access_key, secret_key = self._state.credentials()
         s3_endpoint = f"http://{LOOPBACK}:{ports['s3']}"
         mlflow_uri = f"http://{LOOPBACK}:{ports['mlflow']}"
-        env = environment.client_settings(s3_endpoint, mlflow_uri, access_key, secret_key)
+        env = environment.client_settings(s3_endpoint, mlflow_uri, *self._state.credentials())
         return ServiceAddresses(s3_endpoint, mlflow_uri, env)
 
 

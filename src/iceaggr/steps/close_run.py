@@ -23,13 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from iceaggr.errors import IceaggrError
 from iceaggr.interfaces import ObjectStore
-from iceaggr.paths import (
-    HAS_CHECKPOINTS,
-    LATEST_CHECKPOINT,
-    RunPaths,
-    TrainingPaths,
-    WorkPaths,
-)
+from iceaggr.paths import HAS_CHECKPOINTS, LATEST_CHECKPOINT, RunPaths, TrainingPaths, WorkPaths
 from iceaggr.patience import ask_patiently, is_in_a_pod
 from iceaggr.progress import StepProgress
 from iceaggr.service_settings import without_credentials
@@ -66,11 +60,6 @@ def note_unfinished(store: ObjectStore, context: RunContext, state: str) -> None
     note = UnfinishedRun(state=state, closed_at_s=time.time(), latest=latest)
     uri = WorkPaths(context.work_uri).unfinished(context.run_id)
     store.write_bytes(uri, note.model_dump_json(indent=1).encode())
-
-
-def forget_unfinished(store: ObjectStore, context: RunContext) -> None:
-    """Forget that an earlier attempt of this run had no success. Raises: StorageError."""
-    store.delete(WorkPaths(context.work_uri).unfinished(context.run_id))
 
 
 def delete_temporary(store: ObjectStore, training: TrainingPaths) -> int:
@@ -173,7 +162,8 @@ def _clean_up(store: ObjectStore, context: RunContext, status: EndStatus) -> str
     n_deleted = 0
     if status == "FINISHED":
         n_deleted = delete_temporary(store, context.paths.training)
-        forget_unfinished(store, context)
+        # an earlier attempt of this run may have had no success
+        store.delete(WorkPaths(context.work_uri).unfinished(context.run_id))
     else:
         note_unfinished(store, context, status)
     done = f"{n_deleted} temporary files deleted"
@@ -205,21 +195,19 @@ def who_stopped(run_id: str, environment: Mapping[str, str] = os.environ) -> tup
     if not is_in_a_pod(environment):
         return "KILLED", _UNKNOWN
     api = (environment.get(KFP_API_VARIABLE) or _KFP_API).rstrip("/")
-    address = f"{api}/apis/v2beta1/runs/{run_id}"
+
+    def ask() -> str:
+        address = f"{api}/apis/v2beta1/runs/{run_id}"
+        with urllib.request.urlopen(address, timeout=_ANSWER_S) as answer:
+            return str(json.load(answer)["state"])
+
     try:
-        state = ask_patiently(
-            lambda: _state_at(address), is_away=_may_come_back, patience_s=_PATIENCE_S
-        )
+        state = ask_patiently(ask, is_away=_may_come_back, patience_s=_PATIENCE_S)
     except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
         # a multi-user installation asks for a login that steps do not have
         return "KILLED", f"{_UNKNOWN} ({without_credentials(api)}: {error})"
     by_a_person = state in ("CANCELING", "CANCELED")
     return ("KILLED", _BY_A_PERSON) if by_a_person else ("FAILED", _BY_THE_PLATFORM)
-
-
-def _state_at(address: str) -> str:
-    with urllib.request.urlopen(address, timeout=_ANSWER_S) as answer:
-        return str(json.load(answer)["state"])
 
 
 def _may_come_back(error: Exception) -> bool:

@@ -10,7 +10,6 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -95,7 +94,13 @@ def alone_in(folder: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _TAKEN:
-                raise _taken(folder) from None
+                raise ConfigError(
+                    "another step works in this folder",
+                    where=str(folder),
+                    found=f"{LOCK_FILE} held by another process",
+                    expected="one step at a time",
+                    remedy="Wait until it has ended, or give another --folder",
+                ) from None
             log.warning("%s cannot be locked (%s): give one step at a time", folder, error.strerror)
         yield
 
@@ -126,25 +131,24 @@ def _no_lock(path: Path, found: str) -> ConfigError:
     )
 
 
-def _taken(folder: Path) -> ConfigError:
-    return ConfigError(
-        "another step works in this folder",
-        where=str(folder),
-        found=f"{LOCK_FILE} held by another process",
-        expected="one step at a time",
-        remedy="Wait until it has ended, or give another --folder",
-    )
-
-
 _SETTINGS = "run.json"
 _UNITS = "units"
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Paths of the documents that each step leaves for the next."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = path / MANIFEST
+        self.normalization = path / NORMALIZATION
+        self.data_card = path / "data_card.html"
+        self.learning_table = path / "learning_check.html"
+        self.model = path / "model.json"
+        self.evaluation = path / "evaluation.json"
+        self.report = path / "report.html"
+        self.summary = path / "summary.json"
+        self.verdict = path / "verdict.md"
 
     @staticmethod
     def create(
@@ -169,9 +173,13 @@ class RunFolder:
             config=config.model_dump(mode="json"),
         )
         run = RunFolder(path)
-        run._check_places(settings)
+        check_place(settings.raw_uri, "raw_uri")
+        check_place(settings.work_uri, "work_uri")
+        for folder in (path, path / _UNITS):
+            refuse_among_raw(settings.raw_uri, file_uri(folder), "--folder")
+        refuse_work_among_raw(settings.raw_uri, settings.work_uri, "work_uri")
         run._refuse_foreign_documents()
-        _make(path / _UNITS)
+        run._make()
         document = settings.model_dump_json(indent=1).encode()
         # of two that begin here at once, one is first
         if not FileStore().write_bytes_if_absent(file_uri(path / _SETTINGS), document):
@@ -180,15 +188,11 @@ class RunFolder:
 
     def _refuse_foreign_documents(self) -> None:
         """Refuse a folder without a run in which a file has the name of a document of ours."""
-        documents = (
-            *(self.manifest, self.normalization, self.data_card, self.learning_table),
-            *(self.model, self.evaluation, self.report, self.summary, self.verdict),
-        )
         # os.path: a name that no file can have is told when the folder is made
         if os.path.exists(self.path / _SETTINGS):
             return
-        for path in documents:
-            if os.path.exists(path):
+        for path in vars(self).values():
+            if path != self.path and os.path.exists(path):
                 raise ConfigError(
                     "folder holds documents of no run",
                     where=f"--folder {self.path}",
@@ -197,13 +201,17 @@ class RunFolder:
                     remedy="Give another --folder, or move that file away",
                 )
 
-    def _check_places(self, settings: RunSettings) -> None:
-        raw_uri, work_uri = settings.raw_uri, settings.work_uri
-        check_place(raw_uri, "raw_uri")
-        check_place(work_uri, "work_uri")
-        for folder in (self.path, self.path / _UNITS):
-            refuse_among_raw(raw_uri, file_uri(folder), "--folder")
-        refuse_work_among_raw(raw_uri, work_uri, "work_uri")
+    def _make(self) -> None:
+        try:
+            (self.path / _UNITS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                "folder of the run cannot be made",
+                where=f"--folder {self.path}",
+                found=f"{error.strerror}: {error.filename}",
+                expected="a folder, or the name of a new one, where this user may write",
+                remedy="Give another --folder",
+            ) from None
 
     @staticmethod
     def open(path: Path) -> RunFolder:
@@ -264,51 +272,6 @@ class RunFolder:
         for path in (*self.unit_manifests(), self.manifest, self.normalization):
             path.unlink(missing_ok=True)
 
-    @property
-    def manifest(self) -> Path:
-        """Name the merged manifest."""
-        return self.path / MANIFEST
-
-    @property
-    def normalization(self) -> Path:
-        """Name the normalisation."""
-        return self.path / NORMALIZATION
-
-    @property
-    def data_card(self) -> Path:
-        """Name the data card."""
-        return self.path / "data_card.html"
-
-    @property
-    def learning_table(self) -> Path:
-        """Name the table of the learning check."""
-        return self.path / "learning_check.html"
-
-    @property
-    def model(self) -> Path:
-        """Name the pointer to the trained model."""
-        return self.path / "model.json"
-
-    @property
-    def evaluation(self) -> Path:
-        """Name the headline of the evaluation."""
-        return self.path / "evaluation.json"
-
-    @property
-    def report(self) -> Path:
-        """Name the report."""
-        return self.path / "report.html"
-
-    @property
-    def summary(self) -> Path:
-        """Name the figures of the whole run."""
-        return self.path / "summary.json"
-
-    @property
-    def verdict(self) -> Path:
-        """Name the verdict on promotion."""
-        return self.path / "verdict.md"
-
 
 def _no_settings(path: Path) -> str:
     """Say why there is no file to read, '' if there is one."""
@@ -318,16 +281,3 @@ def _no_settings(path: Path) -> str:
         return f"{path.name}: {error.strerror}"
     except OSError:  # none there, or a name that none can have
         return f"no {path.name}"
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            "folder of the run cannot be made",
-            where=f"--folder {folder.parent}",
-            found=f"{error.strerror}: {error.filename}",
-            expected="a folder, or the name of a new one, where this user may write",
-            remedy="Give another --folder",
-        ) from None

@@ -115,11 +115,18 @@ def run_train_model(
         StepProgress("train_model", run_id=context.run_id) as progress,
         context.tracking("train_model") as tracker,
     ):
-        tracker.log_params(_logged(choices, context))
-        if restarts:
-            words = "; ".join(restarts)
+        tracker.log_params(
+            {
+                "max_train_minutes": choices.max_minutes,
+                "gpu_count": choices.gpu_count,
+                "start_from": context.config.training.start_from,
+            }
+        )
+        told = {"restarts": "; ".join(restarts)} if restarts else {}
+        if told:
+            n_restarts = str(len(restarts))
             tracker.set_tags(
-                {"training/n_restarts": str(len(restarts)), "training/restarts": words}
+                {"training/n_restarts": n_restarts, "training/restarts": told["restarts"]}
             )
         start = choose_start(context)
         inputs = load_training_inputs(context, manifest_path, normalization_path, tracker)
@@ -153,18 +160,9 @@ def run_train_model(
             "model_uri": result.model_uri,
             "started_from": start.words,
             "trained_on": _place(result),
+            **told,
         }
-        if restarts:
-            labels["restarts"] = "; ".join(restarts)
         return TrainingFacts(labels, figures)
-
-
-def _logged(choices: TrainingChoices, context: RunContext) -> dict[str, object]:
-    return {
-        "max_train_minutes": choices.max_minutes,
-        "gpu_count": choices.gpu_count,
-        "start_from": context.config.training.start_from,
-    }
 
 
 def _place(result: TrainingResult) -> str:

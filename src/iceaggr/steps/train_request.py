@@ -208,7 +208,9 @@ def run_train_on_machines(
     from iceaggr.machines.train_job import TrainJobOrder, run_train_job
 
     api = JobApi.of_this_pod()
-    pod = _this_pod()
+    # set by KFP; the job then goes when the pod does, even if nobody is left to delete it
+    name, uid = os.environ.get("KFP_POD_NAME", ""), os.environ.get("KFP_POD_UID", "")
+    pod = (name, uid) if name and uid else None
     choices = replace(choices, gpu_count=str(machines.n_gpus))
 
     def launch(request_uri: str) -> None:
@@ -271,9 +273,3 @@ def parse_machines(
         node_selector=node_selector,
         tolerations=tolerations,
     )
-
-
-def _this_pod() -> tuple[str, str] | None:
-    # set by KFP; the job then goes when the pod does, even if nobody is left to delete it
-    name, uid = os.environ.get("KFP_POD_NAME", ""), os.environ.get("KFP_POD_UID", "")
-    return (name, uid) if name and uid else None

@@ -103,11 +103,8 @@ class ServerFailingError(TrackingError):
 
 def _answers(error: Exception) -> bool:
     """Tell whether something answers at the address, so that it is the right one."""
-    return (
-        may_pass(error)
-        and isinstance(error.__cause__, Exception)
-        and (status_of(error.__cause__) > 0)
-    )
+    cause = error.__cause__
+    return may_pass(error) and isinstance(cause, Exception) and status_of(cause) > 0
 
 
 def _let_servers_tell_their_errors() -> None:
@@ -160,7 +157,14 @@ def connect(tracking_uri: str, patience_s: float = 0.0, failing_s: float = 0.0) 
             is_away=may_pass,
             patience_s=patience_s,
         )
-        _refuse_old(version, uri)
+        if version and int(version.partition(".")[0]) < _OLDEST:
+            raise TrackingError(
+                "tracking server is too old",
+                where=uri,
+                found=f"MLflow {version}",
+                expected=f"MLflow {_OLDEST}.0 or later",
+                remedy="Upgrade the server: it does not know the models of MLflow 3",
+            )
     with as_tracking_error("tracking server refused the connection", uri):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -201,17 +205,6 @@ def server_version(uri: str) -> str:
             verify_rest_response(answer, "/version")
     text = str(answer.text).strip()
     return text if answer.status_code == 200 and re.fullmatch(r"\d+\.\d+\S{0,30}", text) else ""
-
-
-def _refuse_old(version: str, uri: str) -> None:
-    if version and int(version.partition(".")[0]) < _OLDEST:
-        raise TrackingError(
-            "tracking server is too old",
-            where=uri,
-            found=f"MLflow {version}",
-            expected=f"MLflow {_OLDEST}.0 or later",
-            remedy="Upgrade the server: it does not know the models of MLflow 3",
-        )
 
 
 @contextmanager
@@ -272,9 +265,8 @@ def _is_no_connection(error: Exception) -> bool:
     # MLflow wraps what requests raised, now and then as a text only
     lost = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
     chain = (error, error.__cause__, error.__context__)
-    return any(isinstance(one, lost) for one in chain) or bool(
-        _NO_CONNECTION_IN_TEXT.search(str(error))
-    )
+    told = _NO_CONNECTION_IN_TEXT.search(str(error))
+    return told is not None or any(isinstance(one, lost) for one in chain)
 
 
 def _words(error: Exception) -> str:
@@ -380,9 +372,8 @@ def _check_signs(client: MlflowClient, run_id: str) -> None:
         with as_tracking_error("cannot write into the run", run_id):
             client.set_tag(run_id, NOTE_TAG, PLAIN_NOTE)  # fails, too, if it is another trouble
         # the error becomes a tag of the run itself, and must not hold what the server refuses
-        raise _without_signs(
-            client, f"{error.found}".encode("ascii", "replace").decode()
-        ) from None  # a failing server may recover, this one not
+        words = f"{error.found}".encode("ascii", "replace").decode()
+        raise _without_signs(client, words) from None  # a failing server may recover, this one not
     if found != NOTE:
         raise _without_signs(client, ascii(found))
 

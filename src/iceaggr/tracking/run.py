@@ -157,7 +157,7 @@ class MlflowTracker:
         folder, _, name = artifact_path.rpartition("/")
         copy = self._new_file(name)
         copy.write_text(text, encoding="utf-8")
-        self._outbox.put({"kind": "file", "name": name, "path": str(copy), "folder": folder})
+        self._put_file(copy, folder)
 
     def log_file(self, path: Path, artifact_folder: str) -> None:
         """Store a local file with the run; the caller may delete it right away.
@@ -174,7 +174,10 @@ class MlflowTracker:
             )
         copy = self._new_file(Path(path).name)
         shutil.copyfile(path, copy)
-        record = {"kind": "file", "name": copy.name, "path": str(copy), "folder": artifact_folder}
+        self._put_file(copy, artifact_folder)
+
+    def _put_file(self, copy: Path, folder: str) -> None:
+        record = {"kind": "file", "name": copy.name, "path": str(copy), "folder": folder}
         self._outbox.put(record)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -237,17 +240,13 @@ class MlflowTracker:
         if n_unsent == 0:
             shutil.rmtree(self._spool, ignore_errors=True)
             return None
-        if not tell:
-            return self._spool
-        log.warning(
-            "%d tracking records of run %s did not reach the server (%s). They lie in %s; send "
-            "them later with: python -m iceaggr.tracking.unsent %s",
-            n_unsent,
-            self.run_id or "(not open)",
-            self._outbox.last_error or "no answer",
-            self._spool,
-            self._spool,
-        )
+        if tell:
+            run, why = self.run_id or "(not open)", self._outbox.last_error or "no answer"
+            log.warning(
+                f"{n_unsent} tracking records of run {run} did not reach the server ({why}). They"
+                f" lie in {self._spool}; send them later with: python -m iceaggr.tracking.unsent"
+                f" {self._spool}"
+            )
         return self._spool
 
     def __enter__(self) -> MlflowTracker:

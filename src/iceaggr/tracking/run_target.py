@@ -59,23 +59,18 @@ Metrics: `test/` the model on test events, `test_error/` standard errors, `test_
 
 def experiment_tags() -> dict[str, str]:
     """Make the tags that a new experiment is created with."""
-    view = {
-        "name": VIEW_NAME,
-        "createdAt": int(time.time() * 1000),
-        "state": json.dumps(_view_state()),
-    }
+    columns = [f"metrics.`{name}`" for name in _METRICS]
+    columns += [f"params.`{name}`" for name in _PARAMS]
+    columns += [f"tags.`{name}`" for name in _TAGS]
+    state = {"selectedColumns": columns, "orderByKey": columns[0], "orderByAsc": True}
+    now_ms = int(time.time() * 1000)
+    view = {"name": VIEW_NAME, "createdAt": now_ms, "state": json.dumps(state)}
     return {
         # a model that is trained, not an application of language models: decides what MLflow shows
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.note.content": _NOTE,
         f"mlflow.sharedViewState.{VIEW_ID}": json.dumps(view),
     }
-
-
-def missing_tags(known: dict[str, str]) -> dict[str, str]:
-    """Give what the page of an experiment lacks that somebody else made; its note stays theirs."""
-    mine = experiment_tags()
-    return {key: mine[key] for key in mine if key not in known and key != "mlflow.note.content"}
 
 
 def view_link(tracking_uri: str, experiment: str) -> str:
@@ -102,17 +97,6 @@ def experiment_of_run(tracking_uri: str, run_id: str) -> str:
             return str(connect(tracking_uri).get_run(run_id).info.experiment_id)
     except TrackingError:
         return ""
-
-
-def _view_state() -> dict[str, object]:
-    columns = [f"metrics.`{name}`" for name in _METRICS]
-    columns += [f"params.`{name}`" for name in _PARAMS]
-    columns += [f"tags.`{name}`" for name in _TAGS]
-    return {
-        "selectedColumns": columns,
-        "orderByKey": f"metrics.`{_METRICS[0]}`",
-        "orderByAsc": True,
-    }
 
 
 # Which MLflow run a step writes to: the one of its pipeline run, the same for all its steps.
@@ -153,8 +137,10 @@ def experiment_id(client: MlflowClient, name: str) -> str:
             expected="an active experiment",
             remedy="Restore it with `mlflow experiments restore`, or choose another name",
         )
-    for key, value in missing_tags(found.tags).items():
-        client.set_experiment_tag(found.experiment_id, key, value)
+    for key, value in experiment_tags().items():
+        # somebody else may have made it, and its note stays theirs
+        if key not in found.tags and key != "mlflow.note.content":
+            client.set_experiment_tag(found.experiment_id, key, value)
     return str(found.experiment_id)
 
 
@@ -187,19 +173,15 @@ def find_or_create_run(
         )
     chosen, *others = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
     if chosen.data.tags.get(_CREATOR_TAG) == me:
-        _delete_tag(client, chosen.info.run_id)  # it has served; users see tags
+        try:
+            client.delete_tag(chosen.info.run_id, _CREATOR_TAG)  # it has served; users see tags
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # our own request, its answer lost
+                raise
     for other in others:
         if other.data.tags.get(_CREATOR_TAG) == me:
             client.delete_run(other.info.run_id)
     return str(chosen.info.run_id)
-
-
-def _delete_tag(client: MlflowClient, run_id: str) -> None:
-    try:
-        client.delete_tag(run_id, _CREATOR_TAG)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # our own request, its answer lost
-            raise
 
 
 def _runs_of(client: MlflowClient, experiment: str, pipeline_run_id: str) -> list[Run]:
