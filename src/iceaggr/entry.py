@@ -41,7 +41,7 @@ def run(command: Callable[[], object]) -> NoReturn:
     try:
         code = command()
     except BaseException:
-        # libraries that are interrupted amid an import, or a call from C, raise errors of their own
+        # libraries that are interrupted during an import or a call from C raise their own errors
         if not interruption.arrived:
             raise
         signal.signal(signal.SIGINT, _end_without_a_word)
@@ -51,7 +51,7 @@ def run(command: Callable[[], object]) -> NoReturn:
 
 
 class _Interruption:
-    """Whether Ctrl-C arrived, however the exception that it raises is dressed up later."""
+    """Remembers that Ctrl-C arrived, even if a library turns its exception into another one."""
 
     arrived = False
 

@@ -194,7 +194,7 @@ def attached_run_id(environment: Mapping[str, str] = environ) -> str:
 
 
 def _place(uri: str) -> tuple[str, str, int | None]:
-    """Give what tells one server from another; credentials and paths do not."""
+    """Give scheme, host and port, which identify a server; credentials and paths do not."""
     parts = urlsplit(uri)
     try:
         port = parts.port or _PORTS.get(parts.scheme)

@@ -189,7 +189,7 @@ class ServiceProcess:
         )
 
     def _members(self) -> list[psutil.Process]:
-        """List what lives of the group; a leader gone for good leaves its id to others."""
+        """List the living processes of the group, not those of a later group with the same id."""
         with suppress(ChildProcessError):  # reap the leader if it is our own child
             os.waitpid(self.pid, os.WNOHANG)
         members = []

@@ -201,7 +201,7 @@ def cluster_without_runtime(runtime: str) -> str:
 
 
 def _words_of(error: client.ApiException) -> str:
-    """Quote what the server says, as far as it says something."""
+    """Quote the server's message, '' without one."""
     try:
         message = json.loads(error.body)["message"]
     except (KeyError, TypeError, ValueError):

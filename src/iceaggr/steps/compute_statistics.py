@@ -105,7 +105,9 @@ def judge_sample(
     together = judge_labels(FittedLabels.joined(list(files.values())), reading)
     doubts = [doubtful_charges(np.concatenate(charges))] if charges else []
     if together.better is not None:
-        fits, remedy = {f"azimuth and zenith of {_counted(files)}": together}, ""
+        n_events, n_files = sum(len(labels.azimuth) for labels in files.values()), len(files)
+        counted = f"{n_events:,} train events of {n_files:,} raw file{'s' * (n_files > 1)}"
+        fits, remedy = {f"azimuth and zenith of {counted}": together}, ""
     else:
         fits = {f"{uri} azimuth and zenith": judge_labels(f, reading) for uri, f in files.items()}
         remedy = "Write the labels of this file like those of the others"
@@ -117,11 +119,6 @@ def judge_sample(
     if manifest.labelled:
         doubts.append(doubtful_labels(together))
     return EventSample(together, tuple(doubt for doubt in doubts if doubt))
-
-
-def _counted(files: dict[str, FittedLabels]) -> str:
-    n_events = sum(len(labels.azimuth) for labels in files.values())
-    return f"{n_events:,} train events of {len(files):,} raw file{'s' * (len(files) > 1)}"
 
 
 def _sample(store: ObjectStore, manifest: ShardManifest) -> Iterator[tuple[str, DomEvents]]:

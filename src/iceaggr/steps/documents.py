@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from iceaggr.errors import ConfigError, EvaluationError, IceaggrError, ModelError, naming
 from iceaggr.interfaces import ObjectStore
-from iceaggr.storage.file_store import partial_file, replace_durably
+from iceaggr.storage.file_store import irregular, partial_file, replace_durably
 from iceaggr.validation import read_model, read_verified
 
 D = TypeVar("D", bound=BaseModel)
@@ -64,9 +63,7 @@ class AngleRow(BaseModel):
 
 
 class EvaluationPointer(BaseModel):
-    """The headline of an evaluation, of which model on which data, and where its table of events
-    lies.
-    """
+    """The headline of an evaluation: which model, which data, where the table of events lies."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), title="headline of an evaluation"
@@ -195,12 +192,9 @@ def check_target_file(path: Path, option: str, is_own: IsOwn) -> None:
 def _no_regular_file(path: Path) -> str:
     """Say what stands in the place of a file, '' if it is one, or nothing. Raises: OSError."""
     try:
-        mode = path.stat().st_mode
+        return irregular(path.stat().st_mode)
     except FileNotFoundError:
         return ""
-    if stat.S_ISREG(mode):
-        return ""
-    return "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
 
 
 def write_document(path: Path, text: str) -> None:

@@ -21,7 +21,7 @@ from iceaggr.paths import MANIFEST, NORMALIZATION
 from iceaggr.service_settings import TRACKING_VARIABLE, tracking_server
 from iceaggr.steps.context import RunContext, make_context
 from iceaggr.steps.documents import read_document
-from iceaggr.storage.file_store import FileStore
+from iceaggr.storage.file_store import FileStore, irregular
 from iceaggr.storage.uris import check_place, file_uri, refuse_among_raw, refuse_work_among_raw
 from iceaggr.validation import flattened, shown
 
@@ -106,7 +106,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _open_lock(path: Path) -> BinaryIO:
-    """Open the lock file, made if it is absent, without waiting for a reader were it a pipe."""
+    """Open the lock file and create it if needed; a pipe is refused without waiting."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
@@ -115,9 +115,9 @@ def _open_lock(path: Path) -> BinaryIO:
         if told is None or error.errno == errno.EISDIR:
             raise _no_lock(path, error.strerror or str(error)) from None
         raise told from None
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    if found := irregular(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise _no_lock(path, "a device, pipe or socket")
+        raise _no_lock(path, found)
     return file
 
 

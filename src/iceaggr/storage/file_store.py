@@ -194,25 +194,32 @@ def _describe(uri: str, path: Path) -> StoredObject | None:
             raise _no_file(uri, "a link that leads nowhere") from None
         return None
     # told by one look: a file that was deleted since is no device
-    if not stat.S_ISREG(status.st_mode):
-        if not stat.S_ISDIR(status.st_mode):
-            raise _no_file(uri, "a device, pipe or socket")
-        return None
-    return StoredObject(uri, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+    found = irregular(status.st_mode)
+    if not found:
+        return StoredObject(uri, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+    if not stat.S_ISDIR(status.st_mode):
+        raise _no_file(uri, found)
+    return None
+
+
+def irregular(mode: int) -> str:
+    """Say what stands in the place of a file, '' for a regular file. mode: of its status."""
+    if stat.S_ISREG(mode):
+        return ""
+    return "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
 
 
 def _open_regular(uri: str, path: Path) -> BinaryIO:
-    """Open a file without waiting for whoever should write into it, were it a pipe."""
+    """Open a file; a pipe is refused without waiting for its writer."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    raise _no_file(uri, "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket")
+    if found := irregular(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _no_file(uri, found)
+    return os.fdopen(descriptor, "rb")
 
 
 def _no_file(uri: str, found: str) -> StorageError:
-    """Say what stands in the place of a file, which would else be done without in silence."""
+    """Refuse what stands in the place of a file: silence would hide that the file is missing."""
     return StorageError(
         "not a file",
         where=uri,

@@ -135,7 +135,7 @@ class S3Client:
         self._has_answered = True
 
     def _renew(self, error: Exception, n_failed: int) -> bool:
-        """Let go of the connection and its credentials, if the next one may find better ones."""
+        """Drop the connection and its credentials, if the next one may find better ones."""
         expired = is_expired(error) or (n_failed <= _WORDLESS_ATTEMPTS and is_wordless(error))
         if not expired or store_settings(self._environment).get("AWS_ACCESS_KEY_ID"):
             return False
@@ -231,7 +231,7 @@ def _refuse_what_is_not_s3(
 def _settings(
     endpoint: str | None, session: botocore.session.Session, environment: Mapping[str, str]
 ) -> Config:
-    """Make the settings that are ours; what the user's own configuration says is not touched."""
+    """Make our settings; where the user's configuration says something, that counts."""
     host = urlsplit(endpoint).hostname if endpoint else None
     in_files = session.get_scoped_config()
     ours: dict[str, Any] = {
@@ -276,7 +276,7 @@ def _session(environment: Mapping[str, str]) -> botocore.session.Session:
 
 
 def _take_settings_of(environment: Mapping[str, str], settings: Any) -> None:
-    """Let a mapping stand for the environment of the process, of which botocore reads the other."""
+    """Let a mapping replace the environment of the process, which botocore would read."""
     for setting, (_, named, default, convert) in BOTOCORE_DEFAUT_SESSION_VARIABLES.items():
         names = [named] if isinstance(named, str) else named or ()
         given = [environment[name] for name in names if name in environment]

@@ -105,7 +105,7 @@ def _refuse_climbing(uri: str, path: str) -> None:
 
 
 def _refuse_blanks_around(uri: str, where: str) -> None:
-    """Refuse what a copied line brings along; inside a key a blank is a letter like others."""
+    """Refuse blanks that came with a copied line; inside a key a blank is allowed."""
     if uri != uri.strip():
         raise StorageError(
             "blank around a storage URI",
@@ -166,8 +166,8 @@ class AllowedPlaces:
     """Buckets, folders in buckets and local folders that may be read and written.
 
     setting: URIs separated by commas or spaces, such as `s3://iceaggr,file:///data`; empty = all.
-    A scheme that no URI has is closed, the folder for temporary files included: it is everybody's.
-    What a process fetched into a folder of its own it opens with `open_folder`. Links are followed
+    A scheme without a URI in the setting is closed, also for the folder of temporary files, which
+    other users can write to: a process opens what it fetched with `open_folder`. Links are followed
     before local folders are compared.
     Raises: StorageError if the setting holds anything but storage URIs, or none of them although
     it is not empty.
@@ -273,7 +273,7 @@ def _lies_in(place: Path, folder: Path) -> bool:
 
 
 def _is_same(path: Path, folder: Path) -> bool:
-    """Compare names, and what they name: a mount can show one folder under two."""
+    """Compare the names, then the folders: a mount can show one folder under two names."""
     if path == folder:
         return True
     with suppress(OSError):  # of a name that nothing has yet

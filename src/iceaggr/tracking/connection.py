@@ -341,7 +341,7 @@ def check_server(client: MlflowClient, run_id: str, settings: str, patience_s: f
 
 
 def _check_place_of_files(client: MlflowClient, run_id: str) -> None:
-    """Refuse a server that leaves files to the disk of whoever writes them."""
+    """Refuse a server without an artifact store: each client would keep files on its own disk."""
     server = client.tracking_uri
     with as_tracking_error("cannot read the run", run_id):
         place = str(client.get_run(run_id).info.artifact_uri)
