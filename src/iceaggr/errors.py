@@ -204,7 +204,7 @@ def _temporary_folder() -> str:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let what the system refuses name this file: libraries and flushes do not say which it was."""
+    """Name this file in the block's OSError: libraries and flushes do not say which it was."""
     try:
         yield
     except OSError as error:

@@ -36,7 +36,11 @@ class ObjectStore(Protocol):
     """
 
     def list(self, prefix_uri: str) -> list[StoredObject]:
-        """List all objects below a prefix, sorted by URI; an absent prefix gives []."""
+        """List all objects inside a folder, at any depth, sorted by URI; [] when absent.
+
+        The prefix is a folder, with or without its slash: `.../train` never lists
+        `.../train_meta.parquet`.
+        """
 
     def stat(self, uri: str) -> StoredObject | None:
         """Describe one object, or None when it does not exist."""

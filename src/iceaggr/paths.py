@@ -48,23 +48,18 @@ class WorkPaths:
         )
 
     def plan(self, digest: str) -> str:
-        """Name the plan with a digest."""
         return f"{self.plans_uri}/{digest}.json"
 
     def shards(self, content_key: str) -> ShardPaths:
-        """Name the shards of a raw file."""
         return ShardPaths(f"{self.shards_uri}/{content_key}")
 
     def run(self, run_id: str) -> RunPaths:
-        """Name what a run leaves."""
         return RunPaths(f"{self.runs_uri}/{run_id}")
 
     def unfinished(self, run_id: str) -> str:
-        """Name the note on a run that ended without success."""
         return f"{self.unfinished_uri}/{run_id}.json"
 
     def unsent(self, run_id: str) -> str:
-        """Name the folder of a run's unsent tracking records."""
         return f"{self.unsent_uri}/{run_id}"
 
 
@@ -78,7 +73,6 @@ class ShardPaths:
         self.quarantine_uri = f"{folder_uri}/quarantine.parquet"
 
     def shard(self, split: str, number: int) -> str:
-        """Name a shard of a split; number counts from 0."""
         return f"{self.uri}/{split}-{number:05d}.arrow"
 
 
@@ -94,7 +88,6 @@ class RunPaths:
         self.summary_uri = f"{run_uri}/summary.json"
 
     def evaluation_table(self, name: str) -> str:
-        """Name a table of the evaluation beside its report."""
         return f"{self.uri}/{EVALUATION}/{name}"
 
 

@@ -105,7 +105,7 @@ def as_line(message: dict[str, Any]) -> str:
     """Format a progress message as one line of text."""
     name = f"{message['step']}[{message['task']}]" if message["task"] else message["step"]
     state = message["kind"]
-    # whoever runs the step prints an error, whole, after this line; of an interruption nobody does
+    # the caller prints the whole error after this line, but nothing after an interruption
     is_told_later = state == "failed" and not message["text"].startswith("interrupted")
     text = "" if is_told_later else message["text"]
     if state == "update":

@@ -10,7 +10,7 @@ open:
 2. the variables of MLflow and AWS
 3. ours
 
-A login is one thing and never mixed of two: whoever names a part of it names it all.
+A login is never mixed from two sources: whoever sets a part of it must set all of it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from urllib.parse import urlsplit
 
 from iceaggr.errors import ConfigError, TrackingError
 
-# Addresses of services: where they may not hold a password, and how to show one that does.
+# Addresses of services must not hold passwords; one that does is shown without it.
 #
-# An address is printed, logged, kept with a run and sent to other services, so that a password in
-# it is a password told. Each service has variables of its own for credentials.
+# An address is printed, logged, kept with a run and sent to other services: a password in it would
+# leak. Each service has variables of its own for credentials.
 
 # to the last @ of an address: a password may hold @ and / itself. Keys of objects may hold @, too.
 _CREDENTIALS = re.compile(r"(?<!s3://)(?<!file://)(?<=://)[^\s\"']*@(?=[^\s])")

@@ -191,9 +191,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class Use:
-    """That a block uses the services of a folder, which other blocks and processes can see.
+    """Marks that a block uses the services of a folder; other blocks and processes see it.
 
-    The kernel takes it back with the process, however that ends.
+    The kernel removes the mark when the process ends, however it ends.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -203,7 +203,7 @@ class Use:
 
     @contextmanager
     def ending(self) -> Iterator[bool]:
-        """End it after the block; gives whether it was the last: then nobody begins meanwhile."""
+        """Remove the mark after the block; gives whether it was the last: then none can begin."""
         with self._file:
             try:
                 # of two that end at once the second is the last: the first has let go by then
@@ -354,6 +354,7 @@ class LocalServices:
     def _await(self, name: str, port: int, is_ready: Callable[[], bool], deadline: float) -> None:
         """Wait until a service answers; what answers while it does not listen is another one."""
         process = self._state.processes()[name]
+        # not `ask_patiently`: it waits for a process of ours, and ends with it
         while not (is_ready() and process.listens_on(port)):
             if not process.is_alive():
                 raise died(name, self._log(name))

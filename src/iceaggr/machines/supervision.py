@@ -39,7 +39,7 @@ ENDINGS_VARIABLE = "ICEAGGR_ENDINGS"
 RESTARTS_VARIABLE = "ICEAGGR_RESTARTS"
 """Tells a supervised process, as JSON, why those before it ended."""
 _GRACE_S = 90.0
-# what a GPU, a link or a partner does to a process, which another attempt may be spared
+# errors caused by a GPU, a network link or a partner: another attempt may succeed
 _OF_HARDWARE = re.compile(
     r"CUDA|NCCL|CUDNN|CUBLAS|GLOO|ProcessGroup|Dist\w*Error|connection|time[d ]*out", re.IGNORECASE
 )
@@ -184,6 +184,7 @@ def supervise(
     n_in_vain = 0
     with held_by_launcher() as launcher, Interruption() as interruption:
         saved = _read_saved(n_steps_saved, interruption, limits)
+        # not `ask_patiently`: what limits it is progress between two restarts, not time
         while True:
             told = {**environment, **launcher, RESTARTS_VARIABLE: json.dumps(restarts)}
             attempt = _attempt(command, told, interruption)

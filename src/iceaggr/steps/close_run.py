@@ -1,11 +1,11 @@
-"""Last step: close the MLflow run, whatever the end, and delete what a finished run needs no more.
+"""Last step: close the MLflow run, however it ended, and delete what a finished run does not need.
 
-Deleted are of a run that succeeded: its checkpoints, which hold optimiser states and are several
-times the size of the model; its copy of the champion, if training started from that; what its
-training processes were asked and answered. A failed or stopped run keeps them for 30 days, because
-retrying it in the UI goes on from them; then the last step of another run deletes them. What runs
-before could not tell MLflow, how they ended too, is sent now. A TrainJob that still works is ended,
-since nobody waits for it any more.
+A run that succeeded loses its checkpoints, which hold optimiser states and are several times the
+size of the model, its copy of the champion, if training started from that, and the requests and
+answers of its training processes. A failed or stopped run keeps them for 30 days, because a retry
+in the UI goes on from them; then the last step of another run deletes them. Tracking records that
+earlier runs could not send to MLflow are sent now. A TrainJob that still works is ended, since
+nobody waits for it any more.
 """
 
 from __future__ import annotations

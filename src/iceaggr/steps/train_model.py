@@ -122,19 +122,14 @@ def run_train_model(
                 "start_from": context.config.training.start_from,
             }
         )
-        told = {"restarts": "; ".join(restarts)} if restarts else {}
-        if told:
-            n_restarts = str(len(restarts))
-            tracker.set_tags(
-                {"training/n_restarts": n_restarts, "training/restarts": told["restarts"]}
-            )
+        if restarts:
+            n_restarts, words = str(len(restarts)), "; ".join(restarts)
+            tracker.set_tags({"training/n_restarts": n_restarts, "training/restarts": words})
         start = choose_start(context)
         inputs = load_training_inputs(context, manifest_path, normalization_path, tracker)
         inputs = begin_from(start, inputs, tracker)
         result = train(
-            inputs,
-            lambda point: progress.update(point.share, 1.0, _words(point)),
-            launched=launched,
+            inputs, lambda at: progress.update(at.share, 1.0, _words(at)), launched=launched
         )
         pointer = ModelPointer(
             model_uri=result.model_uri,
@@ -145,24 +140,29 @@ def run_train_model(
             started_from=start.words,
         )
         write_document(model_path, pointer.model_dump_json(indent=1))
-        figures = {
-            "n_steps": float(result.n_steps),
-            "n_events_seen": float(result.n_events_seen),
-            "minutes": result.minutes,
-            "validation_opening_angle_deg": result.last_validation_opening_angle_deg,
-        }
         progress.conclude(
             f"from {start.words}: {result.n_steps:,} steps in {result.minutes:.1f} min on"
             f" {_place(result)}, validation {result.last_validation_opening_angle_deg:.2f} deg"
             + (f", {len(restarts)} restarts" if restarts else "")
         )
-        labels = {
-            "model_uri": result.model_uri,
-            "started_from": start.words,
-            "trained_on": _place(result),
-            **told,
-        }
-        return TrainingFacts(labels, figures)
+        return _facts(result, start.words, restarts)
+
+
+def _facts(result: TrainingResult, started_from: str, restarts: Sequence[str]) -> TrainingFacts:
+    labels = {
+        "model_uri": result.model_uri,
+        "started_from": started_from,
+        "trained_on": _place(result),
+    }
+    if restarts:
+        labels["restarts"] = "; ".join(restarts)
+    figures = {
+        "n_steps": float(result.n_steps),
+        "n_events_seen": float(result.n_events_seen),
+        "minutes": result.minutes,
+        "validation_opening_angle_deg": result.last_validation_opening_angle_deg,
+    }
+    return TrainingFacts(labels, figures)
 
 
 def _place(result: TrainingResult) -> str:

@@ -30,6 +30,7 @@ __all__ = ["UriStore", "open_folder", "open_store"]
 class UriStore:
     """ObjectStore over `file://` and `s3://`; safe to share between threads.
 
+    Its methods are those of `iceaggr.interfaces.ObjectStore`.
     Pickled, it carries no settings and no secrets: the process that unpickles it opens its own
     from its own environment. After a fork it connects anew. Where ICEAGGR_ALLOWED_URIS is set,
     every method refuses a URI outside those places.
@@ -54,43 +55,30 @@ class UriStore:
         return self._files if uri.startswith(FILE_SCHEME) else self._s3
 
     def list(self, prefix_uri: str) -> list[StoredObject]:
-        """List all objects inside a folder, at any depth, sorted by URI; [] when absent.
-
-        The prefix is a folder, with or without its slash: `.../train` never lists
-        `.../train_meta.parquet`.
-        """
         return self._backend(prefix_uri).list(prefix_uri)
 
     def stat(self, uri: str) -> StoredObject | None:
-        """Describe one object, or None when it does not exist."""
         return self._backend(uri).stat(uri)
 
     def read_bytes(self, uri: str, compare_tag: bool = True) -> bytes:
-        """Read a whole object, its length checked; and its tag, unless the caller knows a hash."""
         return self._backend(uri).read_bytes(uri, compare_tag)
 
     def write_bytes(self, uri: str, data: Content) -> None:
-        """Write a whole object atomically: readers see the old one or the new one."""
         self._backend(uri).write_bytes(uri, data)
 
     def write_bytes_if_absent(self, uri: str, data: bytes) -> bool:
-        """Write only if nothing is there; False when another writer was first."""
         return self._backend(uri).write_bytes_if_absent(uri, data)
 
     def open_input(self, uri: str) -> BinaryIO:
-        """Open an object for reading with seek; one handle belongs to one thread at a time."""
         return self._backend(uri).open_input(uri)
 
     def upload(self, path: Path, uri: str) -> None:
-        """Copy a local file into storage atomically, in bounded memory."""
         self._backend(uri).upload(Path(path), uri)
 
     def download(self, uri: str, path: Path) -> None:
-        """Copy an object to a local file: temporary name first, then rename."""
         self._backend(uri).download(uri, Path(path))
 
     def delete(self, uri: str) -> None:
-        """Delete one object; deleting an absent one is no error."""
         self._backend(uri).delete(uri)
 
     def ensure_bucket(self, uri: str) -> None:

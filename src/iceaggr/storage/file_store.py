@@ -40,7 +40,6 @@ class FileStore:
         return sorted(found, key=lambda entry: entry.uri)
 
     def stat(self, uri: str) -> StoredObject | None:
-        """Describe one file, or None when there is none."""
         with as_storage_error(uri, "cannot look up"):
             return _describe(uri, file_path(uri))
 
@@ -86,16 +85,13 @@ class FileStore:
             return True
 
     def open_input(self, uri: str) -> BinaryIO:
-        """Open a file for reading with seek."""
         with as_storage_error(uri, "cannot read"):
             return _open_regular(uri, file_path(uri))
 
     def upload(self, path: Path, uri: str) -> None:
-        """Copy a local file into place atomically."""
         _copy(path, file_path(uri), where=uri)
 
     def download(self, uri: str, path: Path) -> None:
-        """Copy a stored file to a local one atomically."""
         _copy(file_path(uri), path, where=uri)
 
     def delete(self, uri: str) -> None:
@@ -108,7 +104,6 @@ class FileStore:
             path.parent.rmdir()
 
     def ensure_bucket(self, uri: str) -> None:
-        """Create the folder, and those above it."""
         with as_storage_error(uri, "cannot create folder"):
             file_path(uri).mkdir(parents=True, exist_ok=True)
 

@@ -40,9 +40,8 @@ if TYPE_CHECKING:
 # S3 does not protect a body on its way beyond what TCP and TLS do. But the tag (ETag) of an object
 # that was written in one request is the MD5 of its content at most services, so a whole read can be
 # compared with it. Objects encrypted with keys of KMS or of the client and those written in parts
-# have tags of another kind, and some services make up all their tags. So a tag counts as a hash
-# only once one of its bucket has been right; before that, content that arrives twice alike is
-# taken.
+# have tags of another kind, and some services make up all their tags. So tags of a bucket count as
+# hashes after one of them has matched; before that, content is accepted if it arrives twice alike.
 
 SLOWEST_BYTES_PER_S = 16 << 10
 """A body that comes slower than this for longer than PATIENCE_S is asked for again."""
@@ -142,15 +141,12 @@ class RangedReader(io.RawIOBase):
         self._kept = b""
 
     def readable(self) -> bool:
-        """Say yes: this is an input."""
         return True
 
     def seekable(self) -> bool:
-        """Say yes: seeking costs nothing."""
         return True
 
     def tell(self) -> int:
-        """Return the position in bytes."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -162,7 +158,6 @@ class RangedReader(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Buffer) -> int:
-        """Fill the buffer, or what the file still has."""
         target = memoryview(buffer).cast("B")
         data = self._bytes_at(self._position, len(target))
         target[: len(data)] = data
@@ -352,12 +347,10 @@ class S3Store:
             replace_durably(unfinished, path)
 
     def delete(self, uri: str) -> None:
-        """Delete one object; deleting an absent one is no error."""
         where = _location(uri)
         self._s3.call(uri, lambda s3: s3.delete_object(**where))
 
     def ensure_bucket(self, uri: str) -> None:
-        """Create the bucket of a URI unless it is there."""
         bucket, _ = bucket_and_key(uri)
         try:
             self._check_bucket(uri)

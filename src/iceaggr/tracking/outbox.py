@@ -82,6 +82,7 @@ class Outbox:
         return n_unsent
 
     def _run(self) -> None:
+        # not `ask_patiently`: nobody waits for an answer, and new records join the next attempt
         wait_s = _GATHER_S
         while True:
             with self._changed:
@@ -104,7 +105,7 @@ class Outbox:
                 self._changed.notify_all()
 
     def _pause(self, wait_s: float) -> None:
-        """Gather more records, or leave a failing server alone; somebody who waits cuts it short.
+        """Gather more records, or leave a failing server alone; a waiting `flush` ends the pause.
 
         Called with the lock held.
         """

@@ -103,9 +103,9 @@ class LockHeldError(TrackingError):
 
 
 class PromotionLock:
-    """A lock that this process holds, as long as its name in the registry bears its owner's mark.
+    """A lock that this process holds while the lock's entry in the registry carries its mark.
 
-    A holder that died leaves its lock behind; after two minutes anybody may rename it away. The new
+    A holder that died leaves its lock behind; after two minutes others may rename it. The new
     name is made from the dead owner's mark, so that only one of several can do so.
     """
 
