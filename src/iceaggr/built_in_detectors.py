@@ -9,7 +9,6 @@ from importlib import resources
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
 
 from iceaggr.detector import (
     BUILT_IN,
@@ -95,6 +94,8 @@ def name_of(detector: Detector) -> str:
 
     Sensors may be numbered in another way. Returns '' if it is none of them.
     """
+    from scipy.spatial import cKDTree  # here: each step imports this module, few ask for a name
+
     for name in BUILT_IN_NAMES:
         known = built_in_detector(name)
         if known.n_sensors != detector.n_sensors or known.medium != detector.medium:
