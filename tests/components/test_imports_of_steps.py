@@ -19,7 +19,7 @@ NEEDED = {
     "train_model": set(),  # it launches processes and follows them
     "train_on_machines": set(),  # it launches pods: with the client of Kubernetes, loaded then
     "evaluate_model": {"matplotlib", "scipy", "torch"},
-    "promote_model": {"mlflow", "scipy", "torch"},
+    "promote_model": {"matplotlib", "mlflow", "scipy", "torch"},  # its card has pictures
     "close_run": set(),
 }
 
