@@ -171,7 +171,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for n_processes in (1, 2):
             config = SimulationConfig(
-                n_events=n_events, n_events_per_file=5_000, seed=seed, n_processes=n_processes
+                preset="easy",
+                n_events=n_events,
+                n_events_per_file=5_000,
+                seed=seed,
+                n_processes=n_processes,
             )
             before = cpu_seconds()
             summary = simulate(store, f"file://{folder}/{n_processes}", config)

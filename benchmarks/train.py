@@ -341,7 +341,11 @@ def simulated_batches(config: BatchConfig, n_batches: int) -> list[EventBatch]:
     with tempfile.TemporaryDirectory(prefix="iceaggr-bench-") as folder:
         store, uri = open_store(), f"{Path(folder).resolve().as_uri()}/raw"
         simulation = SimulationConfig(
-            n_events=n_events, n_events_per_file=n_events, seed=SEED, n_processes=1
+            preset="easy",
+            n_events=n_events,
+            n_events_per_file=n_events,
+            seed=SEED,
+            n_processes=1,
         )
         simulate(store, uri, simulation)
         (events,) = read_raw_events(store, uri)

@@ -27,6 +27,7 @@ from iceaggr.cli_options import (
 )
 from iceaggr.config import ExperimentConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError
+from iceaggr.events.simulation import DEFAULT_PRESET
 from iceaggr.steps.documents import holds, refuse_other_content
 from iceaggr.steps.training_choices import AS_CONFIGURED
 from iceaggr.storage.uris import check_place, file_uri, refuse_among_raw
@@ -223,5 +224,5 @@ def _raw_events(request: RunRequest) -> tuple[str, Callable[[], None] | None]:
     if request.raw_uri:
         return request.raw_uri.rstrip("/"), None
     n_events = request.simulate_events
-    raw_uri = f"s3://iceaggr/raw/simulated-{n_events}"
+    raw_uri = f"s3://iceaggr/raw/simulated-{DEFAULT_PRESET}-{n_events}"
     return raw_uri, lambda: ensure_simulated_events(raw_uri, n_events)

@@ -203,12 +203,25 @@ def simulate(
         str, typer.Option(help="A built-in one (iceaggr detectors), or a file of its geometry")
     ] = BUILT_IN,
     medium: Annotated[str, typer.Option(help="water or ice; empty = as the geometry says")] = "",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="competition: as hard as the public set, with atmospheric muons and all triggers;"
+            " easy: neutrinos alone, one trigger; empty = competition for icecube86, else easy"
+        ),
+    ] = "",
     energies: Annotated[
-        tuple[float, float], typer.Option(help="Of neutrinos, GeV: from and to", metavar="LO HI")
-    ] = (60.0, 1e7),
+        tuple[float, float] | None,
+        typer.Option(
+            help="Of neutrinos, GeV: from and to; without it, the preset's", metavar="LO HI"
+        ),
+    ] = None,
     spectral_index: Annotated[
-        float, typer.Option(help="Energies are drawn from E^-index, before the trigger")
-    ] = 2.35,
+        float | None,
+        typer.Option(
+            help="Energies are drawn from E^-index, before the trigger; without it, the preset's"
+        ),
+    ] = None,
     flavour: Annotated[str, typer.Option(help="all, or numu: muon neutrinos only")] = "all",
     layout: Annotated[
         str, typer.Option(help="raw; nubench-sqlite or nubench-parquet, which convert reads")
@@ -230,16 +243,16 @@ def simulate(
             "medium": medium,
             "flavour": flavour,
             "layout": layout,
-            "min_energy_gev": energies[0],
-            "max_energy_gev": energies[1],
-            "spectral_index": spectral_index,
+            **({"preset": preset} if preset else {}),
+            **dict(zip(("min_energy_gev", "max_energy_gev"), energies or (), strict=False)),
+            **({} if spectral_index is None else {"spectral_index": spectral_index}),
         },
         lambda problem: ConfigError(
             "this cannot be simulated",
             where="iceaggr simulate",
             found=problem.found_in_field,
             expected=problem.expected,
-            remedy="Give other --energies, --medium, --flavour or --layout",
+            remedy="Give another --preset, other --energies, --medium, --flavour or --layout",
         ),
     )
     with StepProgress("simulate") as progress:

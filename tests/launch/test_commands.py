@@ -49,7 +49,7 @@ def refused(monkeypatch, capsys, tmp_path):
             "found s3://b/d/work in s3://b/d",
         ),
         (
-            ["--work-uri", "s3://iceaggr/raw/simulated-100000/w"],
+            ["--work-uri", "s3://iceaggr/raw/simulated-competition-100000/w"],
             "among the raw events [--work-uri]",
         ),
         (["--raw-uri", "file:///d", "--summary", "/d/f.json"], "among the raw events [--summary]"),

@@ -46,6 +46,7 @@ def fitted(
         uri = (Path(folder) / "raw").as_uri()
         config = SimulationConfig(
             n_events=n_events,
+            preset="easy",
             cascade_share=cascade_share,
             max_energy_gev=max_energy_gev,
             n_processes=1,

@@ -9,7 +9,9 @@ import pytest
 from iceaggr.events.simulation import SimulationConfig, SimulationSummary, simulate
 from iceaggr.storage import open_store
 
-SAMPLE = SimulationConfig(n_events=4_000, n_events_per_file=1_700, seed=1, n_processes=2)
+SAMPLE = SimulationConfig(
+    preset="easy", n_events=4_000, n_events_per_file=1_700, seed=1, n_processes=2
+)
 
 
 @pytest.fixture(scope="session")

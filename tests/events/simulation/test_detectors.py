@@ -68,7 +68,7 @@ def test_every_detector_is_simulated(name, tmp_path, monkeypatch):
     monkeypatch.setattr(block, "N_EVENTS_PER_BLOCK", 30)
     raw_uri = f"file://{tmp_path}"
     config = SimulationConfig(
-        n_events=30, n_processes=1, detector=name, flavour="numu",
+        preset="easy", n_events=30, n_processes=1, detector=name, flavour="numu",
         min_energy_gev=10, max_energy_gev=1e5, spectral_index=1.5,
     )  # fmt: skip
     simulate(open_store(), raw_uri, config)

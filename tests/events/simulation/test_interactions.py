@@ -8,7 +8,8 @@ from iceaggr.events.simulation.interactions import draw_interactions, inside_arr
 
 @pytest.fixture(scope="module")
 def drawn():
-    return draw_interactions(40_000, SimulationConfig(), icecube_site(), np.random.default_rng(5))
+    config = SimulationConfig(preset="easy")
+    return draw_interactions(40_000, config, icecube_site(), np.random.default_rng(5))
 
 
 def test_directions_are_isotropic_unit_vectors(drawn):

@@ -2,7 +2,8 @@ import numpy as np
 
 from iceaggr.events.simulation.ice import icecube_site
 from iceaggr.events.simulation.photons import Photons
-from iceaggr.events.simulation.pulses import Pulses, form_pulses, quantised, read_out, trigger_times
+from iceaggr.events.simulation.pulses import Pulses, form_pulses, quantised
+from iceaggr.events.simulation.triggers import read_out, trigger_times
 
 
 def photons(*hits: tuple[int, int, float, float]) -> Photons:
@@ -89,7 +90,9 @@ def test_weak_isolated_hits_stay_below_the_discriminator():
 
 def test_no_photons_give_no_pulses():
     empty = Photons(np.zeros(0, int), np.zeros(0, int), np.zeros(0), np.zeros(0), np.zeros(0, bool))
-    assert len(form_pulses(empty, icecube_site(), np.random.default_rng(0)).time_ns) == 0
+    for launches in (False, True):
+        found = form_pulses(empty, icecube_site(), np.random.default_rng(0), launches)
+        assert len(found.time_ns) == 0
 
 
 def test_quantised_charges_stay_within_half_a_step():

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tests.events.simulation.conftest import SAMPLE
 
 
 def write(folder: Path, **settings) -> None:
-    simulate(open_store(), f"file://{folder}", SimulationConfig(**settings))
+    simulate(open_store(), f"file://{folder}", SimulationConfig(**{"preset": "easy"} | settings))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -210,3 +211,39 @@ def test_every_number_has_two_bounds_and_those_of_the_command_are_the_same():
     assert numbers["n_events_per_file"]["maximum"] == MAX_SIMULATED_EVENTS
     assert numbers["n_processes"]["maximum"] == MAX_PROCESSES
     assert numbers["seed"]["exclusiveMaximum"] == MAX_SEED + 1
+
+
+# sha256 of the columns of the pulses, made by the commit before there were presets
+OF_BEFORE = {
+    "train/batch_1.parquet": "8324e513169fbf86a71d491c97be91924d38a995a88c1e88dea389617685e88a",
+    "train/batch_2.parquet": "46fc32b4ad6dc2dfa48eb8a6ea83ad18581fd418b0c2b690d42b15b466bd02e5",
+}
+
+
+def test_easy_preset_gives_the_pulses_of_before_presets(tmp_path):
+    settings = {"n_events": 1_000, "n_events_per_file": 700, "seed": 7, "n_processes": 1}
+    write(tmp_path / "raw", preset="easy", **settings)
+    for name, expected in OF_BEFORE.items():
+        batch = pd.read_parquet(tmp_path / "raw" / name).reset_index()
+        columns = ("event_id", "sensor_id", "time", "charge", "auxiliary")
+        content = b"".join(batch[column].to_numpy().tobytes() for column in columns)
+        assert hashlib.sha256(content).hexdigest() == expected, name
+    other = tmp_path / "competition"
+    write(other, preset="competition", **settings)
+    assert len(pd.read_parquet(other / "train_meta.parquet")) == 1_000
+    assert not pd.read_parquet(other / "train/batch_1.parquet").equals(
+        pd.read_parquet(tmp_path / "raw/train/batch_1.parquet")
+    )
+
+
+def test_a_preset_sets_what_is_not_given_and_says_so_with_the_data(tmp_path):
+    assert SimulationConfig().muon_window_us == 40
+    easy = SimulationConfig(preset="easy", spectral_index=3)
+    assert (easy.muon_window_us, easy.min_energy_gev, easy.spectral_index) == (0, 60, 3)
+    with pytest.raises(ValueError, match="preset"):
+        SimulationConfig(preset="hard")
+    write(tmp_path / "raw", preset="competition", n_events=20)
+    written = json.loads((tmp_path / "raw/simulation.json").read_text())
+    assert SimulationConfig(**written).model_dump(exclude={"n_processes"}) == {
+        name: value for name, value in written.items() if name in SimulationConfig.model_fields
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,8 +18,36 @@ MAX_ENERGY_GEV = 1e12
 """Ten times beyond the highest energies of the cosmos that were ever seen."""
 
 
+ICECUBE = "icecube86"
+Preset = Literal["competition", "easy"]
+"""competition: as hard as the public set, with atmospheric muons and all triggers of IceCube. easy:
+neutrinos alone and one trigger, for any detector; of IceCube the bytes of earlier versions."""
+DEFAULT_PRESET: Preset = "competition"
+PRESETS: dict[str, dict[str, Any]] = {
+    "competition": {},
+    "easy": {
+        "min_energy_gev": 60.0,
+        "max_energy_gev": 1e7,
+        "spectral_index": 2.35,
+        "hard_share": 0.005,
+        "cascade_share": 0.50,
+        "tau_share": 0.0,
+        "muon_window_us": 0.0,
+        "out_of_sight_share": 0.0,
+        "earth": False,
+        "launches": False,
+        "all_triggers": False,
+    },
+}
+"""What a preset sets where the caller does not; the competition's are the defaults of the fields,
+fitted to the public set's pulse counts, not to a flux."""
+
+
 class SimulationConfig(Section):
     """Which events are simulated and how they are stored."""
+
+    preset: Preset = DEFAULT_PRESET
+    """Where the settings below that are not given come from; other detectors have `easy` only."""
 
     n_events: int = Field(20_000, ge=1, le=N_EVENT_IDS_PER_SEED)
     """Triggered events to write."""
@@ -31,7 +59,7 @@ class SimulationConfig(Section):
     """Worker processes; 0 = one per core, 1 = in the caller. The data do not depend on it."""
     labels: bool = True
     """Write train/ with directions and truth; False = test/ without either."""
-    detector: str = Field("icecube86", min_length=1)
+    detector: str = Field(ICECUBE, min_length=1)
     """A built-in detector's name, or a file of its geometry."""
     medium: Literal["", "ice", "water"] = ""
     """What the sensors stand in; empty = as the geometry says."""
@@ -39,18 +67,48 @@ class SimulationConfig(Section):
     """Neutrinos of all flavours, or muon neutrinos only: cascades are then neutral currents."""
     layout: Literal["raw", "nubench-sqlite", "nubench-parquet"] = "raw"
     """How events are written: as the public competition set, or as NuBench's sets."""
-    min_energy_gev: float = Field(60.0, ge=1, le=MAX_ENERGY_GEV)
+    min_energy_gev: float = Field(100.0, ge=1, le=MAX_ENERGY_GEV)
     """Lower end of the neutrino energy spectrum, in GeV."""
-    max_energy_gev: float = Field(1e7, gt=1, le=MAX_ENERGY_GEV)
+    max_energy_gev: float = Field(1e8, gt=1, le=MAX_ENERGY_GEV)
     """Upper end of the neutrino energy spectrum, in GeV."""
-    spectral_index: float = Field(2.35, gt=1, le=4)
+    spectral_index: float = Field(2.05, gt=1, le=4)
     """Most neutrino energies are drawn from E^-index before the trigger."""
-    hard_share: float = Field(0.005, ge=0, le=1)
+    hard_share: float = Field(0.012, ge=0, le=1)
     """Share of interactions drawn from E^-1 instead: the origin of the giant events."""
-    cascade_share: float = Field(0.50, ge=0, le=1)
+    cascade_share: float = Field(0.38, ge=0, le=1)
     """Share of cascades among the interactions tried, before the trigger."""
+    tau_share: float = Field(0.25, ge=0, le=1)
+    """Share of tau neutrinos among the charged currents that are not of muon neutrinos."""
+    muon_window_us: float = Field(40.0, ge=0, le=1_000)
+    """Atmospheric muons within so many microseconds around the neutrino; 0 = none."""
+    out_of_sight_share: float = Field(0.25, ge=0, lt=1)
+    """Share of interactions tried too far outside to be seen: read out if a muon triggers."""
+    earth: bool = True
+    """Let the Earth absorb neutrinos on their way."""
+    launches: bool = True
+    """Let modules be busy while they read; False = every pulse may be coincident."""
+    all_triggers: bool = True
+    """Trigger as the detector does; False = on eight coincident hits alone."""
     max_photons_per_source: int = Field(300, ge=10, le=1_000_000)
     """A sensor that sees more photons from one source follows this many, each with more weight."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        elsewhere = given.get("detector", ICECUBE) != ICECUBE or given.get("medium") == "water"
+        preset = given.get("preset", "easy" if elsewhere else DEFAULT_PRESET)
+        return PRESETS.get(preset, {}) | given | {"preset": preset}
+
+    @model_validator(mode="after")
+    def _only_icecube_is_that_hard(self) -> SimulationConfig:
+        elsewhere = self.detector != ICECUBE or self.medium == "water"
+        if elsewhere and (self.muon_window_us > 0 or self.all_triggers):
+            raise ValueError(
+                "atmospheric muons and triggers are those of icecube86 in ice: preset easy has none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labels_are_written(self) -> SimulationConfig:

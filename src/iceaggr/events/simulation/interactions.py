@@ -12,8 +12,8 @@ from iceaggr.events.simulation.config import SimulationConfig
 from iceaggr.events.simulation.ice import Floats, Site
 from iceaggr.events.simulation.light import hadronic_light, muon_range_m
 
-NU_MU_CC, NU_E_CC, NU_NC = 0, 1, 2
-"""Codes of interactions; the first makes tracks, the others cascades."""
+NU_MU_CC, NU_E_CC, NU_NC, NU_TAU_CC = range(4)
+"""Codes of interactions; the first makes tracks, the others cascades, but for some taus."""
 _NUCLEON_GEV = 0.938
 _OVERBURDEN_M = 1948.0
 """From the centre of the array to the surface, as at the South Pole; no muon starts above it."""
@@ -27,6 +27,7 @@ class Interactions:
     energy with the same light; muon_gev: at the vertex, 0 for cascades)
     hadronic_gev: (P,) the part of cascade_gev that hadrons make.  bjorken_x: (P,)
     code: (P,) int64, NU_MU_CC and so on.  flavour: (P,) int64, PDG id of the neutrino
+    in_sight: (P,) bool, near enough to be seen
     origin, travel: (P, 3), travel of the muon or cascade
     vertex_m: (P, 3) metres.  vertex_along_m: (P,) vertex on the line through its nearest point
     to the detector's centre, metres along `travel`.
@@ -40,6 +41,7 @@ class Interactions:
     bjorken_x: Floats
     code: npt.NDArray[np.int64]
     flavour: npt.NDArray[np.int64]
+    in_sight: npt.NDArray[np.bool_]
     origin: Floats
     travel: Floats
     vertex_m: Floats
@@ -47,8 +49,8 @@ class Interactions:
 
     @property
     def is_track(self) -> npt.NDArray[np.bool_]:
-        """Mark muon-neutrino charged currents, (P,)."""
-        return np.asarray(self.code == NU_MU_CC)
+        """Mark interactions that make a muon, (P,)."""
+        return np.asarray(self.muon_gev > 0)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Self:
         """Select interactions by row."""
@@ -75,7 +77,7 @@ def draw_interactions(
     vertex, along = _vertices(code == NU_MU_CC, energy, muon_gev, travel, site, rng)
     # a neutral current does not tell the flavour: half and half where both are simulated
     of_muon = (code == NU_MU_CC) | (config.flavour == "numu") | ((code == NU_NC) & (x > 0.15))
-    return Interactions(
+    drawn = Interactions(
         energy_gev=energy,
         inelasticity=y,
         cascade_gev=cascade_gev,
@@ -84,11 +86,80 @@ def draw_interactions(
         bjorken_x=x,
         code=code,
         flavour=np.where(of_muon, 14, 12) * np.where(antineutrino, -1, 1),
+        in_sight=np.ones(n, bool),
         origin=origin,
         travel=travel,
         vertex_m=vertex,
         vertex_along_m=along,
     )
+    if config.tau_share > 0:
+        _decay_taus(drawn, config.tau_share, rng)
+    if config.out_of_sight_share > 0:
+        _move_out_of_sight(drawn, config.out_of_sight_share, rng)
+    if config.earth:
+        arrives = rng.random(n) < earth_transmission(energy, origin[:, 2])
+        drawn = drawn.take(np.flatnonzero(arrives))
+    return drawn
+
+
+# Tau neutrinos: the tau decays where it was made, as its way is short below a PeV (50 m per PeV).
+# Source: Particle Data Group, branching ratios; shares of energy of a polarised tau, rounded.
+_TAU_TO_MUON, _TAU_TO_ELECTRON = 0.174, 0.178
+_VISIBLE_OF_LEPTONIC, _VISIBLE_OF_HADRONIC = 0.35, 0.65
+
+
+def _decay_taus(drawn: Interactions, share: float, rng: np.random.Generator) -> None:
+    """Turn a share of the electron neutrinos into tau neutrinos, in place."""
+    tau = np.flatnonzero((drawn.code == NU_E_CC) & (rng.random(len(drawn.code)) < share))
+    drawn.code[tau] = NU_TAU_CC
+    drawn.flavour[tau] = 16 * np.sign(drawn.flavour[tau])
+    u = rng.random(len(tau))
+    tau_gev = (1.0 - drawn.inelasticity[tau]) * drawn.energy_gev[tau]
+    to_muon, to_electron = u < _TAU_TO_MUON, u >= 1.0 - _TAU_TO_ELECTRON
+    hadrons = hadronic_light(_VISIBLE_OF_HADRONIC * tau_gev, rng)
+    light = np.where(to_electron, _VISIBLE_OF_LEPTONIC * tau_gev, hadrons)
+    drawn.cascade_gev[tau] = drawn.hadronic_gev[tau] + np.where(to_muon, 0.0, light)
+    drawn.muon_gev[tau] = np.where(to_muon, _VISIBLE_OF_LEPTONIC * tau_gev, 0.0)
+
+
+_OUT_OF_SIGHT_M = (900.0, 1_600.0)
+
+
+def _move_out_of_sight(drawn: Interactions, share: float, rng: np.random.Generator) -> None:
+    """Move a share of the vertices, or of the ways of muons, too far out to be seen, in place."""
+    far = np.flatnonzero(rng.random(len(drawn.code)) < share)
+    drawn.in_sight[far] = False
+    nearest, farthest = _OUT_OF_SIGHT_M
+    distance = np.sqrt(rng.uniform(nearest**2, farthest**2, len(far)))
+    travel = drawn.travel[far]
+    along = np.where(drawn.is_track[far], drawn.vertex_along_m[far], 0.0)
+    side = drawn.vertex_m[far] - along[:, None] * travel
+    drawn.vertex_m[far] += (distance / np.linalg.norm(side, axis=1) - 1.0)[:, None] * side
+    drawn.vertex_along_m[far] = (drawn.vertex_m[far] * travel).sum(axis=1)
+
+
+# The Earth: two shells of even density, and cross sections on a nucleon at powers of ten in GeV.
+# Source: Gandhi et al. 1998, hep-ph/9807264, charged currents, CTEQ4-DIS, quoted from general
+# knowledge; neutral currents add 0.4.
+_EARTH_KM, _CORE_KM = 6_371.0, 3_480.0
+_MANTLE_G_CM3, _CORE_G_CM3 = 4.5, 11.0
+_LOG10_GEV = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+_LOG10_CM2 = np.log10(
+    [7.77e-38, 6.97e-37, 6.25e-36, 4.54e-35, 1.96e-34, 6.11e-34, 1.76e-33, 4.78e-33]
+)
+_NEUTRAL_TOO = 1.4
+_NUCLEONS_PER_G = 6.022e23
+
+
+def earth_transmission(energy_gev: Floats, cos_zenith: Floats) -> Floats:
+    """Share of the neutrinos that reach the detector, (P,); 1 from above the horizon."""
+    cosine = np.minimum(cos_zenith, 0.0)
+    chord_km = -2.0 * _EARTH_KM * cosine
+    nearest_km = _EARTH_KM * np.sqrt(1.0 - cosine**2)
+    core_km = 2.0 * np.sqrt(np.maximum(_CORE_KM**2 - nearest_km**2, 0.0))
+    g_cm2 = 1e5 * (_MANTLE_G_CM3 * (chord_km - core_km) + _CORE_G_CM3 * core_km)
+    log_cm2 = np.interp(np.log10(energy_gev), _LOG10_GEV, _LOG10_CM2)
+    return np.asarray(np.exp(-_NUCLEONS_PER_G * g_cm2 * _NEUTRAL_TOO * 10.0**log_cm2))
 
 
 def _energies(n: int, config: SimulationConfig, rng: np.random.Generator) -> Floats:

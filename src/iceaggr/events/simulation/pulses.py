@@ -22,6 +22,9 @@ _SATURATION_PE = 2_800.0
 COINCIDENCE_NS = 1_000.0
 LAUNCH_NS = 6_400.0
 """Length of a full readout of one DOM. Source: arXiv:1612.05093."""
+SLC_BUSY_NS = 1_300.0
+"""A module without coincidence waits 350 ns for it and clears for 950 ns.
+Source: IceTray DOMLauncher, lcWait and ATWDClearTime."""
 _SLC_NS = 75.0
 """An SLC hit keeps three samples of the slow digitiser, 25 ns each."""
 _SLC_TIME_BLUR_NS, _SLC_CHARGE_BLUR = 8.0, 0.1
@@ -51,8 +54,14 @@ class Pulses:
         return Pulses(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
-def form_pulses(photons: Photons, site: Site, rng: np.random.Generator) -> Pulses:
-    """Turn photons into pulses with coincidence flags; below-threshold SLC hits vanish."""
+def form_pulses(
+    photons: Photons, site: Site, rng: np.random.Generator, launches: bool = False
+) -> Pulses:
+    """Turn photons into pulses with coincidence flags; what no module reads out vanishes.
+
+    launches: let each module be busy with what it reads, and ask for coincidence of its launches;
+    False = ask for coincidence of pulses, each of which reads its module for the full time.
+    """
     n_sensors = site.sensors.n_sensors
     order = _order_of_photons(photons, n_sensors)
     key = photons.event[order] * n_sensors + photons.sensor[order]
@@ -62,14 +71,61 @@ def form_pulses(photons: Photons, site: Site, rng: np.random.Generator) -> Pulse
     dark = np.logical_and.reduceat(photons.dark[order], start) if len(start) else photons.dark
     charge = charge / (1.0 + charge / _SATURATION_PE)
     key, time = key[start], time[start]
-    near = _has_coincident_neighbour(key, time, charge >= _DISCRIMINATOR_PE, site)
-    hlc, first_hlc = _readouts(key, time, near)
-    keep = hlc | ((charge >= _DISCRIMINATOR_PE) & ~_follows(key, time))
+    loud = charge >= _DISCRIMINATOR_PE
+    if launches:
+        hlc, first_hlc, keep = _launched(key, time, loud, site)
+    else:
+        near = _has_coincident_neighbour(key, time, loud, site)
+        hlc, first_hlc = _readouts(key, time, near)
+        keep = hlc | (loud & ~_follows(key, time))
     slc = ~hlc
     blur = rng.standard_normal((2, len(time)))
     time = time + np.where(slc, _SLC_TIME_BLUR_NS * blur[0], 0.0)
     charge = charge * np.where(slc, np.exp(_SLC_CHARGE_BLUR * blur[1]), 1.0)
     return Pulses(key // n_sensors, key % n_sensors, time, charge, hlc, first_hlc, dark).take(keep)
+
+
+Mask = npt.NDArray[np.bool_]
+
+
+def _launched(key: Ints, time: Floats, loud: Mask, site: Site) -> tuple[Mask, Mask, Mask]:
+    """Follow each module from launch to launch: (N,) coincident, first of such a launch, read out.
+
+    A loud pulse launches a module that is not busy. With a launch of a neighbour within 1 us it
+    reads 6.4 us and is busy as long; without, it keeps three samples and is soon free again.
+    """
+    if len(key) == 0:
+        return loud, loud, loud
+    window = np.full(len(key), SLC_BUSY_NS)
+    # who is busy depends on who is coincident, and the other way round: the second look settles it
+    for _ in range(2):
+        launch = _launch_starts(key, time, loud, window)
+        near = _has_coincident_neighbour(key, time, launch, site)
+        window = np.where(near, LAUNCH_NS, SLC_BUSY_NS)
+    opening = _latest(launch)
+    since = time - time[opening]
+    read = launch[opening] & (key == key[opening])
+    hlc = read & near[opening] & (since <= LAUNCH_NS)
+    return hlc, near, hlc | (read & ~near[opening] & (since <= _SLC_NS))
+
+
+def _launch_starts(key: Ints, time: Floats, loud: Mask, window_ns: Floats) -> Mask:
+    """Mark the loud pulses that find their module free, when each launch takes window_ns."""
+    at = np.flatnonzero(loud)
+    starts = np.zeros(len(key), bool)
+    if len(at) == 0:
+        return starts
+    span = float(np.ptp(time)) + 2.0 * LAUNCH_NS
+    place = time[at] - time.min() + key[at] * span
+    following = np.searchsorted(place, place + window_ns[at], side="right")
+    current = np.flatnonzero(np.diff(key[at], prepend=-1))
+    last = np.concatenate([current[1:], [len(at)]])
+    while len(current):
+        starts[at[current]] = True
+        current = following[current]
+        still = current < last
+        current, last = current[still], last[still]
+    return starts
 
 
 def quantised(charge_pe: Floats) -> Floats:
@@ -174,94 +230,3 @@ def _follows(key: Ints, time: Floats) -> npt.NDArray[np.bool_]:
     new_dom = np.concatenate([[True], key[1:] != key[:-1]])
     opens = new_dom | np.concatenate([[True], np.diff(time) > _QUIET_NS])
     return np.asarray(time - time[_latest(opens)] > _SLC_NS)
-
-
-# The multiplicity trigger of the site, the readout window, and the event's clock.
-
-_TRIGGER_TIME_NS, _TRIGGER_SPREAD_NS, _TRIGGER_REACH_NS = 9_855.0, 50.0, 140.0
-"""Place of the trigger on the event's clock, read off the published first-pulse quartiles."""
-_LATE_SHARE, _LATE_MEAN_NS, _LATE_MAX_NS = 0.03, 15_000.0, 60_000.0
-"""Events that are a later part of a longer merged readout: they keep its clock, and what came
-before belongs to another part. Read off the published tail of the first-pulse time."""
-
-
-@dataclass
-class Readout:
-    """Pulses of triggered events only, sorted by event and time.
-
-    event: (N,) int64 row of the event before the trigger; time_ns: (N,) int64; sensor: (N,) int64
-    row of the sensor; charge_pe: (N,) float64; hlc, dark: (N,) bool
-    triggered: (T,) int64 ascending rows of the events that triggered
-    n_outside: (T,) int64 pulses of each that fell outside its readout window.
-    """
-
-    event: Ints
-    time_ns: Ints
-    sensor: Ints
-    charge_pe: Floats
-    hlc: npt.NDArray[np.bool_]
-    dark: npt.NDArray[np.bool_]
-    triggered: Ints
-    n_outside: Ints
-
-
-def read_out(pulses: Pulses, n_events: int, site: Site, rng: np.random.Generator) -> Readout:
-    """Find the triggers and keep what each one reads out."""
-    first, last = trigger_times(pulses, n_events, site)
-    clock, before = _event_clock(n_events, site, rng)
-    start = first - before
-    inside = (pulses.time_ns >= start[pulses.event]) & (
-        pulses.time_ns <= last[pulses.event] + site.readout_after_ns
-    )
-    triggered = np.flatnonzero(np.isfinite(first))
-    outside = np.bincount(pulses.event[~inside], minlength=n_events)[triggered]
-    kept = pulses.take(inside)
-    time = np.rint(kept.time_ns - first[kept.event] + clock[kept.event]).astype(np.int64)
-    order = np.lexsort((kept.sensor, time, kept.event))
-    return Readout(
-        event=kept.event[order],
-        time_ns=time[order],
-        sensor=kept.sensor[order],
-        charge_pe=kept.charge_pe[order],
-        hlc=kept.hlc[order],
-        dark=kept.dark[order],
-        triggered=triggered,
-        n_outside=outside,
-    )
-
-
-def trigger_times(pulses: Pulses, n_events: int, site: Site) -> tuple[Floats, Floats]:
-    """Find the first hit of the first trigger and the last hit of the last one.
-
-    Returns two (n_events,) float64 in ns; an event without a trigger has inf and -inf.
-    """
-    first, last = np.full(n_events, np.inf), np.full(n_events, -np.inf)
-    at = np.flatnonzero(pulses.first_hlc)
-    order = np.lexsort((pulses.time_ns[at], pulses.event[at]))
-    event, time = pulses.event[at][order], pulses.time_ns[at][order]
-    reach = site.n_trigger_hits - 1
-    if len(time) <= reach:
-        return first, last
-    within = time[reach:] - time[:-reach] <= site.trigger_window_ns
-    fires = (event[reach:] == event[:-reach]) & within
-    opening = np.flatnonzero(fires)
-    np.minimum.at(first, event[opening], time[opening])
-    np.maximum.at(last, event[opening], time[opening + reach])
-    return first, last
-
-
-def _event_clock(n_events: int, site: Site, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Draw the trigger's time on the event's clock and how far the readout reaches back, (E,).
-
-    Other detectors than IceCube have no merged readouts: their clock begins with the readout.
-    """
-    reach_back = site.readout_before_ns
-    if not site.is_icecube:
-        return np.full(n_events, reach_back), np.full(n_events, reach_back)
-    jitter = _TRIGGER_SPREAD_NS * rng.standard_normal(n_events)
-    clock = _TRIGGER_TIME_NS + np.clip(jitter, -_TRIGGER_REACH_NS, _TRIGGER_REACH_NS)
-    u = rng.random((3, n_events))
-    late = u[0] < _LATE_SHARE
-    shift = np.minimum(-_LATE_MEAN_NS * np.log1p(-u[1]), _LATE_MAX_NS)
-    before = np.where(late, 300.0 + u[2] * (reach_back - 300.0), reach_back)
-    return clock + np.where(late, shift, 0.0), before

@@ -101,6 +101,7 @@ def truth_table(events: SimulatedEvents, event_id: Ints, detector: Detector) -> 
     contained = inside_array(truth.vertex_m, site_of(detector))
     cascade_seen = np.where(track & ~contained, 0.0, truth.cascade_gev)
     nan = math.nan
+    coincident_azimuth, coincident_zenith = _angles(events.muon_origin)
     return pa.table(
         {
             "event_id": event_id,
@@ -120,6 +121,11 @@ def truth_table(events: SimulatedEvents, event_id: Ints, detector: Detector) -> 
             "muon_azimuth": np.where(track, muon_azimuth, nan),
             "muon_zenith": np.where(track, muon_zenith, nan),
             "neutrino_muon_angle": np.where(track, np.arccos(cosine), nan),
+            "neutrino_pe": events.neutrino_pe,
+            "coincident_muon": events.muon_pe > 0,
+            "coincident_muon_pe": events.muon_pe,
+            "coincident_muon_azimuth": coincident_azimuth,
+            "coincident_muon_zenith": coincident_zenith,
         }
     )
 
