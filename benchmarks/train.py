@@ -313,18 +313,16 @@ def bench_train(config_path: str | Path | None = None) -> dict[str, Any]:
     peak = matmul_tflops_per_s(device)
     flops = sum(model.n_flops(batch) for batch in batches) / len(batches)
     achieved = BACKWARD_FACTOR * flops * n_steps / seconds / 1e12
-    n_events = sum(batch.n_events for batch in batches)
+    n_events = sum(batch.n_events for batch in batches) / len(batches)
     measured = {
         "config": config.name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "n_threads": torch.get_num_threads(),
         "n_parameters": model.n_parameters(),
-        "n_events_per_batch": n_events / len(batches),
-        "n_doms_per_event": sum(batch.n_doms for batch in batches) / n_events,
-        "n_pulses_per_event": sum(batch.n_pulses for batch in batches) / n_events,
+        **_sizes(batches),
         "n_steps": n_steps,
         "warm_up_s": warm_up_s,
-        "events_per_s": n_steps * n_events / len(batches) / seconds,
+        "events_per_s": n_steps * n_events / seconds,
         "model_tflops_per_s": achieved,
         "matmul_tflops_per_s": peak,
         "share_of_matmul_peak": achieved / peak,
@@ -333,6 +331,15 @@ def bench_train(config_path: str | Path | None = None) -> dict[str, Any]:
     if device.type == "cuda":
         measured["step_gpu_busy_share"] = busy_share(steps.take, N_PROFILED_STEPS, device)
     return measured | bench_loop(config, device, step_s=seconds / n_steps)
+
+
+def _sizes(batches: list[EventBatch]) -> dict[str, float]:
+    n_events = sum(batch.n_events for batch in batches)
+    return {
+        "n_events_per_batch": n_events / len(batches),
+        "n_doms_per_event": sum(batch.n_doms for batch in batches) / n_events,
+        "n_pulses_per_event": sum(batch.n_pulses for batch in batches) / n_events,
+    }
 
 
 def simulated_batches(config: BatchConfig, n_batches: int) -> list[EventBatch]:

@@ -170,19 +170,16 @@ def print_cluster_results(console: Console, summary: dict[str, Any], page: str) 
 
 
 def _print_screen(console: Console, summary: dict[str, Any], places: list[tuple[str, str]]) -> None:
+    # red is a decision that could not be made, yellow one against the model
+    verdict = {"promoted": "green", "refused": "yellow"}.get(summary["promotion"], "red")
     console.print()
     console.print(_angle_table(summary))
     console.print()
     for label, text in [*_facts(summary), *places]:
-        colour = _verdict_colour(summary) if label == "verdict" else ""
+        colour = verdict if label == "verdict" else ""
         # soft wrap keeps addresses and paths whole, so that they can be copied; brackets in them
         # are no markup
         console.print(Text.assemble(f"{label:<8} ", (text, colour)), soft_wrap=True)
-
-
-def _verdict_colour(summary: dict[str, Any]) -> str:
-    """Red is a decision that could not be made, yellow one against the model."""
-    return {"promoted": "green", "refused": "yellow"}.get(summary["promotion"], "red")
 
 
 def _angle_table(summary: dict[str, Any]) -> Table:

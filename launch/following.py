@@ -259,7 +259,8 @@ def _end(client: kfp.Client, followed: Followed, run: Any, say: Callable[[str], 
     say(f"{'log' if name else 'pods':<9} {command}")
     if followed.page:
         say(f"{'page':<9} {followed.page}")
-    failure = RunFailedError(what, where=run_words(run, followed))
+    where = ", ".join(filter(None, [run.display_name, followed.run_id]))
+    failure = RunFailedError(what, where=where)
     failure.summary = _summary(client, followed, workflow)
     raise failure
 
@@ -321,11 +322,6 @@ def pods_command(followed: Followed, pod: str, namespace: str = "") -> str:
     if pod:
         return f"{kubectl} logs {pod} -c main"
     return f"{kubectl} describe pods -l pipeline/runid={followed.run_id}"
-
-
-def run_words(run: Any, followed: Followed) -> str:
-    """Name a run by name and id."""
-    return f"{run.display_name}, {followed.run_id}" if run.display_name else followed.run_id
 
 
 def _goes_on(followed: Followed, error: IceaggrError) -> RunGoesOnError:

@@ -91,7 +91,12 @@ def run_here(
         try:
             if prepare is not None:
                 prepare()
-            _run_steps(pipeline, folder / "artifacts")
+            local.init(
+                runner=local.SubprocessRunner(use_venv=False),
+                pipeline_root=str(folder / "artifacts"),
+                raise_on_error=True,
+            )
+            pipeline()
         except Exception as error:
             failure = error
     if failure is not None:
@@ -101,15 +106,6 @@ def run_here(
             log_path,
         ) from None
     return LocalRun(folder)
-
-
-def _run_steps(pipeline: Callable[[], Any], artifacts: Path) -> None:
-    local.init(
-        runner=local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(artifacts),
-        raise_on_error=True,
-    )
-    pipeline()
 
 
 @contextlib.contextmanager

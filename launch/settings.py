@@ -115,10 +115,6 @@ def _quantity(value: Any) -> Decimal:
     return parse_quantity(text) if _QUANTITY.fullmatch(text) else Decimal(0)
 
 
-def _is_memory(value: Any) -> bool:
-    return _LEAST_MEMORY <= _quantity(value) <= _MOST_MEMORY
-
-
 def _is_cpu(value: Any) -> bool:
     # a quantity of bytes is one, too: 4Gi would be four thousand million cores
     return str(value)[-1:] in "0123456789.m" and 0 < _quantity(value) <= _MOST_CORES
@@ -128,19 +124,11 @@ def _is_limit(value: Any) -> bool:
     return 0 <= float(value) <= MAX_MINUTES
 
 
-def _is_resource(value: Any) -> bool:
-    return _RESOURCE.fullmatch(str(value)) is not None
-
-
 def _is_selector(value: Any) -> bool:
     return isinstance(value, dict) and all(
         _LABEL_KEY.fullmatch(key) and isinstance(item, str) and _LABEL_VALUE.fullmatch(item)
         for key, item in value.items()
     )
-
-
-def _are_tolerations(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_toleration(item) for item in value)
 
 
 def _is_toleration(item: Any) -> bool:
@@ -176,17 +164,20 @@ def _tolerates(item: dict[str, Any]) -> bool:
 
 _CHECKS: dict[str, tuple[Any, str]] = {
     "_uri": (_is_place, "s3://BUCKET or s3://BUCKET/FOLDER, without `..` and without keys"),
-    "_memory": (_is_memory, 'a Kubernetes quantity of at least 64Mi, such as "16Gi"'),
+    "_memory": (
+        lambda value: _LEAST_MEMORY <= _quantity(value) <= _MOST_MEMORY,
+        'a Kubernetes quantity of at least 64Mi, such as "16Gi"',
+    ),
     "_cpu": (_is_cpu, 'a Kubernetes quantity of cores, such as "4" or "500m"'),
     "_gpu_type": (
-        _is_resource,
+        lambda value: _RESOURCE.fullmatch(str(value)),
         "the resource name of a device plugin such as nvidia.com/gpu, amd.com/gpu or"
         " nvidia.com/mig-3g.40gb",
     ),
     "_max_minutes": (_is_limit, _MINUTES),
     "_node_selector": (_is_selector, 'Kubernetes labels with text as values: {"label": "value"}'),
     "_tolerations": (
-        _are_tolerations,
+        lambda value: isinstance(value, list) and all(map(_is_toleration, value)),
         f'[{{"key": "gpu", "operator": "Exists"}}], fields {", ".join(_TOLERATION_FIELDS)};'
         f" operator Exists, or Equal with a key; effect {', '.join(_EFFECTS[1:])} or none;"
         " tolerationSeconds a whole number, only with NoExecute",

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -95,7 +96,8 @@ class ShardCache:
                 logger.warning("cached shard is read again from %s: %s", entry.uri, error)
                 path.unlink(missing_ok=True)
             else:
-                _mark_used(path)
+                with suppress(FileNotFoundError):  # another process made room
+                    os.utime(path)
                 return events
         data, found_hash = read_shard_bytes(self._store, entry)
         events = verified_shard(data, entry, found_hash)
@@ -145,13 +147,6 @@ class ShardCache:
                 continue
             copies.append((status.st_mtime_ns, status.st_size, path))
         return copies
-
-
-def _mark_used(path: Path) -> None:
-    try:
-        os.utime(path)
-    except FileNotFoundError:
-        logger.debug("cached shard %s was deleted while in use", path)
 
 
 Position = dict[str, int]

@@ -159,15 +159,7 @@ def data_card_html(
     agrees with the line fit.  doubts: further sentences on what is odd.
     Raises: ShardError if there is no train split.
     """
-    present = {s: sketches[s] for s in SPLITS if s in sketches and sketches[s].n_events}
-    if "train" not in present:
-        raise ShardError(
-            "no train split to describe",
-            where=f"manifest {manifest.digest()}",
-            found=list(present),
-            expected="train",
-            remedy="Shard more raw events, or lower the shares of the other splits",
-        )
+    present = _present(manifest, sketches)
     every = merge_sketches(present.values())
     return render(
         "data_card.html.j2",
@@ -194,6 +186,19 @@ def data_card_html(
         doubts=doubts,
         max_abs=MAX_ABS,
     )
+
+
+def _present(manifest: ShardManifest, sketches: Mapping[str, Sketch]) -> dict[str, Sketch]:
+    present = {s: sketches[s] for s in SPLITS if s in sketches and sketches[s].n_events}
+    if "train" not in present:
+        raise ShardError(
+            "no train split to describe",
+            where=f"manifest {manifest.digest()}",
+            found=list(present),
+            expected="train",
+            remedy="Shard more raw events, or lower the shares of the other splits",
+        )
+    return present
 
 
 def _of(sketches: Mapping[str, Sketch], name: str) -> dict[str, FeatureSketch]:

@@ -165,7 +165,7 @@ def decode_shard(data: Any, where: str) -> DomEvents:
         event_dom_offsets=_numpy(doms.offsets).astype(np.int64),
         sensor_id=_numpy(dom_rows.field("sensor_id")),
         dom_pulse_offsets=_numpy(pulse_lists.offsets).astype(np.int64),
-        **{name: _pulse_value(pulses.field(name)) for name in PULSE_NAMES},
+        **{name: _numpy(pulses.field(name)) for name in PULSE_NAMES},
     )
     _check_offsets(events, where)
     _check_values(events, where)
@@ -264,10 +264,6 @@ def _only_chunk(table: Any, name: str) -> Any:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
-def _pulse_value(column: Any) -> npt.NDArray[Any]:
-    return _flags(column) if pa.types.is_boolean(column.type) else _numpy(column)
-
-
 def _plain(arrow_type: Any, values: npt.NDArray[Any]) -> Any:
     # straight from the memory of numpy: no copy, and no search for nulls
     packed = values.dtype == np.bool_
@@ -288,12 +284,9 @@ def _lists(arrow_type: Any, offsets: npt.NDArray[np.int64], values: Any) -> Any:
 
 
 def _numpy(column: Any) -> npt.NDArray[Any]:
-    return column.to_numpy(zero_copy_only=False)
-
-
-def _flags(column: Any) -> npt.NDArray[np.bool_]:
-    if not len(column):
-        return np.zeros(0, np.bool_)
+    if not (pa.types.is_boolean(column.type) and len(column)):
+        return column.to_numpy(zero_copy_only=False)
+    # several times as fast as Arrow
     packed = np.frombuffer(column.buffers()[1], np.uint8)
     bits = np.unpackbits(packed, count=column.offset + len(column), bitorder="little")
     return bits[column.offset :].view(np.bool_)

@@ -324,35 +324,35 @@ def _plan_digest(data: bytes) -> str:
 def _planned_files(
     layout: RawLayout, counts: dict[int, int], config: DataConfig
 ) -> tuple[tuple[PlannedFile, ...], tuple[str, ...]]:
+    """Take files until there are enough events; also what is to be noted of missing ones."""
     planned: list[PlannedFile] = []
-    n_taken = 0
+    n_left = config.n_events or sum(counts.values())
     for file in layout.files:
-        if config.n_events and n_taken >= config.n_events:
+        if config.n_events and not n_left:
             break
-        if file.batch_id not in counts:
-            raise missing_meta_rows(file.stored.uri, file.batch_id, layout.meta.uri)
-        n_events = counts[file.batch_id]
-        n_used = min(n_events, config.n_events - n_taken) if config.n_events else n_events
-        n_taken += n_used
+        batch_id, stored = file.batch_id, vars(file.stored)
+        if batch_id not in counts:
+            raise missing_meta_rows(file.stored.uri, batch_id, layout.meta.uri)
+        n_events, n_used = counts[batch_id], min(counts[batch_id], n_left)
+        n_left -= n_used
         planned.append(
-            PlannedFile(
-                **vars(file.stored),
-                batch_id=file.batch_id,
-                n_events=n_events,
-                n_events_used=n_used,
-            )
+            PlannedFile(**stored, batch_id=batch_id, n_events=n_events, n_events_used=n_used)
         )
     # files behind the last event asked for may be missing: nobody reads them
-    is_cut = config.n_events and n_taken >= config.n_events
+    is_cut = config.n_events and not n_left
     last = planned[-1].batch_id if is_cut else max(counts)
     present = {file.batch_id for file in layout.files}
     missing = sorted(b for b in counts if b <= last and b not in present)
-    if not missing:
-        return tuple(planned), ()
+    return tuple(planned), _note_of_missing(layout, counts, missing, config) if missing else ()
+
+
+def _note_of_missing(
+    layout: RawLayout, counts: dict[int, int], missing: list[int], config: DataConfig
+) -> tuple[str]:
     n_missing = sum(counts[batch_id] for batch_id in missing)
     what = f"{len(missing)} batches of the meta file have no raw file"
     if config.allow_missing_files:
-        return tuple(planned), (f"{what}: their {n_missing} events were not sharded",)
+        return (f"{what}: their {n_missing} events were not sharded",)
     raise RawDataError(
         what,
         where=layout.meta.uri,
