@@ -27,7 +27,7 @@ from kfp_server_api import V2beta1GetHealthzResponse
 from kfp_server_api.exceptions import ApiException
 
 from iceaggr.errors import ConfigError, IceaggrError
-from iceaggr.patience import ask_patiently, first_contact_s
+from iceaggr.patience import ask_patiently, first_contact_s, is_in_a_pod
 from iceaggr.service_settings import refuse_credentials, without_credentials
 
 # What the Kubeflow Pipelines API refuses, as errors a person can act on.
@@ -182,6 +182,11 @@ class Connection:
         Path | None, typer.Option(help="Certificate authority of the server, PEM")
     ] = None
 
+    @property
+    def given_host(self) -> str:
+        """Give the address as the user gave it, empty = that of this cluster."""
+        return self.host or os.environ.get(HOST_VARIABLE, "")
+
     def as_options(self) -> str:
         """Write the options of the command line that give this connection, files by their names."""
         given = {f"--{name.replace('_', '-')}": value for name, value in vars(self).items()}
@@ -305,8 +310,7 @@ def check_version(client: kfp.Client, *, accept_older: bool) -> str:
 
 
 def _check_presence(connection: Connection) -> None:
-    inside = "KUBERNETES_SERVICE_HOST" in os.environ
-    if not (connection.host or os.environ.get(HOST_VARIABLE) or inside):
+    if not (connection.given_host or is_in_a_pod()):
         raise ConfigError(
             "no address of Kubeflow Pipelines",
             where=f"--host or {HOST_VARIABLE}",
@@ -322,14 +326,12 @@ def _check_presence(connection: Connection) -> None:
 
 def address(connection: Connection) -> str:
     """Name the server for messages and links."""
-    return connection.host or os.environ.get(HOST_VARIABLE, "") or "the service of this cluster"
+    return connection.given_host or "the service of this cluster"
 
 
 def check_address(connection: Connection) -> None:
     """Check that the given address says how to speak to the server. Raises: ConfigError."""
-    _check_scheme(
-        connection.host or os.environ.get(HOST_VARIABLE, ""), f"--host or {HOST_VARIABLE}"
-    )
+    _check_scheme(connection.given_host, f"--host or {HOST_VARIABLE}")
 
 
 def _check_scheme(given: str, where: str) -> None:
@@ -356,7 +358,7 @@ def ui_address(connection: Connection, ui: str) -> str:
     given = ui or os.environ.get(_UI_VARIABLE, "")
     refuse_credentials(given, where=f"--ui or {_UI_VARIABLE}", remedy="Links need no password")
     _check_scheme(given, f"--ui or {_UI_VARIABLE}")
-    host = connection.host or os.environ.get(HOST_VARIABLE, "")
+    host = connection.given_host
     if given or not host:
         return given.rstrip("/")
     with contextlib.suppress(ValueError):  # an invalid port is reported when a client connects
@@ -383,16 +385,14 @@ def _credentials(connection: Connection) -> dict[str, Any]:
             "two ways of authentication", found=", ".join(used), expected="at most one"
         )
     texts = {name: read_credential(path, name) for name, path in used.items()}
-    arguments: dict[str, Any] = {}
-    if connection.token_file:
-        arguments["existing_token"] = texts["--token-file"]
+    arguments: dict[str, Any] = {
+        "existing_token": texts.get("--token-file"),
+        "cookies": texts.get("--cookies-file"),
+    }
     if connection.service_account_token_file:
         # read again for each request: the kubelet renews it
-        arguments["credentials"] = ServiceAccountTokenVolumeCredentials(
-            path=str(connection.service_account_token_file)
-        )
-    if connection.cookies_file:
-        arguments["cookies"] = texts["--cookies-file"]
+        path = str(connection.service_account_token_file)
+        arguments["credentials"] = ServiceAccountTokenVolumeCredentials(path=path)
     if connection.ca_file:
         check_authority(connection.ca_file, "--ca-file")
         arguments["ssl_ca_cert"] = str(connection.ca_file)
