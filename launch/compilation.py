@@ -56,12 +56,8 @@ def check_run_name(name: str, where: str) -> None:
         return
     check_display_name(name, where)
     if len(name) > _MAX_RUN_NAME or "/" in name or name.startswith("."):
-        raise ConfigError(
-            "invalid name of a run",
-            where=where,
-            found=repr(name),
-            expected=f"at most {_MAX_RUN_NAME} characters, no / and no leading dot",
-        )
+        expected = f"at most {_MAX_RUN_NAME} characters, no / and no leading dot"
+        raise _refused("invalid name of a run", name, where, expected)
 
 
 def check_display_name(name: str, where: str) -> None:
@@ -72,34 +68,22 @@ def check_display_name(name: str, where: str) -> None:
     """
     is_long = len(name) > _MAX_DISPLAY_NAME
     if not name.strip() or name != name.strip() or not name.isprintable() or is_long:
-        raise ConfigError(
-            "invalid name",
-            where=where,
-            found=repr(name),
-            expected=f"1 to {_MAX_DISPLAY_NAME} printable characters, no blank at either end",
-        )
+        expected = f"1 to {_MAX_DISPLAY_NAME} printable characters, no blank at either end"
+        raise _refused("invalid name", name, where, expected)
 
 
 def check_namespace(name: str, where: str) -> None:
     """Check the name of a namespace; empty = none given. Raises: ConfigError."""
     if name and not _DNS_LABEL.fullmatch(name):
-        raise ConfigError(
-            "invalid name of a namespace",
-            where=where,
-            found=repr(name),
-            expected="at most 63 of a-z, 0-9 and -, a letter or digit at both ends",
-        )
+        expected = "at most 63 of a-z, 0-9 and -, a letter or digit at both ends"
+        raise _refused("invalid name of a namespace", name, where, expected)
 
 
 def check_service_account(name: str, where: str) -> None:
     """Check the name of a service account; empty = the installation's. Raises: ConfigError."""
     if name and not _DNS_SUBDOMAIN.fullmatch(name):
-        raise ConfigError(
-            "invalid name of a service account",
-            where=where,
-            found=repr(name),
-            expected="at most 253 of a-z, 0-9, - and ., a letter or digit at both ends",
-        )
+        expected = "at most 253 of a-z, 0-9, - and ., a letter or digit at both ends"
+        raise _refused("invalid name of a service account", name, where, expected)
 
 
 def check_image(image: str, where: str) -> None:
@@ -109,20 +93,16 @@ def check_image(image: str, where: str) -> None:
     """
     match = _IMAGE.fullmatch(image)
     if match is None:
-        raise ConfigError(
-            "not an image reference",
-            where=where,
-            found=repr(image),
-            expected="REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:64 hexadecimal digits",
-        )
+        expected = "REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:64 hexadecimal digits"
+        raise _refused("not an image reference", image, where, expected)
     tag = (match["tag"] or "").lower()
     if not match["digest"] and (not tag or tag.endswith("latest")):
-        raise ConfigError(
-            "the tag of the image names no fixed version",
-            where=where,
-            found=repr(image),
-            expected="a tag of one version, such as :1.4.2, or a digest",
-        )
+        expected = "a tag of one version, such as :1.4.2, or a digest"
+        raise _refused("the tag of the image names no fixed version", image, where, expected)
+
+
+def _refused(what: str, name: str, where: str, expected: str) -> ConfigError:
+    return ConfigError(what, where=where, found=repr(name), expected=expected)
 
 
 def compile_pipeline(pipeline: Any, output: Path) -> Path:
@@ -132,12 +112,8 @@ def compile_pipeline(pipeline: Any, output: Path) -> Path:
     cannot be written.
     """
     if output.suffix not in (".yaml", ".yml"):
-        raise ConfigError(
-            "the compiled pipeline must be a YAML file",
-            where="--output",
-            found=repr(output.name),
-            expected="a name that ends in .yaml",
-        )
+        what = "the compiled pipeline must be a YAML file"
+        raise _refused(what, output.name, "--output", "a name that ends in .yaml")
     _refuse_other(output, pipeline.name)
     # beside nothing of the user's: the dropdowns are added to what the SDK writes
     with tempfile.TemporaryDirectory() as folder:

@@ -256,14 +256,16 @@ def _take_apart(work_unit: str) -> tuple[str, int, int]:
     plan_uri, _, span = work_unit.rpartition("#")
     first, _, last = span.partition(":")
     if not (plan_uri and first.isdecimal() and last.isdecimal()):
-        raise ShardError(
-            "not a work unit",
-            where="work_unit",
-            found=shown(work_unit),
-            expected="'<plan URI>#first:last'",
-            remedy="Take one from the list that plan_shards gave",
-        )
+        remedy = "Take one from the list that plan_shards gave"
+        expected = "'<plan URI>#first:last'"
+        raise _unusable("not a work unit", "work_unit", shown(work_unit), expected, remedy)
     return plan_uri, int(first), int(last)
+
+
+def _unusable(
+    what: str, where: str, found: str, expected: str, remedy: str = "Run plan_shards again"
+) -> ShardError:
+    return ShardError(what, where=where, found=found, expected=expected, remedy=remedy)
 
 
 def _select_files(
@@ -271,13 +273,9 @@ def _select_files(
 ) -> tuple[PlannedFile, ...]:
     files = plan.files[first:last]
     if len(files) != last - first or not files:
-        raise ShardError(
-            "work unit lies outside its plan",
-            where=work_unit,
-            found=f"{len(plan.files)} files",
-            expected=f"more than {last - 1} files, and first < last",
-            remedy="Run plan_shards again",
-        )
+        expected = f"more than {last - 1} files, and first < last"
+        found = f"{len(plan.files)} files"
+        raise _unusable("work unit lies outside its plan", work_unit, found, expected)
     return files
 
 
@@ -286,13 +284,9 @@ def _read_plan(store: ObjectStore, uri: str) -> ShardPlan:
     plan = read_model(ShardPlan, data, lambda problem: _bad_plan(data, uri, problem))
     digest, name = _plan_digest(data), uri.rsplit("/", 1)[-1].removesuffix(".json")
     if digest != name:
-        raise ShardError(
-            "shard plan was changed after it was written",
-            where=uri,
-            found=f"content {digest}",
-            expected=f"content {name}, as its name says",
-            remedy="Run plan_shards again; plans are never edited by hand",
-        )
+        what, expected = "shard plan was changed after it was written", f"content {name}"
+        remedy = "Run plan_shards again; plans are never edited by hand"
+        raise _unusable(what, uri, f"content {digest}", f"{expected}, as its name says", remedy)
     return plan
 
 
@@ -301,20 +295,10 @@ def _bad_plan(data: bytes, uri: str, problem: Problem) -> ShardError:
     with suppress(ValueError):
         version = read_json_object(data, ValueError).get("plan_version")
         if version not in (None, PLAN_VERSION):
-            return ShardError(
-                "shard plan of another version",
-                where=uri,
-                found=f"version {shown(version)}",
-                expected=f"version {PLAN_VERSION}",
-                remedy="Run plan_shards again with this version of iceaggr",
-            )
-    return ShardError(
-        "damaged shard plan",
-        where=uri,
-        found=problem.found_in_field,
-        expected=problem.expected,
-        remedy="Run plan_shards again",
-    )
+            found, expected = f"version {shown(version)}", f"version {PLAN_VERSION}"
+            remedy = "Run plan_shards again with this version of iceaggr"
+            return _unusable("shard plan of another version", uri, found, expected, remedy)
+    return _unusable("damaged shard plan", uri, problem.found_in_field, problem.expected)
 
 
 def _plan_digest(data: bytes) -> str:
