@@ -185,20 +185,18 @@ def bench_loader() -> dict[str, Any]:
     finally:
         torch.set_num_threads(n_threads)
     n_default = min(BatchConfig().n_workers, max(WORKER_COUNTS))
+    default = passes[n_default]
     speed = {n: statistics.median(p.events_per_s for p in done) for n, done in passes.items()}
-    seconds = statistics.median(p.seconds for p in passes[n_default])
-    one = passes[n_default][0]
+    cpu_s = statistics.median(p.cpu_s / p.n_events for p in default)
+    ratio = statistics.median(p.seconds for p in default) / statistics.median(copies)
+    one = default[0]
     return {
         "events_per_s": round(speed[n_default]),
         "events_per_s_by_n_workers": {str(n): round(value) for n, value in speed.items()},
         "n_workers": n_default,
-        "cpu_us_per_event": round(
-            1e6 * statistics.median(p.cpu_s / p.n_events for p in passes[n_default]), 2
-        ),
-        "ratio_to_memory_copy": round(seconds / statistics.median(copies), 2),
-        "share_waiting": round(
-            statistics.median(p.waiting_s / p.seconds for p in passes[n_default]), 3
-        ),
+        "cpu_us_per_event": round(1e6 * cpu_s, 2),
+        "ratio_to_memory_copy": round(ratio, 2),
+        "share_waiting": round(statistics.median(p.waiting_s / p.seconds for p in default), 3),
         "peak_memory_gib": round(peak_memory_gib(_LOAD, manifest_uri, str(n_default)), 3),
         "n_events": one.n_events,
         "pulses_per_event": round(one.n_pulses / one.n_events, 1),

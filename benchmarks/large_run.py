@@ -15,13 +15,14 @@ if __name__ == "__main__":
 import argparse
 import multiprocessing
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from iceaggr.batches import EventLoader
 from iceaggr.shards.encoding import SPLITS
@@ -57,14 +58,8 @@ def main() -> None:
         n_events = sum(unit.n_events(split) for unit in units for split in splits)
         moments = np.linspace(0, len(memory_mib) - 1, N_MOMENTS).astype(int)
         curve = " ".join(f"{memory_mib[moment]:.0f}" for moment in moments)
-        row = [
-            name,
-            f"{seconds:.1f}",
-            f"{n_events / seconds:,.0f}",
-            curve,
-            f"{max(memory_mib):.0f}",
-        ]
-        print(f"| {' | '.join(row)} |", flush=True)
+        speed = f"{seconds:.1f} | {n_events / seconds:,.0f}"
+        print(f"| {name} | {speed} | {curve} | {max(memory_mib):.0f} |", flush=True)
 
 
 def command(*words: object) -> None:
@@ -98,14 +93,9 @@ def watched(step: Callable[..., None], arguments: tuple[object, ...]) -> tuple[f
 
 
 def _resident_mib(pid: int | None) -> float:
-    try:
-        return (
-            int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
-            * resource.getpagesize()
-            / 2**20
-        )
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
+    with suppress(psutil.NoSuchProcess):
+        return float(psutil.Process(pid).memory_info().rss / 2**20)
+    return 0.0
 
 
 if __name__ == "__main__":
