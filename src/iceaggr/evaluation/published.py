@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from iceaggr.built_in_detectors import name_of
 from iceaggr.config import EvaluationConfig
 from iceaggr.detector import Detector
 from iceaggr.evaluation.baselines import TITLES
 from iceaggr.evaluation.event_table import angles_of
 from iceaggr.evaluation.slices import Estimate, estimate_median, estimate_share
-from iceaggr.events.conversion.sensors import places_digest
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -67,7 +67,6 @@ class PublishedSet:
     """
 
     name: str
-    geometry: str
     medium: str
     n_events: float
     rows: dict[str, dict[tuple[str, str], tuple[float, ...]]] = field(repr=False)
@@ -142,15 +141,15 @@ Triangle       | DynEdge     | 29.25 39.94  0.48 0.16  8.16  3.28 4.03 6.22  7.9
 Triangle       | GRIT        | 28.36 39.33  0.94 0.21 10.28  3.87 2.96 5.26 18.21  8.39 64.59 -
 """
 
-# name, geometry, medium, million events
+# name, built-in detector, medium, million events
 _SETS = (
-    ("Flower XL", "Flower XL", "water", 10.1),
-    ("Flower L", "Flower L", "water", 24.0),
-    ("Hexagon", "Hexagon", "water", 20.5),
-    ("Hexagon Ice LE", "Hexagon", "ice", 8.6),
-    ("Flower S", "Flower S", "water", 20.5),
-    ("Cluster", "Cluster", "water", 22.9),
-    ("Triangle", "Triangle", "water", 23.1),
+    ("Flower XL", "flower-xl", "water", 10.1),
+    ("Flower L", "flower-l", "water", 24.0),
+    ("Hexagon", "hexagon", "water", 20.5),
+    ("Hexagon Ice LE", "hexagon-ice", "ice", 8.6),
+    ("Flower S", "flower-s", "water", 20.5),
+    ("Cluster", "cluster", "water", 22.9),
+    ("Triangle", "triangle", "water", 23.1),
 )
 
 
@@ -163,8 +162,8 @@ def published_sets() -> dict[str, PublishedSet]:
         values = [math.nan if text == "-" else float(text) for text in figures.split()]
         rows[name][model] = dict(_cells(values))
     return {
-        name: PublishedSet(name, geometry, medium, 1e6 * millions, rows[name])
-        for name, geometry, medium, millions in _SETS
+        name: PublishedSet(name, medium, 1e6 * millions, rows[name])
+        for name, _, medium, millions in _SETS
     }
 
 
@@ -176,23 +175,10 @@ def _cells(values: list[float]) -> Iterator[tuple[tuple[str, str], tuple[float, 
             yield (current, band.name), (median, within_1 / 100, within_5 / 100)
 
 
-_GEOMETRIES = {
-    "746013da28a5c21b": "Cluster",
-    "ce5b8f67c8d68dcb": "Flower L",
-    "2577fbf4bfca1483": "Flower S",
-    "feb5a96202570580": "Flower XL",
-    "47bd62673711b2a7": "Hexagon",
-    "dc0c2a516bc348ea": "Triangle",
-}
-"""Digests of the places of the sensors. Source: geometry tables of GraphNeT, commit 368927d."""
-
-
 def set_of(detector: Detector) -> str:
     """Find the set of the benchmark that has this detector in this medium, '' if none has."""
-    geometry = _GEOMETRIES.get(places_digest(detector.xyz_m))
-    medium = detector.medium.name
-    known = (name for name, places, kind, _ in _SETS if (places, kind) == (geometry, medium))
-    return next(known, "")
+    name = name_of(detector)
+    return next((title for title, built_in, *_ in _SETS if built_in == name), "")
 
 
 # The figures of scored events.
