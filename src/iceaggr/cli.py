@@ -115,8 +115,31 @@ def train(
         )
 
 
-def evaluate(folder: Folder) -> None:
-    """Score the model and the baselines on the test split and write the report."""
+def evaluate(
+    folder: Annotated[Path | None, FOLDER] = None,
+    predictions: Annotated[
+        list[Path] | None,
+        typer.Option(help="Instead: a file of predictions, of any model (Parquet, as NuBench's)"),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="With --predictions: page to write; else beside the file")
+    ] = None,
+    is_reversed: Annotated[
+        bool,
+        typer.Option("--reversed", help="With --predictions: its vectors point the other way"),
+    ] = False,
+    benchmark_set: Annotated[
+        str,
+        typer.Option("--set", help="With --predictions: NuBench's set, if the file does not say"),
+    ] = "",
+) -> None:
+    """Score the model and the baselines on the test split and write the report.
+
+    With --predictions: the same report for a file of predictions, without model or events.
+    """
+    if predictions or folder is None:
+        _evaluate_predictions(predictions or [], folder, report, is_reversed, benchmark_set)
+        return
     from iceaggr.steps.evaluate_model import run_evaluate_model
     from iceaggr.steps.run_folder import RunFolder
 
@@ -129,6 +152,23 @@ def evaluate(folder: Folder) -> None:
             evaluation_path=run.evaluation,
             report_path=run.report,
         )
+
+
+def _evaluate_predictions(
+    files: list[Path], folder: Path | None, report: Path | None, is_reversed: bool, name: str
+) -> None:
+    if len(files) != 1 or folder:
+        given = [*(["a folder"] if folder else []), *map(str, files)]
+        raise ConfigError(
+            "not one thing to evaluate",
+            where="iceaggr evaluate",
+            found=", ".join(given) or "neither",
+            expected="--folder FOLDER, or --predictions FILE once",
+            remedy="`iceaggr compare FILE FILE` judges two files, event by event",
+        )
+    from iceaggr.steps.compare import run_evaluate_predictions
+
+    run_evaluate_predictions(files[0], report, is_reversed, name)
 
 
 def promote(
@@ -330,14 +370,20 @@ def predict(
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(help="MLflow runs: names, ids or addresses; the first is the reference"),
+        typer.Argument(
+            help="MLflow runs (names, ids or addresses) or files of predictions (.parquet); the"
+            " first is the reference"
+        ),
     ],
+    predictions: Annotated[
+        bool, typer.Option("--predictions", help="All are files, whatever their names end in")
+    ] = False,
     page: Annotated[Path | None, typer.Option(help="HTML page to write")] = None,
 ) -> None:
-    """Compare runs, paired on the test events they share."""
+    """Compare runs or files of predictions, paired on the events they share."""
     from iceaggr.steps.compare import run_compare
 
-    run_compare(runs, page)
+    run_compare(runs, page, predictions)
 
 
 def add_checkout() -> None:

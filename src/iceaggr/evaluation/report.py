@@ -91,7 +91,7 @@ class ReportContext:
 
     title: heading; facts: rows of a small table (model URI, data digest, split, code version ...);
     settings: the whole configuration; detector: for displays, else the built-in one.
-    origin: where the events come from; model: what its row is called.
+    origin: where the events come from; model: what its row is called; notes: said first.
     """
 
     title: str = "Evaluation"
@@ -100,6 +100,7 @@ class ReportContext:
     detector: Detector | None = None
     origin: DataOrigin = field(default_factory=DataOrigin)
     model: str = TITLES["model"]
+    notes: tuple[str, ...] = ()
 
 
 def render_report(
@@ -131,7 +132,7 @@ def render_report(
         summaries=summaries,
         reference_words=_reference_words(results["reference"]),
         has_sizes="n_pulses" in events,
-        verdict=[*verdict, *context.origin.sentences()],
+        verdict=[*verdict, *context.origin.sentences(), *context.notes],
         tiles=first_screen(summaries, context.model),
         benchmark=benchmark_blocks(benchmark, COMPARED) if len(benchmark) else [],
         published=context.origin.published,

@@ -1,54 +1,170 @@
-"""Paired comparison of tracked runs on the test events that they share."""
+"""What is judged from tables of events: files of predictions, of any model, and tracked runs."""
 
 from __future__ import annotations
 
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from iceaggr.config import EvaluationConfig
 from iceaggr.errors import ConfigError, EvaluationError
 from iceaggr.evaluation.comparison import Comparison, compare_runs
+from iceaggr.evaluation.evaluation import Evaluation, ScoredEvents, add_guesses, evaluate_scored
+from iceaggr.evaluation.prediction_files import PredictionFile, read_predictions
+from iceaggr.evaluation.published import benchmark_blocks, published_sets
+from iceaggr.evaluation.report import COMPARED, ReportContext, plus_minus
+from iceaggr.evaluation.slices import Estimate
 from iceaggr.paths import EVENTS_FILE
 from iceaggr.steps.documents import check_target_file, holds, write_document
+from iceaggr.steps.evaluate_model import tables_of
 from iceaggr.tracking.run import fetch_run_file
+from iceaggr.validation import shown
+
+# One file of predictions: the report that a run of ours has, for anyone's model.
 
 
-def run_compare(runs: list[str], page: Path | None) -> Comparison:
-    """Compare the runs with the first one, print the tables, write the page.
+def run_evaluate_predictions(
+    file: Path, report: Path | None = None, is_reversed: bool = False, set_name: str = ""
+) -> Evaluation:
+    """Judge a file of predictions: print the figures, write the page and its tables beside it.
 
-    runs: names, ids or addresses of MLflow runs, two or more.  page: HTML file to write.
-    Raises: ConfigError for fewer than two runs, or one named twice; TrackingError, EvaluationError.
+    No model and no events are needed. A file that was exported from a run has the run's figures.
+    report: HTML file to write, NAME.html beside the file if not given.  is_reversed: see
+    `read_predictions`.  set_name: of the benchmark's set, where the file does not say.
+    Raises: ConfigError; EvaluationError as `read_predictions`.
     """
-    if len(runs) < 2:
+    page = report or file.with_suffix(".html")
+    check_target_file(page, "--report", holds('<table id="headline">'))
+    read = read_predictions(file, is_reversed)
+    config = _evaluation_config(read)
+    context = _context(file, read, set_name)
+    events = add_guesses(read.events, config.seed)
+    evaluation = evaluate_scored(ScoredEvents(events, {}, {}, []), config, context)
+    write_document(page, evaluation.report_html)
+    for name, text in tables_of(evaluation, config).items():
+        write_document(page.with_name(f"{page.stem}.{name}"), text)
+    print(_text(evaluation, context), flush=True)
+    print(f"page {page}", flush=True)
+    return evaluation
+
+
+def _evaluation_config(read: PredictionFile) -> EvaluationConfig:
+    """Take the settings of the run that exported the file, where they are known here."""
+    known = {
+        name: read.settings[name] for name in EvaluationConfig.model_fields if name in read.settings
+    }
+    return EvaluationConfig.model_validate(known)
+
+
+def _context(file: Path, read: PredictionFile, set_name: str) -> ReportContext:
+    origin = read.origin
+    if set_name:
+        names = {name.lower().replace(" ", "-"): name for name in published_sets()}
+        name = names.get(set_name.lower().replace(" ", "-"))
+        if name is None or (origin.set_name and name != origin.set_name):
+            raise ConfigError(
+                "another set than the file's" if name else "no set of the benchmark",
+                where=f"--set {set_name}",
+                found=shown(set_name),
+                expected=origin.set_name or ", ".join(names),
+                remedy="Leave --set out" if origin.set_name else "Give one of these names",
+            )
+        origin = replace(origin, set_name=name)
+    facts = {"predictions": str(file), "events": f"{len(read.events):,}, those of the file"}
+    return ReportContext(
+        title=f"Predictions: {file.stem}",
+        facts=facts,
+        origin=origin,
+        model=file.stem,
+        notes=tuple(f"{note[0].upper()}{note[1:]}." for note in read.notes),
+    )
+
+
+TEXT_WIDTH = 100
+
+
+def _text(evaluation: Evaluation, context: ReportContext) -> str:
+    """Write the headline and the benchmark's figures for a terminal."""
+    console = Console(file=io.StringIO(), width=TEXT_WIDTH, color_system=None)
+    model = evaluation.summaries[0].estimates
+    console.print(
+        f"{context.model}: mean {plus_minus(model['mean'])} deg, median"
+        f" {plus_minus(model['median'])} deg on {len(evaluation.events):,} events",
+        markup=False,
+    )
+    for sentence in (*context.origin.sentences(), *context.notes):
+        console.print(sentence, markup=False)
+    blocks = benchmark_blocks(evaluation.benchmark, COMPARED) if len(evaluation.benchmark) else []
+    for block in blocks:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column(block["title"])
+        for head in ("energies", "events", "median [deg]", "within 1 deg [%]", "within 5 deg [%]"):
+            table.add_column(head, justify="right", no_wrap=True)
+        for place, (energies, n_events) in enumerate(block["bands"]):
+            for line in block["lines"]:
+                row = line["cells"][place]
+                if row is not None:
+                    title = context.model if line["method"] == "model" else line["title"]
+                    count = "" if line["published"] else f"{n_events:,}"
+                    table.add_row(escape(title), energies, count, *_figures(row))
+            table.add_section()
+        console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().rstrip()
+
+
+def _figures(row: dict[str, Any]) -> Iterator[str]:
+    for name, scale in (("median_deg", 1), ("within_1deg", 100), ("within_5deg", 100)):
+        one = Estimate(row[name], row[f"{name}_error"], row[name], row[name])
+        yield "-" if math.isnan(row[name]) else plus_minus(one, scale)
+
+
+# Two or more of them, paired: tracked runs and files.
+
+
+def run_compare(names: list[str], page: Path | None, all_files: bool = False) -> Comparison:
+    """Compare runs or files of predictions with the first one, print the tables, write the page.
+
+    names: of MLflow runs (names, ids or addresses), or files that end in .parquet; two or more.
+    page: HTML file to write.  all_files: every name is that of a file.
+    Raises: ConfigError for fewer than two, or one named twice; TrackingError, EvaluationError.
+    """
+    if len(names) < 2:
         raise ConfigError(
             "nothing to compare",
             where="iceaggr compare",
-            found=", ".join(runs) or "no run",
-            expected="two or more runs, the first one the reference",
-            remedy="Name another run",
+            found=", ".join(names) or "no run",
+            expected="two or more runs or files of predictions, the first one the reference",
+            remedy="Name another one",
         )
     if page:
         check_target_file(page, "--page", holds("<h1>Paired comparison</h1>"))
     tables: dict[str, pd.DataFrame] = {}
     seen: set[str] = set()
-    for run in runs:
-        with TemporaryDirectory() as folder:
-            file = fetch_run_file(run, EVENTS_FILE, Path(folder))
-            if file.run_id in seen:
-                raise ConfigError(
-                    "the same run twice",
-                    where=run,
-                    found=file.run_name,
-                    expected="different runs",
-                    remedy="Name each run once",
-                )
-            seen.add(file.run_id)
-            # two runs may share a name, never an id
-            is_new = file.run_name not in tables
-            label = file.run_name if is_new else f"{file.run_name} ({file.run_id[:8]})"
-            tables[label] = read_event_table(file.path, file.run_name)
+    for name in names:
+        is_file = all_files or name.endswith(".parquet")
+        identity, label, table = _table_of_file(Path(name)) if is_file else _table_of_run(name)
+        if identity in seen:
+            raise ConfigError(
+                f"the same {'file' if is_file else 'run'} twice",
+                where=name,
+                found=label,
+                expected="different ones",
+                remedy="Name each once",
+            )
+        seen.add(identity)
+        # two runs may share a name, never an id
+        tables[label if label not in tables else f"{label} ({identity[-20:]})"] = table
     comparison = compare_runs(tables, EvaluationConfig())
     if page:
         write_document(page, comparison.html)
@@ -56,6 +172,27 @@ def run_compare(runs: list[str], page: Path | None) -> Comparison:
     if page:
         print(f"page {page}", flush=True)
     return comparison
+
+
+def _table_of_file(path: Path) -> tuple[str, str, pd.DataFrame]:
+    read = read_predictions(path)
+    if not read.has_ids:
+        raise EvaluationError(
+            "events cannot be paired",
+            where=str(path),
+            found="no event numbers",
+            expected="a column event_no or event_id",
+            remedy="Write the file with its event numbers",
+        )
+    for note in read.notes:
+        print(f"{path.name}: {note}", flush=True)
+    return str(path.resolve()), path.stem, read.events
+
+
+def _table_of_run(run: str) -> tuple[str, str, pd.DataFrame]:
+    with TemporaryDirectory() as folder:
+        file = fetch_run_file(run, EVENTS_FILE, Path(folder))
+        return file.run_id, file.run_name, read_event_table(file.path, file.run_name)
 
 
 def read_event_table(path: Path, run_name: str) -> pd.DataFrame:

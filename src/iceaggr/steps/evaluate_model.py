@@ -80,7 +80,7 @@ def run_evaluate_model(
             n_events=len(evaluation.events),
             table=_angle_table(evaluation),
         )
-        tables = _tables(evaluation, context.config.evaluation)
+        tables = tables_of(evaluation, context.config.evaluation)
         context.open_store().write_bytes(headline.events_uri, events)
         _write_pages(context, headline, evaluation, tables, report_path)
         write_document(evaluation_path, headline.model_dump_json(indent=1))
@@ -235,7 +235,7 @@ def parquet_of(events: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def _tables(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, str]:
+def tables_of(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, str]:
     """Write the statistics of methods, bins and the benchmark as CSV: file name -> text."""
     methods = method_table(evaluation.summaries, model_estimates(evaluation.events, config))
     tables = {METHODS_FILE: methods, BINS_FILE: evaluation.slices}

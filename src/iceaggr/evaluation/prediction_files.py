@@ -1,0 +1,401 @@
+"""Files of predictions as the open benchmark has them: written for its plotting tool, read of all.
+
+One Parquet file a model: a row per event, columns of the truth and the predicted direction as a
+unit vector. Where vector and truth point, to the source or along the flight, is the file's own
+affair as long as both do the same; files of ours point to the source, as labels do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from iceaggr.angles import azimuth_zenith
+from iceaggr.errors import ConfigError, EvaluationError, naming
+from iceaggr.evaluation.baselines import CLASSICAL_FITS
+from iceaggr.evaluation.event_table import derived_truth, directions, measured
+from iceaggr.evaluation.published import DataOrigin
+from iceaggr.events.truth import FLAVOURS, MAX_ENERGY_GEV, TOPOLOGIES
+
+DIRECTION = ("dir_x_pred", "dir_y_pred", "dir_z_pred")
+"""The predicted unit vector. Source: the benchmark's plotting tool, as of GraphNeT's tasks."""
+THEIR_NAMES = {
+    "event_id": "event_no",
+    "interaction": "interaction",
+    "energy_gev": "initial_state_energy",
+    "flavour": "initial_state_type",
+    "true_zenith": "initial_state_zenith",
+    "true_azimuth": "initial_state_azimuth",
+    "vertex_x_m": "initial_state_x",
+    "vertex_y_m": "initial_state_y",
+    "vertex_z_m": "initial_state_z",
+    "inelasticity": "bjorken_y",
+    "visible_inelasticity": "visible_inelasticity",
+    "muon_zenith": "muon_zenith",
+    "muon_azimuth": "muon_azimuth",
+    "kappa": "dir_kappa_pred",
+}
+"""Our columns by the benchmark's names, in the order of the file."""
+NEEDED = ("interaction", "energy_gev", "flavour", "muon_zenith", "muon_azimuth")
+"""Truth without which the benchmark's tool draws nothing."""
+OWN_COLUMNS = (
+    "topology",
+    "contained",
+    "neutrino_muon_angle",
+    "coincident_muon",
+    "n_pulses",
+    "n_doms",
+    "n_non_auxiliary",
+    "charge_pe",
+    *(f"{name}_angle_deg" for name in CLASSICAL_FITS),
+)
+"""What our files hold besides, under our names; other tools pass over it."""
+_CURRENT_CODES = {"cc": 1, "nc": 2}
+_NO_MUON = -1.0
+"""The benchmark's angle of a muon that is not there."""
+_METADATA = b"iceaggr"
+_FILE_NAME = re.compile(r"[^_]+_.*direction.*\.parquet")
+UNIT_TOLERANCE = 1e-3
+"""Vectors whose length is off by more are told; float32 is off by 1e-7."""
+_EXACT = 1e-12
+MIN_EVENTS_REVERSED, MIN_SIGMA_REVERSED, MAX_COSINE_REVERSED = 10, 5.0, -0.1
+"""Vectors point the other way if the mean cosine of so many events is so surely below 0, and below
+what a poor model may have by its preferred direction."""
+
+Vectors = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PredictionFile:
+    """A file of predictions as it was read.
+
+    events: as an evaluation's table, ascending by event_id.  origin: where the events come from
+    settings: of the evaluation that exported the file, empty for other files
+    notes: what is odd about the file, in sentences.  has_ids: False if rows had to be numbered
+    """
+
+    events: pd.DataFrame
+    origin: DataOrigin
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    has_ids: bool = True
+
+
+# Writing.
+
+
+def check_name(output: Path) -> None:
+    """Refuse a name by which the benchmark's tool would not find the file. Raises: ConfigError."""
+    if not _FILE_NAME.fullmatch(output.name):
+        raise ConfigError(
+            "the benchmark's tool would not find this file",
+            where=f"--output {output}",
+            found=output.name,
+            expected="MODEL_...direction....parquet",
+            remedy="Begin with the name of the model, for example iceaggr_direction.parquet",
+        )
+
+
+def nubench_table(events: pd.DataFrame, facts: Mapping[str, Any] | None = None) -> pa.Table:
+    """Lay events out as the benchmark's prediction files.
+
+    events: event_id, azimuth, zenith (predicted), true_azimuth, true_zenith (radians), truth, and
+    whatever else of an event table there is.  facts: kept in the file, see `facts_of`.
+    Raises: EvaluationError if the truth lacks what the benchmark's tool needs.
+    """
+    missing = [name for name in NEEDED if name not in events]
+    if missing:
+        raise EvaluationError(
+            "the truth lacks what the benchmark's files hold",
+            where="--layout nubench",
+            found=f"no {', '.join(missing)}",
+            expected=f"{', '.join(NEEDED)} in truth/",
+            remedy="Simulate or convert the events with this version; real events have no truth",
+        )
+    columns: dict[str, Any] = {}
+    for name, theirs in THEIR_NAMES.items():
+        if name in events:
+            columns[theirs] = events[name].to_numpy()
+    columns["interaction"] = events["interaction"].map(_CURRENT_CODES).to_numpy(np.int64)
+    columns["initial_state_type"] = events["flavour"].to_numpy(np.int64)
+    for name in ("muon_zenith", "muon_azimuth"):
+        columns[name] = events[name].fillna(_NO_MUON).to_numpy(np.float64)
+    vectors = directions(events, "azimuth", "zenith").numpy()
+    columns |= {name: vectors[:, place] for place, name in enumerate(DIRECTION)}
+    columns |= {name: events[name].to_numpy() for name in OWN_COLUMNS if name in events}
+    table = pa.table(columns)
+    return table.replace_schema_metadata({_METADATA: json.dumps(facts or {}).encode()})
+
+
+def facts_of(origin: DataOrigin, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """List what a file says about itself. settings: of the evaluation, so that it can be done
+    again to the last digit.
+    """
+    return {"direction": "origin", "origin": vars(origin), "evaluation": dict(settings)}
+
+
+def write_table(table: pa.Table, output: Path) -> None:
+    """Write the file at once. Raises: OSError that names it."""
+    with naming(output):
+        pq.write_table(table, output, write_page_checksum=True)
+
+
+# Reading, from any model.
+
+
+def read_predictions(path: Path, is_reversed: bool = False) -> PredictionFile:
+    """Read a file of predictions, of this or any other model, and measure its events.
+
+    Takes the benchmark's columns, or those of an evaluation's table of events.
+    is_reversed: the vectors point the other way than the truth does, and are turned.
+    Raises: EvaluationError if it cannot be read, lacks columns or truth, holds what is no
+    direction, an event twice, or vectors that point the other way.
+    """
+    frame, facts = _read(path)
+    notes: list[str] = []
+    columns = _renamed(frame, path)
+    has_ids = "event_id" in columns
+    ids = columns.pop("event_id") if has_ids else pd.Series(np.arange(len(frame)))
+    if not has_ids:
+        notes.append("no event numbers: rows are numbered, and no other file can be paired")
+    events = pd.DataFrame({"event_id": _ids(ids, path)} | columns)
+    vectors = _vectors(frame, events, path, notes)
+    order = np.argsort(events["event_id"].to_numpy(), kind="stable")
+    events = events.iloc[order].reset_index(drop=True)
+    predicted = torch.from_numpy(vectors[order] * (-1.0 if is_reversed else 1.0))
+    _refuse_twice(events["event_id"], path)
+    _check_truth(events, path)
+    azimuth, zenith = azimuth_zenith(predicted)
+    events = events.assign(azimuth=azimuth.numpy(), zenith=zenith.numpy())
+    events = derived_truth(measured(events, predicted))
+    _refuse_reversed(events["opening_angle_deg"].to_numpy(), path, is_reversed)
+    notes += _odd_truth(events)
+    return PredictionFile(
+        events, _origin(facts, path, len(events)), _settings(facts), tuple(notes), has_ids
+    )
+
+
+def _origin(facts: Mapping[str, Any], path: Path, n_events: int) -> DataOrigin:
+    """Take what the file says of its events; another model's file says nothing."""
+    said = facts.get("origin")
+    known = {one.name for one in fields(DataOrigin)}
+    if isinstance(said, dict) and set(said) == known and all(map(_is_text, said.values())):
+        return DataOrigin(**said)
+    return DataOrigin(scored=f"Scored are all {n_events:,} events of {path.name}.")
+
+
+def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    said = facts.get("evaluation")
+    return said if isinstance(said, dict) else {}
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _odd_truth(events: pd.DataFrame) -> list[str]:
+    missing = [THEIR_NAMES[name] for name in ("energy_gev", "interaction") if name not in events]
+    if not missing:
+        return []
+    return [f"no {' and no '.join(missing)} in the file: nothing is told by energy and current"]
+
+
+def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        said = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
+        facts = said if isinstance(said, dict) else {}
+        frame = table.replace_schema_metadata(None).to_pandas()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise EvaluationError(
+            "file of predictions cannot be read",
+            where=str(path),
+            found=" ".join(str(error).split())[:200],
+            expected="a Parquet file",
+            remedy="Give the file that `iceaggr predict --layout nubench` or another model wrote",
+        ) from error
+    if not len(frame):
+        raise _wrong(path, "file of predictions has no event", "0 rows", "a row per event")
+    return frame, facts
+
+
+def _renamed(frame: pd.DataFrame, path: Path) -> dict[str, Any]:
+    """Take what is known, under our names; the truth's angles are needed.
+
+    Raises: EvaluationError if there are no directions or no truth.
+    """
+    ours = {"azimuth", "zenith", "true_azimuth", "true_zenith"} <= set(frame)
+    if not ours and not set(DIRECTION) <= set(frame):
+        missing = [name for name in DIRECTION if name not in frame]
+        raise _wrong(
+            path,
+            "file has no predicted directions",
+            f"no {', '.join(missing)}; columns {_some(frame)}",
+            "dir_x_pred, dir_y_pred, dir_z_pred",
+        )
+    columns = {}
+    for name, theirs in THEIR_NAMES.items():
+        found = theirs if theirs in frame else name
+        if found in frame:
+            columns[name] = frame[found]
+    # files of GraphNeT's own data call the truth so; ours, the prediction
+    if set(DIRECTION) <= set(frame) and {"azimuth", "zenith"} <= set(frame):
+        columns.setdefault("true_azimuth", frame["azimuth"])
+        columns.setdefault("true_zenith", frame["zenith"])
+    columns |= {name: frame[name] for name in OWN_COLUMNS if name in frame}
+    if not {"true_azimuth", "true_zenith"} <= set(columns):
+        raise _wrong(
+            path,
+            "file has predictions but no truth",
+            f"columns {_some(frame)}",
+            "initial_state_zenith and initial_state_azimuth",
+            "Write it with `iceaggr predict --layout nubench`, or add the columns of the truth",
+        )
+    return columns
+
+
+def _ids(values: pd.Series, path: Path) -> npt.NDArray[np.int64]:
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy()
+    if not np.issubdtype(numbers.dtype, np.integer):
+        whole = np.isfinite(numbers) & (numbers == np.round(numbers)) & (abs(numbers) < 2**53)
+        if not whole.all():
+            row = int(np.flatnonzero(~whole)[0])
+            found = f"{values.iloc[row]!r} in row {row}"
+            raise _wrong(path, "event number is no whole number", found, "a number per event")
+    return numbers.astype(np.int64)
+
+
+def _vectors(frame: pd.DataFrame, events: pd.DataFrame, path: Path, notes: list[str]) -> Vectors:
+    """Take the predicted directions: (N, 3) float64 unit vectors.
+
+    Raises: EvaluationError naming the events that have none.
+    """
+    if not set(DIRECTION) <= set(frame):
+        given = frame[["azimuth", "zenith"]].astype(np.float64)
+        _refuse_not_finite(events, given, path)
+        return directions(given, "azimuth", "zenith").numpy()
+    given = frame[list(DIRECTION)].astype(np.float64)
+    _refuse_not_finite(events, given, path)
+    vectors = given.to_numpy()
+    length = np.linalg.norm(vectors, axis=1)
+    if (length == 0).any():
+        event = events["event_id"][length == 0].iloc[0]
+        found = f"event {event}, and {int((length == 0).sum()) - 1:,} more"
+        raise _wrong(path, "vectors have no length", found, "a unit vector per event")
+    off = np.abs(length - 1) > UNIT_TOLERANCE
+    if off.any():
+        notes.append(
+            f"{int(off.sum()):,} of {len(length):,} vectors are not of unit length"
+            f" ({length.min():.4g} to {length.max():.4g}): only their direction counts"
+        )
+    # what has unit length to the last bit stays as it is
+    return np.where((np.abs(length - 1) > _EXACT)[:, None], vectors / length[:, None], vectors)
+
+
+def _refuse_not_finite(events: pd.DataFrame, values: pd.DataFrame, path: Path) -> None:
+    bad = ~np.isfinite(values.to_numpy(np.float64)).all(axis=1)
+    if bad.any():
+        raise _wrong(
+            path,
+            f"{' or '.join(values.columns)} is not finite",
+            f"event {events['event_id'][bad].iloc[0]}, {int(bad.sum()):,} of {len(bad):,} events",
+            "a number for every event",
+            "Leave events out that have no prediction: the report tells how many were scored",
+        )
+
+
+def _refuse_twice(event_id: pd.Series, path: Path) -> None:
+    twice = event_id[event_id.duplicated()]
+    if len(twice):
+        raise _wrong(
+            path,
+            "file lists an event twice",
+            f"event {twice.iloc[0]}, {len(twice):,} repeated rows of {len(event_id):,}",
+            "one row per event",
+            "Leave one row of each event",
+        )
+
+
+def _check_truth(events: pd.DataFrame, path: Path) -> None:
+    """Bring the truth into the form of truth tables. Raises: EvaluationError naming a column."""
+    _refuse_not_finite(events, events[["true_azimuth", "true_zenith"]], path)
+    zenith = events["true_zenith"].to_numpy(np.float64)
+    if zenith.min() < -1e-5 or zenith.max() > math.pi + 1e-5:
+        found = f"zenith {zenith.min():.4g} to {zenith.max():.4g}"
+        raise _wrong(path, "truth is not in radians", found, "zenith 0 to pi")
+    if "interaction" in events:
+        given = events["interaction"].map({1: "cc", 2: "nc", 0: "nc", "cc": "cc", "nc": "nc"})
+        _refuse_strange(events, "interaction", given.notna().to_numpy(), "1 (charged) or 2", path)
+        events["interaction"] = given
+    if "flavour" in events:
+        known = events["flavour"].isin(FLAVOURS).to_numpy()
+        _refuse_strange(events, "flavour", known, "12, 14, 16, or negative", path)
+    if "energy_gev" in events:
+        energy_gev = events["energy_gev"].to_numpy(np.float64)
+        sound = (energy_gev > 0) & (energy_gev <= MAX_ENERGY_GEV)
+        _refuse_strange(events, "energy_gev", sound, "GeV above 0", path)
+    if "kappa" in events:
+        kappa = events["kappa"].to_numpy(np.float64)
+        sound = np.isfinite(kappa) & (kappa >= 0)
+        _refuse_strange(events, "kappa", sound, "a concentration from 0 on", path)
+    if "topology" in events:
+        known = events["topology"].isin(TOPOLOGIES).to_numpy()
+        _refuse_strange(events, "topology", known, " or ".join(TOPOLOGIES), path)
+    if {"muon_zenith", "muon_azimuth"} <= set(events):
+        has_muon = (events["muon_zenith"] >= 0).to_numpy()
+        for name in ("muon_zenith", "muon_azimuth"):
+            events[name] = events[name].where(has_muon).astype(np.float64)
+
+
+def _refuse_strange(
+    events: pd.DataFrame, name: str, sound: npt.NDArray[np.bool_], expected: str, path: Path
+) -> None:
+    if not sound.all():
+        row = int(np.flatnonzero(~sound)[0])
+        raise _wrong(
+            path,
+            f"column {THEIR_NAMES.get(name, name)} holds a value that cannot be",
+            f"{events[name].iloc[row]!r} of event {events['event_id'].iloc[row]},"
+            f" {int((~sound).sum()):,} of {len(sound):,} events",
+            f"{expected} in every row",
+        )
+
+
+def _refuse_reversed(angle_deg: Vectors, path: Path, was_reversed: bool) -> None:
+    """Refuse vectors that, taken the other way round, are surely nearer to the truth."""
+    cosine = np.cos(np.deg2rad(angle_deg))
+    if len(cosine) < MIN_EVENTS_REVERSED:
+        return
+    error = float(cosine.std(ddof=1)) / math.sqrt(len(cosine))
+    if cosine.mean() < min(-MIN_SIGMA_REVERSED * error, MAX_COSINE_REVERSED):
+        median = float(np.median(angle_deg))
+        raise _wrong(
+            path,
+            "predictions point the other way than the truth",
+            f"median opening angle {median:.2f} deg; reversed, it is {180 - median:.2f} deg",
+            "vectors and truth that both point to the source, or both along the flight",
+            "Leave --reversed out" if was_reversed else "--reversed turns the vectors round",
+        )
+
+
+def _some(frame: pd.DataFrame) -> str:
+    names = [str(name) for name in frame.columns]
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def _wrong(
+    path: Path, what: str, found: str, expected: str, remedy: str = "Write the file anew"
+) -> EvaluationError:
+    return EvaluationError(what, where=str(path), found=found, expected=expected, remedy=remedy)
