@@ -19,6 +19,7 @@ from iceaggr.cli_options import (
     Folder,
     GpuCountOption,
     MaxTrainMinutes,
+    PredictionLayout,
     StartFrom,
     Unpredicted,
     Uri,
@@ -320,8 +321,6 @@ for _step in (shard, stats, check, train, evaluate, promote):
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Option(help="models:/NAME@champion, or a model folder's URI")],
-    raw_uri: Uri,
     output: Annotated[
         Path,
         typer.Option(
@@ -329,6 +328,24 @@ def predict(
             " competition's submission format: event_id, azimuth, zenith)"
         ),
     ],
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, or a model folder's URI")] = "",
+    raw_uri: Uri = "",
+    layout: Annotated[
+        PredictionLayout,
+        typer.Option(
+            help="nubench: test events with their truth, as the benchmark's plotting tool reads"
+            " them, in MODEL_...direction....parquet"
+        ),
+    ] = PredictionLayout.iceaggr,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --layout nubench, instead of --model and --raw-uri: folder of a run, whose"
+            " scored test events are written",
+            parser=named_folder,
+            metavar="PATH",
+        ),
+    ] = None,
     unpredicted: Annotated[
         Unpredicted | None,
         typer.Option(
@@ -359,10 +376,30 @@ def predict(
     that the model was trained on; nothing is written where one is refused.
     The last line counts the events without a valid pulse.
     """
+    if folder and layout is PredictionLayout.nubench and not (model or raw_uri):
+        from iceaggr.steps.compare import run_export
+
+        run_export(folder, output)
+        return
+    if folder or not (model and raw_uri):
+        given = {"--model": model, "--raw-uri": raw_uri, "--folder": folder}
+        raise ConfigError(
+            "nothing to predict" if not folder else "not one thing to predict",
+            where="iceaggr predict",
+            found=", ".join(name for name, value in given.items() if value) or "neither",
+            expected="--model and --raw-uri, or with --layout nubench --folder alone",
+            remedy="Name model and raw events, or the folder of a run",
+        )
     from iceaggr.steps.predict import run_predict
 
     run_predict(
-        model, raw_uri.rstrip("/"), output, unpredicted or "", accept_doubtful, same_detector
+        model,
+        raw_uri.rstrip("/"),
+        output,
+        unpredicted or "",
+        accept_doubtful,
+        same_detector,
+        layout.value,
     )
 
 

@@ -64,6 +64,13 @@ class Unpredicted(StrEnum):
     leave_out = "leave-out"
 
 
+class PredictionLayout(StrEnum):
+    """Columns of a file of predictions."""
+
+    iceaggr = "iceaggr"
+    nubench = "nubench"
+
+
 class Benchmark(StrEnum):
     """What can be measured."""
 

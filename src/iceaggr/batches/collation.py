@@ -178,18 +178,26 @@ def join_batches(batches: Sequence[EventBatch]) -> EventBatch:
 
 
 def iter_batches(
-    chunks: Iterator[DomEvents], detector: Detector, config: BatchConfig
+    chunks: Iterator[DomEvents],
+    detector: Detector,
+    config: BatchConfig,
+    keep: Callable[[IntArray], npt.NDArray[np.bool_]] | None = None,
 ) -> Iterator[EventBatch]:
     """Batch a stream of events in its order, for prediction; a batch never spans two chunks.
 
+    keep: tells of event ids, (B,) int64, which are batched; None takes all.
     Raises: DetectorError, ShardError as `collate`.
     """
     table = SensorTable.of(detector)
     for chunk in chunks:
         gatherer = Gatherer(EventPool.of(chunk, detector, config), table)
-        ends = batch_ends(gatherer.pool.n_doms, config)
-        for first, end in zip(np.append(0, ends[:-1]), ends, strict=True):
-            yield gatherer.gather(np.arange(first, end))
+        pool = gatherer.pool
+        rows = (
+            np.arange(len(pool.event_id)) if keep is None else np.flatnonzero(keep(pool.event_id))
+        )
+        ends = batch_ends(pool.n_doms[rows], config) if len(rows) else rows
+        for first, end in zip(np.append(0, ends[:-1]), ends, strict=len(rows) > 0):
+            yield gatherer.gather(rows[first:end])
 
 
 def batch_ends(n_doms: IntArray, config: BatchConfig) -> IntArray:

@@ -2,7 +2,7 @@
 
 One Parquet file a model: a row per event, columns of the truth and the predicted direction as a
 unit vector. Where vector and truth point, to the source or along the flight, is the file's own
-affair as long as both do the same; files of ours point to the source, as labels do.
+affair as long as both do the same; files of ours have them as the truth of the set has.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from iceaggr.errors import ConfigError, EvaluationError, naming
 from iceaggr.evaluation.baselines import CLASSICAL_FITS
 from iceaggr.evaluation.event_table import derived_truth, directions, measured
 from iceaggr.evaluation.published import DataOrigin
+from iceaggr.events.label_reading import AS_DOCUMENTED, WORDS, LabelReading
 from iceaggr.events.truth import FLAVOURS, MAX_ENERGY_GEV, TOPOLOGIES
 
 DIRECTION = ("dir_x_pred", "dir_y_pred", "dir_z_pred")
@@ -108,11 +109,24 @@ def check_name(output: Path) -> None:
         )
 
 
-def nubench_table(events: pd.DataFrame, facts: Mapping[str, Any] | None = None) -> pa.Table:
+def is_prediction_file(path: Path) -> bool:
+    """Tell a file of this layout from any other."""
+    try:
+        return {*DIRECTION, "event_no"} <= set(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def nubench_table(
+    events: pd.DataFrame,
+    facts: Mapping[str, Any] | None = None,
+    reading: LabelReading = AS_DOCUMENTED,
+) -> pa.Table:
     """Lay events out as the benchmark's prediction files.
 
     events: event_id, azimuth, zenith (predicted), true_azimuth, true_zenith (radians), truth, and
     whatever else of an event table there is.  facts: kept in the file, see `facts_of`.
+    reading: of the set's truth, in whose own meaning the file has truth and predictions.
     Raises: EvaluationError if the truth lacks what the benchmark's tool needs.
     """
     missing = [name for name in NEEDED if name not in events]
@@ -124,6 +138,10 @@ def nubench_table(events: pd.DataFrame, facts: Mapping[str, Any] | None = None) 
             expected=f"{', '.join(NEEDED)} in truth/",
             remedy="Simulate or convert the events with this version; real events have no truth",
         )
+    if reading.words:
+        for azimuth, zenith in _ANGLES:
+            there = reading.undo(events[azimuth].to_numpy(), events[zenith].to_numpy())
+            events = events.assign(**dict(zip((azimuth, zenith), there, strict=True)))
     columns: dict[str, Any] = {}
     for name, theirs in THEIR_NAMES.items():
         if name in events:
@@ -139,11 +157,26 @@ def nubench_table(events: pd.DataFrame, facts: Mapping[str, Any] | None = None) 
     return table.replace_schema_metadata({_METADATA: json.dumps(facts or {}).encode()})
 
 
-def facts_of(origin: DataOrigin, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """List what a file says about itself. settings: of the evaluation, so that it can be done
-    again to the last digit.
+_ANGLES = (
+    ("azimuth", "zenith"),
+    ("true_azimuth", "true_zenith"),
+    ("muon_azimuth", "muon_zenith"),
+)
+
+
+def facts_of(
+    origin: DataOrigin, settings: Mapping[str, Any], reading: LabelReading = AS_DOCUMENTED
+) -> dict[str, Any]:
+    """List what a file says about itself.
+
+    settings: of the evaluation, which can be done again to the last digit.  reading: how the
+    file's directions are meant.
     """
-    return {"direction": "origin", "origin": vars(origin), "evaluation": dict(settings)}
+    return {
+        "origin": vars(origin),
+        "evaluation": dict(settings),
+        "label_reading": list(reading.words),
+    }
 
 
 def write_table(table: pa.Table, output: Path) -> None:
@@ -179,30 +212,40 @@ def read_predictions(path: Path, is_reversed: bool = False) -> PredictionFile:
     _check_truth(events, path)
     azimuth, zenith = azimuth_zenith(predicted)
     events = events.assign(azimuth=azimuth.numpy(), zenith=zenith.numpy())
+    reading = _reading(facts, path)
+    if reading.words:
+        for names in _ANGLES:
+            if set(names) <= set(events):
+                ours = reading.apply(*(events[name].to_numpy(np.float64) for name in names))
+                events = events.assign(**dict(zip(names, ours, strict=True)))
+        predicted = directions(events, "azimuth", "zenith")
     events = derived_truth(measured(events, predicted))
     _refuse_reversed(events["opening_angle_deg"].to_numpy(), path, is_reversed)
     notes += _odd_truth(events)
-    return PredictionFile(
-        events, _origin(facts, path, len(events)), _settings(facts), tuple(notes), has_ids
-    )
+    return PredictionFile(events, _origin(facts), _settings(facts), tuple(notes), has_ids)
 
 
-def _origin(facts: Mapping[str, Any], path: Path, n_events: int) -> DataOrigin:
+def _origin(facts: Mapping[str, Any]) -> DataOrigin:
     """Take what the file says of its events; another model's file says nothing."""
     said = facts.get("origin")
     known = {one.name for one in fields(DataOrigin)}
-    if isinstance(said, dict) and set(said) == known and all(map(_is_text, said.values())):
+    if isinstance(said, dict) and set(said) == known:
         return DataOrigin(**said)
-    return DataOrigin(scored=f"Scored are all {n_events:,} events of {path.name}.")
+    return DataOrigin()
+
+
+def _reading(facts: Mapping[str, Any], path: Path) -> LabelReading:
+    """Take how the file's directions are meant; another model's file says nothing."""
+    words = facts.get("label_reading") or []
+    if not set(words) <= set(WORDS):
+        found = f"label_reading {words}"
+        raise _wrong(path, "the file's own note is damaged", found, f"words of {', '.join(WORDS)}")
+    return LabelReading.of(words)
 
 
 def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
     said = facts.get("evaluation")
     return said if isinstance(said, dict) else {}
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 def _odd_truth(events: pd.DataFrame) -> list[str]:
@@ -213,6 +256,8 @@ def _odd_truth(events: pd.DataFrame) -> list[str]:
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    if not path.is_file():
+        raise _wrong(path, "no such file of predictions", "nothing", "a file", "Give its name")
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         said = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
@@ -236,7 +281,7 @@ def _renamed(frame: pd.DataFrame, path: Path) -> dict[str, Any]:
 
     Raises: EvaluationError if there are no directions or no truth.
     """
-    ours = {"azimuth", "zenith", "true_azimuth", "true_zenith"} <= set(frame)
+    ours = {"azimuth", "zenith"} <= set(frame)
     if not ours and not set(DIRECTION) <= set(frame):
         missing = [name for name in DIRECTION if name not in frame]
         raise _wrong(
@@ -251,7 +296,7 @@ def _renamed(frame: pd.DataFrame, path: Path) -> dict[str, Any]:
         if found in frame:
             columns[name] = frame[found]
     # files of GraphNeT's own data call the truth so; ours, the prediction
-    if set(DIRECTION) <= set(frame) and {"azimuth", "zenith"} <= set(frame):
+    if ours and set(DIRECTION) <= set(frame):
         columns.setdefault("true_azimuth", frame["azimuth"])
         columns.setdefault("true_zenith", frame["zenith"])
     columns |= {name: frame[name] for name in OWN_COLUMNS if name in frame}

@@ -77,17 +77,30 @@ class DataOrigin:
     """What is known about where scored events come from.
 
     set_name: of the benchmark's set whose detector this is, '' for none
-    preset: of iceaggr's own simulation, '' for other events.  scored: which events, in words
+    preset: of iceaggr's own simulation, '' for other events
+    n_official, n_events: of the official test selection, and of the whole set; 0 if unknown
     """
 
     set_name: str = ""
     preset: str = ""
-    scored: str = ""
+    n_official: int = 0
+    n_events: int = 0
 
     @property
     def published(self) -> PublishedSet | None:
         """Give the published set of this detector, None if it has none."""
         return published_sets().get(self.set_name)
+
+    def scored_words(self, n_scored: int) -> str:
+        """Say which events were scored, '' where no published figures stand beside them."""
+        if self.n_official == n_scored > 0:
+            return f"Scored are all {n_scored:,} events of the official test selection."
+        if self.n_official:
+            of = f"{n_scored:,} of the {self.n_official:,} events"
+            return f"Scored are {of} of the official test selection."
+        if self.set_name:
+            return f"Scored are {n_scored:,} events, of no official selection that is known here."
+        return ""
 
     def sentences(self) -> list[str]:
         """Say what a reader must know before any figure."""
@@ -104,6 +117,11 @@ class DataOrigin:
             told.append(
                 f"The detector is NuBench's {found.name}, the simulation is not: published"
                 " figures are of other events."
+            )
+        elif found and self.n_events and not 0.9 < self.n_events / found.n_events < 1.1:
+            told.append(
+                f"The detector is NuBench's {found.name}, whose published figures are of"
+                f" {found.n_events / 1e6:.1f} million events; this set has {self.n_events:,}."
             )
         return told
 

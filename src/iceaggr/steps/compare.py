@@ -1,4 +1,4 @@
-"""What is judged from tables of events: files of predictions, of any model, and tracked runs."""
+"""Files of predictions, of any model, and tracked runs: written, judged and compared."""
 
 from __future__ import annotations
 
@@ -10,25 +10,154 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from iceaggr.config import EvaluationConfig
+from iceaggr.config import DataConfig, EvaluationConfig
 from iceaggr.errors import ConfigError, EvaluationError
 from iceaggr.evaluation.comparison import Comparison, compare_runs
 from iceaggr.evaluation.evaluation import Evaluation, ScoredEvents, add_guesses, evaluate_scored
-from iceaggr.evaluation.prediction_files import PredictionFile, read_predictions
+from iceaggr.evaluation.event_table import PREDICTION_SCHEMA, join_truth
+from iceaggr.evaluation.prediction_files import (
+    PredictionFile,
+    check_name,
+    facts_of,
+    is_prediction_file,
+    nubench_table,
+    read_predictions,
+    write_table,
+)
 from iceaggr.evaluation.published import benchmark_blocks, published_sets
 from iceaggr.evaluation.report import COMPARED, ReportContext, plus_minus
 from iceaggr.evaluation.slices import Estimate
+from iceaggr.events.label_reading import LabelReading
+from iceaggr.events.layout import RawLayout
+from iceaggr.events.meta import EventTable, read_event_tables
+from iceaggr.events.truth import read_truth
+from iceaggr.interfaces import ObjectStore
+from iceaggr.models.bundle import LoadedModel
 from iceaggr.paths import EVENTS_FILE
-from iceaggr.steps.documents import check_target_file, holds, write_document
-from iceaggr.steps.evaluate_model import tables_of
+from iceaggr.progress import StepProgress
+from iceaggr.shards.reading import load_recorded_detector
+from iceaggr.shards.split import TEST, split_idx
+from iceaggr.steps.documents import (
+    EvaluationPointer,
+    check_target_file,
+    holds,
+    read_document,
+    write_document,
+)
+from iceaggr.steps.evaluate_model import CONVERSION_FILE, note_of, origin_of, tables_of
+from iceaggr.steps.run_folder import RunFolder
+from iceaggr.steps.training_inputs import read_manifest
+from iceaggr.storage.file_store import partial_file, replace_durably
 from iceaggr.tracking.run import fetch_run_file
 from iceaggr.validation import shown
+
+# Written in the benchmark's layout: the scored events of a run, or events predicted anew.
+
+
+def run_export(folder: Path, output: Path) -> int:
+    """Write a run's scored test events as a prediction file of the benchmark.
+
+    Nothing is predicted again: whoever evaluates the file has the figures of the run.
+    Returns the number of events.  Raises: ConfigError, EvaluationError, RawDataError, StorageError.
+    """
+    check_name(output)
+    check_target_file(output, "--output", is_prediction_file)
+    with StepProgress("predict") as progress, RunFolder.open(folder).alone() as run:
+        context = run.context()
+        store = context.open_store()
+        headline = read_document(EvaluationPointer, run.evaluation)
+        events = pd.read_parquet(io.BytesIO(headline.read_events(store)))
+        detector = load_recorded_detector(store, read_manifest(run.manifest))
+        origin = origin_of(store, run.raw_uri, detector)
+        reading = reading_of_set(store, run.raw_uri)
+        facts = facts_of(origin, context.config.evaluation.model_dump(mode="json"), reading)
+        with partial_file(output) as partial:
+            write_table(nubench_table(events, facts, reading), partial)
+            replace_durably(partial, output)
+        progress.conclude(f"{len(events):,} test events of the run in {output}")
+        return len(events)
+
+
+def reading_of_set(store: ObjectStore, raw_uri: str) -> LabelReading:
+    """Tell how the truth of a converted set of the benchmark was read; else as documented."""
+    note = note_of(store, raw_uri, CONVERSION_FILE)
+    return LabelReading.of(note["label_reading"] if note.get("layout") == "nubench" else [])
+
+
+class BenchmarkRows:
+    """Joins predictions of raw events with their labels and truth, in the benchmark's columns.
+
+    Only events that the model was not trained with: those of the official test selection, or of
+    the test part of the model's own split. Memory holds labels and truth of all events.
+    """
+
+    def __init__(self, store: ObjectStore, layout: RawLayout, loaded: LoadedModel) -> None:
+        """Raises: ConfigError if the events have no truth; RawDataError if it is damaged."""
+        truth = read_truth(store, layout.raw_uri) if layout.labelled else None
+        if truth is None:
+            raise ConfigError(
+                "events have no truth",
+                where="--layout nubench",
+                found=f"{layout.raw_uri}/{layout.folder}/ without labels or truth/",
+                expected="simulated events: the benchmark's files hold their truth",
+                remedy="Leave --layout out",
+            )
+        data = loaded.experiment.data if loaded.experiment else DataConfig()
+        batch_ids = [file.batch_id for file in layout.files]
+        meaning = LabelReading.of(data.label_reading)
+        tables = read_event_tables(store, layout.meta.uri, batch_ids, True, meaning).values()
+        self._test_ids = np.sort(np.concatenate([_test_ids(table, data) for table in tables]))
+        labels = pd.DataFrame(
+            {
+                name: np.concatenate([getattr(table, ours) for table in tables])
+                for name, ours in _LABELS.items()
+            }
+        )
+        labels = labels[self.keep(labels["event_id"].to_numpy())]
+        self._truth = join_truth(labels, truth).set_index("event_id").sort_index()
+        self._reading = reading_of_set(store, layout.raw_uri)
+        origin = origin_of(store, layout.raw_uri, loaded.detector)
+        settings = loaded.experiment.evaluation if loaded.experiment else EvaluationConfig()
+        self._facts = facts_of(origin, settings.model_dump(mode="json"), self._reading)
+
+    def keep(self, event_id: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Tell which events are test events: (B,) bool."""
+        return np.isin(event_id, self._test_ids, assume_unique=True)
+
+    @property
+    def n_events(self) -> int:
+        """Count the test events."""
+        return len(self._test_ids)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Give the columns of the file, with what it says about itself."""
+        return self.rows(PREDICTION_SCHEMA.empty_table()).schema
+
+    def rows(self, table: pa.Table) -> pa.Table:
+        """Lay predictions out for the file. table: of PREDICTION_SCHEMA; others are left out."""
+        predicted = table.to_pandas()
+        predicted = predicted[self.keep(predicted["event_id"].to_numpy())].set_index("event_id")
+        events = predicted.join(self._truth, how="left").reset_index()
+        return nubench_table(events, self._facts, self._reading)
+
+
+_LABELS = {"event_id": "event_id", "true_azimuth": "azimuth", "true_zenith": "zenith"}
+
+
+def _test_ids(table: EventTable, data: DataConfig) -> npt.NDArray[np.int64]:
+    settings = (data.split_salt, data.validation_share, data.test_share)
+    return table.event_id[split_idx(table.event_id, *settings, table.is_test) == TEST]
+
 
 # One file of predictions: the report that a run of ours has, for anyone's model.
 
@@ -90,7 +219,7 @@ def _context(file: Path, read: PredictionFile, set_name: str) -> ReportContext:
     )
 
 
-TEXT_WIDTH = 100
+TEXT_WIDTH = 118
 
 
 def _text(evaluation: Evaluation, context: ReportContext) -> str:
@@ -107,7 +236,7 @@ def _text(evaluation: Evaluation, context: ReportContext) -> str:
     blocks = benchmark_blocks(evaluation.benchmark, COMPARED) if len(evaluation.benchmark) else []
     for block in blocks:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column(block["title"])
+        table.add_column(block["title"], no_wrap=True)
         for head in ("energies", "events", "median [deg]", "within 1 deg [%]", "within 5 deg [%]"):
             table.add_column(head, justify="right", no_wrap=True)
         for place, (energies, n_events) in enumerate(block["bands"]):

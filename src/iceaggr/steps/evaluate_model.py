@@ -66,7 +66,7 @@ def run_evaluate_model(
         report_context = replace(
             _report_context(context, pointer, manifest, raw_uri, tracker.run_id, medium),
             detector=loaded.detector,
-            origin=origin_of(context.open_store(), raw_uri, loaded.detector, manifest),
+            origin=origin_of(context.open_store(), raw_uri, loaded.detector),
         )
         pointer.check_data(manifest.digest(), loaded.facts)
         evaluation = _evaluate(context, manifest, loaded, raw_uri, report_context, progress)
@@ -175,34 +175,43 @@ def _report_context(
     )
 
 
-SIMULATION_FILE = "simulation.json"
-"""Beside simulated raw events: with which settings they were simulated."""
+SIMULATION_FILE, CONVERSION_FILE = "simulation.json", "conversion.json"
+"""Beside raw events: with which settings they were simulated, or converted."""
 
 
-def origin_of(
-    store: ObjectStore, raw_uri: str, detector: Detector, manifest: ShardManifest
-) -> DataOrigin:
-    """Find out what the test events are: of which set of the benchmark, or simulated here.
+def origin_of(store: ObjectStore, raw_uri: str, detector: Detector) -> DataOrigin:
+    """Find out what raw events are: of which set of the benchmark, or simulated here.
 
-    Raises: StorageError; RawDataError if the note of the simulation is damaged.
+    Raises: StorageError; RawDataError if a note is damaged.
     """
-    set_name, preset = set_of(detector), ""
-    uri = f"{raw_uri.rstrip('/')}/{SIMULATION_FILE}"
-    if store.stat(uri):
-        settings = read_json_object(
-            store.read_bytes(uri),
-            lambda found: RawDataError(
-                "settings of the simulation are damaged",
-                where=uri,
-                found=found,
-                expected="a JSON object",
-                remedy="Simulate the events again, or remove the file: they then count as real",
-            ),
-        )
-        preset = str(settings.get("preset", EASY))
-    n_events = manifest.n_events("test")
-    scored = f"Scored are {n_events:,} events of the test split." if set_name else ""
-    return DataOrigin(set_name, preset, scored)
+    conversion = note_of(store, raw_uri, CONVERSION_FILE)
+    is_set = conversion.get("layout") == "nubench"
+    counts = conversion.get("n_events", {}) if is_set else {}
+    simulated_at = str(conversion["root_uri"]) if is_set else raw_uri
+    settings = note_of(store, simulated_at, SIMULATION_FILE)
+    preset = str(settings.get("preset", EASY)) if settings else ""
+    n_official, n_events = int(counts.get("test", 0)), sum(map(int, counts.values()))
+    return DataOrigin(set_of(detector), preset, n_official, n_events)
+
+
+def note_of(store: ObjectStore, raw_uri: str, name: str) -> dict[str, Any]:
+    """Read a JSON note beside raw events, {} if there is none.
+
+    Raises: StorageError; RawDataError if it is damaged.
+    """
+    uri = f"{raw_uri.rstrip('/')}/{name}"
+    if not store.stat(uri):
+        return {}
+    return read_json_object(
+        store.read_bytes(uri),
+        lambda found: RawDataError(
+            "note beside the raw events is damaged",
+            where=uri,
+            found=found,
+            expected="a JSON object",
+            remedy="Write the events anew, or remove the file: nobody then knows what they are",
+        ),
+    )
 
 
 def _easy_words(origin: DataOrigin) -> str:

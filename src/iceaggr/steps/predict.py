@@ -19,6 +19,7 @@ from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import DataConfig
 from iceaggr.errors import ConfigError, DetectorError, RawDataError, naming
 from iceaggr.evaluation.event_table import COLUMNS, PREDICTION_SCHEMA, stream_predictions
+from iceaggr.evaluation.prediction_files import check_name, is_prediction_file
 from iceaggr.events.cleaning import Account, merge_accounts
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.layout import RawLayout, find_layout, load_detector, no_geometry
@@ -36,6 +37,7 @@ from iceaggr.shards.sketches import Sketch
 from iceaggr.shards.sketching import empty_sketch, sketch_events
 from iceaggr.shards.statistics import refuse_unlike_training
 from iceaggr.steps.champion import batches_of
+from iceaggr.steps.compare import BenchmarkRows
 from iceaggr.steps.documents import check_target_file, refuse_other_content
 from iceaggr.storage import open_folder, open_store
 from iceaggr.storage.file_store import partial_file, replace_durably
@@ -79,7 +81,8 @@ def _is_prediction(path: Path) -> bool:
             with path.open("rb") as file:
                 header = file.readline(1000).decode("utf-8", "replace")
             return header.replace('"', "").strip().split(",") == list(COLUMNS[:3])
-        return list(pq.read_schema(path).names) == list(COLUMNS)
+        names = list(pq.read_schema(path).names)
+        return names == list(COLUMNS) or is_prediction_file(path)
     except pa.ArrowException:
         return False
 
@@ -106,14 +109,16 @@ def _among_raw_events(output: Path, found: str) -> ConfigError:
     )
 
 
-def write_predictions(tables: Iterator[pa.Table], output: Path) -> int:
+def write_predictions(
+    tables: Iterable[pa.Table], output: Path, schema: pa.Schema = PREDICTION_SCHEMA
+) -> int:
     """Stream predictions to a temporary name beside the file, which appears when it is complete.
 
     Returns the number of events.  Raises: OSError that names the file.
     """
     n_events = 0
     with partial_file(output) as partial:
-        with _writer(partial, output) as writer:
+        with _writer(partial, output, schema) as writer:
             for table in tables:
                 # not around the tables: a raw file that cannot be read is another one
                 with naming(output):
@@ -125,12 +130,12 @@ def write_predictions(tables: Iterator[pa.Table], output: Path) -> int:
 
 
 @contextmanager
-def _writer(partial: Path, output: Path) -> Iterator[Any]:
+def _writer(partial: Path, output: Path, schema: pa.Schema) -> Iterator[Any]:
     with naming(output):
         if output.suffix == ".csv":
             writer = _SubmissionWriter(partial)
         else:
-            writer = pq.ParquetWriter(partial, PREDICTION_SCHEMA)
+            writer = pq.ParquetWriter(partial, schema)
     try:
         yield writer
     except BaseException:
@@ -248,6 +253,7 @@ def run_predict(
     unpredicted: str = "",
     accept_doubtful: bool = False,
     same_detector: bool = False,
+    layout_name: str = "",
 ) -> int:
     """Write the predicted direction of every raw event to a file.
 
@@ -259,12 +265,17 @@ def run_predict(
     line. Of a raw folder with test/ and train/ only test/ is predicted; the last line names it.
     accept_doubtful: predict what `PredictionInput` would refuse, and say so in the last line.
     same_detector: raw events that bring no geometry are of the model's detector.
+    layout_name: `nubench` writes the test events as the benchmark's prediction files are.
     Memory is bounded whatever the number of events; the file appears when all is well.
     Returns the number of rows.  Raises: ConfigError, ModelError, RawDataError, also for an
     event_id that two raw files share, DetectorError, TrackingError.
     """
+    is_benchmark = layout_name == "nubench"
+    if is_benchmark:
+        check_name(output)
     check_output(output, raw_uri)
-    instead = unpredicted or UNPREDICTED_BY_FORMAT[output.suffix]
+    default = LEAVE_OUT if is_benchmark else UNPREDICTED_BY_FORMAT[output.suffix]
+    instead = unpredicted or default
     store = open_store()
     with StepProgress("predict") as progress, TemporaryDirectory() as folder:
         loaded = _load(store, model_uri, Path(folder))
@@ -273,15 +284,22 @@ def run_predict(
         refuse_raw_files(output, (layout.geometry_uri, *(stored.uri for stored in raw_files)))
         _check_detector(store, layout, loaded, same_detector)
         total, n_without_file = _count(store, layout)
+        benchmark = BenchmarkRows(store, layout, loaded) if is_benchmark else None
         events = PredictionInput(store, layout, loaded, accept_doubtful)
-        batches = iter_batches(events.chunks(), loaded.detector, batches_of(loaded))
+        keep = benchmark.keep if benchmark else None
+        batches = iter_batches(events.chunks(), loaded.detector, batches_of(loaded), keep)
         batches = _reported(batches, events, lambda done: _say(progress, done, total))
         tables = stream_predictions(loaded.model, batches)
-        n_rows = write_predictions(_with_rejected(tables, events, instead), output)
+        rows, schema = _with_rejected(tables, events, instead), PREDICTION_SCHEMA
+        if benchmark:
+            rows, schema = map(benchmark.rows, rows), benchmark.schema
+        n_rows = write_predictions(rows, output, schema)
         left_out = f", {n_without_file:,} events have no raw file" if n_without_file else ""
         left_out += f", {layout.skipped_words}" if layout.skipped else ""
         words = f"{_rejected(events.account(), instead)}{left_out}"
         doubts = f"; warning: {', '.join(events.doubts())}" if events.doubts() else ""
+        if benchmark:
+            words = f" of {benchmark.n_events:,} test events{words}"
         progress.conclude(
             f"{n_rows:,} events of {_folder(store, layout)} in {output}{words}{doubts}"
         )
