@@ -23,6 +23,7 @@ from iceaggr.cli_options import (
     StartFrom,
     Unpredicted,
     Uri,
+    named_folder,
 )
 from iceaggr.config import ExperimentConfig, PromotionConfig, load_config
 from iceaggr.detector import BUILT_IN

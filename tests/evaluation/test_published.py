@@ -179,7 +179,7 @@ def test_topology_and_muon_angle_follow_from_other_truth() -> None:
 @pytest.fixture(scope="module")
 def in_hexagon() -> Evaluation:
     batches = [track_batch(100, seed=seed, first_event_id=1000 * seed) for seed in range(3)]
-    origin = DataOrigin("Hexagon", "easy", "All 300 events of the test selection.")
+    origin = DataOrigin("Hexagon", "easy", n_official=300)
     context = ReportContext("Run", origin=origin)
     return evaluate(LineFitModel(), batches, truth_of(batches), CONFIG, context=context)
 
@@ -188,14 +188,24 @@ def test_report_marks_published_rows_and_the_easy_preset(in_hexagon: Evaluation)
     page = in_hexagon.report_html
     assert page.count('<tr class="published">') == 8
     assert "DeepIce, published" in page
-    assert "All 300 events of the test selection." in page
+    assert "Scored are all 300 events of the official test selection." in page
     assert "simulated, preset easy" in page
-    assert "Real events are harder" in page
     assert "published figures are of other events" in page
     assert in_hexagon.metrics["published/deepice_cc_100tev_median_deg"] == 0.89
     own = in_hexagon.benchmark.query("method == 'model' and current == 'nc' and band == '1tev'")
     found = in_hexagon.metrics["test_benchmark/nc_1tev_median_deg"]
     assert found == own["median_deg"].iloc[0]
+
+
+def test_what_was_scored_is_told_beside_published_figures() -> None:
+    assert DataOrigin().scored_words(10) == ""
+    assert "9 of the 10 events of the official" in DataOrigin("Hexagon", "", 10).scored_words(9)
+    assert "no official selection" in DataOrigin("Hexagon").scored_words(9)
+    (sentence,) = DataOrigin("", "easy").sentences()
+    assert "Real events are harder" in sentence
+    (sentence,) = DataOrigin("Hexagon", "", 600, 3000).sentences()
+    assert "20.5 million events; this set has 3,000" in sentence
+    assert DataOrigin("Hexagon", "", 4_000_000, 20_400_000).sentences() == []
 
 
 def test_accuracy_is_told_with_and_without_an_atmospheric_muon(in_hexagon: Evaluation) -> None:

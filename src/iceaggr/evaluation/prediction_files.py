@@ -153,6 +153,9 @@ def nubench_table(
     vectors = directions(events, "azimuth", "zenith").numpy()
     columns |= {name: vectors[:, place] for place, name in enumerate(DIRECTION)}
     columns |= {name: events[name].to_numpy() for name in OWN_COLUMNS if name in events}
+    if "topology" in columns:
+        # of no event, as the writer of a stream asks first, it has no kind of its own
+        columns["topology"] = pa.array(columns["topology"], pa.string())
     table = pa.table(columns)
     return table.replace_schema_metadata({_METADATA: json.dumps(facts or {}).encode()})
 

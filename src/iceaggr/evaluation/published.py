@@ -104,25 +104,24 @@ class DataOrigin:
 
     def sentences(self) -> list[str]:
         """Say what a reader must know before any figure."""
-        told = []
-        if self.preset == EASY:
-            told.append(
-                "Simulated with the easy preset: no atmospheric muon in the readout and one"
-                " trigger. Real events are harder, by 6 to 12 degrees in the mean angle."
-            )
-        elif self.preset:
-            told.append(f"Simulated events, preset {self.preset}.")
-        found = self.published
+        told, found = [], self.published
         if found and self.preset:
             told.append(
-                f"The detector is NuBench's {found.name}, the simulation is not: published"
-                " figures are of other events."
+                f"The detector is NuBench's {found.name}, the events are simulated by iceaggr:"
+                " published figures are of other events."
             )
         elif found and self.n_events and not 0.9 < self.n_events / found.n_events < 1.1:
             told.append(
                 f"The detector is NuBench's {found.name}, whose published figures are of"
                 f" {found.n_events / 1e6:.1f} million events; this set has {self.n_events:,}."
             )
+        elif self.preset == EASY:
+            told.append(
+                "Simulated with the easy preset: no atmospheric muon in the readout and one"
+                " trigger. Real events are harder, by 6 to 12 degrees in the mean angle."
+            )
+        elif self.preset:
+            told.append(f"Simulated events, preset {self.preset}.")
         return told
 
 

@@ -101,7 +101,10 @@ class BenchmarkRows:
     """
 
     def __init__(self, store: ObjectStore, layout: RawLayout, loaded: LoadedModel) -> None:
-        """Raises: ConfigError if the events have no truth; RawDataError if it is damaged."""
+        """Read labels and truth.
+
+        Raises: ConfigError if the events have no truth; RawDataError if it is damaged.
+        """
         truth = read_truth(store, layout.raw_uri) if layout.labelled else None
         if truth is None:
             raise ConfigError(

@@ -286,7 +286,7 @@ def run_predict(
         total, n_without_file = _count(store, layout)
         benchmark = BenchmarkRows(store, layout, loaded) if is_benchmark else None
         events = PredictionInput(store, layout, loaded, accept_doubtful)
-        keep = benchmark.keep if benchmark else None
+        keep, total = (benchmark.keep, benchmark.n_events) if benchmark else (None, total)
         batches = iter_batches(events.chunks(), loaded.detector, batches_of(loaded), keep)
         batches = _reported(batches, events, lambda done: _say(progress, done, total))
         tables = stream_predictions(loaded.model, batches)
