@@ -70,7 +70,7 @@ def test_sentence_claims_no_more_than_the_p_value_allows():
     text = compared.text()
     assert better in " ".join(text.split())
     assert "luck of a training" in text
-    (reference,) = [line for line in text.splitlines() if line.startswith(" old ")]
+    reference, _ = [line for line in text.splitlines() if line.startswith(" old ")]
     assert "reference" in reference
     assert "+0.000" not in reference
 
@@ -138,3 +138,32 @@ def test_runs_that_disagree_on_the_truth_are_an_error():
     other = run(0, 2).assign(true_zenith=lambda table: np.roll(table["true_zenith"], 1))
     with pytest.raises(EvaluationError, match=r"disagree on the true directions \[b\]"):
         compare_runs({"a": run(0, 1), "b": other}, CONFIG)
+
+
+def test_shares_within_an_angle_are_compared_event_by_event():
+    old, new = run(0, 1), run(-3.0, 2)
+    found = compare_runs({"old": old, "new": new}, CONFIG)
+    row = found.overall.set_index("model").loc["new"]
+    change = (new["opening_angle_deg"] <= 5).astype(float) - (old["opening_angle_deg"] <= 5)
+    assert row["within_5deg"] == (new["opening_angle_deg"] <= 5).mean()
+    assert row["within_5deg_difference"] == pytest.approx(change.mean())
+    assert row["within_5deg_error"] == pytest.approx(change.std(ddof=1) / 20)
+    assert "within 5 deg [%]" in found.text()
+    assert f"{100 * row['within_5deg']:.2f}" in found.html
+
+
+def test_files_whose_directions_are_mirrored_are_paired_and_named():
+    other = run(0, 2)
+    flight = other.assign(
+        true_zenith=np.pi - other["true_zenith"],
+        true_azimuth=(other["true_azimuth"] + np.pi) % (2 * np.pi),
+    )
+    mirrored = other.assign(true_zenith=np.pi - other["true_zenith"])
+    as_it_is = compare_runs({"a": run(0, 1), "b": other}, CONFIG)
+    assert as_it_is.notes == ()
+    for table, axes in ((flight, "x, y, z"), (mirrored, "z")):
+        found = compare_runs({"a": run(0, 1), "b": table}, CONFIG)
+        pd.testing.assert_frame_equal(found.overall, as_it_is.overall)
+        assert f"b have the other sign in {axes} than those of a" in found.notes[0]
+        assert found.notes[0] in " ".join(found.text().split())
+        assert found.notes[0] in found.html

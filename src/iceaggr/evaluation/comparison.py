@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
@@ -20,9 +22,12 @@ from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
+from iceaggr.angles import opening_angle
 from iceaggr.config import EvaluationConfig
 from iceaggr.errors import EvaluationError
+from iceaggr.evaluation.event_table import directions
 from iceaggr.evaluation.figure_style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, draw
+from iceaggr.evaluation.published import WITHIN_DEG
 from iceaggr.evaluation.slices import available_dimensions, bin_label, dimension_bins, estimate_mean
 from iceaggr.pages import render
 
@@ -55,7 +60,8 @@ def comparison_text(comparison: Comparison) -> str:
     console.print(
         _text_table(comparison.overall, "model", comparison.confidence, has_reference=True)
     )
-    for sentence in comparison.sentences():
+    console.print(_shares_table(comparison.overall))
+    for sentence in (*comparison.sentences(), *comparison.notes):
         console.print(sentence, markup=False)
     console.print(f"{CAVEAT}\n", markup=False)
     for model, rows in comparison.bins.groupby("model", sort=False):
@@ -98,6 +104,24 @@ def _text_table(
             f"{row['median_deg']:.2f}",
             *(["reference"] if has_reference and place == 0 else compared),
         )
+    return table
+
+
+def _shares_table(overall: pd.DataFrame) -> Table:
+    """Lay out the shares of events within 1 and 5 degrees, in percent."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model")
+    for limit in WITHIN_DEG:
+        table.add_column(f"within {limit:g} deg [%]", justify="right", no_wrap=True)
+        table.add_column("difference", justify="right", no_wrap=True)
+    for place, row in enumerate(overall.to_dict("records")):
+        cells = []
+        for name in (f"within_{limit:g}deg" for limit in WITHIN_DEG):
+            difference = (
+                f"{100 * row[f'{name}_difference']:+.2f} ± {100 * row[f'{name}_error']:.2f}"
+            )
+            cells += [f"{100 * row[name]:.2f}", difference if place else "reference"]
+        table.add_row(escape(str(row["model"])), *cells)
     return table
 
 
@@ -169,7 +193,9 @@ class Comparison:
 
     reference: name of the first model.  n_events: shared events; n_events_of: each model's own.
     overall: one row per model with mean_deg, median_deg and, against the reference, difference,
-    error, low, high (degrees, negative = better than the reference) and p_value.
+    error, low, high (degrees, negative = better than the reference) and p_value; and within_1deg,
+    within_5deg, the shares of events within, with their paired _difference and its _error.
+    notes: what else a reader must know, in sentences.
     bins: the same per bin, with p_adjusted (Holm) over all bins of a model.
     confidence: of the intervals.
     """
@@ -180,6 +206,7 @@ class Comparison:
     overall: pd.DataFrame
     bins: pd.DataFrame
     confidence: float
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def html(self) -> str:
@@ -194,6 +221,7 @@ class Comparison:
             reference=self.reference,
             sentences=self.sentences(),
             caveat=CAVEAT,
+            notes=self.notes,
             confidence=self.confidence,
             n_events=self.n_events,
             n_events_of=self.n_events_of,
@@ -237,21 +265,43 @@ def compare_runs(
             expected="at least two runs",
             remedy="Name another run",
         )
-    shared = _shared_events(events_by_name)
+    shared, notes = _shared_events(events_by_name)
     reference, *others = shared
     rng = np.random.default_rng(config.seed)
     angle_deg = {name: table["opening_angle_deg"].to_numpy() for name, table in shared.items()}
     everything = np.ones(len(angle_deg[reference]), bool)
-    overall = pd.DataFrame(
-        {"model": name} | _difference(angle_deg[reference], angles, everything, config, rng)
+    rows: list[dict[str, str | float]] = [
+        {
+            "model": name,
+            **_difference(angle_deg[reference], angles, everything, config, rng),
+            **_shares(angle_deg[reference], angles),
+        }
         for name, angles in angle_deg.items()
-    )
+    ]
+    overall = pd.DataFrame(rows)
     bins = pd.concat([_bins(shared, angle_deg, name, config) for name in others], ignore_index=True)
     n_events_of = {name: len(table) for name, table in events_by_name.items()}
-    return Comparison(reference, len(everything), n_events_of, overall, bins, config.confidence)
+    return Comparison(
+        reference, len(everything), n_events_of, overall, bins, config.confidence, notes
+    )
 
 
-def _shared_events(events_by_name: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+def _shares(reference: npt.NDArray[np.float64], model: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Measure the shares of events within WITHIN_DEG, and their paired difference."""
+    row: dict[str, float] = {}
+    for limit in WITHIN_DEG:
+        inside, name = model <= limit, f"within_{limit:g}deg"
+        change = inside.astype(np.float64) - (reference <= limit)
+        error = float(change.std(ddof=1)) / math.sqrt(len(change))
+        row |= {name: float(inside.mean()), f"{name}_difference": float(change.mean())}
+        row[f"{name}_error"] = error
+    return row
+
+
+def _shared_events(
+    events_by_name: Mapping[str, pd.DataFrame],
+) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
+    """Take the events that all have, in one order, and say whose truth is meant otherwise."""
     tables = {name: table.set_index("event_id") for name, table in events_by_name.items()}
     for name, table in tables.items():
         if not table.index.is_unique:
@@ -275,25 +325,43 @@ def _shared_events(events_by_name: Mapping[str, pd.DataFrame]) -> dict[str, pd.D
             remedy="Compare runs on the same data and split salt",
         )
     shared = {name: table.loc[index] for name, table in tables.items()}
-    _check_true_directions(shared)
-    return shared
+    return shared, tuple(_checked_true_directions(shared))
 
 
-def _check_true_directions(shared: Mapping[str, pd.DataFrame]) -> None:
-    """Refuse tables that give an event, by its id, other true directions than the first does."""
-    first = next(iter(shared.values()))
-    true = first[["true_azimuth", "true_zenith"]].to_numpy()
-    for name, table in shared.items():
-        # compare through the cosine, so that azimuth 0 and 2 pi agree
-        change = table[["true_azimuth", "true_zenith"]].to_numpy() - true
-        far = np.cos(change) < math.cos(LABEL_TOLERANCE_RAD)
-        if far.any():
+_MIRRORS = sorted(product((1.0, -1.0), repeat=3), reverse=True)
+"""Signs of the axes: as they are first. Another model's file may have the flight for the source."""
+
+
+def _checked_true_directions(shared: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    """Refuse tables that give an event, by its id, other true directions than the first does.
+
+    Angles between directions are the same where all directions of a file are mirrored; which files
+    are is said.
+    """
+    names = ("true_azimuth", "true_zenith")
+    reference, *others = shared
+    first = directions(shared[reference], *names)
+    for name in others:
+        true = directions(shared[name], *names)
+        apart = {
+            signs: opening_angle(true * torch.tensor(signs, dtype=torch.float64), first)
+            for signs in _MIRRORS
+        }
+        n_far = {signs: int((angle > LABEL_TOLERANCE_RAD).sum()) for signs, angle in apart.items()}
+        best = min(n_far, key=lambda signs: n_far[signs])
+        if n_far[best]:
             raise EvaluationError(
                 "runs disagree on the true directions",
                 where=name,
-                found=f"{int(far.any(axis=1).sum())} of {len(first)} shared events",
+                found=f"{n_far[_MIRRORS[0]]} of {len(first)} shared events",
                 expected="the same direction for the same event_id",
                 remedy="Event ids were reused for other events: compare runs on one data set",
+            )
+        if best != _MIRRORS[0]:
+            reversed_axes = ", ".join(a for a, sign in zip("xyz", best, strict=True) if sign < 0)
+            yield (
+                f"Directions of {name} have the other sign in {reversed_axes} than those of"
+                f" {reference}: angles between them are the same."
             )
 
 
