@@ -219,18 +219,17 @@ def benchmark_table(
     band, n_events, and STATISTICS with _error; the muon's own direction (BOUND) where known, and
     the published rows, without errors, behind ours.
     """
-    rng = np.random.default_rng(config.seed)
     rows = []
     for current, band, inside in _parts(events):
         part = events[inside]
         key = {"current": current, "band": band.name, "n_events": len(part)}
         for method in methods:
-            found = _measured(angles_of(part, method), config, rng)
+            found = _measured(angles_of(part, method), config)
             rows.append(
                 {"method": method, "title": TITLES[method], "published": False} | key | found
             )
         if current == "cc" and "neutrino_muon_angle" in part:
-            rows += _bound_rows(part, key, config, rng)
+            rows += _bound_rows(part, key, config)
         rows += _published_rows(published, current, band)
     return pd.DataFrame(rows)
 
@@ -248,9 +247,9 @@ def _parts(events: pd.DataFrame) -> Iterator[tuple[str, Band, Mask]]:
                 yield current, band, inside
 
 
-def _measured(
-    angle_deg: Floats, config: EvaluationConfig, rng: np.random.Generator
-) -> dict[str, float]:
+def _measured(angle_deg: Floats, config: EvaluationConfig) -> dict[str, float]:
+    # each from the seed itself: what else is measured beside it does not change its error
+    rng = np.random.default_rng(config.seed)
     found: dict[str, Estimate] = {
         "median_deg": estimate_median(angle_deg, config.n_bootstrap, config.confidence, rng)
     }
@@ -263,13 +262,13 @@ def _measured(
 
 
 def _bound_rows(
-    part: pd.DataFrame, key: dict[str, Any], config: EvaluationConfig, rng: np.random.Generator
+    part: pd.DataFrame, key: dict[str, Any], config: EvaluationConfig
 ) -> Iterator[dict[str, Any]]:
     angle_deg = np.rad2deg(part["neutrino_muon_angle"].to_numpy(np.float64))
     known = angle_deg[np.isfinite(angle_deg)]
     if len(known):
         row = {"method": BOUND, "title": "Direction of the muon itself", "published": False}
-        yield row | key | {"n_events": len(known)} | _measured(known, config, rng)
+        yield row | key | {"n_events": len(known)} | _measured(known, config)
 
 
 def _published_rows(

@@ -269,7 +269,6 @@ def slice_table(
     The error of coverage_68 is that of a calibrated model, its interval that of the share found.
     Events outside the edges of a dimension appear as bins of their own, never dropped.
     """
-    rng = np.random.default_rng(config.seed)
     angle_deg = events["opening_angle_deg"].to_numpy()
     columns: dict[str, npt.NDArray[np.floating]] = {"angle_deg": angle_deg}
     if "kappa" in events:
@@ -279,6 +278,8 @@ def slice_table(
     measured = pd.DataFrame(columns)
     rows = []
     for dimension in available_dimensions(events):
+        # each from the seed itself: what else is known of the events changes no error
+        rng = np.random.default_rng(config.seed)
         for low, high, inside in dimension_bins(events, dimension):
             row = _bin_row(measured[inside], config, rng)
             names = {"dimension": dimension.name, "title": dimension.title}
