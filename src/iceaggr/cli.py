@@ -292,19 +292,19 @@ def simulate(
         lambda problem: ConfigError(
             "this cannot be simulated",
             where="iceaggr simulate",
-            found=problem.found_in_field,
+            found=problem.found_in_field if problem.field else "options that exclude each other",
             expected=problem.expected,
-            remedy="Give another --preset, other --energies, --medium, --flavour or --layout",
+            remedy="`iceaggr simulate --help` explains each option",
         ),
     )
     with StepProgress("simulate") as progress:
-        simulate(
+        summary = simulate(
             open_store(),
             out.rstrip("/"),
             config,
             on_progress=lambda done: progress.update(done, events, f"{done:,} events"),
         )
-        progress.conclude(f"{events:,} events in {out}")
+        progress.conclude(f"{events:,} events in {out}; light in {summary.medium_words}")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Every built-in detector, in its medium: where its sensors are, and that it can be simulated."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ from iceaggr import cli
 from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector, name_of
 from iceaggr.config.sections import DataConfig
 from iceaggr.detector import ICE, WATER, Detector, icecube86
+from iceaggr.errors import DetectorError
 from iceaggr.events.layout import load_detector
 from iceaggr.events.simulation import SimulationConfig, block, simulate
 from iceaggr.events.simulation.ice import icecube_site, site_of
+from iceaggr.events.simulation.interactions import draw_interactions
 from iceaggr.events.simulation.pairs import Tracks, track_pairs
+from iceaggr.events.simulation.photons import draw_noise
+from iceaggr.events.simulation.pulses import form_pulses
 from iceaggr.events.simulation.run import detector_of
 from iceaggr.storage import open_store
 
@@ -148,3 +153,45 @@ def test_names_are_listed_with_their_size_and_medium(capsys):
     assert set(rows) == {"name", *BUILT_IN_NAMES}
     assert rows["flower-xl"][1:4] == ["1,211", "24,220", "water"]
     assert rows["icecube86"][-1] == icecube86().digest()[:16]
+
+
+def test_unknown_detector_is_refused_with_the_names_there_are():
+    with pytest.raises(DetectorError, match=r"detector ice-cube; built-in: icecube86, hexagon"):
+        detector_of(SimulationConfig(detector="ice-cube"))
+
+
+def test_file_without_a_medium_is_taken_as_water_where_its_places_are_known(tmp_path):
+    known = built_in_detector("triangle")
+    file = tmp_path / "geometry.csv"
+    file.write_text(dataclasses.replace(known, stated_medium=None).to_csv())
+    assert detector_of(SimulationConfig(detector=str(file))).medium == WATER
+
+
+def test_energies_of_index_one_are_even_in_their_logarithm():
+    config = SimulationConfig(min_energy_gev=10, max_energy_gev=1e5, spectral_index=1)
+    drawn = draw_interactions(20_000, config, icecube_site(), np.random.default_rng(4))
+    shares, _ = np.histogram(np.log10(drawn.energy_gev), bins=4, range=(1, 5))
+    np.testing.assert_allclose(shares / 20_000, 0.25, atol=0.015)
+
+
+def test_muon_neutrinos_alone_make_neutral_currents_of_both_signs():
+    config = SimulationConfig(flavour="numu")
+    drawn = draw_interactions(5_000, config, icecube_site(), np.random.default_rng(5))
+    assert set(drawn.code) == {0, 2}
+    np.testing.assert_allclose((drawn.flavour > 0).mean(), 0.5, atol=0.03)
+    np.testing.assert_array_equal(np.abs(drawn.flavour), 14)
+    # a neutral current shows its hadrons only
+    neutral = drawn.code == 2
+    np.testing.assert_array_equal(drawn.cascade_gev[neutral], drawn.hadronic_gev[neutral])
+
+
+def test_dark_pulses_come_at_the_rate_of_the_medium():
+    site = site_of(built_in_detector("flower-l"))
+    rng = np.random.default_rng(6)
+    n_events, duration_ns = 200, 10_000.0
+    noise = draw_noise(np.zeros(n_events), np.full(n_events, duration_ns), site, rng)
+    pulses = form_pulses(noise, site, rng)
+    inside = (pulses.time_ns >= 0) & (pulses.time_ns <= duration_ns)
+    rate_hz = inside.sum() / n_events / duration_ns * 1e9 / site.sensors.n_sensors
+    assert pulses.dark.all()
+    np.testing.assert_allclose(rate_hz, 1_000, rtol=0.05)

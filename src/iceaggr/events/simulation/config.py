@@ -71,7 +71,7 @@ class SimulationConfig(Section):
     """Lower end of the neutrino energy spectrum, in GeV."""
     max_energy_gev: float = Field(1e8, gt=1, le=MAX_ENERGY_GEV)
     """Upper end of the neutrino energy spectrum, in GeV."""
-    spectral_index: float = Field(2.05, gt=1, le=4)
+    spectral_index: float = Field(2.05, ge=1, le=4)
     """Most neutrino energies are drawn from E^-index before the trigger."""
     hard_share: float = Field(0.012, ge=0, le=1)
     """Share of interactions drawn from E^-1 instead: the origin of the giant events."""
@@ -120,8 +120,8 @@ class SimulationConfig(Section):
     def _energies_in_order(self) -> SimulationConfig:
         if self.min_energy_gev >= self.max_energy_gev:
             raise ValueError(
-                f"min_energy_gev {self.min_energy_gev} is not below "
-                f"max_energy_gev {self.max_energy_gev}"
+                f"a lower energy below the upper one, not {self.min_energy_gev:g} and"
+                f" {self.max_energy_gev:g} GeV"
             )
         return self
 
@@ -131,6 +131,8 @@ class SimulationSummary:
     """Counts of one simulation: what was tried, what was written and where."""
 
     out_uri: str
+    medium_words: str
+    """What the sensors stand in, or as what it is taken."""
     n_events: int
     n_files: int
     n_pulses: int

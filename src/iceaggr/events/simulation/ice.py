@@ -21,6 +21,7 @@ _AMANDA_Z_M = (-50.0, 450.0)
 """Depths 1500-2000 m, where the Pandel constants were fitted to AMANDA data."""
 
 _GRID_STEP_M, _GRID_HALF_M = 2.0, 1_200.0
+_ICECUBE_WINDOW_NS = 5_000.0
 
 
 class Lengths(Protocol):
@@ -235,16 +236,17 @@ class Site:
 
     @property
     def readout_before_ns(self) -> float:
-        """Give the time that is read out before the trigger, in proportion to its window.
+        """Give the time that is read out before the trigger, in small arrays in proportion.
 
-        4,000 ns for IceCube. Source: IC86 trigger settings at icecube.umd.edu.
+        4,000 ns for IceCube. Source: IC86 trigger settings at icecube.umd.edu. Larger arrays need
+        no more, because the readout goes on while hits do.
         """
-        return 0.8 * self.trigger_window_ns
+        return 0.8 * min(self.trigger_window_ns, _ICECUBE_WINDOW_NS)
 
     @property
     def readout_after_ns(self) -> float:
         """Give the time that is read out after the last trigger; as before, 6,000 ns."""
-        return 1.2 * self.trigger_window_ns
+        return 1.2 * min(self.trigger_window_ns, _ICECUBE_WINDOW_NS)
 
     @cached_property
     def hull(self) -> tuple[Floats, float, float]:

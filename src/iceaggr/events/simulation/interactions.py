@@ -166,7 +166,10 @@ def _energies(n: int, config: SimulationConfig, rng: np.random.Generator) -> Flo
     low, high = config.min_energy_gev, config.max_energy_gev
     power = 1.0 - config.spectral_index
     u = rng.random(n)
-    soft = (low**power + u * (high**power - low**power)) ** (1.0 / power)
+    if power:
+        soft = (low**power + u * (high**power - low**power)) ** (1.0 / power)
+    else:
+        soft = low * (high / low) ** u
     return np.where(rng.random(n) < config.hard_share, low * (high / low) ** u, soft)
 
 

@@ -26,6 +26,8 @@ _WATER_HZ = 1_000.0
 see together. Source: order of magnitude of KM3NeT's coincidence rate, arXiv:1601.07459."""
 _RECORDED_SHARE = 0.66
 """Dark hits that pass discriminator and dead time, measured here: published rates count those."""
+_ABOVE_THRESHOLD = 0.87
+"""Single hits that pass the discriminator, measured here; without bursts no dead time matters."""
 _HQE_NOISE = 780.0 / 560.0
 _NOISE_MARGIN_NS = 700.0
 _BURST_LEAD_NS = 15_000.0
@@ -109,9 +111,11 @@ def draw_noise(first_ns: Floats, last_ns: Floats, site: Site, rng: np.random.Gen
     first = first_ns - (site.readout_before_ns + _NOISE_MARGIN_NS)
     last = last_ns + (site.readout_after_ns + _NOISE_MARGIN_NS)
     if site.medium != ICE:
-        return _dark_hits(first, last, _WATER_HZ, site, rng)
-    single = _dark_hits(first, last, _POISSON_HZ, site, rng)
-    opening = _dark_hits(first - _BURST_LEAD_NS, last, _BURST_HZ / _HITS_PER_BURST, site, rng)
+        return _dark_hits(first, last, _WATER_HZ / _ABOVE_THRESHOLD, site, rng)
+    single = _dark_hits(first, last, _POISSON_HZ / _RECORDED_SHARE, site, rng)
+    opening = _dark_hits(
+        first - _BURST_LEAD_NS, last, _BURST_HZ / _HITS_PER_BURST / _RECORDED_SHARE, site, rng
+    )
     # the rest of the burst: at least one hit, the gaps add up along the burst
     more = rng.poisson(_HITS_PER_BURST - 1.0, len(opening.pe))
     parent = np.repeat(np.arange(len(more)), more)
@@ -133,7 +137,7 @@ def _dark_hits(
 ) -> Photons:
     noisiness = np.where(site.sensors.efficiency > 1.0, _HQE_NOISE, 1.0)
     share = np.cumsum(noisiness)
-    mean = (last - first) * 1e-9 * rate_hz / _RECORDED_SHARE * share[-1]
+    mean = (last - first) * 1e-9 * rate_hz * share[-1]
     event = np.repeat(np.arange(len(first)), rng.poisson(mean))
     u = rng.random((2, len(event)))
     sensor = np.searchsorted(share, u[0] * share[-1])

@@ -26,8 +26,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from iceaggr.built_in_detectors import BUILT_IN_NAMES
 from iceaggr.detector import Detector, medium_of
-from iceaggr.errors import MachineError, RawDataError
+from iceaggr.errors import DetectorError, MachineError, RawDataError
 from iceaggr.events.conversion.sensors import chosen_medium, read_geometry
 from iceaggr.events.raw_folder import CHECKED, RawFolder
 from iceaggr.events.simulation.block import SimulatedEvents, join_events, simulate_block
@@ -262,7 +263,12 @@ def detector_of(config: SimulationConfig) -> Detector:
 
     Raises: DetectorError if it is no built-in one and no file of a geometry.
     """
-    table = read_geometry(config.detector)
+    try:
+        table = read_geometry(config.detector)
+    except DetectorError as error:
+        raise error.at(
+            f"detector {config.detector}; built-in: {', '.join(BUILT_IN_NAMES)}"
+        ) from None
     asked = medium_of(config.medium, "--medium") if config.medium else None
     return replace(table.detector, stated_medium=asked or chosen_medium("", table)[0])
 
@@ -328,6 +334,7 @@ def simulate(
         n_files = writer.n_files
     return SimulationSummary(
         out_uri=out_uri,
+        medium_words=detector.medium_words,
         n_events=n_done,
         n_files=n_files,
         n_pulses=n_pulses,
