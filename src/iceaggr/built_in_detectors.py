@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from iceaggr.detector import (
@@ -92,18 +93,27 @@ def built_in_detector(name: str) -> Detector:
 def name_of(detector: Detector) -> str:
     """Name the built-in detector whose sensors stand at the same places in the same medium.
 
-    Sensors may be numbered in another way. Returns '' if it is none of them.
+    Returns '' if it is none of them.
     """
+    names = names_at(detector.xyz_m)
+    return next((n for n in names if built_in_detector(n).medium == detector.medium), "")
+
+
+def names_at(xyz_m: npt.NDArray[np.float64]) -> list[str]:
+    """Name the built-in detectors whose sensors stand there, whatever their numbers and medium.
+
+    xyz_m: (S, 3) metres, within a centimetre of the sensors in each coordinate.
+    """
+    return [name for name in BUILT_IN_NAMES if _stands_at(built_in_detector(name), xyz_m)]
+
+
+def _stands_at(known: Detector, xyz_m: npt.NDArray[np.float64]) -> bool:
     from scipy.spatial import cKDTree  # here: each step imports this module, few ask for a name
 
-    for name in BUILT_IN_NAMES:
-        known = built_in_detector(name)
-        if known.n_sensors != detector.n_sensors or known.medium != detector.medium:
-            continue
-        apart_m, row = cKDTree(known.xyz_m).query(detector.xyz_m, p=np.inf)
-        if apart_m.max() <= SAME_PLACE_M and len(np.unique(row)) == known.n_sensors:
-            return name
-    return ""
+    if known.n_sensors != len(xyz_m):
+        return False
+    apart_m, row = cKDTree(known.xyz_m).query(xyz_m, p=np.inf)
+    return bool(apart_m.max() <= SAME_PLACE_M) and len(np.unique(row)) == known.n_sensors
 
 
 def detectors_table() -> str:

@@ -13,6 +13,7 @@ from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector, name_o
 from iceaggr.config.sections import DataConfig
 from iceaggr.detector import ICE, WATER, Detector, icecube86
 from iceaggr.errors import DetectorError
+from iceaggr.evaluation.published import set_of
 from iceaggr.events.layout import load_detector
 from iceaggr.events.simulation import SimulationConfig, block, simulate
 from iceaggr.events.simulation.ice import icecube_site, site_of
@@ -195,3 +196,10 @@ def test_dark_pulses_come_at_the_rate_of_the_medium():
     rate_hz = inside.sum() / n_events / duration_ns * 1e9 / site.sensors.n_sensors
     assert pulses.dark.all()
     np.testing.assert_allclose(rate_hz, 1_000, rtol=0.05)
+
+
+def test_sets_of_the_benchmark_are_known_by_the_built_in_detectors():
+    sets = [set_of(built_in_detector(name)) for name in BUILT_IN_NAMES]
+    assert sets == [
+        "", "Hexagon", "Hexagon Ice LE", "Cluster", "Flower S", "Flower L", "Flower XL", "Triangle"
+    ]  # fmt: skip

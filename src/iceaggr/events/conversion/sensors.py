@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.spatial import cKDTree
 
-from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector
+from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector, names_at
 from iceaggr.detector import (
     BUILT_IN,
     SAME_PLACE_M,
@@ -108,17 +107,6 @@ def _read_geo(path: Path) -> tuple[pd.DataFrame, str]:
     return frame, medium[1] if medium else ""
 
 
-_NUBENCH_IN_WATER = {
-    "746013da28a5c21b": "Cluster",
-    "ce5b8f67c8d68dcb": "Flower L",
-    "2577fbf4bfca1483": "Flower S",
-    "feb5a96202570580": "Flower XL",
-    "dc0c2a516bc348ea": "Triangle",
-}
-"""Digests of the places of NuBench's detectors that stand in water only; the positions of Hexagon
-stand in ice in one of its sets. Source: geometry tables of GraphNeT, commit 368927d."""
-
-
 def chosen_medium(given: str, table: SensorTable | None) -> tuple[Medium | None, str]:
     """Decide what the detector stands in, and say who says so.
 
@@ -139,16 +127,11 @@ def chosen_medium(given: str, table: SensorTable | None) -> tuple[Medium | None,
         chosen = flag or stated
         assert chosen is not None
         return chosen, f"{chosen.name}, as {'--medium' if flag else 'the geometry'} says"
-    known = _NUBENCH_IN_WATER.get(places_digest(table.detector.xyz_m)) if table else None
-    if known:
-        return WATER, f"{WATER.name}, as these sensors are those of NuBench's {known}"
+    # the places of NuBench's Hexagon stand in ice in one of its sets
+    known = names_at(table.detector.xyz_m) if table else []
+    if len(known) == 1 and built_in_detector(known[0]).medium == WATER:
+        return WATER, f"{WATER.name}, as these sensors are those of {known[0]} (built in)"
     return None, "taken as ice, because nothing says it (--medium water or --medium ice does)"
-
-
-def places_digest(xyz_m: Floats) -> str:
-    """Hash positions to the centimetre, whatever their order. xyz_m: (S, 3) metres."""
-    rounded = np.unique(np.round(xyz_m * 100).astype(np.int64), axis=0)
-    return hashlib.sha256(rounded.tobytes()).hexdigest()[:16]
 
 
 def _sensor_table(frame: pd.DataFrame, given: str) -> SensorTable:
