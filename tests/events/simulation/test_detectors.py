@@ -169,14 +169,16 @@ def test_file_without_a_medium_is_taken_as_water_where_its_places_are_known(tmp_
 
 
 def test_energies_of_index_one_are_even_in_their_logarithm():
-    config = SimulationConfig(min_energy_gev=10, max_energy_gev=1e5, spectral_index=1)
+    config = SimulationConfig(
+        preset="easy", min_energy_gev=10, max_energy_gev=1e5, spectral_index=1
+    )
     drawn = draw_interactions(20_000, config, icecube_site(), np.random.default_rng(4))
     shares, _ = np.histogram(np.log10(drawn.energy_gev), bins=4, range=(1, 5))
     np.testing.assert_allclose(shares / 20_000, 0.25, atol=0.015)
 
 
 def test_muon_neutrinos_alone_make_neutral_currents_of_both_signs():
-    config = SimulationConfig(flavour="numu")
+    config = SimulationConfig(preset="easy", flavour="numu")
     drawn = draw_interactions(5_000, config, icecube_site(), np.random.default_rng(5))
     assert set(drawn.code) == {0, 2}
     np.testing.assert_allclose((drawn.flavour > 0).mean(), 0.5, atol=0.03)
