@@ -25,12 +25,14 @@ import yaml
 from kfp import dsl, kubernetes
 from kfp.dsl.pipeline_channel import PipelineChannel
 
-from components.form import FORM_MEANINGS, IMAGE, described
+from components.form import FORM_MEANINGS, IMAGE, LAYOUTS, described
 from components.steps import (
     check_learning,
     close_run,
     compute_statistics,
+    convert_events,
     evaluate_model,
+    plan_conversion,
     plan_shards,
     promote_model,
     shard_events,
@@ -55,12 +57,17 @@ RUN_DEADLINE_HOURS = 14 * 24
 """After which Argo ends a run, whatever it does."""
 
 
-def make_pipeline(cluster: bool, run_name: str = dsl.PIPELINE_JOB_NAME_PLACEHOLDER) -> Any:
+def make_pipeline(
+    cluster: bool,
+    run_name: str = dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
+    here_layout: str = LAYOUTS[0],
+) -> Any:
     """Draw the graph: the same steps here and on a cluster.
 
     cluster: also resources, retries, credentials and placement, which the local runner ignores,
     and the choice of several machines, which it cannot offer.
     run_name: what MLflow calls the run; KFP puts its own name of the run there
+    here_layout: of the raw events here, where the runner knows no branches; a cluster's form asks
     """
 
     @dsl.pipeline(
@@ -74,6 +81,7 @@ def make_pipeline(cluster: bool, run_name: str = dsl.PIPELINE_JOB_NAME_PLACEHOLD
         evaluate_cpu: str = "4",
         evaluate_memory: str = "16Gi",
         experiment_name: str = "iceaggr",
+        raw_layout: str = LAYOUTS[0],
         raw_uri: str = "s3://iceaggr/raw",
         shard_cpu: str = "2",
         shard_memory: str = "4Gi",
@@ -90,18 +98,19 @@ def make_pipeline(cluster: bool, run_name: str = dsl.PIPELINE_JOB_NAME_PLACEHOLD
     ) -> None:
         """Train, evaluate and register a direction model from raw events."""
         # KFP reads the parameters above, one by one; from here on they are one form
-        _draw(cluster, run_name, locals())
+        _draw(cluster, run_name, here_layout, locals())
 
     return direction_pipeline
 
 
-def _draw(cluster: bool, run_name: str, form: dict[str, Any]) -> None:
+def _draw(cluster: bool, run_name: str, here_layout: str, form: dict[str, Any]) -> None:
     place = partial(_place, cluster)
     run = {name: form[name] for name in ("work_uri", "experiment_name", "config")}
     run |= {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "run_name": run_name}
     closing = place(close_run(**run), cpu="500m", memory="2Gi")
     with dsl.ExitHandler(closing, name="direction"):
-        data = _data_steps(place, form, run)
+        work_units = _planned(place, "" if cluster else here_layout, form, run)
+        data = _data_steps(place, work_units, form, run)
         checked = place(check_learning(**data, **run), cpu="2", memory="8Gi")
         model = _training_steps(place, cluster, form, {**data, **run}, checked)
         result = {"manifest": data["manifest"], "model": model, **run}
@@ -123,17 +132,53 @@ def _place(cluster: bool, task: Any, **needs: Any) -> Any:
     return settle(task, **needs) if cluster else task
 
 
+def _planned(
+    place: Callable[..., Any], here_layout: str, form: dict[str, Any], run: dict[str, Any]
+) -> Any:
+    """Draw the plan of the shards, and before it the conversion of another layout.
+
+    here_layout: '' draws both ways, of which the form chooses one.
+    """
+    planned = {
+        "raw_uri": form["raw_uri"],
+        # so that settings which need a GPU fail at once in a run that has none
+        "gpu_count": form["train_gpu_count"],
+        **run,
+    }
+    needs = {"cpu": "1", "memory": "8Gi"}
+    if here_layout == "competition":
+        return place(plan_shards(conversion=[], **planned), **needs).output
+    if here_layout:
+        return _converted(place, form, run, planned, needs).output
+    with dsl.If(form["raw_layout"] == "nubench", name="other-layout"):
+        of_others = _converted(place, form, run, planned, needs)
+    with dsl.Else(name="own-layout"):
+        own = place(plan_shards(conversion=[], **planned), **needs)
+    return dsl.OneOf(of_others.output, own.output)
+
+
+def _converted(
+    place: Callable[..., Any],
+    form: dict[str, Any],
+    run: dict[str, Any],
+    planned: dict[str, Any],
+    needs: dict[str, str],
+) -> Any:
+    """Draw the conversion, and the plan of what it made."""
+    conversion = place(plan_conversion(raw_uri=form["raw_uri"], **run), **needs)
+    with dsl.ParallelFor(conversion.output, name="convert", parallelism=8) as unit:
+        made = place(
+            convert_events(work_unit=unit), cpu=form["shard_cpu"], memory=form["shard_memory"]
+        )
+    plan = plan_shards(conversion=conversion.output, **planned).after(made)
+    return place(plan, **needs)
+
+
 def _data_steps(
-    place: Callable[..., Any], form: dict[str, Any], run: dict[str, Any]
+    place: Callable[..., Any], work_units: Any, form: dict[str, Any], run: dict[str, Any]
 ) -> dict[str, Any]:
     """Draw the steps up to the statistics; gives manifest and normalisation."""
-    plan = place(
-        # so that settings which need a GPU fail at once in a run that has none
-        plan_shards(raw_uri=form["raw_uri"], gpu_count=form["train_gpu_count"], **run),
-        cpu="1",
-        memory="8Gi",
-    )
-    with dsl.ParallelFor(plan.output, name="shard", parallelism=PARALLEL_SHARD_TASKS) as work_unit:
+    with dsl.ParallelFor(work_units, name="shard", parallelism=PARALLEL_SHARD_TASKS) as work_unit:
         # told its run alone: it reads the settings there, see iceaggr.steps.plan_shards
         sharded = shard_events(work_unit=work_unit, work_uri=run["work_uri"], run_id=run["run_id"])
         place(sharded, cpu=form["shard_cpu"], memory=form["shard_memory"])

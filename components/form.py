@@ -29,6 +29,7 @@ FORM_MEANINGS = {
     "evaluate_cpu": 'Cores of the evaluation, such as "4".',
     "evaluate_memory": 'Memory of the evaluation, such as "16Gi".',
     "experiment_name": "MLflow experiment that this run appears in.",
+    "raw_layout": "Layout of raw_uri: competition, or nubench, which is converted first.",
     "raw_uri": "Folder of the raw events: train/batch_N.parquet, train_meta.parquet.",
     "shard_cpu": 'Cores of each sharding task, such as "2".',
     "shard_memory": 'Memory of each sharding task, such as "4Gi".',
@@ -81,7 +82,11 @@ def described(own: Mapping[str, str] = MEANINGS, **others: str) -> Callable[[Ste
 # `literals` in the compiled graph. The SDK cannot write these yet, so they are added after
 # compiling. The local runner ignores them: what steps are given, they check.
 
+LAYOUTS = ("competition", "nubench")
+"""Layouts of raw events; the first is our own, the others are converted."""
+
 DROPDOWNS: dict[str, tuple[str, ...]] = {
+    "raw_layout": LAYOUTS,
     "train_gpu_count": ("0", "1", "2", "4", "8"),
     "train_nodes": ("1", "2", "4", "8"),
     "train_start_from": STARTS,

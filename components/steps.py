@@ -8,6 +8,33 @@ from components.form import IMAGE, described
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 @described()
+def plan_conversion(
+    raw_uri: str,
+    work_uri: str,
+    experiment_name: str,
+    run_id: str,
+    run_name: str,
+    config: dict,
+) -> list[str]:
+    """Look at a set in another layout and cut its conversion into work units."""
+    from iceaggr.steps.context import make_context
+    from iceaggr.steps.convert import run_plan_conversion
+
+    context = make_context(run_id, experiment_name, work_uri, config, run_name)
+    return run_plan_conversion(context, raw_uri)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@described(work_unit="One string of plan_conversion.")
+def convert_events(work_unit: str) -> None:
+    """Convert one work unit into raw events; what is already there stays."""
+    from iceaggr.steps.convert import run_convert_events
+
+    run_convert_events(work_unit)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@described(conversion="Work units that converted raw_uri; none = it needs no conversion.")
 def plan_shards(
     raw_uri: str,
     work_uri: str,
@@ -16,13 +43,14 @@ def plan_shards(
     run_name: str,
     config: dict,
     gpu_count: str,
+    conversion: list = [],  # noqa: B006
 ) -> list[str]:
     """List the raw files and cut them into work units of about equal size, a short string each."""
     from iceaggr.steps.context import make_context
     from iceaggr.steps.plan_shards import run_plan_shards
 
     context = make_context(run_id, experiment_name, work_uri, config, run_name)
-    return run_plan_shards(context, raw_uri, gpu_count)
+    return run_plan_shards(context, raw_uri, gpu_count, conversion)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from components.form import DROPDOWNS, EXAMPLE_IMAGE, IMAGE, check_allowed
+from components.form import DROPDOWNS, EXAMPLE_IMAGE, IMAGE, LAYOUTS, check_allowed
 from iceaggr.cli_options import (
     MAX_SIMULATED_EVENTS,
     GpuCountOption,
@@ -57,6 +57,9 @@ class RunRequest:
     raw_uri: Annotated[
         str, typer.Option(help="Folder of raw events, file:// or s3://; empty = simulate")
     ] = ""
+    raw_layout: Annotated[
+        str, typer.Option(help="competition, or nubench: --raw-uri is converted first")
+    ] = LAYOUTS[0]
     config: Annotated[Path, typer.Option(help="Settings, YAML")] = DEFAULT_CONFIG_PATH
     max_train_minutes: MaxTrainMinutes = 0.0
     gpu_count: GpuCountOption = AS_CONFIGURED
@@ -139,6 +142,15 @@ def _check_request(request: RunRequest) -> None:
     check_allowed(
         "--start-from", request.start_from, DROPDOWNS["train_start_from"], where="command line"
     )
+    check_allowed("--raw-layout", request.raw_layout, LAYOUTS, where="command line")
+    if request.raw_layout != LAYOUTS[0] and not request.raw_uri:
+        raise ConfigError(
+            "nothing to convert",
+            where=f"--raw-layout {request.raw_layout}",
+            found="no --raw-uri: events are simulated in our own layout",
+            expected="the folder of a set in that layout",
+            remedy="Give it with --raw-uri",
+        )
     check_minutes(request.max_train_minutes, where="--max-train-minutes")
     check_device(request.settings, request.gpu_count, where="--gpu-count and training.device")
     check_gpus_here(request.settings, request.gpu_count)
@@ -179,7 +191,9 @@ def _run(make_pipeline: Callable[..., Any], request: RunRequest) -> None:
 
         def steps() -> None:
             with ending.taking_along():
-                make_pipeline(cluster=False, run_name=name)(**_arguments(request, raw_uri))
+                make_pipeline(cluster=False, run_name=name, here_layout=request.raw_layout)(
+                    **_arguments(request, raw_uri)
+                )
 
         try:
             run_here(steps, folder, RunDisplay(console), prepare)

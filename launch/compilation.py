@@ -127,14 +127,17 @@ def compile_pipeline(pipeline: Any, output: Path) -> Path:
 
 
 def _name_branches(graph: dict[str, Any]) -> None:
-    """Give the choice between the ways of training a name: dsl.If takes one for a branch only.
+    """Give each choice a name, of layout or of ways to train: dsl.If takes one for a branch only.
 
     What the graph shows is changed, and no key: KFP's driver looks tasks and outputs up by keys.
     """
-    for component in graph.get("components", {}).values():
+    components = graph.get("components", {})
+    for component in components.values():
         for key, task in component.get("dag", {}).get("tasks", {}).items():
             if key.startswith("condition-branches-"):
-                task["taskInfo"]["name"] = "training"
+                branches = components[task["componentRef"]["name"]]["dag"]["tasks"].values()
+                names = {branch["taskInfo"]["name"] for branch in branches}
+                task["taskInfo"]["name"] = "layout" if "own-layout" in names else "training"
 
 
 def _refuse_other(output: Path, name: str) -> None:

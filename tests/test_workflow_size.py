@@ -20,6 +20,7 @@ import yaml
 
 import pipeline
 from iceaggr.config import DataConfig, load_config
+from iceaggr.steps.convert import MAX_CONVERSION_UNITS
 from launch.submission import compile_text
 
 LIMIT = 1 << 20
@@ -28,7 +29,9 @@ NOT_NODES = 180_000
 SEEN_TO_ESTIMATED = 438 / 324
 RUN_ID = "0b8b2a9e-9d1f-4f5e-8a43-0123456789ab"
 IMAGE = "registry.example.org/physics/iceaggr@sha256:" + "0123456789abcdef" * 4
-SHARD = "shard-events"
+SHARD, CONVERT = "shard-events", "convert-events"
+OF_CONVERSION = {"plan-conversion", CONVERT, "plan-shards-2"}
+"""Steps of the branch of another layout; the run's own plan of shards stands for its second one."""
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +53,16 @@ class Workflow:
         self._platform = kubernetes["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         self._random = random.Random(7)
         self.nodes = {}
-        # the SDK names the loop
-        (self.loop,) = {
+        self.loop = self.loop_of(SHARD)
+
+    def loop_of(self, step):
+        """Name the loop of a step; the SDK counts them."""
+        (loop,) = {
             name.removeprefix("comp-")
             for name, component in self._graph["components"].items()
-            if SHARD in component.get("dag", {}).get("tasks", {})
+            if step in component.get("dag", {}).get("tasks", {})
         }
+        return loop
 
     def task(self, name):
         """Give a task wherever in the graph it is."""
@@ -73,13 +80,14 @@ class Workflow:
         plain = text(self.nodes).encode()
         return len(base64.b64encode(gzip.compress(plain)))
 
-    def add_unit(self, index, config, n_attempts):
+    def add_unit(self, index, config, n_attempts, work=SHARD):
         """Add what Argo makes of one turn of the loop."""
-        turn = f"{self.loop}.iteration-iterations({index}:{index})"
+        name = self.loop_of(work)
+        turn = f"{name}.iteration-iterations({index}:{index})"
         parent, step = {"parent-dag-id": "212"}, {"iteration-index": str(index)}
         self._add_twice(turn, "DAG", {**parent, **step})
-        loop, task = self.component(self.loop), self.task(self.loop)
-        driver = {"component": text(loop), "task": text(task), "task-name": self.loop}
+        loop, task = self.component(name), self.task(name)
+        driver = {"component": text(loop), "task": text(task), "task-name": name}
         self._add_twice(
             f"{turn}.iteration-item-driver",
             "Pod",
@@ -88,7 +96,7 @@ class Workflow:
         )
         self._add_twice(f"{turn}.iteration-item", "DAG", parent)
         plan = f"s3://iceaggr/work/plans/0123456789abcdef.json#{index}:{index + 1}"
-        self.add_task(SHARD, {"config": config, "work_unit": plan}, n_attempts, turn)
+        self.add_task(work, {"config": config, "work_unit": plan}, n_attempts, turn)
 
     def add_task(self, name, values, n_attempts, below="direction"):
         """Add the driver of a step, the step, and each attempt at it."""
@@ -188,16 +196,23 @@ def _parameters(values):
     return {"parameters": [{"name": name, "value": value} for name, value in values.items()]}
 
 
-def estimated_bytes(documents, n_units, n_attempts, config):
-    """Estimate the whole object of a run, as large as what was seen is to its estimate."""
+def estimated_bytes(documents, n_units, n_attempts, config, n_converting=0):
+    """Estimate the whole object of a run, as large as what was seen is to its estimate.
+
+    n_converting: work units of the conversion of another layout, 0 = it needs none.
+    """
     run = Workflow(documents)
     for index in range(n_units):
         run.add_unit(index, config, n_attempts)
+    for index in range(n_converting):
+        run.add_unit(index, config, n_attempts, CONVERT)
+    if n_converting:
+        run.add_task("plan-conversion", {"config": config}, n_attempts)
     manifests = [run.artifact(SHARD) for _ in range(n_units)]
     for name in run.tasks():
         # the driver puts the collected artifacts beside the parameters
         values = {"config": [config, manifests] if name == "compute-statistics" else config}
-        if name != SHARD:
+        if name != SHARD and name not in OF_CONVERSION:
             run.add_task(name, values, n_attempts)
     return NOT_NODES + SEEN_TO_ESTIMATED * run.packed_bytes()
 
@@ -214,6 +229,12 @@ def test_run_with_every_unit_retried_stays_below_half_of_argos_limit(documents, 
     n_attempts = 1 + Workflow(documents).task(SHARD)["retryPolicy"]["maxRetryCount"]
     assert n_attempts > 1
     assert estimated_bytes(documents, n_units, n_attempts, settings) < LIMIT / 2
+
+
+def test_conversion_first_leaves_a_third_of_argos_limit(documents, settings):
+    most = DataConfig.model_fields["max_work_units"].metadata[1].le
+    size = estimated_bytes(documents, most, 3, settings, MAX_CONVERSION_UNITS)
+    assert estimated_bytes(documents, most, 3, settings) < size < LIMIT * 2 / 3
 
 
 def test_estimate_grows_with_units_and_attempts(documents, settings):

@@ -1,5 +1,6 @@
 """Every name below a work folder (`work_uri`), so that steps find what other steps wrote.
 
+    converted/DIGEST/                raw events of a set in another layout
     plans/DIGEST.json                what one sharding takes from a raw folder
     shards/KEY/                      one raw file by its content: shards, sketch, quarantine
     datasets/                        manifests of the latest data set and of the one before
@@ -27,6 +28,7 @@ class WorkPaths:
 
     def __init__(self, work_uri: str) -> None:
         uri = work_uri.rstrip("/")
+        self.converted_uri = f"{uri}/converted"
         self.plans_uri = f"{uri}/plans"
         self.shards_uri = f"{uri}/shards"
         self.datasets_uri = f"{uri}/datasets"
@@ -39,6 +41,7 @@ class WorkPaths:
     def folders(self) -> tuple[str, ...]:
         """List all folders that the steps write to."""
         return (
+            self.converted_uri,
             self.plans_uri,
             self.shards_uri,
             self.datasets_uri,
@@ -46,6 +49,10 @@ class WorkPaths:
             self.unfinished_uri,
             self.unsent_uri,
         )
+
+    def converted(self, digest: str) -> str:
+        """Name the raw events that a plan of conversion with this digest makes."""
+        return f"{self.converted_uri}/{digest}"
 
     def plan(self, digest: str) -> str:
         return f"{self.plans_uri}/{digest}.json"

@@ -8,9 +8,16 @@ import pytest
 from typer.testing import CliRunner
 
 from iceaggr.cli import app
+from iceaggr.config import ExperimentConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import ConfigError, RawDataError
+from iceaggr.shards.planning import load_work_unit
+from iceaggr.steps.context import RunContext
+from iceaggr.steps.convert import run_convert_events, run_plan_conversion
+from iceaggr.steps.plan_shards import raw_uri_of, run_plan_shards
+from iceaggr.storage import open_store
 from tests.events.conversion.foreign_files import frames, write_sqlite
+from tests.events.conversion.nubench_files import nubench_frames, write_nubench
 from tests.events.raw_layout import write_raw_layout
 
 
@@ -131,3 +138,61 @@ def test_errors_name_the_flag_that_was_given(
         run(path, "--out", out, *flags)
     assert type(caught.value).__module__ == "iceaggr.errors"
     assert not (tmp_path / "raw").exists()
+
+
+# In a run: planned, converted in units, gathered by the plan of the shards.
+
+
+def context_of(folder: Path, run_id: str = "run", **data: object) -> RunContext:
+    config = ExperimentConfig.model_validate({"data": data})
+    return RunContext(run_id, "test", (folder / "work").as_uri(), config, tracked=False)
+
+
+@pytest.mark.parametrize("layout", ["sqlite", "parquet"])
+def test_a_run_shards_what_its_units_converted(layout: str, tmp_path: Path) -> None:
+    folder = write_nubench(tmp_path / "set", nubench_frames(), layout)
+    context = context_of(tmp_path)
+    units = run_plan_conversion(context, folder.as_uri())
+    with pytest.raises(RawDataError, match="conversion is not finished"):
+        run_plan_shards(context, folder.as_uri(), conversion=units)
+    assert len(units) == 2  # train and test
+    for unit in reversed(units):
+        run_convert_events(unit)
+    work_units = run_plan_shards(context, folder.as_uri(), conversion=units)
+    plan, _ = load_work_unit(open_store(), work_units[0])
+    assert plan.raw_uri == units[0].partition("#")[0]
+    assert sum(file.n_events for file in plan.files) == 290
+    # evaluation looks for the truth where the events are
+    assert raw_uri_of(context, folder.as_uri()) == plan.raw_uri
+    assert list((tmp_path / "work" / "converted").glob("*/truth/batch_1.parquet"))
+    # a retry, and the next run of the same set, find it done
+    again = run_plan_conversion(context_of(tmp_path, "next"), f"{folder.as_uri()}/")
+    assert again == [f"{plan.raw_uri}#0:0"]
+    run_convert_events(again[0])
+    assert run_plan_shards(context_of(tmp_path, "next"), folder.as_uri(), conversion=again)
+
+
+def test_a_run_without_conversion_evaluates_the_events_of_its_form(tmp_path: Path) -> None:
+    context = context_of(tmp_path)
+    assert raw_uri_of(context, "s3://bucket/raw/") == "s3://bucket/raw"
+    raw_uri = write_raw_layout(tmp_path / "raw", n_files=2, n_events_per_file=100)
+    run_plan_shards(context, raw_uri)
+    assert raw_uri_of(context, raw_uri) == raw_uri
+
+
+def test_a_set_that_changed_after_its_plan_is_refused(tmp_path: Path) -> None:
+    folder = write_nubench(tmp_path / "set", nubench_frames(), "parquet")
+    units = run_plan_conversion(context_of(tmp_path), folder.as_uri())
+    part = folder / "merged" / "mc_truth" / "mc_truth_0.parquet"
+    pd.read_parquet(part).iloc[:-1].to_parquet(part)
+    with pytest.raises(RawDataError, match=r"changed after its conversion was planned.*other fil"):
+        run_convert_events(units[0])
+
+
+def test_layout_of_the_form_must_be_that_of_the_events(tmp_path: Path) -> None:
+    raw_uri = write_raw_layout(tmp_path / "raw", n_files=1)
+    with pytest.raises(RawDataError, match=r"no NuBench set.*leave raw_layout at competition"):
+        run_plan_conversion(context_of(tmp_path), raw_uri)
+    folder = write_nubench(tmp_path / "set", nubench_frames(), "parquet")
+    with pytest.raises(ConfigError, match=r"finds out by itself.*data.label_reading"):
+        run_plan_conversion(context_of(tmp_path, label_reading=["particle"]), folder.as_uri())

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from iceaggr.detector import Detector
 from iceaggr.errors import ConfigError, RawDataError
 from iceaggr.events.conversion import ConversionSettings, convert, plan_conversion
 from iceaggr.events.conversion.nubench import NuBenchFiles, find_nubench
-from iceaggr.events.conversion.nubench_groups import begin, convert_group, finish
+from iceaggr.events.conversion.nubench_groups import (
+    begin,
+    convert_group,
+    finish,
+    open_planned,
+)
 from iceaggr.events.conversion.nubench_plan import plan_nubench
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.label_reading import AS_DOCUMENTED, LabelFit, LabelReading
 from iceaggr.events.sources import GivenNames
+from iceaggr.paths import WorkPaths
 from iceaggr.progress import StepProgress
 from iceaggr.reconstruction.label_fit import doubtful_labels, fit_labels
+from iceaggr.steps.context import RunContext
 from iceaggr.storage import open_store
-from iceaggr.storage.uris import check_place, file_uri
+from iceaggr.storage.uris import check_place, file_uri, refuse_work_among_raw
 
 Told = Sequence[tuple[str, str, str]]
 
@@ -179,3 +188,77 @@ class _LabelCheck:
             remedy=f"Convert with {flags or 'neither --label-reading nor --direction'}; if they are"
             " right: --accept-labels",
         )
+
+
+# The same on a cluster: planned once, converted in work units, gathered by the step that plans the
+# shards.
+
+MAX_CONVERSION_UNITS = 8
+"""Each unit takes its part of the object in which Kubernetes keeps a run."""
+
+
+def run_plan_conversion(context: RunContext, raw_uri: str) -> list[str]:
+    """Look at a NuBench set and cut its conversion into work units; done ones are found done.
+
+    Returns one string "<URI of the raw events>#first:last" per unit.
+    Raises: RawDataError if there is no such set, or it is not whole; ConfigError, DetectorError,
+    StorageError.
+    """
+    raw_uri, data = raw_uri.rstrip("/"), context.config.data
+    check_place(raw_uri, "raw_uri")
+    refuse_work_among_raw(raw_uri, context.work_uri, "work_uri")
+    if data.label_reading:
+        raise ConfigError(
+            "the conversion finds out by itself how labels are meant",
+            where="data.label_reading",
+            found=", ".join(data.label_reading),
+            expected="nothing with raw_layout=nubench",
+            remedy="Leave it empty; `iceaggr convert --label-reading` takes a reading by hand",
+        )
+    store = context.open_store()
+    with (
+        StepProgress("plan_conversion", run_id=context.run_id) as progress,
+        tempfile.TemporaryDirectory(prefix="iceaggr-set-") as scratch,
+    ):
+        files = find_nubench(store, raw_uri)
+        if files is None:
+            raise RawDataError(
+                "no NuBench set",
+                where=raw_uri,
+                found="neither merged/merged.db nor merged/merged_photons/",
+                expected="what raw_layout=nubench says",
+                remedy="Check raw_uri, or leave raw_layout at competition",
+            )
+        judge = None if data.accept_label_reading else _LabelJudge(AS_DOCUMENTED)
+        ready = plan_nubench(store, files, ConversionSettings(), Path(scratch), judge)
+        plan = ready.plan.model_dump_json().encode()
+        out_uri = WorkPaths(context.work_uri).converted(hashlib.sha256(plan).hexdigest()[:16])
+        left = begin(ready, out_uri)
+        n_groups = len(ready.plan.groups)
+        n_units = 1 if ready.is_one_unit else min(n_groups, MAX_CONVERSION_UNITS)
+        bounds = [n_groups * k // n_units for k in range(n_units + 1)] if left else [0, 0]
+        doubts = f"; labels: {judge.doubt}" if judge and judge.doubt else ""
+        progress.conclude(f"{len(left)} of {n_groups} groups to convert into {out_uri}{doubts}")
+    return [f"{out_uri}#{first}:{last}" for first, last in pairwise(bounds)]
+
+
+def run_convert_events(work_unit: str) -> None:
+    """Convert the groups of one work unit that are not done yet.
+
+    Raises: RawDataError if the set is not what was planned; StorageError.
+    """
+    out_uri, _, bounds = work_unit.rpartition("#")
+    first, last = (int(bound) for bound in bounds.split(":"))
+    store = open_store()
+    with (
+        StepProgress("convert_events", task=bounds) as progress,
+        tempfile.TemporaryDirectory(prefix="iceaggr-set-") as scratch,
+    ):
+        n_pulses = 0
+        if last > first:
+            ready = open_planned(store, out_uri, Path(scratch))
+            left = [number for number in begin(ready, out_uri) if first <= number < last]
+            for n_done, number in enumerate(left, start=1):
+                n_pulses += convert_group(ready, out_uri, number)
+                progress.update(n_done, len(left), f"{n_pulses:,} pulses read")
+        progress.conclude(f"{n_pulses:,} pulses read")

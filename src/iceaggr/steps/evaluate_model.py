@@ -33,6 +33,7 @@ from iceaggr.steps.documents import (
     read_document,
     write_document,
 )
+from iceaggr.steps.plan_shards import raw_uri_of
 from iceaggr.steps.training_inputs import read_manifest
 from iceaggr.validation import read_json_object, sha256_of
 
@@ -51,13 +52,15 @@ def run_evaluate_model(
 ) -> dict[str, float]:
     """Evaluate on the test split; write the headline, the report and the tables beside it.
 
-    raw_uri: its truth/ side file is joined if there is one.  Returns the headline figures.
+    raw_uri: its truth/ side file is joined if there is one; of a set that was converted the
+    converted events are taken.  Returns the headline figures.
     Raises: ModelError, ShardError, EvaluationError.
     """
     with (
         StepProgress("evaluate_model", run_id=context.run_id) as progress,
         context.tracking("evaluate_model") as tracker,
     ):
+        raw_uri = raw_uri_of(context, raw_uri)
         manifest = read_manifest(manifest_path)
         _refuse_one_event(manifest.n_events("test"))
         pointer = read_document(ModelPointer, model_path)

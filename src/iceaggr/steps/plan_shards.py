@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from iceaggr.errors import ShardError
+from iceaggr.events.conversion.nubench_groups import finish
 from iceaggr.interfaces import ObjectStore
 from iceaggr.progress import StepProgress
 from iceaggr.shards.planning import SHARD_AGAIN, check_splits, load_work_unit, plan_shards
@@ -33,15 +35,19 @@ class WorkUnits(BaseModel):
     work_units: tuple[str, ...] = Field(min_length=1)
     experiment_name: str
     run_name: str = ""
+    raw_uri: str = ""
     config: dict[str, Any]
 
 
-def write_work_units(store: ObjectStore, context: RunContext, work_units: list[str]) -> None:
+def write_work_units(
+    store: ObjectStore, context: RunContext, work_units: list[str], raw_uri: str
+) -> None:
     """Note in the run's folder what is to be sharded. Raises: StorageError."""
     document = WorkUnits(
         work_units=tuple(work_units),
         experiment_name=context.experiment_name,
         run_name=context.name,
+        raw_uri=raw_uri,
         config=context.config.model_dump(mode="json"),
     )
     store.write_bytes(context.paths.work_units_uri, document.model_dump_json(indent=1).encode())
@@ -50,6 +56,16 @@ def write_work_units(store: ObjectStore, context: RunContext, work_units: list[s
 def read_work_units(store: ObjectStore, context: RunContext) -> tuple[str, ...]:
     """Read what was to be sharded. Raises: ShardError if nothing was planned; StorageError."""
     return _read(store, context.paths.work_units_uri).work_units
+
+
+def raw_uri_of(context: RunContext, given: str) -> str:
+    """Name the raw events that this run sharded: of a converted set not those of the form.
+
+    given: what the form says, which stands where nothing was planned. Raises: StorageError.
+    """
+    store, uri = context.open_store(), context.paths.work_units_uri
+    planned = _read(store, uri).raw_uri if store.stat(uri) else ""
+    return planned or given.rstrip("/")
 
 
 def planned_context(run_id: str, work_uri: str) -> RunContext:
@@ -74,12 +90,18 @@ def _read(store: ObjectStore, uri: str) -> WorkUnits:
     return parse_document(WorkUnits, store.read_bytes(uri), uri)
 
 
-def run_plan_shards(context: RunContext, raw_uri: str, gpu_count: str = AS_CONFIGURED) -> list[str]:
+def run_plan_shards(
+    context: RunContext,
+    raw_uri: str,
+    gpu_count: str = AS_CONFIGURED,
+    conversion: Sequence[str] = (),
+) -> list[str]:
     """Plan the sharding of all raw files and open the run in the tracker.
 
     Returns one short string per work unit; the same list stays in the run's folder, by which
     compute_statistics tells that none is missing.
     gpu_count: of the training that follows, as `TrainingChoices` takes it
+    conversion: work units that converted raw_uri; what they made is completed and planned
     Raises: ConfigError if training could not be as chosen or results would lie among the raw
     events; StorageError, TrackingError; RawDataError, also if a split would have no event or one.
     """
@@ -97,9 +119,13 @@ def run_plan_shards(context: RunContext, raw_uri: str, gpu_count: str = AS_CONFI
         tracker.log_params(context.config.model_dump(mode="json"))
         tracker.log_params({"raw_uri": raw_uri, "work_uri": context.work_uri})
         store = context.open_store()
+        if conversion:
+            raw_uri = conversion[0].rpartition("#")[0]
+            finish(store, raw_uri)
+            tracker.log_params({"converted_uri": raw_uri})
         work_units = plan_shards(store, raw_uri.rstrip("/"), context.config.data, context.work_uri)
         check_splits(store, work_units[0], context.config.data)
-        write_work_units(store, context, work_units)
+        write_work_units(store, context, work_units, raw_uri.rstrip("/"))
         notes = load_work_unit(store, work_units[0])[0].notes
         units = f"{len(work_units)} work unit{'s' * (len(work_units) > 1)}"
         progress.conclude("; ".join((units, *notes)))

@@ -201,6 +201,30 @@ def test_times_before_zero_are_moved_and_told(frames: dict, tmp_path: Path) -> N
     assert raw_pulses(tmp_path / "raw")["time"].min() >= 0
 
 
+@pytest.mark.parametrize(
+    ("z_m", "greatest_gev", "words"),
+    [
+        (0.0, 1e4, "geometry: icecube86, 5160 sensors; medium: ice"),
+        (-1948.07, 1e4, "geometry: hexagon, 5160 sensors; medium: water"),
+        (-1948.07, 900.0, "geometry: hexagon-ice, 5160 sensors; medium: ice"),
+    ],
+)
+def test_a_built_in_detector_needs_no_table(
+    frames: dict, tmp_path: Path, z_m: float, greatest_gev: float, words: str
+) -> None:
+    tables = {
+        name: table.assign(sensor_pos_z=table["sensor_pos_z"] + z_m)
+        if name != "mc_truth"
+        else table.assign(
+            initial_state_energy=table["initial_state_energy"].clip(None, greatest_gev)
+        )
+        for name, table in frames["tables"].items()
+    }
+    folder = write_nubench(tmp_path / "set", {**frames, "tables": tables}, "parquet")
+    (folder / "geometry.parquet").unlink()
+    assert words in convert(folder, tmp_path / "raw", "--dry-run")
+
+
 def test_sensors_numbered_otherwise_are_told_by_place(frames: dict, tmp_path: Path) -> None:
     tables = {
         name: table.assign(sensor_id=table["sensor_id"] % 60) if name != "mc_truth" else table
@@ -256,6 +280,10 @@ def broken(folder: Path, how: str) -> None:
         table.assign(sensor_pos_z=table["sensor_pos_z"] + 1).to_parquet(folder / "geometry.parquet")
     elif how == "no geometry":
         (folder / "geometry.parquet").unlink()
+        with closing(sqlite3.connect(database)) as connection:
+            for table in TABLES[1:]:
+                connection.execute(f"UPDATE {table} SET sensor_pos_x = sensor_pos_x + 3")
+            connection.commit()
     elif how == "last pulses missing":
         (merged / "merged_photons" / "merged_photons_4.parquet").unlink()
     elif how == "truth missing":

@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 from iceaggr.errors import RawDataError
 from iceaggr.events.conversion.convert import MARKER, ConversionSettings, write_batch
 from iceaggr.events.conversion.nubench import find_nubench, read_selections
-from iceaggr.events.conversion.nubench_plan import (
-    NuBenchPlan,
+from iceaggr.events.conversion.nubench_plan import NuBenchPlan, SetToConvert
+from iceaggr.events.conversion.nubench_reading import (
     Reading,
-    SetToConvert,
     chosen_tables,
     open_source,
     table_of_sensors,

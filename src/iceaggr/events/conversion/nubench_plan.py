@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from iceaggr.config.sections import LabelWord
 from iceaggr.detector import Detector, medium_of
-from iceaggr.errors import DetectorError, MachineError, RawDataError
+from iceaggr.errors import RawDataError
 from iceaggr.events.conversion.convert import (
-    Conversion,
     ConversionSettings,
     Dealt,
-    lacking_words,
     read_events,
 )
 from iceaggr.events.conversion.nubench import (
@@ -32,7 +29,6 @@ from iceaggr.events.conversion.nubench import (
     PARTS_PER_GROUP,
     PULSES_OF,
     TRUTH,
-    Chosen,
     NuBenchFiles,
     ParquetSet,
     SqliteSet,
@@ -41,26 +37,27 @@ from iceaggr.events.conversion.nubench import (
     read_selections,
     without_noise,
 )
+from iceaggr.events.conversion.nubench_reading import (
+    Reading,
+    Tables,
+    chosen_tables,
+    open_source,
+    recognised_detector,
+    table_of_sensors,
+)
 from iceaggr.events.conversion.sensors import (
     SensorKey,
-    Sensors,
-    SensorTable,
     chosen_medium,
-    read_geometry,
 )
 from iceaggr.events.conversion.tables import Ints
-from iceaggr.events.conversion.truth import EventNumbers, Truth, read_truth
+from iceaggr.events.conversion.truth import EventNumbers
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.label_reading import LabelReading
 from iceaggr.events.sources import (
-    ChosenTable,
-    GivenNames,
-    choose_pulses,
-    choose_truth,
     used_columns,
 )
 from iceaggr.interfaces import ObjectStore
-from iceaggr.storage.uris import FILE_SCHEME, file_path
+from iceaggr.storage.uris import FILE_SCHEME
 
 ReadLabels = Callable[[Iterator[DomEvents], Detector], LabelReading]
 """Judges labels that were read as documented, and says how they are meant. Raises: RawDataError."""
@@ -160,7 +157,10 @@ def plan_nubench(
     _refuse_wrong_events(selections, known, files)
     _refuse_equal_pulses(source, files)
     tables = chosen_tables(source.columns)
-    geometry, name = table_of_sensors(store, files, settings.geometry, scratch)
+    given = settings.geometry
+    if not given and not files.geometries:
+        given = recognised_detector(source, tables, settings.medium)
+    geometry, name = table_of_sensors(store, files, given, scratch)
     medium, medium_words = chosen_medium(settings.medium, geometry)
     reading, sample = _sampled(source, Reading(tables, geometry, settings), scratch)
     if read_labels:
@@ -181,18 +181,27 @@ def plan_nubench(
         n_events=n_events | {"left_out": len(known) - sum(n_events.values())},
         part_counts=counts,
         groups=tuple(_groups(n_events, settings.n_events_per_file, counts)),
-        notes=tuple(_notes(tables, settings, len(known), n_events, geometry, medium_words)),
+        notes=tuple(
+            _notes(
+                tables,
+                settings,
+                n_known=len(known),
+                n_events=n_events,
+                geometry=f"{name.rpartition('/')[2]}, {geometry.detector.n_sensors} sensors",
+                medium=medium_words,
+            )
+        ),
     )
     return SetToConvert(store, plan, files, source, reading)
 
 
 def _notes(
-    tables: _Tables,
+    tables: Tables,
     settings: ConversionSettings,
     n_known: int,
     n_events: Mapping[str, int],
-    geometry: SensorTable,
-    medium_words: str,
+    geometry: str,
+    medium: str,
 ) -> Iterator[str]:
     yield from tables.lacking
     yield (
@@ -200,7 +209,7 @@ def _notes(
         f" with the pulses of {NOISY}, {n_events['test']:,} of the official test selection with"
         f" those of {CLEAN}, {n_known - sum(n_events.values()):,} in neither and left out"
     )
-    yield f"geometry: {geometry.detector.n_sensors} sensors; medium: {medium_words}"
+    yield f"geometry: {geometry}; medium: {medium}"
     if settings.sensor_ids == "position":
         yield "geometry: sensors are told by their place, their ids are numbered otherwise"
     offset = settings.time_offset_ns
@@ -223,38 +232,6 @@ def _groups(
             stop = min(start + size, n_events[split])
             yield Group(split=split, start=start, stop=stop, first_batch=first_batch)
             first_batch += -(-(stop - start) // per_file)
-
-
-def open_source(
-    store: ObjectStore,
-    files: NuBenchFiles,
-    selections: Mapping[str, Any],
-    scratch: Path,
-    counts: Sequence[tuple[int, int]] = (),
-) -> SqliteSet | ParquetSet:
-    """Open the tables of a set; a database is copied to scratch where it lies in an object store.
-
-    selections: split -> event numbers, ascending.  counts: as a plan has them, of Parquet parts.
-    Raises: RawDataError if a table is not there or cut; MachineError without room for a copy.
-    """
-    if files.database is None:
-        return ParquetSet(store, files, selections, counts)
-    uri = files.database.uri
-    if uri.startswith(FILE_SCHEME):
-        return SqliteSet(file_path(uri), selections)
-    free = shutil.disk_usage(scratch).free
-    if free < files.database.n_bytes:
-        raise MachineError(
-            "no room for the database",
-            where=str(scratch),
-            found=f"{free:,} bytes free",
-            expected=f"{files.database.n_bytes:,}: SQLite is not read through an object store",
-            remedy="Set TMPDIR to a larger disk, or store the set as Parquet, which is read in"
-            " place",
-        )
-    path = scratch / "merged.db"
-    store.download(uri, path)
-    return SqliteSet(path, selections)
 
 
 # What is refused of the events.
@@ -299,112 +276,7 @@ def _refuse_equal_pulses(source: SqliteSet | ParquetSet, files: NuBenchFiles) ->
         )
 
 
-# Which columns and sensors are used, and what a sample of the events says of them.
-
-
-@dataclass(frozen=True)
-class _Tables:
-    """The columns that are taken: those of both tables of pulses have the same names."""
-
-    pulses: ChosenTable
-    truth: ChosenTable
-    lacking: tuple[str, ...]
-
-
-def chosen_tables(columns: Mapping[str, tuple[str, ...]]) -> _Tables:
-    """Choose what is taken of each table. columns: table -> its columns. Raises: RawDataError."""
-    tables = {name: columns[name] for name in (NOISY, TRUTH)}
-    pulses = choose_pulses(tables, GivenNames())
-    truth = choose_truth(tables, GivenNames(), pulses)
-    absent = [name for name in pulses.wanted if name not in columns[CLEAN]]
-    if absent:
-        raise RawDataError(
-            "the two tables of pulses differ",
-            where=CLEAN,
-            found=f"no column {absent[0]}",
-            expected=f"the columns of {NOISY}",
-            remedy="Download the set again; both tables are of one set",
-        )
-    return _Tables(pulses, truth, lacking_words(pulses))
-
-
-def table_of_sensors(
-    store: ObjectStore, files: NuBenchFiles, given: str, scratch: Path
-) -> tuple[SensorTable, str]:
-    """Read the sensor table that was given, or the one beside the set: it and its name."""
-    uris = files.geometries
-    if not given and len(uris) != 1:
-        raise DetectorError(
-            "nothing tells where all sensors stand",
-            where=files.root_uri,
-            found=", ".join(uri.rpartition("/")[2] for uri in uris) or "no table of sensors",
-            expected="one, geometry.parquet",
-            remedy="Put the detector's table there (GraphNeT has those of NuBench), or name it with"
-            " --geometry",
-        )
-    name = given or uris[0]
-    if "://" not in name:
-        return read_geometry(name), name
-    if name.startswith(FILE_SCHEME):
-        return read_geometry(str(file_path(name))), name
-    path = scratch / name.rpartition("/")[2]
-    store.download(name, path)
-    return read_geometry(str(path)), name
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How the rows of a set become pulses."""
-
-    tables: _Tables
-    geometry: SensorTable
-    settings: ConversionSettings
-
-    def dealt(self, folder: Path, chosen: Chosen, with_places: bool = True) -> Dealt:
-        """Prepare to deal the pulses of some events. folder: empty.
-
-        with_places: compare each pulse's place with the geometry; the ids alone are read faster.
-        Raises: RawDataError if an event has no truth.
-        """
-        pulses = replace(self.tables.pulses, name=chosen.pulses.name)
-        if self.settings.sensor_ids == "column" and not with_places:
-            taken = {n: c for n, c in pulses.columns.items() if n not in _OF_PLACES}
-            pulses = replace(pulses, columns=taken)
-        conversion = Conversion(
-            inputs=(),
-            settings=self.settings,
-            pulse_table=chosen.pulses,
-            truth_table=chosen.truth,
-            pulses=pulses,
-            truth=self.tables.truth,
-            sensors=Sensors(pulses, self.geometry, self.settings.sensor_ids),
-            medium=None,
-            told=(),
-            lacking=self.tables.lacking,
-        )
-        return Dealt(folder, self._truth(chosen), conversion)
-
-    def _truth(self, chosen: Chosen) -> Truth:
-        truth = read_truth(
-            chosen.truth,
-            self.tables.truth,
-            EventNumbers(),
-            self.settings.label_reading,
-            renumber=False,
-            once_per_pulse=False,
-        )
-        if len(truth.event_id) != len(chosen.event_id):
-            raise RawDataError(
-                "events of a selection have no truth",
-                where=f"{chosen.truth.parts[0][1].where} {TRUTH}",
-                found=f"{len(truth.event_id):,} of {len(chosen.event_id):,}",
-                expected="a row for each",
-                remedy="The set changed meanwhile: begin the conversion again",
-            )
-        return truth
-
-
-_OF_PLACES = ("x_m", "y_m", "z_m", "string", "dom")
+# What a sample of the events says.
 
 
 def _sampled(
