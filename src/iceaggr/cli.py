@@ -457,6 +457,10 @@ def bench(
         from benchmarks.streaming import bench_streaming
 
         result = bench_streaming()
+    elif what is Benchmark.convert:
+        from benchmarks.streaming import bench_convert
+
+        result = bench_convert()
     else:
         from benchmarks.data_path import bench_loader, bench_shard
 

@@ -77,6 +77,7 @@ class Benchmark(StrEnum):
     shard = "shard"
     loader = "loader"
     streaming = "streaming"
+    convert = "convert"
     train = "train"
 
 

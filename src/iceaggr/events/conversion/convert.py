@@ -25,6 +25,7 @@ from iceaggr.events.conversion.tables import (
     Floats,
     Ints,
     JoinedTable,
+    by_event_and_time,
     flags,
     numbers,
     whole_numbers,
@@ -250,12 +251,9 @@ def _read_truth(plan: Conversion, events: EventNumbers) -> Truth:
     found = [np.empty(0, np.int64)]
     for number, where, chunk in plan.pulse_table.read(list(plan.pulses.event)):
         found.append(np.unique(events.of(plan.pulses, chunk, where, number)))
-        if len(found) > _MERGED:
+        if len(found) > 64:  # together now and then: most are there already
             found = [np.unique(np.concatenate(found))]
     return no_truth(np.unique(np.concatenate(found)))
-
-
-_MERGED = 64
 
 
 class Dealt:
@@ -297,7 +295,7 @@ class Dealt:
         if not path.exists():
             return np.empty(0, _SCRATCH)
         pulses = np.fromfile(path, _SCRATCH)
-        return pulses[np.lexsort((pulses["time"], pulses["row"]))]
+        return pulses.take(by_event_and_time(pulses["row"], pulses["time"]))
 
     def forget(self, number: int) -> None:
         """Delete the scratch file of a batch file."""

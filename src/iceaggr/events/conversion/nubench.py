@@ -416,9 +416,14 @@ class _ParquetRows:
 
 def is_among(known: Ints, ids: Ints) -> Any:
     """Tell which ids are among known ones, which ascend: (n,) bool."""
-    if not len(known):
+    # an event's rows follow each other: the first of them is looked up
+    is_first = np.ones(len(ids), bool)
+    is_first[1:] = ids[1:] != ids[:-1]
+    first = ids[is_first]
+    if not len(known) or not len(ids):
         return np.zeros(len(ids), bool)
-    return known[np.searchsorted(known, ids).clip(max=len(known) - 1)] == ids
+    found = known[np.searchsorted(known, first).clip(max=len(known) - 1)] == first
+    return found[np.cumsum(is_first) - 1]
 
 
 # The official selections.

@@ -263,6 +263,8 @@ class Sensors:
             if self.by == "column"
             else pairs(ids["string"], ids[self.on_string], where)
         )
+        if self._table is not None and xyz_m is None:
+            return self._in_table(key, None, where)
         unique, first, inverse = np.unique(key, return_index=True, return_inverse=True)
         places = None
         if xyz_m is not None:
