@@ -80,3 +80,30 @@ def test_coverage_is_counted_for_all_events_and_each_topology():
     assert [title for title, _, _ in coverage_rows(events.drop(columns="topology"))] == [
         "All events"
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (5.0, "the model is 5.00 ± 0.50° better"),
+        (-5.0, "the model is 5.00 ± 0.50° worse"),
+        (0.9, "not distinguishable: gain 0.90 ± 0.50°"),
+        (-0.9, "not distinguishable: gain −0.90 ± 0.50°"),
+    ],
+)
+def test_first_screen_claims_a_difference_only_beyond_two_errors(value, words):
+    from iceaggr.evaluation.metrics import MethodSummary
+    from iceaggr.evaluation.report import first_screen
+
+    def method(name: str, gain: float | None) -> MethodSummary:
+        found = None if gain is None else estimate(gain, 0.5)
+        return MethodSummary(name, name, {"mean": estimate(50.0, 0.5)}, found, {}, None, None)
+
+    summaries = [method("model", None), method("constant", 30.0), method("line_fit", value)]
+    tiles = first_screen(summaries, "Ours")
+    assert tiles == [
+        ("Ours", "50.00 ± 0.50", "mean opening angle"),
+        ("line_fit", "50.00 ± 0.50", words),
+    ]
+    # without any fit the best constant direction is what is beaten
+    assert [title for title, *_ in first_screen(summaries[:2], "Ours")] == ["Ours", "constant"]

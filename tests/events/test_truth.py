@@ -25,6 +25,7 @@ SOUND = {
     "muon_zenith": [0.0, math.nan, math.pi],
     "inelasticity": [0.0, 1.0, math.nan],
     "visible_inelasticity": [0.5, 0.25, 0.0],
+    "bjorken_x": [0.1, 0.2, 1.0],
     "vertex_x_m": [-1500.0, 0.0, 1e3],
     "vertex_y_m": [0.0, 0.0, 0.0],
     "vertex_z_m": [-2000.0, 12.5, 0.0],

@@ -76,7 +76,7 @@ def summarize_methods(
                 )
                 for part, chosen in parts.items()
             }
-            for parts in (_topologies(events), _muon_parts(events))
+            for parts in (_topologies(events), muon_parts(events))
         )
         seconds, failed = seconds_per_event.get(name), failed_share.get(name)
         summaries.append(
@@ -94,7 +94,7 @@ def _topologies(events: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: part for name, part in parts.items() if len(part)}
 
 
-def _muon_parts(events: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def muon_parts(events: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Split events by an atmospheric muon in the readout where that is known."""
     if "coincident_muon" not in events:
         return {}

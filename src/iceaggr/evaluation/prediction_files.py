@@ -42,6 +42,7 @@ THEIR_NAMES = {
     "vertex_x_m": "initial_state_x",
     "vertex_y_m": "initial_state_y",
     "vertex_z_m": "initial_state_z",
+    "bjorken_x": "bjorken_x",
     "inelasticity": "bjorken_y",
     "visible_inelasticity": "visible_inelasticity",
     "muon_zenith": "muon_zenith",

@@ -16,7 +16,7 @@ from iceaggr.detector import Detector
 from iceaggr.evaluation.baselines import TITLES
 from iceaggr.evaluation.calibration import Coverage, coverage
 from iceaggr.evaluation.event_table import pit_of
-from iceaggr.evaluation.metrics import MUON_PARTS, MethodSummary, model_estimates
+from iceaggr.evaluation.metrics import MUON_PARTS, MethodSummary, model_estimates, muon_parts
 from iceaggr.evaluation.published import SOURCE, DataOrigin, benchmark_blocks
 from iceaggr.evaluation.slices import Estimate
 from iceaggr.events.truth import TOPOLOGIES
@@ -123,6 +123,7 @@ def render_report(
     if "kappa" in events:
         verdict.append(_likelihood_sentence(of_model["negative_log_likelihood"]))
     benchmark: pd.DataFrame = results["benchmark"]
+    n_of_muon = {name: len(part) for name, part in muon_parts(events).items()}
     return render(
         "evaluation_report.html.j2",
         context=context,
@@ -132,12 +133,18 @@ def render_report(
         summaries=summaries,
         reference_words=_reference_words(results["reference"]),
         has_sizes="n_pulses" in events,
-        verdict=[*verdict, *context.origin.sentences(), *context.notes],
+        verdict=[
+            *verdict,
+            *_muon_sentence(summaries[0], n_of_muon),
+            *context.origin.sentences(),
+            *context.notes,
+        ],
+        n_of_muon=n_of_muon,
         tiles=first_screen(summaries, context.model),
         benchmark=benchmark_blocks(benchmark, COMPARED) if len(benchmark) else [],
         published=context.origin.published,
         source=SOURCE,
-        muon_parts=MUON_PARTS,
+        muon_titles=MUON_PARTS,
         figures={name: png for name, png in figures.items() if name not in displays},
         displays=displays,
         captions=CAPTIONS,
@@ -184,6 +191,20 @@ def verdict_sentences(
     return sentences
 
 
+def _muon_sentence(model: MethodSummary, n_of_muon: Mapping[str, int]) -> list[str]:
+    """Say what an atmospheric muon in the readout costs, where events with and without are known.
+
+    n_of_muon: events of each of MUON_PARTS.
+    """
+    if len(model.by_muon) < len(MUON_PARTS):
+        return []
+    clean, muon = (plus_minus(model.by_muon[name]["mean"]) for name in MUON_PARTS)
+    return [
+        f"Mean {clean} deg without an atmospheric muon in the readout ({n_of_muon['nomuon']:,}"
+        f" events), {muon} deg with one ({n_of_muon['muon']:,})."
+    ]
+
+
 COMPARED = ("line_fit", "ensemble_fit", "likelihood_fit")
 """Fits that the first screen shows beside the model: the plainest, and the two to be beaten."""
 
@@ -201,6 +222,8 @@ def first_screen(summaries: list[MethodSummary], model: str) -> list[tuple[str, 
 
 
 def _gain_words(gain: Estimate) -> str:
+    if not abs(gain.value) >= 2 * gain.error:
+        return f"not distinguishable: gain {plus_minus(gain)}°"
     size = Estimate(abs(gain.value), gain.error, gain.low, gain.high)
     return f"the model is {plus_minus(size)}° {'better' if gain.value > 0 else 'worse'}"
 

@@ -188,6 +188,7 @@ _COLUMNS: dict[str, tuple[Any, Callable[[Any], Mask], str]] = {
     "muon_zenith": (NUMBER, _between(0, np.pi), f"0 to pi, {_OR_NOTHING}"),
     "inelasticity": _SHARE,
     "visible_inelasticity": _SHARE,
+    "bjorken_x": _SHARE,
     "vertex_x_m": _PLACE,
     "vertex_y_m": _PLACE,
     "vertex_z_m": _PLACE,
@@ -200,6 +201,7 @@ energy_gev: of the neutrino.  topology: `track` or `cascade`.  contained: vertex
 neutrino_muon_angle: kinematic angle of tracks, radians.  interaction: `cc` or `nc`.  flavour: PDG
 muon_azimuth, muon_zenith: of the neutrino's own muon, radians, to the origin as labels are
 inelasticity: share of the energy that the hadrons take; visible_inelasticity: of what is seen
+bjorken_x: share of the nucleon's momentum that the struck quark has
 vertex_x_m, vertex_y_m, vertex_z_m: of the interaction, metres
 coincident_muon: an atmospheric muon is in the same readout
 """

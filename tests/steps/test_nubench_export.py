@@ -1,0 +1,162 @@
+"""The benchmark's layout from raw events: test events only, with the truth, and what they are."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from iceaggr.config import ExperimentConfig, ModelConfig
+from iceaggr.detector import icecube86
+from iceaggr.errors import ConfigError, EvaluationError, RawDataError
+from iceaggr.evaluation.prediction_files import read_predictions
+from iceaggr.evaluation.published import DataOrigin
+from iceaggr.events.reading import read_raw_events
+from iceaggr.models import build_model
+from iceaggr.models.bundle import save_model
+from iceaggr.shards.sketches import merge_sketches
+from iceaggr.shards.sketching import sketch_events
+from iceaggr.shards.split import TEST, split_idx
+from iceaggr.shards.statistics import fit_normalization
+from iceaggr.steps.evaluate_model import origin_of
+from iceaggr.steps.predict import run_predict
+from iceaggr.storage import open_store
+from tests.events.raw_layout import write_raw_layout
+
+SETTINGS = ExperimentConfig.model_validate(
+    {"data": {"test_share": 0.4, "max_rejected_share": 0.2}, "evaluation": {"n_bootstrap": 123}}
+)
+
+
+@pytest.fixture(scope="module")
+def model_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    store = open_store()
+    trained = write_raw_layout(tmp_path_factory.mktemp("trained"), seed=5)
+    sketches = [sketch_events(chunk, icecube86()) for chunk in read_raw_events(store, trained)]
+    torch.manual_seed(0)
+    config = ModelConfig(d_model=8, n_heads=1, n_dom_layers=1, n_event_layers=1, dropout=0.0)
+    model = build_model(config, fit_normalization(merge_sketches(sketches)))
+    facts = {"experiment": SETTINGS.model_dump(mode="json")}
+    uri = (tmp_path_factory.mktemp("model") / "saved").as_uri()
+    return save_model(store, uri, model, icecube86().to_csv(), facts)
+
+
+def write_truth(folder: Path, **columns: object) -> pd.DataFrame:
+    """Write the truth of all events; None leaves a column out."""
+    event_id = pd.read_parquet(folder / "train_meta.parquet")["event_id"].to_numpy()
+    rng = np.random.default_rng(8)
+    is_track = rng.random(len(event_id)) < 0.5
+    sound = {
+        "event_id": event_id,
+        "energy_gev": 10 ** rng.uniform(1, 5, len(event_id)),
+        "interaction": np.where(is_track, "cc", "nc"),
+        "flavour": np.where(is_track, -14, 14),
+        "muon_zenith": np.where(is_track, 0.5, np.nan),
+        "muon_azimuth": np.where(is_track, 1.5, np.nan),
+        "vertex_z_m": rng.uniform(-500, 500, len(event_id)),
+    }
+    truth = pd.DataFrame({k: v for k, v in (sound | columns).items() if v is not None})
+    (folder / "truth").mkdir(exist_ok=True)
+    truth.to_parquet(folder / "truth" / "batch_1.parquet", index=False)
+    return truth.set_index("event_id")
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    write_raw_layout(tmp_path / "raw", n_files=2, n_events_per_file=35)
+    return tmp_path / "raw"
+
+
+def exported(model_uri: str, raw: Path, output: Path) -> pd.DataFrame:
+    run_predict(model_uri, raw.as_uri(), output, layout_name="nubench")
+    return read_predictions(output).events
+
+
+def test_test_events_of_the_models_split_are_written_with_truth_and_label(
+    model_uri: str, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = write_truth(raw)
+    found = exported(model_uri, raw, tmp_path / "mine_direction.parquet").set_index("event_id")
+    meta = pd.read_parquet(raw / "train_meta.parquet").set_index("event_id")
+    data = SETTINGS.data
+    ids = meta.index.to_numpy()
+    split = split_idx(ids, data.split_salt, data.validation_share, data.test_share)
+    assert sorted(found.index) == sorted(ids[split == TEST])
+    assert 15 < len(found) < 45
+    for name in ("energy_gev", "interaction", "flavour", "vertex_z_m", "muon_zenith"):
+        assert found[name].equals(truth.loc[found.index, name].astype(found[name].dtype))
+    assert found["true_zenith"].to_numpy() == pytest.approx(meta.loc[found.index, "zenith"])
+    assert f"{len(found)} events of train/ in " in capsys.readouterr().out
+    # the same directions as a plain prediction has
+    run_predict(model_uri, raw.as_uri(), tmp_path / "plain.parquet")
+    plain = pd.read_parquet(tmp_path / "plain.parquet").set_index("event_id").loc[found.index]
+    assert found["zenith"].to_numpy() == pytest.approx(plain["zenith"], abs=1e-5)
+    assert found["kappa"].to_numpy() == pytest.approx(plain["kappa"], rel=1e-4)
+    assert read_predictions(tmp_path / "mine_direction.parquet").settings["n_bootstrap"] == 123
+
+
+def test_official_test_selection_goes_before_the_split_by_id(
+    model_uri: str, raw: Path, tmp_path: Path
+) -> None:
+    write_truth(raw)
+    meta = pd.read_parquet(raw / "train_meta.parquet")
+    official = np.where(np.arange(len(meta)) % 7 == 0, "test", "train")
+    meta.assign(split=official).to_parquet(raw / "train_meta.parquet", index=False)
+    found = exported(model_uri, raw, tmp_path / "mine_direction.parquet")
+    assert found["event_id"].tolist() == sorted(meta["event_id"][official == "test"])
+
+
+def test_events_without_what_the_benchmark_holds_are_refused_before_any_is_predicted(
+    model_uri: str, raw: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "mine_direction.parquet"
+    with pytest.raises(ConfigError, match=r"events have no truth \[--layout nubench\]"):
+        exported(model_uri, raw, output)
+    write_truth(raw, flavour=None)
+    with pytest.raises(EvaluationError, match="found no flavour, expected interaction"):
+        exported(model_uri, raw, output)
+    write_truth(raw)
+    with pytest.raises(ConfigError, match="the benchmark's tool would not find this file"):
+        exported(model_uri, raw, tmp_path / "mine.parquet")
+    assert not output.exists()
+    output.write_text("my notes")
+    with pytest.raises(ConfigError, match="a file of something else has this name"):
+        exported(model_uri, raw, output)
+
+
+def test_events_without_labels_are_refused(model_uri: str, tmp_path: Path) -> None:
+    write_raw_layout(tmp_path / "bare", n_files=1, n_events_per_file=35, labels=False)
+    with pytest.raises(ConfigError, match=r"events have no truth .* found .*test/ without labels"):
+        exported(model_uri, tmp_path / "bare", tmp_path / "mine_direction.parquet")
+
+
+def note(folder: Path, name: str, **content: object) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+    return folder.as_uri()
+
+
+def test_origin_is_what_lies_beside_the_raw_events(tmp_path: Path) -> None:
+    store, detector = open_store(), icecube86()
+    real = tmp_path / "real"
+    real.mkdir()
+    assert origin_of(store, real.as_uri(), detector) == DataOrigin()
+    old = note(tmp_path / "old", "simulation.json", seed=1)
+    assert origin_of(store, old, detector).preset == "easy"
+    new = note(tmp_path / "new", "simulation.json", seed=1, preset="competition")
+    assert origin_of(store, f"{new}/", detector).preset == "competition"
+    counts = {"train": 80, "test": 15, "left_out": 5}
+    converted = note(
+        tmp_path / "nubench", "conversion.json", layout="nubench", root_uri=old, n_events=counts
+    )
+    assert origin_of(store, converted, detector) == DataOrigin("", "easy", 15, 100)
+    (tmp_path / "old" / "simulation.json").unlink()
+    assert origin_of(store, converted, detector) == DataOrigin("", "", 15, 100)
+
+
+def test_damaged_note_is_named(tmp_path: Path) -> None:
+    (tmp_path / "simulation.json").write_text("{")
+    with pytest.raises(RawDataError, match=r"note beside the raw events is damaged .*simulation"):
+        origin_of(open_store(), tmp_path.as_uri(), icecube86())
