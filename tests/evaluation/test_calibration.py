@@ -8,14 +8,14 @@ from iceaggr.errors import EvaluationError
 from iceaggr.evaluation.calibration import (
     RAYLEIGH_MEDIAN,
     calibration_gap,
-    claimed_mean_angle,
-    confidence_ratios,
+    claimed_width,
     containment_angle,
     coverage,
     expected_pull_density,
     probability_inside,
     pulls,
     risk_coverage,
+    width_ratios,
 )
 
 
@@ -113,20 +113,20 @@ def test_calibration_refuses_different_shapes():
         pulls(np.array([0.1, 0.2]), np.array([2.0]))
 
 
-def test_claimed_mean_angle_is_that_of_samples_and_of_the_limits():
-    kappa = np.array([1e-12, 2.0, 400.0, 1e6])
-    found = claimed_mean_angle(kappa)
-    assert found[0] == pytest.approx(np.pi / 2, rel=1e-3)
-    assert found[1] == pytest.approx(sampled_angles(np.full(20_000, 2.0)).mean(), rel=0.02)
-    # the mean of a Rayleigh distribution
-    np.testing.assert_allclose(found[2:], np.sqrt(np.pi / 2 / kappa[2:]), rtol=5e-3)
+def test_claimed_width_is_that_of_samples_and_of_the_limits():
+    kappa = np.array([0.0, 1e-3, 2.0, 1e6])
+    found = claimed_width(kappa)
+    np.testing.assert_allclose(found[:2], np.sqrt(0.5 * (1 - kappa[:2] / 3)), rtol=1e-6)
+    sampled = np.sin(sampled_angles(np.full(20_000, 2.0)) / 2)
+    assert found[2] == pytest.approx(np.sqrt((sampled**2).mean()), rel=0.02)
+    assert found[3] == pytest.approx(np.sqrt(0.5 / kappa[3]), rel=1e-4)
 
 
-def test_confidence_ratios_tell_which_part_claims_too_much():
+def test_width_ratios_tell_which_part_claims_too_much():
     kappa = np.repeat([0.5, 8.0, 200.0], 2000)
     angle = sampled_angles(kappa)
-    np.testing.assert_allclose(confidence_ratios(angle, kappa, 3), 1.0, atol=0.05)
+    np.testing.assert_allclose(width_ratios(angle, kappa, 3), 1.0, atol=0.05)
     # the surest third claims half of its true width
     boastful = np.where(kappa > 100, 4 * kappa, kappa)
-    np.testing.assert_allclose(confidence_ratios(angle, boastful, 3), [1, 1, 2], atol=0.1)
-    assert len(confidence_ratios(angle[:4], kappa[:4])) == 4
+    np.testing.assert_allclose(width_ratios(angle, boastful, 3), [1, 1, 2], atol=0.1)
+    assert len(width_ratios(angle[:4], kappa[:4])) == 4

@@ -118,31 +118,30 @@ def _signed_memberships(pit: FloatArray) -> FloatArray:
     return (inside * np.where(inside.mean(0) >= LEVELS, 1.0, -1.0)).mean(1)
 
 
-N_LEVELS = 64
-"""Points of the distribution function over which a claimed angle is averaged."""
+def claimed_width(kappa: FloatArray) -> FloatArray:
+    """Give the root mean square of sin(psi / 2) that each kappa claims: (N,), at most 0.71.
 
-
-def claimed_mean_angle(kappa: FloatArray) -> FloatArray:
-    """Give the mean opening angle that each kappa claims: (N,) radians.
-
-    kappa: (N,) concentration >= 0. Large kappa: sqrt(pi / (2 kappa)); zero: pi / 2.
-    Source: mean of `containment_angle` over evenly spaced probabilities.
+    kappa: (N,) concentration >= 0. Large kappa: 1 / sqrt(2 kappa); zero: sqrt(1 / 2).
+    Source: 1 - cos psi = 2 sin^2(psi / 2), whose mean is 1 - coth(kappa) + 1 / kappa.
     """
-    levels = (np.arange(N_LEVELS) + 0.5) / N_LEVELS
-    return np.mean([containment_angle(kappa, float(level)) for level in levels], axis=0)
+    kappa = np.asarray(kappa, np.float64)
+    safe = np.maximum(kappa, 1e-3)
+    lost_cosine = np.where(kappa < 1e-3, 1 - kappa / 3, 1 - 1 / np.tanh(safe) + 1 / safe)
+    return np.sqrt(lost_cosine / 2)
 
 
-def confidence_ratios(angle_rad: FloatArray, kappa: FloatArray, n_parts: int = 10) -> FloatArray:
-    """Divide the mean angle found by the mean angle claimed, in equal parts of the events by kappa.
+def width_ratios(angle_rad: FloatArray, kappa: FloatArray, n_parts: int = 10) -> FloatArray:
+    """Divide the width found by the width claimed, in equal parts of the events by kappa.
 
-    angle_rad, kappa: (N,). Returns (n_parts,), the least sure part first, 1 where kappa is honest;
-    fewer parts where there are fewer events.
+    The width is the root mean square of sin(psi / 2), which is what the likelihood teaches kappa,
+    whatever the shape of the errors. angle_rad, kappa: (N,). Returns (n_parts,), the least sure
+    part first, 1 where kappa is honest; fewer parts where there are fewer events.
     Raises: EvaluationError if the shapes differ or a kappa is negative or not finite.
     """
     angle_rad, kappa = _checked(angle_rad, kappa)
-    claimed = claimed_mean_angle(kappa)
+    found, claimed = np.sin(angle_rad / 2) ** 2, claimed_width(kappa) ** 2
     parts = np.array_split(np.argsort(kappa, kind="stable"), min(n_parts, len(kappa)))
-    return np.array([angle_rad[part].mean() / claimed[part].mean() for part in parts])
+    return np.sqrt([found[part].mean() / claimed[part].mean() for part in parts])
 
 
 def expected_pull_density(kappa: FloatArray, edges: FloatArray) -> FloatArray:
