@@ -192,3 +192,21 @@ def test_challenger_is_refused_when_the_champion_hides_its_split(champion, manif
     verdict = judge_against(unknown, open_store(), manifest, events, settings())
     assert not verdict.promote
     assert "champion does not say by which split it was trained" in verdict.reason
+
+
+def test_models_of_the_official_split_are_judged_on_all_its_test_events(
+    champion, manifest, events
+) -> None:
+    official = manifest.model_copy(update={"official_split": True})
+    facts = {**facts_of(champion.model.config, **OTHER), "official_split": True}
+    both = judge_against(replace(champion, facts=facts), open_store(), official, events, settings())
+    assert both.comparison.n_events == N_EVENTS
+    # it was trained with test events of the hash: no event is known to be fair
+    mixed = judge_against(
+        replace(champion, facts=facts), open_store(), manifest, events, settings()
+    )
+    assert mixed.outcome == "not comparable"
+    assert "the split that its raw events brought" in mixed.reason
+    # a champion of the hash has not seen its own test events, whatever is official now
+    by_hash = judged(champion, official, events, settings(), **OTHER)
+    assert by_hash.comparison.n_events == len(fair_events(events, "other", 0.1, 0.1))

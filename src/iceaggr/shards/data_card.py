@@ -235,6 +235,9 @@ def _account(manifest: ShardManifest) -> list[dict[str, Any]]:
 def _split_rows(manifest: ShardManifest, sketches: Mapping[str, Sketch]) -> list[dict[str, Any]]:
     n_all = max(sum(entry.n_events for entry in manifest.shards), 1)
     configured = {"validation": manifest.validation_share, "test": manifest.test_share}
+    if manifest.official_split:  # the hash takes validation out of what is not for testing
+        configured["test"] = manifest.n_events("test") / n_all
+        configured["validation"] *= 1 - configured["test"]
     configured["train"] = 1 - sum(configured.values())
     rows = []
     for split in SPLITS:

@@ -75,6 +75,7 @@ class ShardManifest(_Document):
     detector_digest: of the sensor table that the pulses were judged and grouped by, as
     `Detector.digest` gives it; None in a manifest of the version before, which did not hold it.
     label_reading: how the label columns were read; the shards hold the result.
+    official_split: the raw events bring their test events; validation is a part of the rest.
     """
 
     format_version: int = MANIFEST_VERSION
@@ -86,6 +87,7 @@ class ShardManifest(_Document):
     split_salt: str
     validation_share: float
     test_share: float
+    official_split: bool = False
     n_events_per_shard: int
     source_files: tuple[SourceFile, ...]
     shards: tuple[ShardEntry, ...]
@@ -124,6 +126,8 @@ class ShardManifest(_Document):
             del document["detector_digest"]
         if not self.label_reading:
             del document["label_reading"]
+        if not self.official_split:
+            del document["official_split"]
         return document
 
 

@@ -392,6 +392,7 @@ def _manifest(job: _Job, source: SourceFile, entries: list[ShardEntry]) -> Shard
         split_salt=job.config.split_salt,
         validation_share=job.config.validation_share,
         test_share=job.config.test_share,
+        official_split=job.table.is_test is not None,
         n_events_per_shard=job.config.n_events_per_shard,
         source_files=(source,),
         shards=tuple(entries),

@@ -71,7 +71,14 @@ def judge_against(
     split = split_of(champion.facts)
     if not split:
         return _not_comparable(settings, "the champion does not say by which split it was trained")
-    fair = events[kept_for_testing(split, events["event_id"].to_numpy(np.int64))]
+    if champion.facts.get("official_split"):
+        if not manifest.official_split:
+            return _not_comparable(
+                settings, "the champion was trained with the split that its raw events brought"
+            )
+        fair = events
+    else:
+        fair = events[kept_for_testing(split, events["event_id"].to_numpy(np.int64))]
     if len(fair) == len(events):
         return decide_promotion(events, score_champion(champion, store, manifest, events), settings)
     rival_split = ", ".join(f"{key} {split[key]}" for key in split)

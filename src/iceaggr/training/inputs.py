@@ -187,6 +187,7 @@ def _settings_of(loaded: LoadedModel) -> dict[str, Any]:
     return {
         **_model_settings(loaded.model.config.model_dump(mode="json")),
         **_split_settings(experiment.get("data", {})),
+        "official_split": bool(loaded.facts.get("official_split")),
         "normalization.preset": loaded.model.normalization.preset,
         "detector": loaded.detector.digest()[:12],
     }
@@ -197,6 +198,7 @@ def _settings_for(inputs: TrainingInputs) -> dict[str, Any]:
     return {
         **_model_settings(config["model"]),
         **_split_settings(config["data"]),
+        "official_split": inputs.manifest.official_split,
         "normalization.preset": config["normalization"]["preset"],
         "detector": inputs.detector.digest()[:12],
     }

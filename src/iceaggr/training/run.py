@@ -171,6 +171,7 @@ def _facts(inputs: TrainingInputs, state: RunState) -> dict[str, Any]:
     return {
         "experiment": inputs.config.model_dump(mode="json"),
         "manifest_digest": inputs.manifest.digest(),
+        "official_split": inputs.manifest.official_split,
         "started_from": inputs.start.name if inputs.start else "scratch",
         "tracking_run_id": inputs.tracker.run_id,
         "n_steps": state.step,

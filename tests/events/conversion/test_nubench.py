@@ -17,6 +17,7 @@ from iceaggr.config import DataConfig
 from iceaggr.errors import ConfigError, DetectorError, RawDataError
 from iceaggr.events.conversion import nubench_groups
 from iceaggr.events.truth import read_truth
+from iceaggr.shards.manifest import parse_manifest
 from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.reading import read_shard
 from iceaggr.shards.split import split_idx
@@ -111,6 +112,7 @@ def test_shards_take_the_official_split_and_validation_from_train(
     found: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     for unit in plan_shards(store, out.as_uri(), config, work):
         manifest = shard_unit(store, unit, work, config)
+        assert parse_manifest(manifest.to_json().encode(), "here").official_split
         for entry in manifest.shards:
             found[entry.split] += read_shard(store, entry).event_id.tolist()
     selections = {name: set(ids.tolist()) for name, ids in frames["selections"].items()}
