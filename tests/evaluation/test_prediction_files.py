@@ -197,6 +197,12 @@ def test_file_of_another_model_has_the_same_report_without_what_it_lacks(
     assert "DeepIce, published" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["initial_state_energy", "interaction", "initial_state_type"])
+def test_truth_without_which_nothing_is_told_by_energy_is_named(exported: Path, name: str) -> None:
+    read = read_predictions(changed(bare(exported), **{name: None}))
+    assert f"no {name} in the file: nothing is told by energy and current" in read.notes[0]
+
+
 def test_files_of_two_models_are_compared_on_shared_events(
     exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -254,6 +254,8 @@ def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _odd_truth(events: pd.DataFrame) -> list[str]:
     missing = [THEIR_NAMES[name] for name in ("energy_gev", "interaction") if name not in events]
+    if "topology" not in events and "flavour" not in events:
+        missing.append(THEIR_NAMES["flavour"])
     if not missing:
         return []
     return [f"no {' and no '.join(missing)} in the file: nothing is told by energy and current"]
