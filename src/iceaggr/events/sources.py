@@ -77,6 +77,7 @@ TRUTH_FIELDS = {
     "vertex_z_m": tuple(name.format("z") for name in _VERTEX),
     "muon_azimuth": ("muon_azimuth",),
     "muon_zenith": ("muon_zenith",),
+    "bjorken_x": ("bjorken_x", "injection_bjorkenx"),
     "inelasticity": ("bjorken_y", "injection_bjorkeny", "inelasticity"),
     "visible_inelasticity": ("visible_inelasticity",),
 }

@@ -86,6 +86,7 @@ def test_training_has_noise_testing_has_none_and_selections_are_kept(
     own = read_truth(open_store(), out.as_uri()).set_index("event_id").loc[meta["event_id"]]
     assert (own["flavour"].to_numpy() == truth["initial_state_type"].to_numpy()).all()
     assert ((own["interaction"] == "cc").to_numpy() == (truth["interaction"] == 1)).all()
+    np.testing.assert_allclose(own["bjorken_x"], truth["bjorken_x"])
     np.testing.assert_allclose(own["inelasticity"], truth["bjorken_y"])
     np.testing.assert_allclose(own["muon_zenith"], truth["muon_zenith"])
     np.testing.assert_allclose(own["vertex_z_m"], truth["initial_state_z"])

@@ -218,7 +218,7 @@ def _more(columns: dict[str, Floats], reading: LabelReading) -> tuple[dict[str, 
 
 
 _PLACE = ("vertex_x_m", "vertex_y_m", "vertex_z_m")
-_SHARES = ("inelasticity", "visible_inelasticity")
+_SHARES = ("bjorken_x", "inelasticity", "visible_inelasticity")
 
 
 def _is_known(columns: dict[str, Floats], name: str) -> bool:
