@@ -165,7 +165,7 @@ def _paint_panel(axes: Axes, bins: pd.DataFrame, title: str) -> None:
     axes.axhline(0.0, color=BLACK, linewidth=0.8)
     axes.set_xlim(-0.6, len(labels) - 0.4)
     axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
-    axes.set_title(title)
+    axes.set_title(title.replace(" (within", "\n(within"))
 
 
 def _paint_model(axes: Axes, x: np.ndarray, rows: pd.DataFrame, place: int) -> None:

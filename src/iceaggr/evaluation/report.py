@@ -70,7 +70,7 @@ CAPTIONS = {
     ),
     "angle_vs_azimuth": (
         "Median opening angle and central 68 % of events against true azimuth modulo 60°, the"
-        " symmetry of the string grid; a wave would be an artefact of the grid."
+        " symmetry of a hexagonal grid such as IceCube's; a wave would be an artefact of the grid."
     ),
 }
 """One sentence or two below each figure."""
@@ -133,6 +133,7 @@ def render_report(
         summaries=summaries,
         reference_words=_reference_words(results["reference"]),
         has_sizes="n_pulses" in events,
+        is_timed=summaries[0].seconds_per_event is not None,
         verdict=[
             *verdict,
             *_muon_sentence(summaries[0], n_of_muon),
