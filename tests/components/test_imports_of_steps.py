@@ -12,6 +12,8 @@ STEPS = Path(__file__).parents[2] / "components" / "steps.py"
 HEAVY = {"kfp", "kubernetes", "matplotlib", "mlflow", "scipy", "torch"}
 # what a step works with; anything more is imported for nothing
 NEEDED = {
+    "plan_conversion": {"scipy", "torch"},  # it judges the labels by a line fit
+    "convert_events": {"scipy", "torch"},
     "plan_shards": set(),
     "shard_events": set(),
     "compute_statistics": {"matplotlib", "scipy", "torch"},  # it fits a sample of events

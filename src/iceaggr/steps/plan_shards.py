@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from iceaggr.errors import ShardError
-from iceaggr.events.conversion.nubench_groups import finish
 from iceaggr.interfaces import ObjectStore
 from iceaggr.progress import StepProgress
 from iceaggr.shards.planning import SHARD_AGAIN, check_splits, load_work_unit, plan_shards
@@ -120,6 +119,9 @@ def run_plan_shards(
         tracker.log_params({"raw_uri": raw_uri, "work_uri": context.work_uri})
         store = context.open_store()
         if conversion:
+            # with it comes scipy, for a step that few runs have
+            from iceaggr.events.conversion.nubench_groups import finish
+
             raw_uri = conversion[0].rpartition("#")[0]
             finish(store, raw_uri)
             tracker.log_params({"converted_uri": raw_uri})

@@ -161,7 +161,13 @@ def _read_plan(store: ObjectStore, out_uri: str) -> NuBenchPlan | None:
         return None
 
     def none(problem: Problem) -> RawDataError:
-        return RawDataError("no plan of a set", where=uri, found=problem.found_in_field)
+        return RawDataError(
+            "no plan of a set",
+            where=uri,
+            found=problem.found_in_field,
+            expected="the plan of a conversion that was begun",
+            remedy="Convert into an empty folder",
+        )
 
     try:
         return read_model(NuBenchPlan, store.read_bytes(uri), none)
