@@ -202,3 +202,64 @@ def _first_reason(
     for name, is_faulty in faults.items():
         reason[is_faulty & (reason < 0)] = names.index(name)
     return reason
+
+
+# Local coincidence, where a source does not say which pulses the trigger decided on.
+
+COINCIDENCE_NS = 1_000
+"""Light crosses two distances of neighbours well within it. Source: arXiv:1612.05093, IceCube's
+local coincidence."""
+_N_NEIGHBOURS_APART = 2.2
+"""Distances of neighbours within which a sensor counts as near: the next but one on a string."""
+_TIME_BITS = 24
+
+
+def lone_pulses(
+    event: npt.NDArray[np.integer],
+    sensor_id: npt.NDArray[np.integer],
+    time_ns: npt.NDArray[np.floating],
+    detector: Detector,
+) -> npt.NDArray[np.bool_]:
+    """Mark pulses that no pulse on a near sensor accompanies within a microsecond: noise, mostly.
+
+    event: (N,) from 0; sensor_id: (N,); time_ns: (N,), NaN where it is missing. Returns (N,) bool,
+    True also where the sensor is not in the table, which is rejected later.
+    """
+    row = detector.sensor_idx(sensor_id)
+    inside = (row >= 0) & (np.nan_to_num(time_ns, nan=-1.0) >= 0) & (time_ns < MAX_TIME_NS)
+    at = np.flatnonzero(inside)
+    alone = np.ones(len(row), bool)
+    if not len(at):
+        return alone
+    group = event[at].astype(np.int64) * detector.n_sensors + row[at]
+    tick = time_ns[at].astype(np.int64)
+    key = (group << _TIME_BITS) | tick
+    in_order = np.sort(key)
+    found = np.zeros(len(at), bool)
+    for neighbour in _near_sensors(detector):
+        other = neighbour[row[at]]
+        asks = np.flatnonzero((other >= 0) & ~found)
+        target = (group[asks] - row[at][asks] + other[asks]) << _TIME_BITS
+        low = target | np.maximum(tick[asks] - COINCIDENCE_NS, 0)
+        slot = np.searchsorted(in_order, low).clip(max=len(in_order) - 1)
+        first = in_order[slot]
+        found[asks] = (first >= low) & (first <= (target | tick[asks]) + COINCIDENCE_NS)
+    alone[at] = ~found
+    return alone
+
+
+def _near_sensors(detector: Detector) -> npt.NDArray[np.int64]:
+    """Find the near sensors of each: (K, S) int64 rows of the table, -1 where there are fewer."""
+    from scipy.spatial import cKDTree  # here: sharding does without it
+
+    tree = cKDTree(detector.xyz_m)
+    spacing_m = float(np.median(tree.query(detector.xyz_m, k=2)[0][:, 1]))
+    pairs = tree.query_pairs(_N_NEIGHBOURS_APART * spacing_m, output_type="ndarray")
+    first, second = np.concatenate([pairs, pairs[:, ::-1]]).T
+    order = np.argsort(first, kind="stable")
+    first, second = first[order], second[order]
+    counts = np.bincount(first, minlength=detector.n_sensors)
+    place = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.full((int(counts.max(initial=0)), detector.n_sensors), -1, np.int64)
+    table[place, first] = second
+    return table

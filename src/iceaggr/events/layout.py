@@ -22,6 +22,7 @@ NOTES_FILE = "source_notes.json"
 """Below the raw URI: what a converted source did not have, as a JSON list of sentences."""
 ABSENT_CHARGE = "charge: absent in the source, every pulse is a single photon of 1 p.e."
 ABSENT_FLAG = "auxiliary: absent in the source, every pulse counts as part of the trigger"
+MADE_FLAG = "auxiliary: absent in the source; True where no near sensor has a pulse within 1 us"
 _ABSENT = {ABSENT_CHARGE: "charge_pe", ABSENT_FLAG: "auxiliary"}
 
 

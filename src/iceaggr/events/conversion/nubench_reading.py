@@ -12,8 +12,9 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector
-from iceaggr.detector import SAME_PLACE_M
+from iceaggr.detector import SAME_PLACE_M, Detector
 from iceaggr.errors import DetectorError, MachineError, RawDataError
+from iceaggr.events.cleaning import lone_pulses
 from iceaggr.events.conversion.convert import Conversion, ConversionSettings, Dealt, lacking_words
 from iceaggr.events.conversion.nubench import (
     CLEAN,
@@ -27,6 +28,7 @@ from iceaggr.events.conversion.nubench import (
 from iceaggr.events.conversion.sensors import Sensors, SensorTable, read_geometry
 from iceaggr.events.conversion.tables import numbers
 from iceaggr.events.conversion.truth import EventNumbers, Truth, read_truth
+from iceaggr.events.layout import ABSENT_FLAG, MADE_FLAG
 from iceaggr.events.sources import ChosenTable, GivenNames, choose_pulses, choose_truth
 from iceaggr.interfaces import ObjectStore
 from iceaggr.storage.uris import FILE_SCHEME, file_path
@@ -87,7 +89,8 @@ def chosen_tables(columns: Mapping[str, tuple[str, ...]]) -> Tables:
             expected=f"the columns of {NOISY}",
             remedy="Download the set again; both tables are of one set",
         )
-    return Tables(pulses, truth, lacking_words(pulses))
+    lacking = (MADE_FLAG if s == ABSENT_FLAG else s for s in lacking_words(pulses))
+    return Tables(pulses, truth, tuple(lacking))
 
 
 N_PLACES = 1_024
@@ -180,6 +183,8 @@ class Reading:
             told=(),
             lacking=self.tables.lacking,
         )
+        if MADE_FLAG in self.tables.lacking:
+            return _Flagged(folder, self._truth(chosen), conversion, self.geometry.detector)
         return Dealt(folder, self._truth(chosen), conversion)
 
     def _truth(self, chosen: Chosen) -> Truth:
@@ -200,6 +205,23 @@ class Reading:
                 remedy="The set changed meanwhile: begin the conversion again",
             )
         return truth
+
+
+class _Flagged(Dealt):
+    """Dealt pulses of a source that has noise and no flag: pulses without company are auxiliary.
+
+    The fits that a model starts from take what is not auxiliary; all pulses mislead them.
+    """
+
+    def __init__(self, folder: Path, truth: Truth, plan: Conversion, detector: Detector) -> None:
+        super().__init__(folder, truth, plan)
+        self._detector = detector
+
+    def pulses(self, number: int) -> Any:
+        """Give the pulses of a batch file, by event, then by time, with their flags."""
+        pulses = super().pulses(number)
+        pulses["aux"] = lone_pulses(pulses["row"], pulses["sensor"], pulses["time"], self._detector)
+        return pulses
 
 
 _OF_PLACES = ("x_m", "y_m", "z_m", "string", "dom")
