@@ -140,6 +140,21 @@ def cascade_emission(cosine: Floats, medium: Medium = ICE) -> Floats:
     return density[np.minimum(cell, _N_EMISSION_BINS - 1)]
 
 
+def smooth_emission(cosine: Floats, width: float, medium: Medium = ICE) -> Floats:
+    """Interpolate `cascade_emission`, averaged over a width in the cosine: slopes everywhere."""
+    return np.interp(cosine, *_smooth_table(width, medium))
+
+
+@cache
+def _smooth_table(width: float, medium: Medium) -> tuple[Floats, Floats]:
+    bin_width = 2.0 / _N_EMISSION_BINS
+    reach = int(0.5 * width / bin_width)
+    density = np.pad(_emission_table(medium), reach, mode="edge")
+    middle: Floats = (np.arange(_N_EMISSION_BINS) + 0.5) * bin_width - 1.0
+    even = np.full(2 * reach + 1, 1.0 / (2 * reach + 1))
+    return middle, np.asarray(np.convolve(density, even, mode="valid"), np.float64)
+
+
 @cache
 def _emission_table(medium: Medium) -> Floats:
     """Tabulate the emission: a tilted particle, then the Cherenkov cone about it (PPC pro.cu)."""

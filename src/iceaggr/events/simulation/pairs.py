@@ -151,10 +151,13 @@ def _mean_points(vertex_m: Floats, axis: Floats, shape: Floats, site: Site) -> F
     return vertex_m + (shape * light.SHOWER_STEP_M / site.matter)[:, None] * axis
 
 
-def lit_by_cascades(cascades: Cascades, row: Ints, sensor: Ints, site: Site) -> Pairs:
+def lit_by_cascades(
+    cascades: Cascades, row: Ints, sensor: Ints, site: Site, smooth: float = 0.0
+) -> Pairs:
     """Compute the light of cascades at sensors, however little it is.
 
-    row, sensor: (K,) of the cascade and the live sensor.
+    row, sensor: (K,) of the cascade and the live sensor.  smooth: width in the cosine over which
+    the emission is averaged, for fits, which need slopes where the table has steps.
     """
     shape, axis = light.shower_shape(cascades.energy_gev[row]), cascades.axis[row]
     centre = _mean_points(cascades.vertex_m[row], axis, shape, site)
@@ -163,12 +166,16 @@ def lit_by_cascades(cascades: Cascades, row: Ints, sensor: Ints, site: Site) -> 
     distance = np.maximum(np.linalg.norm(way, axis=1), 0.5)
     cosine = np.clip((way * axis).sum(axis=1) / distance, -1.0, 1.0)
     scattering_m, absorption_m = site.lengths.mean_lengths(centre[:, 2], sensors.xyz_m[sensor, 2])
+    if smooth:
+        emission = light.smooth_emission(cosine, smooth, medium)
+    else:
+        emission = light.cascade_emission(cosine, medium)
     photons = light.PHOTONS_PER_M * light.CASCADE_M_PER_GEV * cascades.energy_gev[row]
     photons = photons * light.relative_yield(medium) / site.matter
     expected = (
         photons
         * light.DOM_AREA_M2
-        * _blended_emission(cosine, distance, scattering_m, site)
+        * _blended_emission(emission, cosine, distance, scattering_m)
         * light.point_flux(distance, scattering_m, absorption_m)
         * _acceptance(way[:, 2] / distance, distance, scattering_m, site)
         * sensors.efficiency[sensor]
@@ -184,15 +191,15 @@ def lit_by_cascades(cascades: Cascades, row: Ints, sensor: Ints, site: Site) -> 
     return Pairs(event, sensor, expected, arrival, xi, rho, distance, cosine, shape)
 
 
-def _blended_emission(cosine: Floats, distance: Floats, scattering_m: Floats, site: Site) -> Floats:
+def _blended_emission(
+    emission: Floats, cosine: Floats, distance: Floats, scattering_m: Floats
+) -> Floats:
     """Blend the emission profile with an even one: direction fades over two scattering lengths.
 
     A forward bias of the scattered part remains, 1 + cos(angle)/2 of an effective scatterer.
     """
     direct = np.exp(-distance / (2.0 * scattering_m))
-    return np.asarray(
-        direct * light.cascade_emission(cosine, site.medium) + (1.0 - direct) * (1.0 + 0.5 * cosine)
-    )
+    return np.asarray(direct * emission + (1.0 - direct) * (1.0 + 0.5 * cosine))
 
 
 def _acceptance(upward: Floats, distance: Floats, scattering_m: Floats, site: Site) -> Floats:

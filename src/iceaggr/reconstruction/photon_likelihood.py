@@ -1,0 +1,462 @@
+"""Likelihood of every photon of an event, at lit and at dark DOMs, for light from along a line.
+
+A cascade is one point of light with a direction; a track is a muon and cascades along it. The
+simulation's own formulas say how much light a DOM expects and how late it comes, so that a fit and
+the bound on all fits share them with it. Letters: M fits, S sources, D DOMs, N pulses, K pairs of a
+source and a DOM, P parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import digamma, expit, gammaincinv, gammaln
+
+from iceaggr.batches.event_batch import ragged_rows
+from iceaggr.detector import C_M_PER_NS
+from iceaggr.events.simulation.ice import Site
+from iceaggr.events.simulation.pairs import (
+    Cascades,
+    Pairs,
+    Tracks,
+    lit_by_cascades,
+    lit_by_tracks,
+)
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+RAMP_NS = 2.0
+"""Softness of the first photon's arrival: photomultiplier jitter, whole nanoseconds, and pulses
+that begin with their first photon."""
+SMOOTH = 0.05
+"""Width in the cosine over which the emission of cascades is averaged."""
+NOISE_PER_NS = 1e-6
+"""Dark hits of one DOM that a fit allows for, set higher than the physical rate of 560 Hz."""
+STRAY_SHARE, STRAY_NS = 0.02, 2500.0
+"""Share of a DOM's photons that no source explains, evenly over the window."""
+MOVE_M, TURN_RAD = 0.5, 0.03
+"""Steps of the numerical derivatives; the emission profile is tabulated in steps of 0.01."""
+N_GEOMETRIC = 5
+N_PARAMETERS = 7
+"""Vertex (3, m), two angles (rad), time (ns), logarithm of the light."""
+
+
+@dataclass(frozen=True)
+class DomPhotons:
+    """What the DOMs around a source saw, lit or dark; DOMs sorted by fit, pulses by DOM.
+
+    fit, sensor: (D,) int64, sensor the row of the live sensor.  count: (D,) photons
+    trust: (D,) weight of the DOM in the likelihood, at most 1
+    dom: (N,) int64.  time_ns, photons: (N,).  n_fits: M.  site: of the detector
+    ramp_ns, smooth: softness of arrival times and of the emission's angle, large for a first search
+    """
+
+    fit: Ints
+    sensor: Ints
+    count: Floats
+    trust: Floats
+    dom: Ints
+    time_ns: Floats
+    photons: Floats
+    n_fits: int
+    site: Site
+    ramp_ns: float = RAMP_NS
+    smooth: float = SMOOTH
+
+
+@dataclass(frozen=True)
+class Line:
+    """Light along M lines: cascades, sorted by fit, and the smooth light of a muon.
+
+    vertex_m, travel: (M, 3).  time_ns: (M,), when the light's cause passes the vertex
+    fit: (S,) int64.  along_m: (S,) from the vertex.  energy_gev: (S,), of light like an
+    electromagnetic cascade.  muon_gev: (M,) at the vertex, 0 = no muon
+    first_m, last_m: (M,) of the muon.  muon_light: (M,) factor on its light
+    """
+
+    vertex_m: Floats
+    travel: Floats
+    time_ns: Floats
+    fit: Ints
+    along_m: Floats
+    energy_gev: Floats
+    muon_gev: Floats
+    first_m: Floats
+    last_m: Floats
+    muon_light: Floats
+
+    def moved(self, step: Floats) -> Line:
+        """Take a step in the parameters, (M, P)."""
+        first, second = across(self.travel)
+        travel = self.travel + step[:, 3:4] * first + step[:, 4:5] * second
+        factor = np.exp(step[:, 6])
+        return replace(
+            self,
+            vertex_m=self.vertex_m + step[:, :3],
+            travel=travel / np.linalg.norm(travel, axis=1, keepdims=True),
+            time_ns=self.time_ns + step[:, 5],
+            energy_gev=self.energy_gev * factor[self.fit],
+            muon_light=self.muon_light * factor,
+        )
+
+    def where(self, chosen: npt.NDArray[np.bool_], other: Line) -> Line:
+        """Take this line where chosen, (M,) bool, else the other of the same sources."""
+        column, of_source = chosen[:, None], chosen[self.fit]
+        return replace(
+            self,
+            vertex_m=np.where(column, self.vertex_m, other.vertex_m),
+            travel=np.where(column, self.travel, other.travel),
+            time_ns=np.where(chosen, self.time_ns, other.time_ns),
+            energy_gev=np.where(of_source, self.energy_gev, other.energy_gev),
+            muon_light=np.where(chosen, self.muon_light, other.muon_light),
+        )
+
+    def cascades(self) -> Cascades:
+        """Place the cascades."""
+        travel = self.travel[self.fit]
+        return Cascades(
+            self.fit,
+            self.vertex_m[self.fit] + self.along_m[:, None] * travel,
+            travel,
+            self.time_ns[self.fit] + self.along_m / C_M_PER_NS,
+            self.energy_gev,
+        )
+
+    def tracks(self) -> Tracks:
+        """Place the muons; their time zero is the nearest point to the detector's centre."""
+        vertex = (self.vertex_m * self.travel).sum(axis=1)
+        nearest = self.vertex_m - vertex[:, None] * self.travel
+        fit = np.arange(len(self.time_ns))
+        first, last = vertex + self.first_m, vertex + self.last_m
+        return Tracks(fit, nearest, self.travel, vertex, first, last, self.muon_gev)
+
+
+def across(travel: Floats) -> tuple[Floats, Floats]:
+    """Build two unit vectors across each direction, (M, 3).
+
+    Source: Duff et al. 2017, an orthonormal basis without branches or singularities.
+    """
+    x, y, z = travel.T
+    sign = np.where(z >= 0, 1.0, -1.0)
+    a = -1 / (sign + z)
+    b = x * y * a
+    first = np.column_stack([1 + sign * x * x * a, sign * b, -sign * x])
+    return first, np.column_stack([b, sign + y * y * a, -y])
+
+
+# Delays: the Gamma density of Pandel on a softened clock.
+
+
+@dataclass(frozen=True)
+class DelayTerms:
+    """Log density of delays, per ns, and its derivatives, each (K,)."""
+
+    log_density: Floats
+    by_ns: Floats
+    by_xi: Floats
+    by_rho: Floats
+
+
+def delay_terms(
+    delay_ns: Floats, xi: Floats, rho_per_ns: Floats, ramp_ns: float = RAMP_NS
+) -> DelayTerms:
+    """Compute the density of a delay behind unscattered light, softened at zero.
+
+    The Gamma distribution of shape xi and rate rho is taken at s = w ln(1 + exp(t / w)):
+    a density of t, exactly normalised, that is the Gamma's above a few w and finite below.
+    Source: D. Pandel 1996 for the Gamma; the softening is ours, for the published Gaussian blur has
+    no cheap form at every shape and rate.
+    """
+    u = np.maximum(delay_ns / ramp_ns, -40.0)
+    slope = expit(u)
+    s = ramp_ns * np.logaddexp(0.0, u)
+    log_x = np.log(rho_per_ns * s)
+    log_density = np.log(rho_per_ns * slope) + (xi - 1) * log_x - rho_per_ns * s - gammaln(xi)
+    return DelayTerms(
+        log_density,
+        ((xi - 1) / s - rho_per_ns) * slope + (1 - slope) / ramp_ns,
+        log_x - digamma(xi),
+        xi / rho_per_ns - s,
+    )
+
+
+# Pairs of a source and a DOM, chosen once, and their light wherever the line moves.
+
+
+@dataclass(frozen=True)
+class Links:
+    """K pairs sorted by DOM: those of cascades and those of muons, and where each goes.
+
+    source, cascade_dom: of cascades.  muon_dom: of muons.  order: (K,) int64 of both, one after
+    the other.  dom: (K,) int64 ascending.  first: (D,) and n: (D,) int64, the pairs of each DOM
+    """
+
+    source: Ints
+    cascade_dom: Ints
+    muon_dom: Ints
+    order: Ints
+    dom: Ints
+    first: Ints
+    n: Ints
+
+
+def link(line: Line, seen: DomPhotons, reach_m: float) -> Links:
+    """Pair each DOM with the sources of its fit that are within reach, and with its muon."""
+    n_sources = np.bincount(line.fit, minlength=seen.n_fits)
+    starts = np.cumsum(n_sources) - n_sources
+    dom = np.repeat(np.arange(len(seen.fit)), n_sources[seen.fit])
+    source = ragged_rows(starts[seen.fit], n_sources[seen.fit])
+    xyz_m = seen.site.sensors.xyz_m
+    way = xyz_m[seen.sensor[dom]] - line.cascades().vertex_m[source]
+    near = (way * way).sum(axis=1) < reach_m**2
+    dom, source = dom[near], source[near]
+    muon_dom = np.flatnonzero((line.muon_gev > 0)[seen.fit])
+    tracks = line.tracks()
+    along, distance = _along_tracks(tracks, seen, muon_dom)
+    row = seen.fit[muon_dom]
+    near = (distance < reach_m) & (along > tracks.first_m[row] - reach_m)
+    muon_dom = muon_dom[near & (along < tracks.last_m[row] + 2 * reach_m)]
+    both = np.concatenate([dom, muon_dom])
+    order = np.argsort(both, kind="stable")
+    n = np.bincount(both, minlength=len(seen.fit))
+    return Links(source, dom, muon_dom, order, both[order], np.cumsum(n) - n, n)
+
+
+def _along_tracks(tracks: Tracks, seen: DomPhotons, dom: Ints) -> tuple[Floats, Floats]:
+    row = seen.fit[dom]
+    way = seen.site.sensors.xyz_m[seen.sensor[dom]] - tracks.nearest_m[row]
+    along = (way * tracks.travel[row]).sum(axis=1)
+    square = (way * way).sum(axis=1) - along * along
+    return along, np.sqrt(np.maximum(square, 0.25))
+
+
+def light_at(line: Line, seen: DomPhotons, links: Links) -> Floats:
+    """Compute the light of all pairs: (K, 4) log expected photons, arrival in ns, xi, rho."""
+    sensor, site = seen.sensor[links.cascade_dom], seen.site
+    by_cascades = lit_by_cascades(line.cascades(), links.source, sensor, site, seen.smooth)
+    tracks, row = line.tracks(), seen.fit[links.muon_dom]
+    along, distance = _along_tracks(tracks, seen, links.muon_dom)
+    by_muons = lit_by_tracks(tracks, row, seen.sensor[links.muon_dom], along, distance, site)
+    # the track's own clock starts at the nearest point, the line's at the vertex
+    start = line.time_ns - (line.vertex_m * line.travel).sum(axis=1) / C_M_PER_NS
+    muon = _columns(by_muons)
+    muon[:, 0] += np.log(np.maximum(line.muon_light[row], 1e-30))
+    muon[:, 1] += start[row]
+    return np.concatenate([_columns(by_cascades), muon])[links.order]
+
+
+def _columns(pairs: Pairs) -> Floats:
+    log_expected = np.log(np.maximum(pairs.expected_pe, 1e-30))
+    return np.column_stack([log_expected, pairs.arrival_ns, pairs.xi, pairs.rho_per_ns])
+
+
+def slopes(line: Line, seen: DomPhotons, links: Links) -> Floats:
+    """Differentiate `light_at` by the parameters: (K, 4, P)."""
+    found = np.zeros((len(links.dom), 4, N_PARAMETERS))
+    for k in range(N_GEOMETRIC):
+        size = MOVE_M if k < 3 else TURN_RAD
+        step = np.zeros((seen.n_fits, N_PARAMETERS))
+        step[:, k] = size
+        above, below = (light_at(line.moved(s), seen, links) for s in (step, -step))
+        found[:, :, k] = (above - below) / (2 * size)
+    found[:, 1, 5] = 1.0
+    found[:, 0, 6] = 1.0
+    return found
+
+
+# The likelihood, its gradient and curvature, and its maximum.
+
+
+@dataclass(frozen=True)
+class Value:
+    """Negative log-likelihood (M,), gradient (M, P), curvature (M, P, P), shares of light (S + M,).
+
+    claimed: photons that each source explains over those it sends, cascades first, then muons
+    """
+
+    cost: Floats
+    gradient: Floats
+    curvature: Floats
+    claimed: Floats
+
+
+def evaluate(line: Line, seen: DomPhotons, links: Links, with_slopes: bool = True) -> Value:
+    """Compute the extended likelihood of all photons: Poisson numbers and their times.
+
+    ln L = sum over pulses of n ln(sum over sources of mu p(t) + noise) - sum over DOMs of mu; DOMs
+    without a hit count with the second term. Each DOM weighs as much as `trust` says.
+    The curvature is Fisher's for the numbers, squared scores for the times: never negative.
+    """
+    state = light_at(line, seen, links)
+    expected = np.exp(state[:, 0])
+    total = sums(expected, links.dom, len(seen.fit))
+    n = links.n[seen.dom]
+    pulse = np.repeat(np.arange(len(seen.dom)), n)
+    pair = ragged_rows(links.first[seen.dom], n)
+    delay = seen.time_ns[pulse] - state[pair, 1]
+    terms = delay_terms(delay, state[pair, 2], state[pair, 3], seen.ramp_ns)
+    density = np.exp(np.minimum(state[pair, 0] + terms.log_density, 300.0))
+    floor = NOISE_PER_NS + STRAY_SHARE * seen.count / STRAY_NS
+    every = sums(density, pulse, len(seen.dom)) + floor[seen.dom]
+    weight = seen.photons * seen.trust[seen.dom]
+    gain = sums(weight * np.log(every), seen.fit[seen.dom], seen.n_fits)
+    sent = sums(seen.trust * total, seen.fit, seen.n_fits)
+    share = density / every[pulse]
+    claimed = _claimed(line, seen, links, pair, weight[pulse] * share, expected)
+    if not with_slopes:
+        none = np.zeros((seen.n_fits, 0))
+        return Value(sent - gain, none, none[:, :, None], claimed)
+    slope = slopes(line, seen, links)
+    by_dom = _sum_rows(expected[:, None] * slope[:, 0], links.dom, len(seen.fit))
+    local = np.stack([np.ones_like(share), -terms.by_ns, terms.by_xi, terms.by_rho], axis=1)
+    scores = _sum_rows(
+        np.einsum("ki,kip->kp", share[:, None] * local, slope[pair]), pulse, len(seen.dom)
+    )
+    gradient = _sum_rows(seen.trust[:, None] * by_dom, seen.fit, seen.n_fits) - _sum_rows(
+        weight[:, None] * scores, seen.fit[seen.dom], seen.n_fits
+    )
+    mean = by_dom / np.maximum(total, 1e-12)[:, None]
+    timing = scores - mean[seen.dom]
+    curvature = _outer(mean, seen.trust * total, seen.fit, seen.n_fits)
+    curvature += _outer(timing, weight, seen.fit[seen.dom], seen.n_fits)
+    return Value(sent - gain, gradient, curvature, claimed)
+
+
+def _claimed(
+    line: Line, seen: DomPhotons, links: Links, pair: Ints, photons: Floats, expected: Floats
+) -> Floats:
+    """Divide, for each source, the photons that it explains by those that it sends."""
+    n_sources = len(line.fit)
+    owner = np.concatenate([links.source, n_sources + seen.fit[links.muon_dom]])[links.order]
+    size = n_sources + seen.n_fits
+    explained = sums(photons, owner[pair], size)
+    sent = sums(expected * seen.trust[links.dom], owner, size)
+    return (explained + 1e-3) / (sent + 1e-3)
+
+
+def sums(values: Floats, segment: Ints, n_segments: int) -> Floats:
+    """Add up the values of each segment: (R,) to (n_segments,)."""
+    return np.asarray(np.bincount(segment, weights=values, minlength=n_segments), np.float64)
+
+
+def _sum_rows(values: Floats, segment: Ints, n_segments: int) -> Floats:
+    """Add up rows of ascending segments: (R, P) to (n_segments, P)."""
+    found = np.zeros((n_segments, values.shape[1]))
+    starts = np.flatnonzero(np.diff(segment, prepend=-1))
+    if len(starts):
+        found[segment[starts]] = np.add.reduceat(values, starts, axis=0)
+    return found
+
+
+def _outer(rows: Floats, weight: Floats, segment: Ints, n_segments: int) -> Floats:
+    """Add up weighted outer products of the rows of each ascending segment: (n_segments, P, P)."""
+    found = np.zeros((n_segments, rows.shape[1], rows.shape[1]))
+    ends = np.searchsorted(segment, np.arange(n_segments + 1))
+    for k, (start, end) in enumerate(pairwise(ends)):
+        found[k] = (rows[start:end] * weight[start:end, None]).T @ rows[start:end]
+    return found
+
+
+MAX_STEP = np.array([30.0, 30.0, 30.0, 0.3, 0.3, 100.0, 0.7])
+"""Largest changes of one iteration: beyond these the quadratic approximation means nothing."""
+WEAK = 1.0 / np.array([100.0, 100.0, 100.0, 2.0, 2.0, 300.0, 3.0]) ** 2
+"""A weak curvature for parameters that no photon fixes."""
+
+
+def rescaled(line: Line, claimed: Floats) -> Line:
+    """Give each source the light that it explains.
+
+    Source: expectation maximisation of a Poisson mixture; the likelihood never falls.
+    """
+    factor = np.clip(claimed, 0.2, 5.0)
+    n_sources = len(line.fit)
+    return replace(
+        line,
+        energy_gev=np.maximum(line.energy_gev * factor[:n_sources], 1e-2),
+        muon_light=np.maximum(line.muon_light * factor[n_sources:], 1e-3),
+    )
+
+
+def minimise(line: Line, seen: DomPhotons, links: Links, n_steps: int) -> tuple[Line, Value]:
+    """Minimise the cost by damped Newton steps, each fit with its own damping.
+
+    A step that does not help is undone.  Source: Marquardt 1963.
+    """
+    value = evaluate(line, seen, links)
+    damping = np.full(seen.n_fits, 0.1)
+    for _ in range(n_steps):
+        trial = line.moved(_newton_step(value, damping))
+        trial = rescaled(trial, evaluate(trial, seen, links, with_slopes=False).claimed)
+        trial_value = evaluate(trial, seen, links)
+        better = trial_value.cost < value.cost
+        line = trial.where(better, line)
+        owner = np.concatenate([line.fit, np.arange(seen.n_fits)])
+        value = Value(
+            np.where(better, trial_value.cost, value.cost),
+            np.where(better[:, None], trial_value.gradient, value.gradient),
+            np.where(better[:, None, None], trial_value.curvature, value.curvature),
+            np.where(better[owner], trial_value.claimed, value.claimed),
+        )
+        damping = np.clip(np.where(better, damping / 4, damping * 6), 1e-4, 1e6)
+    return line, value
+
+
+def _newton_step(value: Value, damping: Floats) -> Floats:
+    diagonal = np.diagonal(value.curvature, axis1=1, axis2=2)
+    matrix = value.curvature + _diagonal(damping[:, None] * diagonal + WEAK)
+    step = np.linalg.solve(matrix, -value.gradient[:, :, None])[:, :, 0]
+    excess = (np.abs(step) / MAX_STEP).max(axis=1, keepdims=True)
+    return step / np.maximum(excess, 1.0)
+
+
+def _diagonal(values: Floats) -> Floats:
+    return values[:, :, None] * np.eye(values.shape[1])
+
+
+# The bound: what the photons tell at best about the direction, whoever fits them.
+
+N_QUANTILES = 48
+
+
+def direction_bound_rad(line: Line, seen: DomPhotons, links: Links, max_photons: float) -> Floats:
+    """Compute the Cramer-Rao bound on the direction: (M,) rad, root of the mean squared angle.
+
+    Vertex, time and the amount of light are unknown, too. Fisher information of Poisson numbers
+    and of the times of their photons; a DOM tells no more than max_photons independent photons.
+    Only the sensors and fits of seen are looked at, not its photons.
+    """
+    state, slope = light_at(line, seen, links), slopes(line, seen, links)
+    expected = np.exp(state[:, 0])
+    total = sums(expected, links.dom, len(seen.fit))
+    used = np.minimum(total, max_photons)
+    by_dom = _sum_rows(expected[:, None] * slope[:, 0], links.dom, len(seen.fit))
+    mean = by_dom / np.maximum(total, 1e-12)[:, None]
+    information = _outer(mean, used, seen.fit, seen.n_fits)
+    share = expected / np.maximum(total, 1e-12)[links.dom]
+    root, weight = _timing_scores(state, slope, share * used[links.dom])
+    information += _outer(root, weight, np.repeat(seen.fit[links.dom], 3), seen.n_fits)
+    covariance = np.linalg.inv(information + _diagonal(np.broadcast_to(WEAK, (seen.n_fits, 7))))
+    return np.sqrt(covariance[:, 3, 3] + covariance[:, 4, 4])
+
+
+def _timing_scores(state: Floats, slope: Floats, photons: Floats) -> tuple[Floats, Floats]:
+    """Factor the information of arrival times: three rows of scores for each pair, and weights."""
+    matrix = timing_information(state[:, 2], state[:, 3])
+    values, vectors = np.linalg.eigh(matrix)
+    rows = np.einsum("kij,kip->kjp", vectors, slope[:, 1:])
+    return rows.reshape(-1, slope.shape[2]), (np.maximum(values, 0) * photons[:, None]).ravel()
+
+
+def timing_information(xi: Floats, rho_per_ns: Floats) -> Floats:
+    """Average the squared scores of one photon by arrival, xi and rho: (K, 3, 3)."""
+    level = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
+    s = np.maximum(gammaincinv(xi[:, None], level) / rho_per_ns[:, None], 1e-12)
+    # back from the softened clock
+    delay = np.where(s > 30 * RAMP_NS, s, RAMP_NS * np.log(np.expm1(np.minimum(s / RAMP_NS, 30))))
+    terms = delay_terms(delay, xi[:, None], rho_per_ns[:, None])
+    scores = np.stack([-terms.by_ns, terms.by_xi, terms.by_rho], axis=-1)
+    return np.asarray(np.einsum("kqi,kqj->kij", scores, scores) / N_QUANTILES)

@@ -1,0 +1,399 @@
+"""Refinement: bright events are fitted photon by photon, from the network's direction among others.
+
+Two hypotheses are fitted, a cascade and a track of a muon with cascades along it, which may start
+inside, and the likelihood chooses. The network's answer stays in the result as a prior: what it
+knows about the direction multiplies what the photons tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.spatial.distance import cdist
+
+from iceaggr.batches.event_batch import EventBatch, ragged_rows
+from iceaggr.events.simulation.ice import Site
+from iceaggr.reconstruction.likelihood import CentredHits, centred_hits, fit_point, fit_track
+from iceaggr.reconstruction.line_fit import FitResult
+from iceaggr.reconstruction.photon_likelihood import (
+    DomPhotons,
+    Floats,
+    Ints,
+    Line,
+    Links,
+    Value,
+    across,
+    evaluate,
+    link,
+    minimise,
+    rescaled,
+    sums,
+)
+from iceaggr.reconstruction.segments import in_sensor_order
+
+MIN_CHARGE_PE = 150.0
+"""Triggering charge above which an event is refined: with less, the network knows as much."""
+PHOTONS_PER_PE = 1.0 / 0.82
+"""Photons of one photo-electron of charge: 30 % of single ones have an exponential charge of mean
+0.4, the rest a Gaussian about 1. Source: arXiv:1612.05093 as `events.simulation.pulses` has it."""
+SPREAD = 1.28
+"""Variance of the charge over that of a Poisson number of photons, by the same distribution."""
+MAX_PHOTONS = 235.0
+"""Photons of one DOM that count at most: nobody knows its efficiency to better than 6 %, and
+saturation sets in above."""
+BEFORE_NS, AFTER_NS = 200.0, 2000.0
+"""Window about the first light: later come afterpulses, before it noise."""
+CASCADE_REACH_M, TRACK_REACH_M = 350.0, 160.0
+"""Beyond these distances a source's light counts as nothing."""
+N_STARTS = 8
+"""Even directions from which a cascade is fitted, besides the network's."""
+STAGES = ((30.0, 0.6, 8), (10.0, 0.2, 10), (3.0, 0.05, 10))
+"""Softness of times in ns and of the emission's angle, and steps: sharp ones alone lead a fit into
+the nearest of many minima."""
+TRACK_STAGES = ((30.0, 0.3, 8), (8.0, 0.1, 6), (3.0, 0.05, 6))
+SEGMENT_M = 25.0
+"""Between the cascades along a track."""
+TEMPER = 2.25
+"""By which the likelihood is divided beside the network's: the squared error is so many times the
+one that its curvature promises, measured on simulated cascades (docs/LOG.md)."""
+NAMES = ("as predicted", "cascade", "track")
+N_AT_ONCE = 24
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Directions and confidence after refinement, of B events.
+
+    direction: (B, 3) float64, unit vector to the origin.  kappa: (B,) float64
+    hypothesis: (B,) int64 into NAMES, 0 where the event was not refined
+    """
+
+    direction: Floats
+    kappa: Floats
+    hypothesis: Ints
+
+
+def worth_refining(batch: EventBatch) -> npt.NDArray[np.bool_]:
+    """Mark the events with enough triggering charge: (B,) bool."""
+    return triggering_charge_pe(batch) >= MIN_CHARGE_PE
+
+
+def triggering_charge_pe(batch: EventBatch) -> Floats:
+    """Add up the charge that is not auxiliary: (B,) p.e."""
+    event = batch.dom_event_idx()[batch.pulse_dom_idx()].numpy()
+    charge = torch.where(batch.auxiliary, 0.0, batch.charge_pe).double().numpy()
+    return sums(charge, event, batch.n_events)
+
+
+def refine(batch: EventBatch, site: Site, direction: Floats, kappa: Floats) -> Refined:
+    """Refine the bright events of a minibatch on the CPU, with the network's answer as a prior.
+
+    site: of the batch's detector.  direction: (B, 3) float64 unit vectors to the origin, kappa:
+    (B,) float64, both the network's; a kappa of 0 says nothing.
+    """
+    batch = in_sensor_order(batch)
+    found = Refined(direction.copy(), kappa.copy(), np.zeros(batch.n_events, np.int64))
+    rows = np.flatnonzero(worth_refining(batch))
+    if not len(rows):
+        return found
+    centred = centred_hits(batch)
+    for start in range(0, len(rows), N_AT_ONCE):
+        _refine_rows(batch, site, centred, rows[start : start + N_AT_ONCE], found)
+    return found
+
+
+def _refine_rows(
+    batch: EventBatch, site: Site, centred: CentredHits, rows: Ints, found: Refined
+) -> None:
+    prior = Prior(found.direction[rows], found.kappa[rows])
+    cascades = fit_cascades(batch, site, centred, rows, prior)
+    seeds = (_seed_tracks(centred, rows, prior), _along_axis(cascades))
+    lines = [cascades, *(fit_tracks(batch, site, centred, rows, seed) for seed in seeds)]
+    # on the same photons and DOMs, or their likelihoods could not be compared
+    seen = photons_near(batch, site, rows, lines, (CASCADE_REACH_M, TRACK_REACH_M, TRACK_REACH_M))
+    seen = replace(seen, ramp_ns=STAGES[-1][0], smooth=STAGES[-1][1])
+    values = [evaluate(line, seen, link(line, seen, CASCADE_REACH_M)) for line in lines]
+    costs = np.stack([prior.cost(line, value) for line, value in zip(lines, values, strict=True)])
+    chosen = costs.argmin(axis=0)
+    answers = [prior.combined(line, value) for line, value in zip(lines, values, strict=True)]
+    at = np.arange(len(rows))
+    found.direction[rows] = np.stack([direction for direction, _ in answers])[chosen, at]
+    found.kappa[rows] = np.stack([kappa for _, kappa in answers])[chosen, at]
+    found.hypothesis[rows] = np.minimum(1 + chosen, 2)
+
+
+# The network's answer beside the likelihood.
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What the network says: origin (M, 3) unit vectors, kappa (M,), a von Mises-Fisher density."""
+
+    origin: Floats
+    kappa: Floats
+
+    def repeated(self, times: int) -> Prior:
+        """Give every event several fits: fit number = start * M + event."""
+        return Prior(np.tile(self.origin, (times, 1)), np.tile(self.kappa, times))
+
+    def cost(self, line: Line, value: Value) -> Floats:
+        """Add the prior to the tempered cost: (M,) nats, up to a constant."""
+        cosine = -(line.travel * self.origin).sum(axis=1)
+        return value.cost / TEMPER + self.kappa * (1.0 - cosine)
+
+    def combined(self, line: Line, value: Value) -> tuple[Floats, Floats]:
+        """Multiply the likelihood about its maximum with the prior: direction (M, 3), kappa (M,).
+
+        Both are Gaussian in the plane that touches the sphere at the maximum; nuisances of the
+        likelihood are integrated out.  Source: product of two Gaussian densities.
+        """
+        first, second = across(line.travel)
+        weak = np.diag([1e-6] * value.curvature.shape[1])
+        covariance = np.linalg.inv(value.curvature / TEMPER + weak)[:, 3:5, 3:5]
+        information = np.linalg.inv(covariance)
+        offset = np.stack([-(self.origin * axis).sum(axis=1) for axis in (first, second)], axis=1)
+        # beyond a right angle the plane ends; the prior then pulls no farther than its edge
+        total = information + self.kappa[:, None, None] * np.eye(2)
+        near = (-(line.travel * self.origin).sum(axis=1) > 0)[:, None]
+        pull = np.where(near, self.kappa[:, None] * offset, 0.0)
+        shift = np.linalg.solve(total, pull[:, :, None])[:, :, 0]
+        travel = line.travel + shift[:, :1] * first + shift[:, 1:] * second
+        travel = travel / np.linalg.norm(travel, axis=1, keepdims=True)
+        spread = np.trace(np.linalg.inv(total), axis1=1, axis2=2)
+        return -travel, 2.0 / spread
+
+
+# The photons of events around their sources.
+
+
+def photons_near(
+    batch: EventBatch,
+    site: Site,
+    rows: Ints,
+    lines: list[Line],
+    reach_m: tuple[float, ...],
+) -> DomPhotons:
+    """Collect the photons of all DOMs within reach of the sources of one of the lines.
+
+    rows: (M,) int64 events of the batch, one for each fit; an event may come several times.
+    """
+    near, first_ns = _around(site, lines, reach_m)
+    fit, sensor = np.nonzero(near)
+    place = np.full(near.shape, -1)
+    place[fit, sensor] = np.arange(len(fit))
+    pulse, owner = _pulses_of(batch, rows)
+    hit = _live_rows(site)[batch.sensor_idx.numpy()[batch.pulse_dom_idx().numpy()[pulse]]]
+    time_ns = batch.time_ns.numpy()[pulse].astype(np.float64)
+    dom = np.where(hit >= 0, place[owner, hit], -1)
+    late = time_ns - first_ns[owner, hit]
+    kept = (dom >= 0) & (late > -BEFORE_NS) & (late < AFTER_NS)
+    dom, time_ns = dom[kept], time_ns[kept]
+    photons = batch.charge_pe.numpy()[pulse[kept]].astype(np.float64) * PHOTONS_PER_PE
+    order = np.lexsort((time_ns, dom))
+    count = sums(photons, dom, len(fit))
+    trust = np.minimum(1.0, MAX_PHOTONS / np.maximum(count, 1e-9)) / SPREAD
+    return DomPhotons(
+        fit, sensor, count, trust, dom[order], time_ns[order], photons[order], len(rows), site
+    )
+
+
+def _around(
+    site: Site, lines: list[Line], reach_m: tuple[float, ...]
+) -> tuple[npt.NDArray[np.bool_], Floats]:
+    """Find the sensors within reach and when light reaches them first: two (M, sensors)."""
+    n_fits, n_sensors = len(lines[0].time_ns), site.sensors.n_sensors
+    near = np.zeros((n_fits, n_sensors), bool)
+    first_ns = np.full((n_fits, n_sensors), np.inf)
+    for line, reach in zip(lines, reach_m, strict=True):
+        sources = line.cascades()
+        distance = cdist(sources.vertex_m, site.sensors.xyz_m)
+        arrival = sources.time_ns[:, None] + distance * site.medium.light_ns_per_m
+        starts = np.searchsorted(line.fit, np.arange(n_fits))
+        near |= np.minimum.reduceat(distance, starts, axis=0) < reach
+        first_ns = np.minimum(first_ns, np.minimum.reduceat(arrival, starts, axis=0))
+    return near, first_ns
+
+
+def _pulses_of(batch: EventBatch, rows: Ints) -> tuple[Ints, Ints]:
+    """List the pulses of events, one event after the other, and the fit of each."""
+    offsets = batch.dom_pulse_offsets.numpy()[batch.event_dom_offsets.numpy()]
+    n = np.diff(offsets)[rows]
+    return ragged_rows(offsets[:-1][rows], n), np.repeat(np.arange(len(rows)), n)
+
+
+def _live_rows(site: Site) -> Ints:
+    """Map rows of the detector's table to live sensors, -1 for others."""
+    in_use = site.detector.in_use
+    return np.where(in_use, np.cumsum(in_use) - 1, -1)
+
+
+# The two hypotheses.
+
+
+def fit_cascades(
+    batch: EventBatch, site: Site, centred: CentredHits, rows: Ints, prior: Prior
+) -> Line:
+    """Fit a cascade to each event, from even directions and the network's. Returns M lines.
+
+    Vertex, time, energy and direction are free; the vertex starts at the point fit.
+    """
+    n_events, n_starts = len(rows), N_STARTS + 1
+    vertex = fit_point(centred).double().numpy()[rows]
+    time_ns = _time_of_points(centred, vertex, rows, site)
+    travel = np.repeat(even_directions(N_STARTS), n_events, axis=0)
+    line = points_of_light(
+        np.tile(vertex, (n_starts, 1)),
+        np.concatenate([travel, -prior.origin]),
+        np.tile(time_ns, n_starts),
+    )
+    fit_rows, fit_prior = np.tile(rows, n_starts), prior.repeated(n_starts)
+    for number, stage in enumerate(STAGES):
+        line, value = _stage(batch, site, fit_rows, line, stage, CASCADE_REACH_M)
+        if number == 0:
+            best = fit_prior.cost(line, value).reshape(n_starts, n_events).argmin(axis=0)
+            line = _taken(line, best * n_events + np.arange(n_events))
+            fit_rows = rows
+    return line
+
+
+def fit_tracks(
+    batch: EventBatch, site: Site, centred: CentredHits, rows: Ints, seed: FitResult
+) -> Line:
+    """Fit a track with cascades along it to each event, from a seed for each.
+
+    What shines before the muon's first light goes to zero, so that a starting track needs no start
+    of its own.
+    """
+    line = _tracks_through(seed, centred, rows)
+    for stage in TRACK_STAGES:
+        line, _ = _stage(batch, site, rows, line, stage, TRACK_REACH_M)
+    return line
+
+
+def _stage(
+    batch: EventBatch,
+    site: Site,
+    rows: Ints,
+    line: Line,
+    stage: tuple[float, float, int],
+    reach_m: float,
+) -> tuple[Line, Value]:
+    ramp_ns, smooth, n_steps = stage
+    seen = photons_near(batch, site, rows, [line], (reach_m,))
+    seen = replace(seen, ramp_ns=ramp_ns, smooth=smooth)
+    links = link(line, seen, reach_m + 50.0)
+    line = _lit(line, seen, links)
+    return minimise(line, seen, links, n_steps)
+
+
+N_LIGHT_STEPS = 4
+
+
+def _lit(line: Line, seen: DomPhotons, links: Links) -> Line:
+    """Let each source shine as its photons say before anything moves."""
+    for _ in range(N_LIGHT_STEPS):
+        line = rescaled(line, evaluate(line, seen, links, with_slopes=False).claimed)
+    return line
+
+
+def points_of_light(vertex_m: Floats, travel: Floats, time_ns: Floats) -> Line:
+    """Build M cascades of 10 TeV."""
+    n = len(time_ns)
+    zero, one = np.zeros(n), np.ones(n)
+    return Line(vertex_m, travel, time_ns, np.arange(n), zero, 1e4 * one, zero, zero, zero, one)
+
+
+def even_directions(n: int) -> Floats:
+    """Spread n directions evenly over the sphere, (n, 3). Source: Fibonacci lattice."""
+    k = np.arange(n) + 0.5
+    z = 1.0 - 2.0 * k / n
+    azimuth, radius = np.pi * (1.0 + np.sqrt(5.0)) * k, np.sqrt(1.0 - z * z)
+    return np.column_stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z])
+
+
+def _taken(line: Line, fits: Ints) -> Line:
+    """Select fits of one source each."""
+    names = ("vertex_m", "travel", "time_ns", "energy_gev", "muon_light")
+    chosen = {name: getattr(line, name)[fits] for name in names}
+    few = points_of_light(chosen["vertex_m"], chosen["travel"], chosen["time_ns"])
+    return replace(few, energy_gev=chosen["energy_gev"], muon_light=chosen["muon_light"])
+
+
+EARLY_SHARE = 0.2
+
+
+def _time_of_points(centred: CentredHits, vertex: Floats, rows: Ints, site: Site) -> Floats:
+    """Find when a point shines most of whose light comes late: (M,) ns."""
+    event, hits = centred.hits.fit.numpy(), centred.hits
+    xyz = (hits.xyz_m + centred.centre_m[hits.fit]).double().numpy()
+    time = (hits.time_ns + centred.time_zero_ns[hits.fit]).double().numpy()
+    found = np.zeros(len(rows))
+    for k, row in enumerate(rows):
+        own = event == row
+        way = np.linalg.norm(xyz[own] - vertex[k], axis=1) * site.medium.light_ns_per_m
+        found[k] = np.quantile(time[own] - way, EARLY_SHARE)
+    return found
+
+
+def _seed_tracks(centred: CentredHits, rows: Ints, prior: Prior) -> FitResult:
+    """Fit tracks to first pulses, from the network's direction and its reverse."""
+    n_events = len(centred.time_zero_ns)
+    direction = torch.zeros(n_events, 3)
+    direction[:, 2] = 1.0
+    direction[torch.from_numpy(rows)] = torch.from_numpy(prior.origin).float()
+    start = FitResult(
+        direction, centred.centre_m, centred.time_zero_ns, torch.ones(n_events, dtype=torch.bool)
+    )
+    fitted = fit_track(centred, start, [])
+    at = torch.from_numpy(rows)
+    return FitResult(fitted.direction[at], fitted.position_m[at], fitted.time_ns[at], fitted.ok[at])
+
+
+def _along_axis(cascades: Line) -> FitResult:
+    """Take fitted cascades as seeds of tracks: most light of some starting tracks is one."""
+    return FitResult(
+        torch.from_numpy(-cascades.travel),
+        torch.from_numpy(cascades.vertex_m),
+        torch.from_numpy(cascades.time_ns),
+        torch.ones(len(cascades.time_ns), dtype=torch.bool),
+    )
+
+
+MUON_GEV = 1e4
+
+
+def _tracks_through(seed: FitResult, centred: CentredHits, rows: Ints) -> Line:
+    """Lay cascades along each track, from before its first hit to behind its last."""
+    travel = -seed.direction.double().numpy()
+    travel = travel / np.linalg.norm(travel, axis=1, keepdims=True)
+    position = seed.position_m.double().numpy()
+    event, hits = centred.hits.fit.numpy(), centred.hits
+    xyz = (hits.xyz_m + centred.centre_m[hits.fit]).double().numpy()
+    fits, along = [], []
+    first, last = np.zeros(len(rows)), np.zeros(len(rows))
+    for k, row in enumerate(rows):
+        way = xyz[event == row] - position[k]
+        reach = way @ travel[k]
+        off = np.linalg.norm(way - reach[:, None] * travel[k], axis=1)
+        on = reach[off < TRACK_REACH_M] if (off < TRACK_REACH_M).any() else reach
+        first[k], last[k] = on.min() - 2 * SEGMENT_M, on.max() + SEGMENT_M
+        places = np.arange(first[k] + 0.5 * SEGMENT_M, last[k], SEGMENT_M)
+        fits.append(np.full(len(places), k))
+        along.append(places)
+    fit = np.concatenate(fits)
+    n = len(rows)
+    return Line(
+        position,
+        travel,
+        seed.time_ns.double().numpy(),
+        fit,
+        np.concatenate(along),
+        np.full(len(fit), 0.1 * MUON_GEV),
+        np.full(n, MUON_GEV),
+        first,
+        last,
+        np.full(n, 0.1),
+    )

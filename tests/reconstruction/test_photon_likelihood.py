@@ -1,0 +1,359 @@
+"""Densities, derivatives, bound and fits of the likelihood of all photons, and its refinement."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+from scipy.special import polygamma
+
+from iceaggr.detector import C_M_PER_NS, Detector, icecube86
+from iceaggr.events.simulation.ice import Site, icecube_site, site_of
+from iceaggr.events.simulation.light import cascade_emission, smooth_emission
+from iceaggr.events.simulation.pairs import cascade_pairs, track_pairs
+from iceaggr.events.simulation.photons import draw_photons
+from iceaggr.reconstruction import photon_likelihood
+from iceaggr.reconstruction.photon_likelihood import (
+    N_PARAMETERS,
+    DomPhotons,
+    Line,
+    Links,
+    delay_terms,
+    direction_bound_rad,
+    evaluate,
+    light_at,
+    link,
+    minimise,
+    timing_information,
+)
+from iceaggr.reconstruction.refinement import (
+    MIN_CHARGE_PE,
+    Prior,
+    even_directions,
+    points_of_light,
+    refine,
+    triggering_charge_pe,
+    worth_refining,
+)
+from tests.batches.batch_builder import DomHits, Event, assemble
+
+SITE = icecube_site()
+
+
+def angle_deg(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.rad2deg(np.arccos(np.clip((first * second).sum(axis=-1), -1.0, 1.0)))
+
+
+# Densities.
+
+
+@pytest.mark.parametrize("xi", [0.2, 1.0, 2.5, 8.0])
+def test_density_of_delays_integrates_to_one_and_is_the_gamma_far_from_zero(xi: float) -> None:
+    rho = 0.004
+
+    def density(t: float) -> float:
+        return float(np.exp(delay_terms(*(np.array([v]) for v in (t, xi, rho))).log_density[0]))
+
+    pieces = [integrate.quad(density, a, b, limit=400)[0] for a, b in SPANS]
+    assert sum(pieces) == pytest.approx(1.0, abs=2e-3)
+    for t in (50.0, 400.0, 2000.0):
+        assert density(t) == pytest.approx(stats.gamma(xi, scale=1 / rho).pdf(t), rel=1e-6)
+
+
+SPANS = ((-60.0, 0.0), (0.0, 20.0), (20.0, 300.0), (300.0, 3000.0), (3000.0, 20_000.0))
+
+
+@pytest.mark.parametrize("ramp", [2.0, 30.0])
+def test_slopes_of_the_density_match_finite_differences(ramp: float) -> None:
+    rng = np.random.default_rng(0)
+    t, xi, rho = rng.uniform(-40, 800, 50), rng.uniform(0.2, 6, 50), rng.uniform(0.003, 0.02, 50)
+    terms = delay_terms(t, xi, rho, ramp)
+    for k, (size, slope) in enumerate(
+        ((1e-4, terms.by_ns), (1e-5, terms.by_xi), (1e-7, terms.by_rho))
+    ):
+        high, low = ([t, xi, rho] for _ in range(2))
+        high[k], low[k] = high[k] + size, low[k] - size
+        difference = delay_terms(*high, ramp).log_density - delay_terms(*low, ramp).log_density
+        np.testing.assert_allclose(slope, difference / (2 * size), rtol=1e-3, atol=1e-4)
+
+
+def test_smooth_emission_keeps_the_light_and_loses_the_steps() -> None:
+    cosine = np.linspace(-1.0, 1.0, 200_001)
+    for width in (0.05, 0.4):
+        smooth = smooth_emission(cosine, width)
+        assert smooth.mean() == pytest.approx(1.0, abs=0.05)
+        assert (
+            np.abs(np.diff(smooth)).max() < 0.01 < np.abs(np.diff(cascade_emission(cosine))).max()
+        )
+
+
+def test_information_of_arrival_times_is_the_gammas_in_closed_form() -> None:
+    xi, rho = np.array([9.0, 30.0]), np.array([0.01, 0.02])
+    found = timing_information(xi, rho)
+    np.testing.assert_allclose(found[:, 0, 0], rho**2 / (xi - 2), rtol=0.1)
+    np.testing.assert_allclose(found[:, 1, 1], polygamma(1, xi), rtol=0.1)
+    np.testing.assert_allclose(found[:, 2, 2], xi / rho**2, rtol=0.1)
+    np.testing.assert_allclose(found[:, 1, 2], -1 / rho, rtol=0.1)
+
+
+# One event: its photons, drawn from the simulation's own light.
+
+
+def cascade(travel=(0.3, 0.5, -0.81), vertex=(20.0, 10.0, 150.0), energy=1e4) -> Line:
+    axis = np.array([travel]) / np.linalg.norm(travel)
+    line = points_of_light(np.array([vertex]), axis, np.array([1e4]))
+    return replace(line, energy_gev=np.array([energy]))
+
+
+def seen_by(line: Line, reach_m: float, site: Site = SITE) -> tuple[DomPhotons, Links]:
+    """All DOMs around a line, without a photon yet."""
+    sources = line.cascades().vertex_m
+    way = np.linalg.norm(site.sensors.xyz_m[None] - sources[:, None], axis=2).min(axis=0)
+    sensor = np.flatnonzero(way < reach_m)
+    zero = np.zeros(len(sensor))
+    none = np.zeros(0)
+    seen = DomPhotons(
+        zero.astype(np.int64), sensor, zero, zero + 1, none.astype(int), none, none, 1, site
+    )
+    return seen, link(line, seen, reach_m + 50)
+
+
+def drawn(line: Line, seen: DomPhotons, links: Links, seed: int) -> DomPhotons:
+    """Draw photons as the likelihood expects them."""
+    rng = np.random.default_rng(seed)
+    state = light_at(line, seen, links)
+    n = rng.poisson(np.exp(state[:, 0]))
+    pair = np.repeat(np.arange(len(n)), n)
+    time = state[pair, 1] + rng.standard_gamma(state[pair, 2]) / state[pair, 3]
+    order = np.lexsort((time, links.dom[pair]))
+    dom, time = links.dom[pair][order], time[order]
+    count = np.bincount(dom, minlength=len(seen.fit)).astype(float)
+    return replace(seen, dom=dom, time_ns=time, photons=np.ones(len(dom)), count=count)
+
+
+@cache
+def one_cascade() -> tuple[Line, DomPhotons, Links]:
+    line = cascade(energy=3000.0)
+    seen, links = seen_by(line, 250.0)
+    return line, drawn(line, seen, links, 1), links
+
+
+def test_likelihood_of_one_pulse_by_closed_form() -> None:
+    line, seen, links = one_cascade()
+    state = light_at(line, seen, links)
+    expected = np.exp(state[:, 0])
+    brightest = int(expected.argmax())
+    late = 40.0
+    pulse = replace(
+        seen,
+        dom=np.array([links.dom[brightest]]),
+        time_ns=np.array([state[brightest, 1] + late]),
+        photons=np.array([3.0]),
+        count=np.zeros(len(seen.fit)),
+    )
+    gamma = stats.gamma(state[brightest, 2], scale=1 / state[brightest, 3])
+    noise = photon_likelihood.NOISE_PER_NS
+    want = expected.sum() - 3 * np.log(expected[brightest] * gamma.pdf(late) + noise)
+    assert evaluate(line, pulse, links).cost[0] == pytest.approx(want, rel=1e-6)
+    # a dark DOM counts: the same event with ten times the light is less likely
+    brighter = replace(line, energy_gev=10 * line.energy_gev)
+    assert evaluate(brighter, pulse, links).cost[0] > want
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_gradient_matches_finite_differences(muon: bool) -> None:
+    line, seen, links = one_cascade()
+    if muon:
+        line = replace(
+            line, muon_gev=np.array([1e4]), last_m=np.array([400.0]), first_m=np.array([0.0])
+        )
+        links = link(line, seen, 250.0)
+    seen = replace(seen, ramp_ns=20.0, smooth=0.4)
+    value = evaluate(line, seen, links)
+    for k, size in enumerate((0.5, 0.5, 0.5, 0.03, 0.03, 0.2, 0.01)):
+        step = np.zeros((1, N_PARAMETERS))
+        step[0, k] = size
+        above, below = (evaluate(line.moved(s), seen, links).cost[0] for s in (step, -step))
+        curvature = np.sqrt(value.curvature[0, k, k])
+        assert value.gradient[0, k] == pytest.approx(
+            (above - below) / (2 * size), abs=0.05 * abs(value.gradient[0, k]) + 0.3 * curvature
+        )
+    assert np.linalg.eigvalsh(value.curvature[0]).min() > 0
+
+
+def test_bound_of_a_point_on_a_sphere_of_sensors_is_analytic(monkeypatch) -> None:
+    # light 1 + a cos(angle) of a known place, time and amount, seen alike from everywhere
+    directions, a, photons = even_directions(2000), 0.5, 3.0
+    axis = np.array([[0.0, 0.6, 0.8]])
+    line = points_of_light(np.zeros((1, 3)), axis, np.zeros(1))
+    fit = np.zeros(2000, np.int64)
+    none = np.zeros(0)
+    seen = DomPhotons(fit, fit, fit + 0.0, fit + 1.0, none.astype(int), none, none, 1, SITE)
+    row = np.arange(2000)
+    links = Links(fit, row, row[:0], row, row, row, fit + 1)
+
+    def light(moved: Line, seen: DomPhotons, links: Links) -> np.ndarray:
+        flat = np.ones(2000)
+        number = np.log(photons * (1 + a * directions @ moved.travel[0]))
+        return np.column_stack([number, 0 * flat, 20 * flat, 0.01 * flat])
+
+    monkeypatch.setattr(photon_likelihood, "light_at", light)
+    found = direction_bound_rad(line, seen, links, max_photons=1e9)[0]
+    # per axis: sum mu (a sin(angle) cos(phi) / (1 + a cos(angle)))^2, averaged over the sphere
+    mean = integrate.quad(lambda c: a * a * (1 - c * c) / (1 + a * c) / 4, -1, 1)[0]
+    assert found == pytest.approx(np.sqrt(2 / (2000 * photons * mean)), rel=0.01)
+
+
+def test_fit_finds_a_cascade_and_errs_by_its_bound() -> None:
+    truth, seen, links = one_cascade()
+    angles = []
+    for seed in range(6):
+        photons = drawn(truth, seen, links, seed)
+        step = np.random.default_rng(seed).normal(size=(1, N_PARAMETERS))
+        line = truth.moved(step * [3.0, 3.0, 3.0, 0.2, 0.2, 5.0, 0.2])
+        for ramp, smooth in ((30.0, 0.6), (10.0, 0.2), (2.0, 0.05)):
+            line, _ = minimise(line, replace(photons, ramp_ns=ramp, smooth=smooth), links, 10)
+        angles.append(angle_deg(line.travel, truth.travel)[0])
+        assert line.energy_gev[0] == pytest.approx(truth.energy_gev[0], rel=0.15)
+    bound = np.rad2deg(direction_bound_rad(truth, seen, links, 1e9)[0])
+    assert 0.2 * bound < np.sqrt(np.mean(np.square(angles))) < 2.5 * bound
+
+
+def test_step_that_does_not_help_is_undone() -> None:
+    truth, seen, links = one_cascade()
+    start = truth.moved(np.array([[20.0, 0.0, 0.0, 1.0, 0.0, 50.0, 1.0]]))
+    costs = [minimise(start, seen, links, n)[1].cost[0] for n in range(4)]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[3] < costs[0]
+
+
+def test_order_of_fits_and_a_turn_of_everything_change_no_likelihood() -> None:
+    line, seen, links = one_cascade()
+    cost = evaluate(line, seen, links).cost[0]
+    turn = np.deg2rad(37.0)
+    matrix = np.array(
+        [[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]
+    )
+    sensors = replace(SITE.sensors, xyz_m=SITE.sensors.xyz_m @ matrix.T)
+    turned = replace(line, vertex_m=line.vertex_m @ matrix.T, travel=line.travel @ matrix.T)
+    moved = replace(seen, site=replace(SITE, sensors=sensors))
+    assert evaluate(turned, moved, links).cost[0] == pytest.approx(cost, rel=1e-9)
+
+
+# Whole events: refinement.
+
+
+def event_of(line: Line, seed: int) -> Event:
+    """Photons of a line as the simulation draws them, as triggering pulses of one p.e. each."""
+    tracks = line.tracks()
+    pairs = [cascade_pairs(line.cascades(), SITE)]
+    if line.muon_gev[0] > 0:
+        muon = track_pairs(tracks, SITE)
+        start = line.time_ns[0] - (line.vertex_m * line.travel).sum() / C_M_PER_NS
+        pairs.append(replace(muon, arrival_ns=muon.arrival_ns + start))
+    doms: dict[int, list[float]] = {}
+    for part in pairs:
+        photons = draw_photons(part, 10**6, SITE, np.random.default_rng(seed))
+        for sensor, time in zip(photons.sensor, photons.time_ns, strict=True):
+            doms.setdefault(int(SITE.sensors.sensor_id[sensor]), []).append(float(time))
+    hits = [
+        DomHits(
+            sensor, np.sort(times).round(), np.full(len(times), 0.825), np.zeros(len(times), bool)
+        )
+        for sensor, times in sorted(doms.items())
+    ]
+    return Event(seed, hits, -line.travel[0])
+
+
+def track() -> Line:
+    travel = np.array([[0.6, 0.5, -0.6245]]) / np.linalg.norm([0.6, 0.5, -0.6245])
+    n, zero = 12, np.zeros(1)
+    return Line(
+        np.array([[-150.0, -120.0, 150.0]]),
+        travel,
+        np.array([1e4]),
+        np.zeros(n, np.int64),
+        np.linspace(0.0, 400.0, n),
+        np.full(n, 150.0),
+        np.array([5e3]),
+        zero,
+        np.array([420.0]),
+        zero + 1,
+    )
+
+
+def guess(line: Line, by_rad: float) -> np.ndarray:
+    step = np.zeros((1, N_PARAMETERS))
+    step[0, 3] = by_rad
+    return -line.moved(step).travel
+
+
+@pytest.mark.parametrize(
+    ("line", "hypothesis", "limit_deg"), [(cascade(), 1, 12.0), (track(), 2, 1.5)]
+)
+def test_refinement_finds_the_hypothesis_and_the_direction(line, hypothesis, limit_deg) -> None:
+    batch = assemble([event_of(line, 3)])
+    start = guess(line, 0.25)
+    found = refine(batch, SITE, start, np.array([3.0]))
+    assert found.hypothesis[0] == hypothesis
+    assert (
+        angle_deg(found.direction, -line.travel)[0] < limit_deg < angle_deg(start, -line.travel)[0]
+    )
+    # the network's own confidence is in it, and what the photons tell beside it
+    assert found.kappa[0] > 3.0 * 5
+
+
+def test_events_that_are_too_dim_stay_as_predicted_bit_for_bit() -> None:
+    batch = assemble([event_of(cascade(energy=100.0), 1), event_of(cascade(energy=1e4), 2)])
+    assert worth_refining(batch).tolist() == [False, True]
+    charge = triggering_charge_pe(batch)
+    assert charge[0] < MIN_CHARGE_PE < charge[1]
+    first = int(batch.dom_pulse_offsets[batch.event_dom_offsets[1]])
+    assert charge[0] == pytest.approx(float(batch.charge_pe[:first].sum()), rel=1e-5)
+    start = np.concatenate([guess(cascade(), 0.2)] * 2)
+    found = refine(batch, SITE, start, np.array([2.0, 2.0]))
+    assert np.array_equal(found.direction[0], start[0])
+    assert found.kappa[0] == 2.0
+    assert found.hypothesis.tolist() == [0, 1]
+
+
+def test_confident_network_is_not_overruled_and_a_silent_one_says_nothing() -> None:
+    line, seen, links = one_cascade()
+    value = evaluate(line, seen, links)
+    off = guess(line, 0.3)
+    direction, kappa = Prior(off, np.array([1e9])).combined(line, value)
+    assert angle_deg(direction, off)[0] < 1.0
+    assert kappa[0] >= 1e9
+    silent, alone = Prior(off, np.array([0.0])).combined(line, value)
+    assert angle_deg(silent, -line.travel)[0] == pytest.approx(0.0, abs=1e-5)
+    # two equal pieces of information: half way, and twice as sure
+    even = replace(value, curvature=np.diag([1.0, 1, 1, 90.0, 90.0, 1, 1])[None])
+    alone = Prior(off, np.array([0.0])).combined(line, even)[1]
+    middle, both = Prior(off, alone).combined(line, even)
+    assert both[0] == pytest.approx(2 * alone[0], rel=1e-6)
+    assert angle_deg(middle, -line.travel)[0] == pytest.approx(
+        angle_deg(off, -line.travel)[0] / 2, rel=0.05
+    )
+
+
+def test_order_of_doms_changes_no_refinement() -> None:
+    event = event_of(cascade(energy=4e3), 5)
+    start, kappa = guess(cascade(), 0.2), np.array([2.0])
+    mixed = replace(event, doms=event.doms[::-1])
+    first, second = (refine(assemble([e]), SITE, start, kappa) for e in (event, mixed))
+    np.testing.assert_array_equal(first.direction, second.direction)
+
+
+def test_likelihood_of_another_detector_is_finite() -> None:
+    known = icecube86()
+    few = known.xyz_m[:600]
+    detector = Detector(
+        np.arange(600), few, known.string_id[:600], np.ones(600), np.ones(600, bool)
+    )
+    site = site_of(detector)
+    line = cascade(vertex=tuple(few.mean(axis=0)))
+    seen, links = seen_by(line, 250.0, site)
+    value = evaluate(line, drawn(line, seen, links, 1), links)
+    assert np.isfinite(value.cost).all()
+    assert np.isfinite(value.gradient).all()
