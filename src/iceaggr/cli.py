@@ -370,6 +370,9 @@ def predict(
             help="Raw events without sensor_geometry.csv are of the model's detector",
         ),
     ] = False,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Fit bright events photon by photon, from there on")
+    ] = False,
 ) -> None:
     """Predict the direction of every raw event, labelled or not.
 
@@ -401,6 +404,7 @@ def predict(
         accept_doubtful,
         same_detector,
         layout.value,
+        refine,
     )
 
 

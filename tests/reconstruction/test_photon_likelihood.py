@@ -322,15 +322,15 @@ def test_confident_network_is_not_overruled_and_a_silent_one_says_nothing() -> N
     line, seen, links = one_cascade()
     value = evaluate(line, seen, links)
     off = guess(line, 0.3)
-    direction, kappa = Prior(off, np.array([1e9])).combined(line, value)
+    direction, kappa = Prior(off, np.array([1e9])).combined(line, value, 2.0)
     assert angle_deg(direction, off)[0] < 1.0
     assert kappa[0] >= 1e9
-    silent, alone = Prior(off, np.array([0.0])).combined(line, value)
+    silent, alone = Prior(off, np.array([0.0])).combined(line, value, 2.0)
     assert angle_deg(silent, -line.travel)[0] == pytest.approx(0.0, abs=1e-5)
     # two equal pieces of information: half way, and twice as sure
     even = replace(value, curvature=np.diag([1.0, 1, 1, 90.0, 90.0, 1, 1])[None])
-    alone = Prior(off, np.array([0.0])).combined(line, even)[1]
-    middle, both = Prior(off, alone).combined(line, even)
+    alone = Prior(off, np.array([0.0])).combined(line, even, 2.0)[1]
+    middle, both = Prior(off, alone).combined(line, even, 2.0)
     assert both[0] == pytest.approx(2 * alone[0], rel=1e-6)
     assert angle_deg(middle, -line.travel)[0] == pytest.approx(
         angle_deg(off, -line.travel)[0] / 2, rel=0.05

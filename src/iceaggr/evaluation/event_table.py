@@ -17,6 +17,7 @@ from iceaggr.batches.event_batch import EventBatch
 from iceaggr.errors import EvaluationError
 from iceaggr.evaluation.calibration import negative_log_likelihood, probability_inside
 from iceaggr.events.truth import TRUTH_COLUMNS
+from iceaggr.reconstruction.refinement import Refiner
 
 # Prediction: any number of events through a model, in bounded memory.
 
@@ -93,20 +94,29 @@ def stream_predictions(
     batches: Iterable[EventBatch],
     device: torch.device | str = "cpu",
     n_rows_per_table: int = 65536,
+    refiner: Refiner | None = None,
 ) -> Iterator[pa.Table]:
     """Predict events as a stream of tables of at least n_rows_per_table rows, the last one shorter.
 
+    refiner: has the last word on bright events, if it watches the chunks of the batches.
     Columns as `predict_batches`; memory holds one table and one minibatch, however many events.
     Raises: EvaluationError if a prediction is not finite.
     """
     pending: list[pa.Table] = []
     for predictions in _predictions(model, batches, device):
+        if refiner:
+            predictions = _refined(predictions, refiner)
         pending.append(pa.table(predictions.columns(), schema=PREDICTION_SCHEMA))
         if sum(table.num_rows for table in pending) >= n_rows_per_table:
             yield pa.concat_tables(pending).combine_chunks()
             pending = []
     if pending:
         yield pa.concat_tables(pending).combine_chunks()
+
+
+def _refined(predictions: Predictions, refiner: Refiner) -> Predictions:
+    found = refiner(predictions.event_id, predictions.direction.numpy(), predictions.kappa)
+    return Predictions(predictions.event_id, torch.from_numpy(found.direction), found.kappa)
 
 
 def _predictions(

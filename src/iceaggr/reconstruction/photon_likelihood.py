@@ -40,7 +40,6 @@ STRAY_SHARE, STRAY_NS = 0.02, 2500.0
 """Share of a DOM's photons that no source explains, evenly over the window."""
 MOVE_M, TURN_RAD = 0.5, 0.03
 """Steps of the numerical derivatives; the emission profile is tabulated in steps of 0.01."""
-N_GEOMETRIC = 5
 N_PARAMETERS = 7
 """Vertex (3, m), two angles (rad), time (ns), logarithm of the light."""
 
@@ -257,8 +256,7 @@ def _columns(pairs: Pairs) -> Floats:
 def slopes(line: Line, seen: DomPhotons, links: Links) -> Floats:
     """Differentiate `light_at` by the parameters: (K, 4, P)."""
     found = np.zeros((len(links.dom), 4, N_PARAMETERS))
-    for k in range(N_GEOMETRIC):
-        size = MOVE_M if k < 3 else TURN_RAD
+    for k, size in enumerate((MOVE_M, MOVE_M, MOVE_M, TURN_RAD, TURN_RAD)):
         step = np.zeros((seen.n_fits, N_PARAMETERS))
         step[:, k] = size
         above, below = (light_at(line.moved(s), seen, links) for s in (step, -step))
@@ -437,18 +435,12 @@ def direction_bound_rad(line: Line, seen: DomPhotons, links: Links, max_photons:
     mean = by_dom / np.maximum(total, 1e-12)[:, None]
     information = _outer(mean, used, seen.fit, seen.n_fits)
     share = expected / np.maximum(total, 1e-12)[links.dom]
-    root, weight = _timing_scores(state, slope, share * used[links.dom])
-    information += _outer(root, weight, np.repeat(seen.fit[links.dom], 3), seen.n_fits)
-    covariance = np.linalg.inv(information + _diagonal(np.broadcast_to(WEAK, (seen.n_fits, 7))))
+    values, vectors = np.linalg.eigh(timing_information(state[:, 2], state[:, 3]))
+    scores = np.einsum("kij,kip->kjp", vectors, slope[:, 1:]).reshape(-1, N_PARAMETERS)
+    weight = np.maximum(values, 0.0) * (share * used[links.dom])[:, None]
+    information += _outer(scores, weight.ravel(), np.repeat(seen.fit[links.dom], 3), seen.n_fits)
+    covariance = np.linalg.inv(information + np.diag(WEAK))
     return np.sqrt(covariance[:, 3, 3] + covariance[:, 4, 4])
-
-
-def _timing_scores(state: Floats, slope: Floats, photons: Floats) -> tuple[Floats, Floats]:
-    """Factor the information of arrival times: three rows of scores for each pair, and weights."""
-    matrix = timing_information(state[:, 2], state[:, 3])
-    values, vectors = np.linalg.eigh(matrix)
-    rows = np.einsum("kij,kip->kjp", vectors, slope[:, 1:])
-    return rows.reshape(-1, slope.shape[2]), (np.maximum(values, 0) * photons[:, None]).ravel()
 
 
 def timing_information(xi: Floats, rho_per_ns: Floats) -> Floats:

@@ -7,6 +7,8 @@ knows about the direction multiplies what the photons tell.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,8 +16,12 @@ import numpy.typing as npt
 import torch
 from scipy.spatial.distance import cdist
 
+from iceaggr.batches.collation import collate
 from iceaggr.batches.event_batch import EventBatch, ragged_rows
-from iceaggr.events.simulation.ice import Site
+from iceaggr.config import BatchConfig
+from iceaggr.detector import Detector
+from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.simulation.ice import Site, site_of
 from iceaggr.reconstruction.likelihood import CentredHits, centred_hits, fit_point, fit_track
 from iceaggr.reconstruction.line_fit import FitResult
 from iceaggr.reconstruction.photon_likelihood import (
@@ -53,14 +59,17 @@ N_STARTS = 8
 STAGES = ((30.0, 0.6, 8), (10.0, 0.2, 10), (3.0, 0.05, 10))
 """Softness of times in ns and of the emission's angle, and steps: sharp ones alone lead a fit into
 the nearest of many minima."""
-TRACK_STAGES = ((30.0, 0.3, 8), (8.0, 0.1, 6), (3.0, 0.05, 6))
+TRACK_STAGES = ((30.0, 0.3, 8), (8.0, 0.1, 6), (3.0, 0.05, 8))
 SEGMENT_M = 25.0
 """Between the cascades along a track."""
-TEMPER = 2.25
+TEMPER = {"cascade": 2.25, "track": 5.0}
 """By which the likelihood is divided beside the network's: the squared error is so many times the
-one that its curvature promises, measured on simulated cascades (docs/LOG.md)."""
+one that its curvature promises, measured on simulated events above 10 TeV (docs/LOG.md)."""
 NAMES = ("as predicted", "cascade", "track")
-N_AT_ONCE = 24
+N_PULSES_AT_ONCE = 30_000
+"""Of the events that are fitted together: bounds the memory to a few hundred MB."""
+WHOLE = BatchConfig(max_doms_per_event=1_000_000)
+"""A fit needs all DOMs of an event: one that a model's cap left out would count as dark."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +109,52 @@ def refine(batch: EventBatch, site: Site, direction: Floats, kappa: Floats) -> R
     if not len(rows):
         return found
     centred = centred_hits(batch)
-    for start in range(0, len(rows), N_AT_ONCE):
-        _refine_rows(batch, site, centred, rows[start : start + N_AT_ONCE], found)
+    n_pulses = np.diff(batch.dom_pulse_offsets.numpy()[batch.event_dom_offsets.numpy()])[rows]
+    parts = (np.cumsum(n_pulses) - n_pulses) // N_PULSES_AT_ONCE
+    for part in np.unique(parts):
+        _refine_rows(batch, site, centred, rows[parts == part], found)
     return found
+
+
+class Refiner:
+    """Refines what a model predicts, batch by batch, and keeps account of events and time."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector, self._site = detector, site_of(detector)
+        self._chunk: DomEvents | None = None
+        self._row_of: dict[int, int] = {}
+        self.n_events = np.zeros(len(NAMES), np.int64)
+        self.seconds = 0.0
+
+    def watch(self, chunks: Iterable[DomEvents]) -> Iterator[DomEvents]:
+        """Pass chunks on and keep the present one: a model's batch may lack DOMs of its events."""
+        for chunk in chunks:
+            self._chunk = chunk
+            self._row_of = {int(event): row for row, event in enumerate(chunk.event_id)}
+            yield chunk
+
+    def __call__(self, event_id: Ints, direction: Floats, kappa: Floats) -> Refined:
+        """Refine the predictions of events of the present chunk, (B,), (B, 3) and (B,)."""
+        assert self._chunk is not None, "chunks are watched while they are predicted"
+        began = time.perf_counter()
+        rows = np.array([self._row_of[int(event)] for event in event_id], np.int64)
+        whole = collate(self._chunk, rows, self._detector, WHOLE)
+        found = refine(whole, self._site, direction, kappa)
+        self.seconds += time.perf_counter() - began
+        self.n_events += np.bincount(found.hypothesis, minlength=len(NAMES))
+        return found
+
+    def words(self) -> str:
+        """Say for which events it paid to refine and what it cost."""
+        n_refined = int(self.n_events[1:].sum())
+        kinds = ", ".join(
+            f"{n:,} as {name}" for n, name in zip(self.n_events[1:], NAMES[1:], strict=True)
+        )
+        each = f", {1e3 * self.seconds / n_refined:.0f} ms each" if n_refined else ""
+        return (
+            f"{n_refined:,} of {int(self.n_events.sum()):,} events with at least"
+            f" {MIN_CHARGE_PE:g} p.e. that triggered are refined ({kinds}{each})"
+        )
 
 
 def _refine_rows(
@@ -116,9 +168,11 @@ def _refine_rows(
     seen = photons_near(batch, site, rows, lines, (CASCADE_REACH_M, TRACK_REACH_M, TRACK_REACH_M))
     seen = replace(seen, ramp_ns=STAGES[-1][0], smooth=STAGES[-1][1])
     values = [evaluate(line, seen, link(line, seen, CASCADE_REACH_M)) for line in lines]
-    costs = np.stack([prior.cost(line, value) for line, value in zip(lines, values, strict=True)])
-    chosen = costs.argmin(axis=0)
-    answers = [prior.combined(line, value) for line, value in zip(lines, values, strict=True)]
+    kinds = ("cascade", "track", "track")
+    fits = list(zip(lines, values, (TEMPER[kind] for kind in kinds), strict=True))
+    # one temper for all of an event, or the hypotheses would weigh differently
+    chosen = np.stack([prior.cost(*fit[:2], TEMPER["cascade"]) for fit in fits]).argmin(axis=0)
+    answers = [prior.combined(*fit) for fit in fits]
     at = np.arange(len(rows))
     found.direction[rows] = np.stack([direction for direction, _ in answers])[chosen, at]
     found.kappa[rows] = np.stack([kappa for _, kappa in answers])[chosen, at]
@@ -139,12 +193,12 @@ class Prior:
         """Give every event several fits: fit number = start * M + event."""
         return Prior(np.tile(self.origin, (times, 1)), np.tile(self.kappa, times))
 
-    def cost(self, line: Line, value: Value) -> Floats:
+    def cost(self, line: Line, value: Value, temper: float) -> Floats:
         """Add the prior to the tempered cost: (M,) nats, up to a constant."""
         cosine = -(line.travel * self.origin).sum(axis=1)
-        return value.cost / TEMPER + self.kappa * (1.0 - cosine)
+        return value.cost / temper + self.kappa * (1.0 - cosine)
 
-    def combined(self, line: Line, value: Value) -> tuple[Floats, Floats]:
+    def combined(self, line: Line, value: Value, temper: float) -> tuple[Floats, Floats]:
         """Multiply the likelihood about its maximum with the prior: direction (M, 3), kappa (M,).
 
         Both are Gaussian in the plane that touches the sphere at the maximum; nuisances of the
@@ -152,7 +206,7 @@ class Prior:
         """
         first, second = across(line.travel)
         weak = np.diag([1e-6] * value.curvature.shape[1])
-        covariance = np.linalg.inv(value.curvature / TEMPER + weak)[:, 3:5, 3:5]
+        covariance = np.linalg.inv(value.curvature / temper + weak)[:, 3:5, 3:5]
         information = np.linalg.inv(covariance)
         offset = np.stack([-(self.origin * axis).sum(axis=1) for axis in (first, second)], axis=1)
         # beyond a right angle the plane ends; the prior then pulls no farther than its edge
@@ -253,7 +307,11 @@ def fit_cascades(
     for number, stage in enumerate(STAGES):
         line, value = _stage(batch, site, fit_rows, line, stage, CASCADE_REACH_M)
         if number == 0:
-            best = fit_prior.cost(line, value).reshape(n_starts, n_events).argmin(axis=0)
+            best = (
+                fit_prior.cost(line, value, TEMPER["cascade"])
+                .reshape(n_starts, n_events)
+                .argmin(axis=0)
+            )
             line = _taken(line, best * n_events + np.arange(n_events))
             fit_rows = rows
     return line

@@ -28,6 +28,7 @@ from iceaggr.events.reading import check_sensor_width, missing_meta_rows, read_r
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.progress import StepProgress
+from iceaggr.reconstruction.refinement import Refiner
 from iceaggr.shards.plausibility import (
     doubtful_times,
     refuse_many_rejected,
@@ -254,6 +255,7 @@ def run_predict(
     accept_doubtful: bool = False,
     same_detector: bool = False,
     layout_name: str = "",
+    refine: bool = False,
 ) -> int:
     """Write the predicted direction of every raw event to a file.
 
@@ -265,6 +267,8 @@ def run_predict(
     line. Of a raw folder with test/ and train/ only test/ is predicted; the last line names it.
     accept_doubtful: predict what `PredictionInput` would refuse, and say so in the last line.
     same_detector: raw events that bring no geometry are of the model's detector.
+    refine: fit bright events photon by photon, with the prediction as a prior (`Refiner`); the last
+    line says how many, as what and for how long.
     layout_name: `nubench` writes the test events as the benchmark's prediction files are.
     Memory is bounded whatever the number of events; the file appears when all is well.
     Returns the number of rows.  Raises: ConfigError, ModelError, RawDataError, also for an
@@ -287,9 +291,11 @@ def run_predict(
         benchmark = BenchmarkRows(store, layout, loaded) if is_benchmark else None
         events = PredictionInput(store, layout, loaded, accept_doubtful)
         keep, total = (benchmark.keep, benchmark.n_events) if benchmark else (None, total)
-        batches = iter_batches(events.chunks(), loaded.detector, batches_of(loaded), keep)
+        refiner = Refiner(loaded.detector) if refine else None
+        chunks = refiner.watch(events.chunks()) if refiner else events.chunks()
+        batches = iter_batches(chunks, loaded.detector, batches_of(loaded), keep)
         batches = _reported(batches, events, lambda done: _say(progress, done, total))
-        tables = stream_predictions(loaded.model, batches)
+        tables = stream_predictions(loaded.model, batches, refiner=refiner)
         rows, schema = _with_rejected(tables, events, instead), PREDICTION_SCHEMA
         if benchmark:
             rows, schema = map(benchmark.rows, rows), benchmark.schema
@@ -297,6 +303,7 @@ def run_predict(
         left_out = f", {n_without_file:,} events have no raw file" if n_without_file else ""
         left_out += f", {layout.skipped_words}" if layout.skipped else ""
         words = f"{_rejected(events.account(), instead)}{left_out}"
+        words += f"; {refiner.words()}" if refiner else ""
         doubts = f"; warning: {', '.join(events.doubts())}" if events.doubts() else ""
         if benchmark:
             words = f" of {benchmark.n_events:,} test events{words}"

@@ -150,7 +150,7 @@ def _smooth_table(width: float, medium: Medium) -> tuple[Floats, Floats]:
     bin_width = 2.0 / _N_EMISSION_BINS
     reach = int(0.5 * width / bin_width)
     density = np.pad(_emission_table(medium), reach, mode="edge")
-    middle: Floats = (np.arange(_N_EMISSION_BINS) + 0.5) * bin_width - 1.0
+    middle = np.asarray((np.arange(_N_EMISSION_BINS) + 0.5) * bin_width - 1.0, np.float64)
     even = np.full(2 * reach + 1, 1.0 / (2 * reach + 1))
     return middle, np.asarray(np.convolve(density, even, mode="valid"), np.float64)
 
