@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from iceaggr.events.reading import read_raw_events
 from iceaggr.models import build_model
 from iceaggr.models.bundle import load_model, save_model
 from iceaggr.normalization_document import Normalization
+from iceaggr.reconstruction.refinement import MIN_CHARGE_PE
 from iceaggr.shards.sketches import merge_sketches
 from iceaggr.shards.sketching import sketch_events
 from iceaggr.shards.statistics import fit_normalization
@@ -193,6 +195,31 @@ def test_predict_writes_a_row_per_event(model_uri: str, raw_uri: str, tmp_path: 
     meta = pd.read_parquet(Path(raw_uri.removeprefix("file://")) / "test_meta.parquet")
     assert set(table["event_id"]) == set(meta["event_id"])
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+
+
+def test_predict_refines_bright_events_only_and_says_so(
+    model_uri: str, raw_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = raw_copy(raw_uri, tmp_path)
+    path = folder / "test" / "batch_1.parquet"
+    pulses = pd.read_parquet(path)
+    triggering = (~pulses["auxiliary"]).groupby(level=0).sum()
+    bright = int(triggering.idxmax())
+    pulses.loc[bright, "charge"] = np.float32(2 * MIN_CHARGE_PE / triggering.max())
+    others = pulses.index != bright
+    pulses.loc[others, "charge"] = pulses.loc[others, "charge"].clip(upper=0.5)
+    pulses.to_parquet(path)
+    (folder / "test" / "batch_2.parquet").unlink()
+    tables = []
+    for refine in (False, True):
+        output = tmp_path / f"refine_{refine}.parquet"
+        run_predict(model_uri, folder.as_uri(), output, accept_doubtful=True, refine=refine)
+        tables.append(pd.read_parquet(output).set_index("event_id"))
+    words = capsys.readouterr().out.splitlines()[-1]
+    assert re.search(r"; 1 of 50 events with at least 150 p\.e\. .* refined \(.* ms each\)", words)
+    moved = (tables[0] != tables[1]).any(axis=1)
+    assert moved[moved].index.tolist() == [bright]
+    assert np.isfinite(tables[1].to_numpy()).all()
 
 
 def test_predict_writes_a_submission_with_the_same_angles(

@@ -23,7 +23,7 @@ from iceaggr.detector import Detector
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.simulation.ice import Site, site_of
 from iceaggr.reconstruction.likelihood import CentredHits, centred_hits, fit_point, fit_track
-from iceaggr.reconstruction.line_fit import FitResult
+from iceaggr.reconstruction.line_fit import FitResult, improved_line_fit, tensor_of_inertia
 from iceaggr.reconstruction.photon_likelihood import (
     DomPhotons,
     Floats,
@@ -65,6 +65,8 @@ SEGMENT_M = 25.0
 TEMPER = {"cascade": 2.25, "track": 5.0}
 """By which the likelihood is divided beside the network's: the squared error is so many times the
 one that its curvature promises, measured on simulated events above 10 TeV (docs/LOG.md)."""
+TRACK_PENALTY = 3.0
+"""Nats by which a track must be better than a cascade: it has many more sources."""
 NAMES = ("as predicted", "cascade", "track")
 N_PULSES_AT_ONCE = 30_000
 """Of the events that are fitted together: bounds the memory to a few hundred MB."""
@@ -162,7 +164,8 @@ def _refine_rows(
 ) -> None:
     prior = Prior(found.direction[rows], found.kappa[rows])
     cascades = fit_cascades(batch, site, centred, rows, prior)
-    seeds = (_seed_tracks(centred, rows, prior), _along_axis(cascades))
+    others = [improved_line_fit(batch), tensor_of_inertia(batch)]
+    seeds = (_seed_tracks(centred, rows, prior, others), _along_axis(cascades))
     lines = [cascades, *(fit_tracks(batch, site, centred, rows, seed) for seed in seeds)]
     # on the same photons and DOMs, or their likelihoods could not be compared
     seen = photons_near(batch, site, rows, lines, (CASCADE_REACH_M, TRACK_REACH_M, TRACK_REACH_M))
@@ -171,7 +174,8 @@ def _refine_rows(
     kinds = ("cascade", "track", "track")
     fits = list(zip(lines, values, (TEMPER[kind] for kind in kinds), strict=True))
     # one temper for all of an event, or the hypotheses would weigh differently
-    chosen = np.stack([prior.cost(*fit[:2], TEMPER["cascade"]) for fit in fits]).argmin(axis=0)
+    costs = np.stack([prior.cost(*fit[:2], TEMPER["cascade"]) for fit in fits])
+    chosen = (costs + np.array([[0.0], [TRACK_PENALTY], [TRACK_PENALTY]])).argmin(axis=0)
     answers = [prior.combined(*fit) for fit in fits]
     at = np.arange(len(rows))
     found.direction[rows] = np.stack([direction for direction, _ in answers])[chosen, at]
@@ -396,8 +400,10 @@ def _time_of_points(centred: CentredHits, vertex: Floats, rows: Ints, site: Site
     return found
 
 
-def _seed_tracks(centred: CentredHits, rows: Ints, prior: Prior) -> FitResult:
-    """Fit tracks to first pulses, from the network's direction and its reverse."""
+def _seed_tracks(
+    centred: CentredHits, rows: Ints, prior: Prior, others: list[FitResult]
+) -> FitResult:
+    """Fit tracks to first pulses, from the network's direction and those of other fits."""
     n_events = len(centred.time_zero_ns)
     direction = torch.zeros(n_events, 3)
     direction[:, 2] = 1.0
@@ -405,7 +411,7 @@ def _seed_tracks(centred: CentredHits, rows: Ints, prior: Prior) -> FitResult:
     start = FitResult(
         direction, centred.centre_m, centred.time_zero_ns, torch.ones(n_events, dtype=torch.bool)
     )
-    fitted = fit_track(centred, start, [])
+    fitted = fit_track(centred, start, others)
     at = torch.from_numpy(rows)
     return FitResult(fitted.direction[at], fitted.position_m[at], fitted.time_ns[at], fitted.ok[at])
 
