@@ -59,7 +59,6 @@ def run_python(arguments: list[str], folder: Path, **variables: str) -> subproce
         (["-m", "manifests.new_credentials"], "yaml"),
         (["benchmarks/ablations.py"], "torch"),
         (["benchmarks/large_run.py"], "numpy"),
-        (["benchmarks/simulation_figures.py"], "numpy"),
     ],
 )
 def test_ctrl_c_during_the_imports_is_one_line(arguments, module, tmp_path):

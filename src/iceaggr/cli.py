@@ -308,6 +308,46 @@ def simulate(
 
 
 @app.command()
+def check_simulation(
+    events: Annotated[
+        int, typer.Option(min=100, max=1_000_000, help="Events to simulate and measure")
+    ] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same seed, same table")] = 1,
+    processes: Annotated[int, typer.Option(min=0, max=MAX_PROCESSES, help="0 = one per core")] = 0,
+    preset: Annotated[str, typer.Option(help="competition or easy")] = "competition",
+    real_meta: Annotated[
+        Path | None,
+        typer.Option(help="Rows of the competition's train_meta.parquet, to compare with"),
+    ] = None,
+    raw_uri: Annotated[
+        str, typer.Option(help="Measure these labelled raw events of IceCube instead")
+    ] = "",
+) -> None:
+    """Compare simulated events with the public set; fail if a figure leaves its range.
+
+    The table has, for each figure, the real value, the simulated one with
+    its statistical error, and the range. Sources: docs/physics.md.
+    """
+    from iceaggr.events.simulation import SimulationConfig
+    from iceaggr.steps.check_simulation import run_check_simulation
+
+    settings = {"preset": preset, "n_events": events, "seed": seed, "n_processes": processes}
+    config = read_model(
+        SimulationConfig,
+        settings,
+        lambda problem: ConfigError(
+            "this cannot be simulated",
+            where="iceaggr check-simulation",
+            found=problem.found_in_field,
+            expected=problem.expected,
+            remedy="Give another --preset",
+        ),
+    )
+    if not run_check_simulation(config, real_meta, raw_uri.rstrip("/")):
+        sys.exit(1)
+
+
+@app.command()
 def detectors() -> None:
     """List the built-in detectors: names that stand wherever a geometry does."""
     from iceaggr.built_in_detectors import detectors_table

@@ -193,6 +193,8 @@ _COLUMNS: dict[str, tuple[Any, Callable[[Any], Mask], str]] = {
     "vertex_y_m": _PLACE,
     "vertex_z_m": _PLACE,
     "coincident_muon": (FLAG, _is_flag, "true or false in every row"),
+    "coincident_muon_azimuth": (NUMBER, _between(-np.pi, 2 * np.pi), f"-pi to 2 pi, {_OR_NOTHING}"),
+    "coincident_muon_zenith": (NUMBER, _between(0, np.pi), f"0 to pi, {_OR_NOTHING}"),
 }
 TRUTH_COLUMNS = tuple(_COLUMNS)
 """Simulated truth that evaluation uses when the truth file has it.
@@ -203,7 +205,8 @@ muon_azimuth, muon_zenith: of the neutrino's own muon, radians, to the origin as
 inelasticity: share of the energy that the hadrons take; visible_inelasticity: of what is seen
 bjorken_x: share of the nucleon's momentum that the struck quark has
 vertex_x_m, vertex_y_m, vertex_z_m: of the interaction, metres
-coincident_muon: an atmospheric muon is in the same readout
+coincident_muon: light of an atmospheric muon is in the same readout; coincident_muon_azimuth and
+coincident_muon_zenith: of its bundle, radians, to the origin
 """
 
 

@@ -3,6 +3,7 @@
 from iceaggr.reconstruction.likelihood import likelihood_fit
 from iceaggr.reconstruction.line_fit import (
     FitResult,
+    charge_weighted_line_fit,
     ensemble_fit,
     improved_line_fit,
     line_fit,
@@ -11,6 +12,7 @@ from iceaggr.reconstruction.line_fit import (
 
 __all__ = [
     "FitResult",
+    "charge_weighted_line_fit",
     "ensemble_fit",
     "improved_line_fit",
     "likelihood_fit",

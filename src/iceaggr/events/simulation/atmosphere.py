@@ -99,8 +99,8 @@ def bundle_rate_hz() -> float:
 def draw_bundles(n_events: int, window_us: float, rng: np.random.Generator) -> Bundles:
     """Draw the bundles of window_us microseconds around each of n_events neutrinos.
 
-    Source: the official simulation merges a Poisson number of air showers, evenly over 40 us
-    centred on the neutrino (IceTray polyplopia, PoissonMerger).
+    Source: the official simulation merges a Poisson number of air showers, evenly over a window
+    centred on the neutrino, by default 40 us (IceTray polyplopia, PoissonMerger).
     """
     n = np.zeros(n_events, np.int64)
     if window_us > 0:

@@ -154,8 +154,8 @@ def _simulate_interactions(
     n_photons = np.bincount(owner[photons.event], minlength=n)
     visible = np.flatnonzero(n_photons >= least.n_photons)
     own = _from_time_zero(photons, owner, visible)
-    hits = _hits(own.photons, len(visible), site, rng)
-    pulses = form_pulses(hits, site, rng, config.launches)
+    hits = _hits(own.photons, len(visible), config.busy_modules, site, rng)
+    pulses = form_pulses(hits, site, rng, config.busy_modules)
     if config.all_triggers:
         readout = read_out_all(pulses, len(visible), rng)
     else:
@@ -238,12 +238,14 @@ def _from_time_zero(photons: Photons, owner: Ints, visible: Ints) -> _OwnLight:
     return _OwnLight(own, source, row_of_source)
 
 
-def _hits(own: Photons, n_events: int, site: Site, rng: np.random.Generator) -> Photons:
+def _hits(
+    own: Photons, n_events: int, by_ion: bool, site: Site, rng: np.random.Generator
+) -> Photons:
     """Add noise and afterpulses."""
     last = np.full(n_events, -np.inf)
     np.maximum.at(last, own.event, own.time_ns)
     noise = draw_noise(np.zeros(n_events), last, site, rng)
-    return join([own, draw_afterpulses(own, rng), noise])
+    return join([own, draw_afterpulses(own, rng, by_ion), noise])
 
 
 def _light_read_out(

@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "muon_window_us": 0.0,
         "out_of_sight_share": 0.0,
         "earth": False,
-        "launches": False,
+        "busy_modules": False,
         "all_triggers": False,
     },
 }
@@ -69,24 +69,24 @@ class SimulationConfig(Section):
     """How events are written: as the public competition set, or as NuBench's sets."""
     min_energy_gev: float = Field(100.0, ge=1, le=MAX_ENERGY_GEV)
     """Lower end of the neutrino energy spectrum, in GeV."""
-    max_energy_gev: float = Field(1e8, gt=1, le=MAX_ENERGY_GEV)
+    max_energy_gev: float = Field(1e7, gt=1, le=MAX_ENERGY_GEV)
     """Upper end of the neutrino energy spectrum, in GeV."""
-    spectral_index: float = Field(2.05, ge=1, le=4)
+    spectral_index: float = Field(2.1, ge=1, le=4)
     """Most neutrino energies are drawn from E^-index before the trigger."""
-    hard_share: float = Field(0.012, ge=0, le=1)
+    hard_share: float = Field(0.016, ge=0, le=1)
     """Share of interactions drawn from E^-1 instead: the origin of the giant events."""
-    cascade_share: float = Field(0.38, ge=0, le=1)
+    cascade_share: float = Field(0.39, ge=0, le=1)
     """Share of cascades among the interactions tried, before the trigger."""
     tau_share: float = Field(0.25, ge=0, le=1)
     """Share of tau neutrinos among the charged currents that are not of muon neutrinos."""
-    muon_window_us: float = Field(40.0, ge=0, le=1_000)
+    muon_window_us: float = Field(50.0, ge=0, le=1_000)
     """Atmospheric muons within so many microseconds around the neutrino; 0 = none."""
-    out_of_sight_share: float = Field(0.25, ge=0, lt=1)
+    out_of_sight_share: float = Field(0.2, ge=0, lt=1)
     """Share of interactions tried too far outside to be seen: read out if a muon triggers."""
     earth: bool = True
     """Let the Earth absorb neutrinos on their way."""
-    launches: bool = True
-    """Let modules be busy while they read; False = every pulse may be coincident."""
+    busy_modules: bool = True
+    """Let modules be busy while they read, with afterpulses of every ion; False = simpler ones."""
     all_triggers: bool = True
     """Trigger as the detector does; False = on eight coincident hits alone."""
     max_photons_per_source: int = Field(300, ge=10, le=1_000_000)
