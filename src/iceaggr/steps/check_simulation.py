@@ -190,7 +190,7 @@ HARDNESS = (
     Figure(
         "hit cleaning, ensemble of fits, rad",
         "1.183 [a]",
-        1.10,
+        1.143,
         1.203,
         _mean_angle("hit cleaning with an ensemble of fits"),
     ),
