@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +54,7 @@ from iceaggr.shards.reading import load_recorded_detector, read_shard
 from iceaggr.shards.sketches import Sketch
 from iceaggr.shards.split import refuse_small_splits
 from iceaggr.shards.statistics import (
+    FileSketches,
     compute_statistics,
     load_file_sketches,
     load_sketches,
@@ -185,7 +186,7 @@ def run_compute_statistics(
         detector = load_recorded_detector(store, manifest)
         refuse_times_of_another_unit(sketches, detector)
         refuse_implausible_files(files, detector)
-        unlike = files_unlike_the_others(files)
+        unlike = _unlike(manifest, file_sketches)
         statistics = compute_statistics(manifest, sketches, context.config.normalization)
         normalization = statistics.normalization.to_json()
         sample = judge_sample(store, manifest, detector, context.config.data.accept_label_reading)
@@ -254,6 +255,19 @@ def _conclusion(facts: dict[str, float], doubts: list[str]) -> str:
         f" {facts['pulses_kept']:,.0f} kept + {facts['pulses_rejected']:,.0f} rejected"
         + "".join(f"; warning: {doubt}" for doubt in doubts)
     )
+
+
+def _unlike(manifest: ShardManifest, file_sketches: FileSketches) -> list[str]:
+    """Compare raw files; where these bring a split, those of tests with each other only.
+
+    A benchmark's test events may be without the noise that those of training have.
+    """
+    groups: dict[bool, list[tuple[str, Mapping[str, Sketch]]]] = {}
+    for uri, splits in file_sketches:
+        is_test = manifest.official_split and "test" in splits
+        groups.setdefault(is_test, []).append((uri, splits))
+    merged = [merge_splits(group) for group in groups.values()]
+    return [sentence for files in merged for sentence in files_unlike_the_others(files)]
 
 
 def _told(unlike: list[str]) -> str:

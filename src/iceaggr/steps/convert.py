@@ -117,10 +117,13 @@ def _convert_nubench(
             n_done += 1
             progress.update(n_done, len(plan.groups), f"{n_done:,} of {len(plan.groups):,} groups")
         counts = finish(store, out_uri)
+        pulses = f", {counts['n_pulses']:,} pulses" if "n_pulses" in counts else ""
+        if counts.get("n_without_pulses"):
+            pulses += f", {counts['n_without_pulses']:,} events without any"
         again = f", {len(plan.groups) - len(left):,} groups found done" * (len(left) < n_done)
         progress.conclude(
             f"{counts['train']:,} train and {counts['test']:,} test events,"
-            f" {counts['left_out']:,} in no selection{again}, in {out_uri}"
+            f" {counts['left_out']:,} in no selection{pulses}{again}, in {out_uri}"
         )
     return plan.notes
 

@@ -21,7 +21,9 @@ from iceaggr.shards.manifest import parse_manifest
 from iceaggr.shards.planning import plan_shards
 from iceaggr.shards.reading import read_shard
 from iceaggr.shards.split import split_idx
+from iceaggr.shards.statistics import load_file_sketches
 from iceaggr.shards.writing import shard_unit
+from iceaggr.steps.compute_statistics import _unlike
 from iceaggr.storage import open_store
 from tests.events.conversion.nubench_files import TABLES, nubench_frames, write_nubench
 
@@ -366,3 +368,16 @@ def test_another_word_in_the_split_column_is_refused(frames: dict, tmp_path: Pat
     meta.to_parquet(out / "train_meta.parquet")
     with pytest.raises(RawDataError, match=r"meta column split.*'val'.*train or test"):
         plan_shards(open_store(), out.as_uri(), DataConfig(), (tmp_path / "work").as_uri())
+
+
+def test_test_files_without_noise_are_compared_with_each_other(tmp_path: Path) -> None:
+    frames = nubench_frames(n_events=1200)
+    out, store, config = tmp_path / "raw", open_store(), DataConfig()
+    convert(write_nubench(tmp_path / "set", frames, "sqlite"), out, "--events-per-file", "150")
+    work = (tmp_path / "work").as_uri()
+    (unit,) = plan_shards(store, out.as_uri(), config, work)
+    manifest = shard_unit(store, unit, work, config)
+    sketches = load_file_sketches(store, manifest)
+    assert _unlike(manifest, sketches) == []
+    # without that knowledge the test files stand out
+    assert _unlike(manifest.model_copy(update={"official_split": False}), sketches)

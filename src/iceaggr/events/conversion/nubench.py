@@ -324,7 +324,7 @@ class ParquetSet:
         self.counts = []
         for number in range(len(self._files.parts[TRUTH])):
             ids = self._ids_of(number)
-            chosen = [np.isin(ids, self._selections[split]).sum() for split in PULSES_OF]
+            chosen = [is_among(self._selections[split], ids).sum() for split in PULSES_OF]
             self.counts.append((int(chosen[0]), int(chosen[1])))
             yield number, ids
 
@@ -347,7 +347,7 @@ class ParquetSet:
 
     def _chosen(self, split: str, numbers: Sequence[int], rows: slice, table: str = "") -> Chosen:
         found = [self._ids_of(number) for number in numbers]
-        own = [np.sort(ids[np.isin(ids, self._selections[split])]) for ids in found]
+        own = [np.sort(ids[is_among(self._selections[split], ids)]) for ids in found]
         event_id = np.sort(np.concatenate([np.empty(0, np.int64), *own])[rows])
         truth, pulses = (
             JoinedTable(name, tuple(self._rows(name, numbers, found, event_id)))
