@@ -1,9 +1,12 @@
 """Commands that do more than pass their arguments on."""
 
+import json
+
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks import data_path, streaming, train
 from iceaggr import cli
 from iceaggr.config import PromotionConfig
 from iceaggr.errors import ConfigError, RawDataError, TrainingError
@@ -149,3 +152,13 @@ def test_train_says_where_it_trained(run_folder, capfd):
     assert result.exception is None
     # the process that trains says so itself
     assert "min on cpu, validation" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("what", list(cli.Benchmark))
+def test_bench_reaches_each_benchmark_of_the_checkout(what, monkeypatch):
+    (module,) = [one for one in (data_path, streaming, train) if hasattr(one, f"bench_{what}")]
+    # without their work
+    monkeypatch.setattr(module, f"bench_{what}", lambda *given: {what.value: len(given)})
+    result = CliRunner().invoke(cli.app, ["bench", what])
+    assert result.exception is None
+    assert json.loads(result.output) == {what.value: int(what == "train")}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -469,10 +470,7 @@ def compare(
 
 
 def add_checkout() -> None:
-    """Make the benchmarks importable: they lie beside the library in a checkout.
-
-    Raises: ConfigError where the library was installed without its checkout.
-    """
+    """Make the benchmarks of the checkout importable. Raises: ConfigError where there is none."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / "benchmarks" / "train.py").exists():
         raise ConfigError(
@@ -492,24 +490,9 @@ def bench(
 ) -> None:
     """Measure speed and memory; the last line is one JSON object."""
     add_checkout()
-    result: dict[str, Any]
-    if what is Benchmark.train:
-        from benchmarks.train import bench_train
-
-        result = bench_train(config)
-    elif what is Benchmark.streaming:
-        from benchmarks.streaming import bench_streaming
-
-        result = bench_streaming()
-    elif what is Benchmark.convert:
-        from benchmarks.streaming import bench_convert
-
-        result = bench_convert()
-    else:
-        from benchmarks.data_path import bench_loader, bench_shard
-
-        result = bench_shard() if what is Benchmark.shard else bench_loader()
-    print(json.dumps(result, sort_keys=True))
+    file = {"shard": "data_path", "loader": "data_path", "convert": "streaming"}.get(what, what)
+    measure = getattr(import_module(f"benchmarks.{file}"), f"bench_{what}")
+    print(json.dumps(measure(config) if what is Benchmark.train else measure(), sort_keys=True))
 
 
 if __name__ == "__main__":
