@@ -277,6 +277,34 @@ def test_the_local_graph_has_the_same_steps_without_retries(tmp_path):
     assert not [name for name, task in tasks(graph).items() if "retryPolicy" in task]
 
 
+def test_the_local_graph_of_another_layout_converts_first(tmp_path):
+    made = pipeline.make_pipeline(cluster=False, here_layout="nubench")
+    local = compile_pipeline(made, tmp_path / "local.yaml")
+    graph = next(yaml.safe_load_all(local.read_text()))
+    assert set(containers(graph)) == {*LOCAL_STEPS, *CONVERSION}
+    plan = tasks(graph)["plan-shards"]
+    assert plan["inputs"]["parameters"]["conversion"]["taskOutputParameter"]["producerTask"]
+    (loop,) = [name for name in plan["dependentTasks"] if name.startswith("for-loop")]
+    assert tasks(graph)[loop]["taskInfo"]["name"] == "convert"
+
+
+def test_both_plans_of_shards_go_on_as_one_of_which_the_layout_decides(graph):
+    ways = {
+        name: task["triggerPolicy"]["condition"]
+        for _, dag, _ in dags(graph)
+        for task in dag.values()
+        for name in [task["taskInfo"]["name"]]
+        if name in ("own-layout", "other-layout")
+    }
+    condition = "inputs.parameter_values['pipelinechannel--raw_layout'] == 'nubench'"
+    assert ways == {"other-layout": condition, "own-layout": f"!({condition})"}
+    inputs = {n: tasks(graph)[n]["inputs"]["parameters"] for n in ("plan-shards", "plan-shards-2")}
+    converted = {n: "taskOutputParameter" in given["conversion"] for n, given in inputs.items()}
+    assert sorted(converted.values()) == [False, True]
+    same = [{k: v for k, v in given.items() if k != "conversion"} for given in inputs.values()]
+    assert same[0] == same[1]
+
+
 def test_the_results_of_all_sharding_tasks_fit_into_one_command_line():
     # the backend hands them to compute_statistics as one argument, which Linux bounds at 128 KiB;
     # to what the step itself records it adds how its object store is reached

@@ -57,6 +57,8 @@ def refused(monkeypatch, capsys, tmp_path):
         (["--max-train-minutes", "inf"], "invalid limit of training [--max-train-minutes]"),
         (["--experiment-name", ""], "invalid name [--experiment-name]"),
         (["--start-from", "champ"], "--start-from has a value that is not allowed"),
+        (["--raw-layout", "graphnet"], "--raw-layout has a value that is not allowed"),
+        (["--raw-layout", "nubench"], "nothing to convert"),
         (["--gpu-count", "many"], "bad number [--gpu-count"),
     ],
 )
