@@ -17,14 +17,20 @@ from iceaggr.cli_options import (
     MAX_SEED,
     MAX_SIMULATED_EVENTS,
     Benchmark,
+    BenchmarkSet,
     Folder,
     GpuCountOption,
+    Layout,
     MaxTrainMinutes,
+    PredictionFiles,
     PredictionLayout,
+    ReportPage,
+    Reversed,
+    ScoredFolder,
+    ScoredRun,
     StartFrom,
     Unpredicted,
     Uri,
-    named_folder,
 )
 from iceaggr.config import ExperimentConfig, PromotionConfig, load_config
 from iceaggr.detector import BUILT_IN
@@ -120,21 +126,10 @@ def train(
 
 def evaluate(
     folder: Annotated[Path | None, FOLDER] = None,
-    predictions: Annotated[
-        list[Path] | None,
-        typer.Option(help="Instead: a file of predictions, of any model (Parquet, as NuBench's)"),
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="With --predictions: page to write; else beside the file")
-    ] = None,
-    is_reversed: Annotated[
-        bool,
-        typer.Option("--reversed", help="With --predictions: its vectors point the other way"),
-    ] = False,
-    benchmark_set: Annotated[
-        str,
-        typer.Option("--set", help="With --predictions: NuBench's set, if the file does not say"),
-    ] = "",
+    predictions: PredictionFiles = None,
+    report: ReportPage = None,
+    is_reversed: Reversed = False,
+    benchmark_set: BenchmarkSet = "",
 ) -> None:
     """Score the model and the baselines on the test split and write the report.
 
@@ -372,22 +367,9 @@ def predict(
     ],
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or a model folder's URI")] = "",
     raw_uri: Uri = "",
-    layout: Annotated[
-        PredictionLayout,
-        typer.Option(
-            help="nubench: test events with their truth, as the benchmark's plotting tool reads"
-            " them, in MODEL_...direction....parquet"
-        ),
-    ] = PredictionLayout.iceaggr,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --layout nubench, instead of --model and --raw-uri: folder of a run, whose"
-            " scored test events are written",
-            parser=named_folder,
-            metavar="PATH",
-        ),
-    ] = None,
+    layout: Layout = PredictionLayout.iceaggr,
+    folder: ScoredFolder = None,
+    run: ScoredRun = "",
     unpredicted: Annotated[
         Unpredicted | None,
         typer.Option(
@@ -421,19 +403,20 @@ def predict(
     that the model was trained on; nothing is written where one is refused.
     The last line counts the events without a valid pulse.
     """
-    if folder and layout is PredictionLayout.nubench and not (model or raw_uri):
+    given = {"--model": model, "--raw-uri": raw_uri, "--folder": folder, "--run": run}
+    named = [name for name, value in given.items() if value]
+    if layout is PredictionLayout.nubench and named in (["--folder"], ["--run"]):
         from iceaggr.steps.compare import run_export
 
-        run_export(folder, output)
+        run_export(folder, run, output)
         return
-    if folder or not (model and raw_uri):
-        given = {"--model": model, "--raw-uri": raw_uri, "--folder": folder}
+    if named != ["--model", "--raw-uri"]:
         raise ConfigError(
-            "nothing to predict" if not folder else "not one thing to predict",
+            "not one thing to predict",
             where="iceaggr predict",
-            found=", ".join(name for name, value in given.items() if value) or "neither",
-            expected="--model and --raw-uri, or with --layout nubench --folder alone",
-            remedy="Name model and raw events, or the folder of a run",
+            found=", ".join(named) or "neither",
+            expected="--model and --raw-uri, or with --layout nubench --folder or --run alone",
+            remedy="Name model and raw events, or a run whose test events are scored",
         )
     from iceaggr.steps.predict import run_predict
 

@@ -71,6 +71,38 @@ class PredictionLayout(StrEnum):
     nubench = "nubench"
 
 
+Layout = Annotated[
+    PredictionLayout,
+    typer.Option(
+        help="nubench: test events with their truth, as the benchmark's plotting tool reads them,"
+        " in MODEL_...direction....parquet"
+    ),
+]
+ScoredFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --layout nubench, instead of --model and --raw-uri: folder of a run, whose"
+        " scored test events are written",
+        parser=named_folder,
+        metavar="PATH",
+    ),
+]
+ScoredRun = Annotated[str, typer.Option(help="The same for an MLflow run: its name, id or address")]
+PredictionFiles = Annotated[
+    list[Path] | None,
+    typer.Option(help="Instead: a file of predictions, of any model (Parquet, as NuBench's)"),
+]
+ReportPage = Annotated[
+    Path | None, typer.Option(help="With --predictions: page to write; else beside the file")
+]
+Reversed = Annotated[
+    bool, typer.Option("--reversed", help="With --predictions: its vectors point the other way")
+]
+BenchmarkSet = Annotated[
+    str, typer.Option("--set", help="With --predictions: NuBench's set, if the file does not say")
+]
+
+
 class Benchmark(StrEnum):
     """What can be measured."""
 

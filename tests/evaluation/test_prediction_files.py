@@ -19,13 +19,12 @@ from iceaggr.evaluation.prediction_files import (
     is_prediction_file,
     nubench_table,
     read_predictions,
-    write_table,
 )
 from iceaggr.evaluation.published import DataOrigin
 from iceaggr.evaluation.report import ReportContext
 from iceaggr.events.label_reading import LabelReading
 from iceaggr.steps.compare import run_compare, run_evaluate_predictions
-from iceaggr.steps.evaluate_model import tables_of
+from iceaggr.steps.evaluate_model import parquet_of, tables_of
 from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
 
 CONFIG = EvaluationConfig(n_bootstrap=150, n_displays=0, min_events_per_bin=20, seed=3)
@@ -42,7 +41,7 @@ def scored() -> Evaluation:
 @pytest.fixture
 def exported(scored: Evaluation, tmp_path: Path) -> Path:
     path = tmp_path / "iceaggr_direction.parquet"
-    write_table(
+    pq.write_table(
         nubench_table(scored.events, facts_of(ORIGIN, CONFIG.model_dump(mode="json"))), path
     )
     return path
@@ -134,6 +133,16 @@ def test_order_of_rows_changes_nothing(scored: Evaluation, exported: Path, tmp_p
     pd.testing.assert_frame_equal(found[exact], scored.events[exact], check_exact=True)
 
 
+def test_events_of_an_evaluation_say_what_they_are(scored: Evaluation, tmp_path: Path) -> None:
+    path = tmp_path / "events.parquet"
+    facts = facts_of(ORIGIN, CONFIG.model_dump(mode="json"), LabelReading.of(["particle"]))
+    path.write_bytes(parquet_of(scored.events, facts))
+    again = run_evaluate_predictions(path)
+    assert again.metrics["test_error/median_deg"] == scored.metrics["test_error/median_deg"]
+    pd.testing.assert_frame_equal(again.benchmark, scored.benchmark, check_exact=True)
+    assert again.events["true_zenith"].tolist() == scored.events["true_zenith"].tolist()
+
+
 def test_events_of_an_evaluation_are_read_too(scored: Evaluation, tmp_path: Path) -> None:
     path = tmp_path / "events.parquet"
     scored.events.to_parquet(path, index=False)
@@ -148,7 +157,7 @@ def test_file_has_directions_as_the_truth_of_its_set_has(
 ) -> None:
     path = tmp_path / "a_direction.parquet"
     reading = LabelReading.of(words)  # type: ignore[arg-type]
-    write_table(nubench_table(scored.events, facts_of(ORIGIN, {}, reading), reading), path)
+    pq.write_table(nubench_table(scored.events, facts_of(ORIGIN, {}, reading), reading), path)
     table = pd.read_parquet(path)
     if words == ["particle"]:
         z = np.cos(scored.events["zenith"])

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from iceaggr.angles import azimuth_zenith
-from iceaggr.errors import ConfigError, EvaluationError, naming
+from iceaggr.errors import ConfigError, EvaluationError
 from iceaggr.evaluation.baselines import CLASSICAL_FITS
 from iceaggr.evaluation.event_table import derived_truth, directions, measured
 from iceaggr.evaluation.published import DataOrigin
@@ -157,8 +157,7 @@ def nubench_table(
     if "topology" in columns:
         # of no event, as the writer of a stream asks first, it has no kind of its own
         columns["topology"] = pa.array(columns["topology"], pa.string())
-    table = pa.table(columns)
-    return table.replace_schema_metadata({_METADATA: json.dumps(facts or {}).encode()})
+    return with_facts(pa.table(columns), facts or {})
 
 
 _ANGLES = (
@@ -183,10 +182,16 @@ def facts_of(
     }
 
 
-def write_table(table: pa.Table, output: Path) -> None:
-    """Write the file at once. Raises: OSError that names it."""
-    with naming(output):
-        pq.write_table(table, output, write_page_checksum=True)
+def with_facts(table: pa.Table, facts: Mapping[str, Any]) -> pa.Table:
+    """Let a table say what it is, in its schema. facts: see `facts_of`."""
+    said = {**(table.schema.metadata or {}), _METADATA: json.dumps(facts).encode()}
+    return table.replace_schema_metadata(said)
+
+
+def facts_in(schema: pa.Schema) -> dict[str, Any]:
+    """Take what a table says of itself, {} if nothing. Raises: ValueError if it is no JSON."""
+    said = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
+    return said if isinstance(said, dict) else {}
 
 
 # Reading, from any model.
@@ -216,7 +221,8 @@ def read_predictions(path: Path, is_reversed: bool = False) -> PredictionFile:
     _check_truth(events, path)
     azimuth, zenith = azimuth_zenith(predicted)
     events = events.assign(azimuth=azimuth.numpy(), zenith=zenith.numpy())
-    reading = _reading(facts, path)
+    # the events of an evaluation are in our own meaning, whatever that of their set
+    reading = reading_in(facts, str(path)) if set(DIRECTION) <= set(frame) else AS_DOCUMENTED
     if reading.words:
         for names in _ANGLES:
             if set(names) <= set(events):
@@ -226,7 +232,9 @@ def read_predictions(path: Path, is_reversed: bool = False) -> PredictionFile:
     events = derived_truth(measured(events, predicted))
     _refuse_reversed(events["opening_angle_deg"].to_numpy(), path, is_reversed)
     notes += _odd_truth(events)
-    return PredictionFile(events, _origin(facts), _settings(facts), tuple(notes), has_ids)
+    return PredictionFile(
+        events, _origin(facts), dict(facts.get("evaluation") or {}), tuple(notes), has_ids
+    )
 
 
 def _origin(facts: Mapping[str, Any]) -> DataOrigin:
@@ -238,18 +246,17 @@ def _origin(facts: Mapping[str, Any]) -> DataOrigin:
     return DataOrigin()
 
 
-def _reading(facts: Mapping[str, Any], path: Path) -> LabelReading:
-    """Take how the file's directions are meant; another model's file says nothing."""
+def reading_in(facts: Mapping[str, Any], where: str) -> LabelReading:
+    """Take how the set's truth is meant; another model's file says nothing.
+
+    Raises: EvaluationError if a word is none.
+    """
     words = facts.get("label_reading") or []
     if not set(words) <= set(WORDS):
         found = f"label_reading {words}"
-        raise _wrong(path, "the file's own note is damaged", found, f"words of {', '.join(WORDS)}")
+        expected = f"words of {', '.join(WORDS)}"
+        raise _wrong(Path(where), "the file's own note is damaged", found, expected)
     return LabelReading.of(words)
-
-
-def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
-    said = facts.get("evaluation")
-    return said if isinstance(said, dict) else {}
 
 
 def _odd_truth(events: pd.DataFrame) -> list[str]:
@@ -266,8 +273,7 @@ def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise _wrong(path, "no such file of predictions", "nothing", "a file", "Give its name")
     try:
         table = pq.read_table(path, page_checksum_verification=True)
-        said = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
-        facts = said if isinstance(said, dict) else {}
+        facts = facts_in(table.schema)
         frame = table.replace_schema_metadata(None).to_pandas()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise EvaluationError(

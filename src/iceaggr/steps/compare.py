@@ -14,24 +14,26 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from iceaggr.config import DataConfig, EvaluationConfig
-from iceaggr.errors import ConfigError, EvaluationError
+from iceaggr.errors import ConfigError, EvaluationError, naming
 from iceaggr.evaluation.comparison import Comparison, compare_runs
 from iceaggr.evaluation.evaluation import Evaluation, ScoredEvents, add_guesses, evaluate_scored
 from iceaggr.evaluation.event_table import PREDICTION_SCHEMA, join_truth
 from iceaggr.evaluation.prediction_files import (
     PredictionFile,
     check_name,
+    facts_in,
     facts_of,
     is_prediction_file,
     nubench_table,
     read_predictions,
-    write_table,
+    reading_in,
 )
 from iceaggr.evaluation.published import benchmark_blocks, published_sets
 from iceaggr.evaluation.report import COMPARED, ReportContext, plus_minus
@@ -44,7 +46,6 @@ from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import LoadedModel
 from iceaggr.paths import EVENTS_FILE
 from iceaggr.progress import StepProgress
-from iceaggr.shards.reading import load_recorded_detector
 from iceaggr.shards.split import TEST, split_idx
 from iceaggr.steps.documents import (
     EvaluationPointer,
@@ -53,9 +54,8 @@ from iceaggr.steps.documents import (
     read_document,
     write_document,
 )
-from iceaggr.steps.evaluate_model import CONVERSION_FILE, note_of, origin_of, tables_of
+from iceaggr.steps.evaluate_model import origin_of, reading_of_set, tables_of
 from iceaggr.steps.run_folder import RunFolder
-from iceaggr.steps.training_inputs import read_manifest
 from iceaggr.storage.file_store import partial_file, replace_durably
 from iceaggr.tracking.run import fetch_run_file
 from iceaggr.validation import shown
@@ -63,34 +63,39 @@ from iceaggr.validation import shown
 # Written in the benchmark's layout: the scored events of a run, or events predicted anew.
 
 
-def run_export(folder: Path, output: Path) -> int:
+def run_export(folder: Path | None, run: str, output: Path) -> int:
     """Write a run's scored test events as a prediction file of the benchmark.
 
     Nothing is predicted again: whoever evaluates the file has the figures of the run.
-    Returns the number of events.  Raises: ConfigError, EvaluationError, RawDataError, StorageError.
+    folder: of a run, None for the MLflow run that `run` names.
+    Returns the number of events.  Raises: ConfigError, EvaluationError, TrackingError.
     """
     check_name(output)
     check_target_file(output, "--output", is_prediction_file)
-    with StepProgress("predict") as progress, RunFolder.open(folder).alone() as run:
-        context = run.context()
-        store = context.open_store()
-        headline = read_document(EvaluationPointer, run.evaluation)
-        events = pd.read_parquet(io.BytesIO(headline.read_events(store)))
-        detector = load_recorded_detector(store, read_manifest(run.manifest))
-        origin = origin_of(store, run.raw_uri, detector)
-        reading = reading_of_set(store, run.raw_uri)
-        facts = facts_of(origin, context.config.evaluation.model_dump(mode="json"), reading)
-        with partial_file(output) as partial:
-            write_table(nubench_table(events, facts, reading), partial)
+    with StepProgress("predict") as progress:
+        data, where = _events_of_folder(folder) if folder else _events_of_run(run)
+        table = pq.read_table(io.BytesIO(data))
+        facts = facts_in(table.schema)
+        events = table.replace_schema_metadata(None).to_pandas()
+        rows = nubench_table(events, facts, reading_in(facts, where))
+        with naming(output), partial_file(output) as partial:
+            pq.write_table(rows, partial, write_page_checksum=True)
             replace_durably(partial, output)
-        progress.conclude(f"{len(events):,} test events of the run in {output}")
+        progress.conclude(f"{len(events):,} test events of {where} in {output}")
         return len(events)
 
 
-def reading_of_set(store: ObjectStore, raw_uri: str) -> LabelReading:
-    """Tell how the truth of a converted set of the benchmark was read; else as documented."""
-    note = note_of(store, raw_uri, CONVERSION_FILE)
-    return LabelReading.of(note["label_reading"] if note.get("layout") == "nubench" else [])
+def _events_of_folder(folder: Path) -> tuple[bytes, str]:
+    with RunFolder.open(folder).alone() as run:
+        headline = read_document(EvaluationPointer, run.evaluation)
+        return headline.read_events(run.context().open_store()), f"the run in {folder}"
+
+
+def _events_of_run(run: str) -> tuple[bytes, str]:
+    with TemporaryDirectory() as folder:
+        file = fetch_run_file(run, EVENTS_FILE, Path(folder))
+        read_event_table(file.path, file.run_name)  # or it is damaged
+        return file.path.read_bytes(), f"run {file.run_name}"
 
 
 class BenchmarkRows:

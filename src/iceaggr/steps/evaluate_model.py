@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from iceaggr.batches import EventLoader
 from iceaggr.config import EvaluationConfig
@@ -16,8 +19,10 @@ from iceaggr.detector import Detector
 from iceaggr.errors import EvaluationError, RawDataError
 from iceaggr.evaluation.evaluation import Evaluation, evaluate
 from iceaggr.evaluation.metrics import method_table, model_estimates
+from iceaggr.evaluation.prediction_files import facts_of, with_facts
 from iceaggr.evaluation.published import EASY, DataOrigin, set_of
 from iceaggr.evaluation.report import ReportContext
+from iceaggr.events.label_reading import LabelReading
 from iceaggr.events.truth import read_truth
 from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.models.bundle import LoadedModel, load_model
@@ -73,7 +78,9 @@ def run_evaluate_model(
         )
         pointer.check_data(manifest.digest(), loaded.facts)
         evaluation = _evaluate(context, manifest, loaded, raw_uri, report_context, progress)
-        events = parquet_of(evaluation.events)
+        settings = context.config.evaluation.model_dump(mode="json")
+        reading = reading_of_set(context.open_store(), raw_uri)
+        events = parquet_of(evaluation.events, facts_of(report_context.origin, settings, reading))
         headline = EvaluationPointer(
             model_digest=loaded.digest,
             data_digest=manifest.digest(),
@@ -197,6 +204,12 @@ def origin_of(store: ObjectStore, raw_uri: str, detector: Detector) -> DataOrigi
     return DataOrigin(set_of(detector), preset, n_official, n_events)
 
 
+def reading_of_set(store: ObjectStore, raw_uri: str) -> LabelReading:
+    """Tell how the truth of a converted set of the benchmark was read; else as documented."""
+    note = note_of(store, raw_uri, CONVERSION_FILE)
+    return LabelReading.of(note["label_reading"] if note.get("layout") == "nubench" else [])
+
+
 def note_of(store: ObjectStore, raw_uri: str, name: str) -> dict[str, Any]:
     """Read a JSON note beside raw events, {} if there is none.
 
@@ -239,11 +252,15 @@ def _angle_table(evaluation: Evaluation) -> tuple[AngleRow, ...]:
     return tuple(rows)
 
 
-def parquet_of(events: pd.DataFrame) -> bytes:
-    """Write a table of events as parquet, with a checksum of each page."""
+def parquet_of(events: pd.DataFrame, facts: Mapping[str, Any] | None = None) -> bytes:
+    """Write a table of events as parquet, with a checksum of each page.
+
+    facts: what the table says of itself, see `facts_of`.
+    """
+    table = with_facts(pa.Table.from_pandas(events, preserve_index=False), facts or {})
     buffer = io.BytesIO()
     # whoever fetches the table from the tracking server has no hash of it
-    events.to_parquet(buffer, index=False, write_page_checksum=True)
+    pq.write_table(table, buffer, write_page_checksum=True)
     return buffer.getvalue()
 
 
