@@ -14,10 +14,9 @@ from iceaggr.events.simulation.light import cascade_emission, smooth_emission
 from iceaggr.events.simulation.pairs import cascade_pairs, track_pairs
 from iceaggr.events.simulation.photons import draw_photons
 from iceaggr.reconstruction import photon_likelihood
+from iceaggr.reconstruction.hypotheses import N_PARAMETERS, Line
 from iceaggr.reconstruction.photon_likelihood import (
-    N_PARAMETERS,
     DomPhotons,
-    Line,
     Links,
     delay_terms,
     direction_bound_rad,

@@ -216,7 +216,7 @@ def test_predict_refines_bright_events_only_and_says_so(
         run_predict(model_uri, folder.as_uri(), output, accept_doubtful=True, refine=refine)
         tables.append(pd.read_parquet(output).set_index("event_id"))
     words = capsys.readouterr().out.splitlines()[-1]
-    assert re.search(r"; 1 of 50 events with at least 150 p\.e\. .* refined \(.* ms each\)", words)
+    assert re.search(r"; 1 of 50 events with at least 150 p\.e\. .* refined \(.* ms of one", words)
     moved = (tables[0] != tables[1]).any(axis=1)
     assert moved[moved].index.tolist() == [bright]
     assert np.isfinite(tables[1].to_numpy()).all()

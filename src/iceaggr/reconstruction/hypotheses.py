@@ -1,17 +1,24 @@
 """Light-source hypotheses: when and from how far a track or a point would light each sensor.
 
-Letters: K fits (an event has one per starting point), R hits of all fits, P parameters.
+Letters: K or M fits (an event has one per starting point), R hits of all fits, S sources, P
+parameters.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from iceaggr.detector import C_M_PER_NS, Medium
+from iceaggr.events.simulation.pairs import Cascades, Tracks
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 # The Cherenkov geometry of a straight track: which way light takes, and when it arrives.
 
@@ -209,3 +216,89 @@ class PointSource:
         pulls = (self.position_m - self.start_m) * inverse
         zero = torch.zeros_like(self.time_ns)[:, None]
         return torch.cat([pulls, zero], dim=-1), pulls.new_tensor([inverse, inverse, inverse, 0.0])
+
+
+# Light from along a line, whose amount counts as well as its times: for fits of every photon.
+
+N_PARAMETERS = 7
+"""Of a line: vertex (3, m), two angles (rad), time (ns), logarithm of the light."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Light along M lines: cascades, sorted by fit, and the smooth light of a muon.
+
+    vertex_m, travel: (M, 3).  time_ns: (M,), when the light's cause passes the vertex
+    fit: (S,) int64.  along_m: (S,) from the vertex.  energy_gev: (S,), of light like an
+    electromagnetic cascade.  muon_gev: (M,) at the vertex, 0 = no muon
+    first_m, last_m: (M,) of the muon.  muon_light: (M,) factor on its light
+    """
+
+    vertex_m: Floats
+    travel: Floats
+    time_ns: Floats
+    fit: Ints
+    along_m: Floats
+    energy_gev: Floats
+    muon_gev: Floats
+    first_m: Floats
+    last_m: Floats
+    muon_light: Floats
+
+    def moved(self, step: Floats) -> Line:
+        """Take a step in the parameters, (M, P)."""
+        first, second = across(self.travel)
+        travel = self.travel + step[:, 3:4] * first + step[:, 4:5] * second
+        factor = np.exp(step[:, 6])
+        return replace(
+            self,
+            vertex_m=self.vertex_m + step[:, :3],
+            travel=travel / np.linalg.norm(travel, axis=1, keepdims=True),
+            time_ns=self.time_ns + step[:, 5],
+            energy_gev=self.energy_gev * factor[self.fit],
+            muon_light=self.muon_light * factor,
+        )
+
+    def where(self, chosen: npt.NDArray[np.bool_], other: Line) -> Line:
+        """Take this line where chosen, (M,) bool, else the other of the same sources."""
+        column, of_source = chosen[:, None], chosen[self.fit]
+        return replace(
+            self,
+            vertex_m=np.where(column, self.vertex_m, other.vertex_m),
+            travel=np.where(column, self.travel, other.travel),
+            time_ns=np.where(chosen, self.time_ns, other.time_ns),
+            energy_gev=np.where(of_source, self.energy_gev, other.energy_gev),
+            muon_light=np.where(chosen, self.muon_light, other.muon_light),
+        )
+
+    def cascades(self) -> Cascades:
+        """Place the cascades."""
+        travel = self.travel[self.fit]
+        return Cascades(
+            self.fit,
+            self.vertex_m[self.fit] + self.along_m[:, None] * travel,
+            travel,
+            self.time_ns[self.fit] + self.along_m / C_M_PER_NS,
+            self.energy_gev,
+        )
+
+    def tracks(self) -> Tracks:
+        """Place the muons; their time zero is the nearest point to the detector's centre."""
+        vertex = (self.vertex_m * self.travel).sum(axis=1)
+        nearest = self.vertex_m - vertex[:, None] * self.travel
+        fit = np.arange(len(self.time_ns))
+        first, last = vertex + self.first_m, vertex + self.last_m
+        return Tracks(fit, nearest, self.travel, vertex, first, last, self.muon_gev)
+
+
+def across(travel: Floats) -> tuple[Floats, Floats]:
+    """Build two unit vectors across each direction, (M, 3).
+
+    Source: Duff et al. 2017, an orthonormal basis without branches or singularities.
+    """
+    x, y, z = travel.T
+    sign = np.where(z >= 0, 1.0, -1.0)
+    a = -1 / (sign + z)
+    b = x * y * a
+    first = np.column_stack([1 + sign * x * x * a, sign * b, -sign * x])
+    return first, np.column_stack([b, sign + y * y * a, -y])

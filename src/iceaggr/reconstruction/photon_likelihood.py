@@ -13,22 +13,33 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.distance import cdist
 from scipy.special import digamma, expit, gammaincinv, gammaln
 
-from iceaggr.batches.event_batch import ragged_rows
+from iceaggr.batches.event_batch import EventBatch, ragged_rows
 from iceaggr.detector import C_M_PER_NS
 from iceaggr.events.simulation.ice import Site
 from iceaggr.events.simulation.pairs import (
-    Cascades,
     Pairs,
     Tracks,
     lit_by_cascades,
     lit_by_tracks,
 )
+from iceaggr.reconstruction.hypotheses import N_PARAMETERS, Line
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+PHOTONS_PER_PE = 1.0 / 0.82
+"""Photons of one photo-electron of charge: 30 % of single ones have an exponential charge of mean
+0.4, the rest a Gaussian about 1. Source: arXiv:1612.05093 as `events.simulation.pulses` has it."""
+SPREAD = 1.28
+"""Variance of the charge over that of a Poisson number of photons, by the same distribution."""
+MAX_PHOTONS = 235.0
+"""Photons of one DOM that count at most: nobody knows its efficiency to better than 6 %, and
+saturation sets in above."""
+BEFORE_NS, AFTER_NS = 200.0, 2000.0
+"""Window about the first light: later come afterpulses, before it noise."""
 RAMP_NS = 2.0
 """Softness of the first photon's arrival: photomultiplier jitter, whole nanoseconds, and pulses
 that begin with their first photon."""
@@ -40,8 +51,6 @@ STRAY_SHARE, STRAY_NS = 0.02, 2500.0
 """Share of a DOM's photons that no source explains, evenly over the window."""
 MOVE_M, TURN_RAD = 0.5, 0.03
 """Steps of the numerical derivatives; the emission profile is tabulated in steps of 0.01."""
-N_PARAMETERS = 7
-"""Vertex (3, m), two angles (rad), time (ns), logarithm of the light."""
 
 
 @dataclass(frozen=True)
@@ -67,84 +76,68 @@ class DomPhotons:
     smooth: float = SMOOTH
 
 
-@dataclass(frozen=True)
-class Line:
-    """Light along M lines: cascades, sorted by fit, and the smooth light of a muon.
+# The photons of events around their sources.
 
-    vertex_m, travel: (M, 3).  time_ns: (M,), when the light's cause passes the vertex
-    fit: (S,) int64.  along_m: (S,) from the vertex.  energy_gev: (S,), of light like an
-    electromagnetic cascade.  muon_gev: (M,) at the vertex, 0 = no muon
-    first_m, last_m: (M,) of the muon.  muon_light: (M,) factor on its light
+
+def photons_near(
+    batch: EventBatch,
+    site: Site,
+    rows: Ints,
+    lines: list[Line],
+    reach_m: tuple[float, ...],
+) -> DomPhotons:
+    """Collect the photons of all DOMs within reach of the sources of one of the lines.
+
+    rows: (M,) int64 events of the batch, one for each fit; an event may come several times.
     """
-
-    vertex_m: Floats
-    travel: Floats
-    time_ns: Floats
-    fit: Ints
-    along_m: Floats
-    energy_gev: Floats
-    muon_gev: Floats
-    first_m: Floats
-    last_m: Floats
-    muon_light: Floats
-
-    def moved(self, step: Floats) -> Line:
-        """Take a step in the parameters, (M, P)."""
-        first, second = across(self.travel)
-        travel = self.travel + step[:, 3:4] * first + step[:, 4:5] * second
-        factor = np.exp(step[:, 6])
-        return replace(
-            self,
-            vertex_m=self.vertex_m + step[:, :3],
-            travel=travel / np.linalg.norm(travel, axis=1, keepdims=True),
-            time_ns=self.time_ns + step[:, 5],
-            energy_gev=self.energy_gev * factor[self.fit],
-            muon_light=self.muon_light * factor,
-        )
-
-    def where(self, chosen: npt.NDArray[np.bool_], other: Line) -> Line:
-        """Take this line where chosen, (M,) bool, else the other of the same sources."""
-        column, of_source = chosen[:, None], chosen[self.fit]
-        return replace(
-            self,
-            vertex_m=np.where(column, self.vertex_m, other.vertex_m),
-            travel=np.where(column, self.travel, other.travel),
-            time_ns=np.where(chosen, self.time_ns, other.time_ns),
-            energy_gev=np.where(of_source, self.energy_gev, other.energy_gev),
-            muon_light=np.where(chosen, self.muon_light, other.muon_light),
-        )
-
-    def cascades(self) -> Cascades:
-        """Place the cascades."""
-        travel = self.travel[self.fit]
-        return Cascades(
-            self.fit,
-            self.vertex_m[self.fit] + self.along_m[:, None] * travel,
-            travel,
-            self.time_ns[self.fit] + self.along_m / C_M_PER_NS,
-            self.energy_gev,
-        )
-
-    def tracks(self) -> Tracks:
-        """Place the muons; their time zero is the nearest point to the detector's centre."""
-        vertex = (self.vertex_m * self.travel).sum(axis=1)
-        nearest = self.vertex_m - vertex[:, None] * self.travel
-        fit = np.arange(len(self.time_ns))
-        first, last = vertex + self.first_m, vertex + self.last_m
-        return Tracks(fit, nearest, self.travel, vertex, first, last, self.muon_gev)
+    near, first_ns = _around(site, lines, reach_m)
+    fit, sensor = np.nonzero(near)
+    place = np.full(near.shape, -1)
+    place[fit, sensor] = np.arange(len(fit))
+    pulse, owner = _pulses_of(batch, rows)
+    hit = _live_rows(site)[batch.sensor_idx.numpy()[batch.pulse_dom_idx().numpy()[pulse]]]
+    time_ns = batch.time_ns.numpy()[pulse].astype(np.float64)
+    dom = np.where(hit >= 0, place[owner, hit], -1)
+    late = time_ns - first_ns[owner, hit]
+    kept = (dom >= 0) & (late > -BEFORE_NS) & (late < AFTER_NS)
+    dom, time_ns = dom[kept], time_ns[kept]
+    photons = batch.charge_pe.numpy()[pulse[kept]].astype(np.float64) * PHOTONS_PER_PE
+    order = np.lexsort((time_ns, dom))
+    count = sums(photons, dom, len(fit))
+    trust = np.minimum(1.0, MAX_PHOTONS / np.maximum(count, 1e-9)) / SPREAD
+    return DomPhotons(
+        fit, sensor, count, trust, dom[order], time_ns[order], photons[order], len(rows), site
+    )
 
 
-def across(travel: Floats) -> tuple[Floats, Floats]:
-    """Build two unit vectors across each direction, (M, 3).
+def _around(
+    site: Site, lines: list[Line], reach_m: tuple[float, ...]
+) -> tuple[npt.NDArray[np.bool_], Floats]:
+    """Find the sensors within reach and when light reaches them first: two (M, sensors)."""
+    n_fits, n_sensors = len(lines[0].time_ns), site.sensors.n_sensors
+    near = np.zeros((n_fits, n_sensors), bool)
+    first_ns = np.full((n_fits, n_sensors), np.inf)
+    for line, reach in zip(lines, reach_m, strict=True):
+        sources = line.cascades()
+        distance = cdist(sources.vertex_m, site.sensors.xyz_m)
+        arrival = sources.time_ns[:, None] + distance * site.medium.light_ns_per_m
+        starts = np.searchsorted(line.fit, np.arange(n_fits))
+        near |= np.minimum.reduceat(distance, starts, axis=0) < reach
+        first_ns = np.minimum(first_ns, np.minimum.reduceat(arrival, starts, axis=0))
+    return near, first_ns
 
-    Source: Duff et al. 2017, an orthonormal basis without branches or singularities.
-    """
-    x, y, z = travel.T
-    sign = np.where(z >= 0, 1.0, -1.0)
-    a = -1 / (sign + z)
-    b = x * y * a
-    first = np.column_stack([1 + sign * x * x * a, sign * b, -sign * x])
-    return first, np.column_stack([b, sign + y * y * a, -y])
+
+def _pulses_of(batch: EventBatch, rows: Ints) -> tuple[Ints, Ints]:
+    """List the pulses of events, one event after the other, and the fit of each."""
+    offsets = batch.dom_pulse_offsets.numpy()[batch.event_dom_offsets.numpy()]
+    n = np.diff(offsets)[rows]
+    return ragged_rows(offsets[:-1][rows], n), np.repeat(np.arange(len(rows)), n)
+
+
+def _live_rows(site: Site) -> Ints:
+    """Map rows of the detector's table to live sensors, -1 for others."""
+    in_use = site.detector.in_use
+    return np.where(in_use, np.cumsum(in_use) - 1, -1)
 
 
 # Delays: the Gamma density of Pandel on a softened clock.

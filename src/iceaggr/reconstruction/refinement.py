@@ -14,27 +14,26 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.spatial.distance import cdist
 
 from iceaggr.batches.collation import collate
-from iceaggr.batches.event_batch import EventBatch, ragged_rows
+from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import BatchConfig
 from iceaggr.detector import Detector
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.simulation.ice import Site, site_of
+from iceaggr.reconstruction.hypotheses import Line, across
 from iceaggr.reconstruction.likelihood import CentredHits, centred_hits, fit_point, fit_track
 from iceaggr.reconstruction.line_fit import FitResult, improved_line_fit, tensor_of_inertia
 from iceaggr.reconstruction.photon_likelihood import (
     DomPhotons,
     Floats,
     Ints,
-    Line,
     Links,
     Value,
-    across,
     evaluate,
     link,
     minimise,
+    photons_near,
     rescaled,
     sums,
 )
@@ -42,16 +41,6 @@ from iceaggr.reconstruction.segments import in_sensor_order
 
 MIN_CHARGE_PE = 150.0
 """Triggering charge above which an event is refined: with less, the network knows as much."""
-PHOTONS_PER_PE = 1.0 / 0.82
-"""Photons of one photo-electron of charge: 30 % of single ones have an exponential charge of mean
-0.4, the rest a Gaussian about 1. Source: arXiv:1612.05093 as `events.simulation.pulses` has it."""
-SPREAD = 1.28
-"""Variance of the charge over that of a Poisson number of photons, by the same distribution."""
-MAX_PHOTONS = 235.0
-"""Photons of one DOM that count at most: nobody knows its efficiency to better than 6 %, and
-saturation sets in above."""
-BEFORE_NS, AFTER_NS = 200.0, 2000.0
-"""Window about the first light: later come afterpulses, before it noise."""
 CASCADE_REACH_M, TRACK_REACH_M = 350.0, 160.0
 """Beyond these distances a source's light counts as nothing."""
 N_STARTS = 8
@@ -119,7 +108,7 @@ def refine(batch: EventBatch, site: Site, direction: Floats, kappa: Floats) -> R
 
 
 class Refiner:
-    """Refines what a model predicts, batch by batch, and keeps account of events and time."""
+    """Refines what a model predicts, batch by batch; keeps account of events and processor time."""
 
     def __init__(self, detector: Detector) -> None:
         self._detector, self._site = detector, site_of(detector)
@@ -138,11 +127,11 @@ class Refiner:
     def __call__(self, event_id: Ints, direction: Floats, kappa: Floats) -> Refined:
         """Refine the predictions of events of the present chunk, (B,), (B, 3) and (B,)."""
         assert self._chunk is not None, "chunks are watched while they are predicted"
-        began = time.perf_counter()
+        began = time.process_time()
         rows = np.array([self._row_of[int(event)] for event in event_id], np.int64)
         whole = collate(self._chunk, rows, self._detector, WHOLE)
         found = refine(whole, self._site, direction, kappa)
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.process_time() - began
         self.n_events += np.bincount(found.hypothesis, minlength=len(NAMES))
         return found
 
@@ -152,7 +141,7 @@ class Refiner:
         kinds = ", ".join(
             f"{n:,} as {name}" for n, name in zip(self.n_events[1:], NAMES[1:], strict=True)
         )
-        each = f", {1e3 * self.seconds / n_refined:.0f} ms each" if n_refined else ""
+        each = f", {1e3 * self.seconds / n_refined:.0f} ms of one core each" if n_refined else ""
         return (
             f"{n_refined:,} of {int(self.n_events.sum()):,} events with at least"
             f" {MIN_CHARGE_PE:g} p.e. that triggered are refined ({kinds}{each})"
@@ -222,70 +211,6 @@ class Prior:
         travel = travel / np.linalg.norm(travel, axis=1, keepdims=True)
         spread = np.trace(np.linalg.inv(total), axis1=1, axis2=2)
         return -travel, 2.0 / spread
-
-
-# The photons of events around their sources.
-
-
-def photons_near(
-    batch: EventBatch,
-    site: Site,
-    rows: Ints,
-    lines: list[Line],
-    reach_m: tuple[float, ...],
-) -> DomPhotons:
-    """Collect the photons of all DOMs within reach of the sources of one of the lines.
-
-    rows: (M,) int64 events of the batch, one for each fit; an event may come several times.
-    """
-    near, first_ns = _around(site, lines, reach_m)
-    fit, sensor = np.nonzero(near)
-    place = np.full(near.shape, -1)
-    place[fit, sensor] = np.arange(len(fit))
-    pulse, owner = _pulses_of(batch, rows)
-    hit = _live_rows(site)[batch.sensor_idx.numpy()[batch.pulse_dom_idx().numpy()[pulse]]]
-    time_ns = batch.time_ns.numpy()[pulse].astype(np.float64)
-    dom = np.where(hit >= 0, place[owner, hit], -1)
-    late = time_ns - first_ns[owner, hit]
-    kept = (dom >= 0) & (late > -BEFORE_NS) & (late < AFTER_NS)
-    dom, time_ns = dom[kept], time_ns[kept]
-    photons = batch.charge_pe.numpy()[pulse[kept]].astype(np.float64) * PHOTONS_PER_PE
-    order = np.lexsort((time_ns, dom))
-    count = sums(photons, dom, len(fit))
-    trust = np.minimum(1.0, MAX_PHOTONS / np.maximum(count, 1e-9)) / SPREAD
-    return DomPhotons(
-        fit, sensor, count, trust, dom[order], time_ns[order], photons[order], len(rows), site
-    )
-
-
-def _around(
-    site: Site, lines: list[Line], reach_m: tuple[float, ...]
-) -> tuple[npt.NDArray[np.bool_], Floats]:
-    """Find the sensors within reach and when light reaches them first: two (M, sensors)."""
-    n_fits, n_sensors = len(lines[0].time_ns), site.sensors.n_sensors
-    near = np.zeros((n_fits, n_sensors), bool)
-    first_ns = np.full((n_fits, n_sensors), np.inf)
-    for line, reach in zip(lines, reach_m, strict=True):
-        sources = line.cascades()
-        distance = cdist(sources.vertex_m, site.sensors.xyz_m)
-        arrival = sources.time_ns[:, None] + distance * site.medium.light_ns_per_m
-        starts = np.searchsorted(line.fit, np.arange(n_fits))
-        near |= np.minimum.reduceat(distance, starts, axis=0) < reach
-        first_ns = np.minimum(first_ns, np.minimum.reduceat(arrival, starts, axis=0))
-    return near, first_ns
-
-
-def _pulses_of(batch: EventBatch, rows: Ints) -> tuple[Ints, Ints]:
-    """List the pulses of events, one event after the other, and the fit of each."""
-    offsets = batch.dom_pulse_offsets.numpy()[batch.event_dom_offsets.numpy()]
-    n = np.diff(offsets)[rows]
-    return ragged_rows(offsets[:-1][rows], n), np.repeat(np.arange(len(rows)), n)
-
-
-def _live_rows(site: Site) -> Ints:
-    """Map rows of the detector's table to live sensors, -1 for others."""
-    in_use = site.detector.in_use
-    return np.where(in_use, np.cumsum(in_use) - 1, -1)
 
 
 # The two hypotheses.
