@@ -32,3 +32,22 @@ def test_bench_streaming_reports_what_it_measured(
     assert asked["download"] > 0
     assert max(asked["local"], asked["cache_filled"]) < asked["download"]
     assert 0 < result["ratio_to_local_by_cpu"] < 1
+
+
+@pytest.mark.slow
+def test_bench_convert_reports_what_it_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "N_CONVERTED", 1_000)
+    monkeypatch.setattr(streaming, "N_CONVERSIONS", 1)
+    result = streaming.bench_convert()
+    json.dumps(result)
+    layouts = {"nubench-sqlite", "nubench-parquet"}
+    for figures in ("ratio_to_copy", "ratio_to_copy_by_cpu", "peak_memory_mib"):
+        assert set(result[figures]) == layouts
+        assert min(result[figures].values()) > 0
+    assert set(result["pulses_per_s"]) == {
+        *layouts,
+        *(f"{n} copied" for n in layouts),
+        "sqlite_copy",
+    }
+    # with noise and without, 80 pulses of an event on average
+    assert 100_000 < result["n_pulses"] < 200_000
