@@ -16,6 +16,7 @@ from iceaggr.cli_options import (
     MAX_PROCESSES,
     MAX_SEED,
     MAX_SIMULATED_EVENTS,
+    AcceptDoubtful,
     Benchmark,
     BenchmarkSet,
     Folder,
@@ -24,12 +25,15 @@ from iceaggr.cli_options import (
     MaxTrainMinutes,
     PredictionFiles,
     PredictionLayout,
+    PredictionOutput,
+    Refine,
     ReportPage,
     Reversed,
+    SameDetector,
     ScoredFolder,
     ScoredRun,
     StartFrom,
-    Unpredicted,
+    UnpredictedEvents,
     Uri,
 )
 from iceaggr.config import ExperimentConfig, PromotionConfig, load_config
@@ -358,44 +362,16 @@ for _step in (shard, stats, check, train, evaluate, promote):
 
 @app.command()
 def predict(
-    output: Annotated[
-        Path,
-        typer.Option(
-            help="File to write: .parquet (event_id, azimuth, zenith, kappa) or .csv (the"
-            " competition's submission format: event_id, azimuth, zenith)"
-        ),
-    ],
+    output: PredictionOutput,
     model: Annotated[str, typer.Option(help="models:/NAME@champion, or a model folder's URI")] = "",
     raw_uri: Uri = "",
     layout: Layout = PredictionLayout.iceaggr,
     folder: ScoredFolder = None,
     run: ScoredRun = "",
-    unpredicted: Annotated[
-        Unpredicted | None,
-        typer.Option(
-            help="What an event without a valid pulse gets: nan; zero, that is straight down-going"
-            " (azimuth 0, zenith 0); leave-out, no row. Without it .parquet has nan, and .csv, in"
-            " which a competition wants a direction for every event, zero"
-        ),
-    ] = None,
-    accept_doubtful: Annotated[
-        bool,
-        typer.Option(
-            "--accept-doubtful",
-            help="Predict files that are wrong as a whole or unlike the training data, with a"
-            " warning",
-        ),
-    ] = False,
-    same_detector: Annotated[
-        bool,
-        typer.Option(
-            "--same-detector",
-            help="Raw events without sensor_geometry.csv are of the model's detector",
-        ),
-    ] = False,
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Fit bright events photon by photon, from there on")
-    ] = False,
+    unpredicted: UnpredictedEvents = None,
+    accept_doubtful: AcceptDoubtful = False,
+    same_detector: SameDetector = False,
+    refine: Refine = False,
 ) -> None:
     """Predict the direction of every raw event, labelled or not.
 

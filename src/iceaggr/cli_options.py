@@ -64,6 +64,40 @@ class Unpredicted(StrEnum):
     leave_out = "leave-out"
 
 
+PredictionOutput = Annotated[
+    Path,
+    typer.Option(
+        help="File to write: .parquet (event_id, azimuth, zenith, kappa) or .csv (the"
+        " competition's submission format: event_id, azimuth, zenith)"
+    ),
+]
+UnpredictedEvents = Annotated[
+    Unpredicted | None,
+    typer.Option(
+        help="What an event without a valid pulse gets: nan; zero, that is straight down-going"
+        " (azimuth 0, zenith 0); leave-out, no row. Without it .parquet has nan, and .csv, in"
+        " which a competition wants a direction for every event, zero; --layout nubench leaves out"
+    ),
+]
+AcceptDoubtful = Annotated[
+    bool,
+    typer.Option(
+        "--accept-doubtful",
+        help="Predict files that are wrong as a whole or unlike the training data, with a warning",
+    ),
+]
+SameDetector = Annotated[
+    bool,
+    typer.Option(
+        "--same-detector",
+        help="Raw events without sensor_geometry.csv are of the model's detector",
+    ),
+]
+Refine = Annotated[
+    bool, typer.Option("--refine", help="Fit bright events photon by photon, from there on")
+]
+
+
 class PredictionLayout(StrEnum):
     """Columns of a file of predictions."""
 
