@@ -160,11 +160,10 @@ def _evaluate_predictions(
     files: list[Path], folder: Path | None, report: Path | None, is_reversed: bool, name: str
 ) -> None:
     if len(files) != 1 or folder:
-        given = [*(["a folder"] if folder else []), *map(str, files)]
         raise ConfigError(
             "not one thing to evaluate",
             where="iceaggr evaluate",
-            found=", ".join(given) or "neither",
+            found=", ".join([*(["a folder"] if folder else []), *map(str, files)]) or "neither",
             expected="--folder FOLDER, or --predictions FILE once",
             remedy="`iceaggr compare FILE FILE` judges two files, event by event",
         )
