@@ -317,6 +317,18 @@ def test_events_that_are_too_dim_stay_as_predicted_bit_for_bit() -> None:
     assert found.hypothesis.tolist() == [0, 1]
 
 
+def test_event_that_no_hypothesis_describes_stays_as_predicted(monkeypatch) -> None:
+    line = cascade(energy=2e3)
+    start = guess(line, 0.2)
+    monkeypatch.setattr(
+        Prior, "combined", lambda self, line, *_: (np.nan * line.travel, self.kappa + np.nan)
+    )
+    found = refine(assemble([event_of(line, 2)]), SITE, start, np.array([2.0]))
+    assert found.hypothesis.tolist() == [0]
+    np.testing.assert_array_equal(found.direction, start)
+    assert found.kappa.tolist() == [2.0]
+
+
 def test_confident_network_is_not_overruled_and_a_silent_one_says_nothing() -> None:
     line, seen, links = one_cascade()
     value = evaluate(line, seen, links)

@@ -164,12 +164,17 @@ def _refine_rows(
     fits = list(zip(lines, values, (TEMPER[kind] for kind in kinds), strict=True))
     # one temper for all of an event, or the hypotheses would weigh differently
     costs = np.stack([prior.cost(*fit[:2], TEMPER["cascade"]) for fit in fits])
-    chosen = (costs + np.array([[0.0], [TRACK_PENALTY], [TRACK_PENALTY]])).argmin(axis=0)
+    costs += np.array([[0.0], [TRACK_PENALTY], [TRACK_PENALTY]])
+    chosen = np.nan_to_num(costs, nan=np.inf).argmin(axis=0)
     answers = [prior.combined(*fit) for fit in fits]
     at = np.arange(len(rows))
-    found.direction[rows] = np.stack([direction for direction, _ in answers])[chosen, at]
-    found.kappa[rows] = np.stack([kappa for _, kappa in answers])[chosen, at]
-    found.hypothesis[rows] = np.minimum(1 + chosen, 2)
+    direction = np.stack([direction for direction, _ in answers])[chosen, at]
+    kappa = np.stack([kappa for _, kappa in answers])[chosen, at]
+    # an event that no hypothesis describes stays as predicted
+    sound = np.isfinite(direction).all(axis=1) & np.isfinite(kappa)
+    found.direction[rows[sound]] = direction[sound]
+    found.kappa[rows[sound]] = kappa[sound]
+    found.hypothesis[rows[sound]] = np.minimum(1 + chosen[sound], 2)
 
 
 # The network's answer beside the likelihood.
