@@ -11,7 +11,7 @@ import torch
 from iceaggr.config import ExperimentConfig, ModelConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import ConfigError, EvaluationError, RawDataError
-from iceaggr.evaluation.prediction_files import read_predictions
+from iceaggr.evaluation.prediction_files import facts_of, read_predictions
 from iceaggr.evaluation.published import DataOrigin
 from iceaggr.events.reading import read_raw_events
 from iceaggr.models import build_model
@@ -20,9 +20,13 @@ from iceaggr.shards.sketches import merge_sketches
 from iceaggr.shards.sketching import sketch_events
 from iceaggr.shards.split import TEST, split_idx
 from iceaggr.shards.statistics import fit_normalization
-from iceaggr.steps.evaluate_model import origin_of
+from iceaggr.steps.compare import run_export
+from iceaggr.steps.documents import EvaluationPointer
+from iceaggr.steps.evaluate_model import origin_of, parquet_of
 from iceaggr.steps.predict import run_predict
+from iceaggr.steps.run_folder import RunFolder
 from iceaggr.storage import open_store
+from iceaggr.validation import sha256_of
 from tests.events.raw_layout import write_raw_layout
 
 SETTINGS = ExperimentConfig.model_validate(
@@ -160,3 +164,53 @@ def test_damaged_note_is_named(tmp_path: Path) -> None:
     (tmp_path / "simulation.json").write_text("{")
     with pytest.raises(RawDataError, match=r"note beside the raw events is damaged .*simulation"):
         origin_of(open_store(), tmp_path.as_uri(), icecube86())
+
+
+def test_run_in_a_folder_is_exported_as_it_was_scored(raw: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    n_events = 50
+    angles = {
+        f"{of}{name}": rng.uniform(0.1, 3.0, n_events)
+        for of in ("", "true_", "muon_")
+        for name in ("azimuth", "zenith")
+    }
+    events = pd.DataFrame(
+        {
+            "event_id": np.arange(n_events),
+            **angles,
+            "kappa": rng.uniform(1, 50, n_events),
+            "energy_gev": 10 ** rng.uniform(1, 5, n_events),
+            "interaction": "cc",
+            "flavour": 14,
+            "line_fit_angle_deg": rng.uniform(0, 180, n_events),
+        }
+    )
+    facts = facts_of(DataOrigin("Hexagon", "easy", n_official=50), {"n_bootstrap": 321})
+    data = parquet_of(events, facts)
+    run = RunFolder.create(tmp_path / "run", raw.as_uri(), "", "test", ExperimentConfig())
+    events_uri = (tmp_path / "events.parquet").as_uri()
+    open_store().write_bytes(events_uri, data)
+    pointer = EvaluationPointer(
+        model_digest="m",
+        data_digest="d",
+        events_uri=events_uri,
+        events_sha256=sha256_of(data),
+        report_uri=events_uri,
+        n_events=n_events,
+        table=(),
+    )
+    run.evaluation.write_text(pointer.model_dump_json())
+    output = tmp_path / "mine_direction.parquet"
+    assert run_export(tmp_path / "run", "", output) == n_events
+    read = read_predictions(output)
+    assert read.origin == DataOrigin("Hexagon", "easy", n_official=50)
+    assert read.settings == {"n_bootstrap": 321}
+    found, expected = read.events, events
+    for name in ("true_azimuth", "true_zenith", "kappa", "energy_gev", "line_fit_angle_deg"):
+        assert found[name].tolist() == expected[name].tolist()
+    assert found["zenith"].to_numpy() == pytest.approx(expected["zenith"], abs=1e-12)
+    # written anew over its own, never over a table that was changed since
+    assert run_export(tmp_path / "run", "", output) == n_events
+    open_store().write_bytes(events_uri, parquet_of(events.head(10), facts))
+    with pytest.raises(EvaluationError, match="table of test events was changed"):
+        run_export(tmp_path / "run", "", output)
