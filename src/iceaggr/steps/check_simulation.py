@@ -297,11 +297,16 @@ def _error(figure: Figure, parts: list[Sample]) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def distances(sample: Sample, real_meta: Path) -> list[Measured]:
-    """Compare whole distributions with real rows of the meta file, by Kolmogorov's distance.
+@dataclass(frozen=True)
+class RealMeta:
+    """Real events, known by their meta rows: n_pulses (R,), cos_zenith (R,), both float64."""
 
-    Raises: RawDataError if the file lacks a column.
-    """
+    n_pulses: Floats
+    cos_zenith: Floats
+
+
+def read_real_meta(real_meta: Path) -> RealMeta:
+    """Read rows of the competition's meta file. Raises: RawDataError if it is none."""
     names = ["first_pulse_index", "last_pulse_index", "zenith"]
     try:
         table = pq.read_table(real_meta, columns=names)
@@ -314,12 +319,18 @@ def distances(sample: Sample, real_meta: Path) -> list[Measured]:
             remedy="Name rows of the competition's train_meta.parquet with --real-meta",
         ) from error
     first, last, zenith = (table[name].to_numpy().astype(np.float64) for name in names)
-    of_cosine = ks_2samp(sample.cos_zenith, np.cos(zenith)).statistic
-    of_pulses = ks_2samp(sample.n_pulses, last - first + 1).statistic
+    return RealMeta(last - first + 1, np.cos(zenith))
+
+
+def distances(sample: Sample, real: RealMeta) -> list[Measured]:
+    """Compare whole distributions with those of real events, by Kolmogorov's distance."""
+    of_cosine = ks_2samp(sample.cos_zenith, real.cos_zenith).statistic
+    of_pulses = ks_2samp(sample.n_pulses, real.n_pulses).statistic
+    n_real = len(real.n_pulses)
     # where both are of one distribution, the distance is this on average
-    noise = 0.87 * np.sqrt(1.0 / len(sample.n_pulses) + 1.0 / len(zenith))
+    noise = 0.87 * np.sqrt(1.0 / len(sample.n_pulses) + 1.0 / n_real)
     return [
-        Measured(replace(figure, real=f"0 ({len(zenith):,} events)"), float(found), float(noise))
+        Measured(replace(figure, real=f"0 ({n_real:,} events)"), float(found), float(noise))
         for figure, found in zip(_DISTANCES, (of_pulses, of_cosine), strict=True)
     ]
 
@@ -359,6 +370,7 @@ def run_check_simulation(
     Raises: RawDataError if the meta file is none, or raw events cannot be read.
     """
     store = open_store()
+    real = read_real_meta(real_meta) if real_meta else None
     with (
         tempfile.TemporaryDirectory(prefix="iceaggr-check-") as folder,
         StepProgress("check-simulation") as progress,
@@ -371,13 +383,13 @@ def run_check_simulation(
             print(f"{summary.events_per_second:.0f} events/s, preset {config.preset}")
         sample = read_sample(store, raw_uri)
         progress.conclude(f"{len(sample.n_pulses):,} events measured")
-    measured = list(_all_figures(sample, real_meta))
+    measured = list(_all_figures(sample, real))
     print(figures_table(measured))
     return all(row.inside for row in measured)
 
 
-def _all_figures(sample: Sample, real_meta: Path | None) -> Iterator[Measured]:
+def _all_figures(sample: Sample, real: RealMeta | None) -> Iterator[Measured]:
     yield from measure(HARDNESS, sample)
-    if real_meta is not None:
-        yield from distances(sample, real_meta)
+    if real is not None:
+        yield from distances(sample, real)
     yield from measure(PUBLISHED, sample)

@@ -16,6 +16,7 @@ from iceaggr.steps.check_simulation import (
     distances,
     figures_table,
     measure,
+    read_real_meta,
     read_sample,
 )
 from iceaggr.storage import open_store
@@ -99,14 +100,16 @@ def real_meta(path, n_pulses, zenith):
 def test_distance_is_the_largest_difference_of_shares(hard, tmp_path):
     zenith = np.arccos(hard.cos_zenith)
     same = real_meta(tmp_path / "same.parquet", hard.n_pulses, zenith)
-    assert [row.value for row in distances(hard, same)] == pytest.approx([0, 0], abs=1e-3)
+    assert [row.value for row in distances(hard, read_real_meta(same))] == pytest.approx(
+        [0, 0], abs=1e-3
+    )
     twice = real_meta(tmp_path / "twice.parquet", 1_000 * hard.n_pulses, np.pi - zenith)
-    of_pulses, of_cosine = distances(hard, twice)
+    of_pulses, of_cosine = distances(hard, read_real_meta(twice))
     assert of_pulses.value > 0.9
     assert not of_pulses.inside
     assert of_cosine.value < 0.2
     with pytest.raises(RawDataError, match="this is no meta file"):
-        distances(hard, tmp_path / "absent.parquet")
+        read_real_meta(tmp_path / "absent.parquet")
 
 
 def test_command_prints_the_table_and_fails_outside_the_ranges(hard_folder, sample, capsys):

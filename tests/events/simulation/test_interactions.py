@@ -3,7 +3,13 @@ import pytest
 
 from iceaggr.events.simulation.config import SimulationConfig
 from iceaggr.events.simulation.ice import icecube_site
-from iceaggr.events.simulation.interactions import draw_interactions, inside_array
+from iceaggr.events.simulation.interactions import (
+    NU_E_CC,
+    NU_TAU_CC,
+    draw_interactions,
+    earth_transmission,
+    inside_array,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +68,58 @@ def test_energies_stay_in_the_configured_range():
 def test_centre_is_inside_the_array_and_its_surroundings_are_not():
     points = np.array([[0, 0, 0], [0, 0, 600], [700, 0, 0], [0, 0, -505], [-400, -400, 0.0]])
     assert inside_array(points, icecube_site()).tolist() == [True, False, False, True, False]
+
+
+@pytest.fixture(scope="module")
+def hard():
+    config = SimulationConfig(preset="competition")
+    return draw_interactions(60_000, config, icecube_site(), np.random.default_rng(6))
+
+
+def test_earth_transmits_as_its_column_depth_and_the_cross_section_say():
+    # through the centre: 2 x 3480 km of 11 g/cm3 and 2 x 2891 km of 4.5 g/cm3
+    column = 1e5 * (6_960 * 11.0 + 5_782 * 4.5)
+    expected = np.exp(-6.022e23 * column * 1.4 * 4.54e-35)
+    found = earth_transmission(np.array([1e4]), np.array([-1.0]))[0]
+    assert found == pytest.approx(expected, rel=1e-3)
+    # a chord above the core: 2 R cos(zenith) of mantle
+    column = 1e5 * 2 * 6_371 * 0.5 * 4.5
+    expected = np.exp(-6.022e23 * column * 1.4 * 1.96e-34)
+    assert earth_transmission(np.array([1e5]), np.array([-0.5]))[0] == pytest.approx(expected)
+    assert earth_transmission(np.array([1e8]), np.array([0.3]))[0] == 1
+    # the Earth is opaque from about 40 TeV on. Source: hep-ph/9807264
+    assert earth_transmission(np.array([4e4]), np.array([-1.0]))[0] == pytest.approx(0.37, abs=0.15)
+
+
+def test_earth_takes_the_energetic_from_below(hard):
+    up = hard.origin[:, 2] < -0.5
+    bright = hard.energy_gev > 1e5
+    assert (bright & up).sum() < 0.5 * (bright & (hard.origin[:, 2] > 0.5)).sum()
+    low = hard.energy_gev < 1e3
+    assert up[low].mean() == pytest.approx(0.25, abs=0.01)
+
+
+def test_taus_decay_in_their_published_shares_and_hide_energy(hard):
+    tau = hard.code == NU_TAU_CC
+    others = hard.code == NU_E_CC
+    assert tau.sum() / (tau | others).sum() == pytest.approx(0.25, abs=0.02)
+    assert (np.abs(hard.flavour[tau]) == 16).all()
+    to_muon = hard.muon_gev[tau] > 0
+    assert to_muon.mean() == pytest.approx(0.174, abs=0.03)
+    assert hard.is_track[tau].sum() == to_muon.sum()
+    seen = (hard.cascade_gev + hard.muon_gev)[tau]
+    assert (seen <= hard.energy_gev[tau]).all()
+    assert (hard.cascade_gev[tau] >= hard.hadronic_gev[tau] - 1e-9).all()
+    assert np.median(seen / hard.energy_gev[tau]) < np.median(
+        (hard.cascade_gev / hard.energy_gev)[others]
+    )
+
+
+def test_out_of_sight_is_out_of_reach_of_the_light(hard):
+    far = ~hard.in_sight
+    assert far.mean() == pytest.approx(0.2, abs=0.01)
+    cascade, track = far & ~hard.is_track, far & hard.is_track
+    assert np.linalg.norm(hard.vertex_m[cascade], axis=1).min() > 899
+    nearest = hard.vertex_m - hard.vertex_along_m[:, None] * hard.travel
+    assert np.linalg.norm(nearest[track], axis=1).min() > 899
+    assert not inside_array(hard.vertex_m[cascade], icecube_site()).any()

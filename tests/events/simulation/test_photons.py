@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 
 from iceaggr.events.simulation.ice import icecube_site
 from iceaggr.events.simulation.pairs import Pairs
-from iceaggr.events.simulation.photons import draw_afterpulses, draw_noise, draw_photons
+from iceaggr.events.simulation.photons import Photons, draw_afterpulses, draw_noise, draw_photons
 from iceaggr.events.simulation.pulses import form_pulses
 
 
@@ -34,6 +35,20 @@ def test_afterpulses_follow_in_microseconds_and_in_number():
     after = draw_afterpulses(photons, np.random.default_rng(4))
     np.testing.assert_allclose(len(after.pe) / photons.pe.sum(), 0.06, rtol=0.05)
     np.testing.assert_allclose((after.time_ns - 1000).mean(), 6_400, rtol=0.05)
+
+
+def test_afterpulses_of_every_ion_come_at_the_measured_times():
+    n = 200_000
+    zero, row = np.zeros(n), np.zeros(n, int)
+    photons = Photons(row, row, zero, np.ones(n), np.zeros(n, bool))
+    time = draw_afterpulses(photons, np.random.default_rng(4), by_ion=True).time_ns
+    assert len(time) / n == pytest.approx(0.06, rel=0.05)
+    # the heaviest ion: 17.4 of 75 parts at 7.8 +- 0.9 us. Source: IceTray PMTResponseSimulator
+    late = time[time > 7_000]
+    assert len(late) / len(time) == pytest.approx(0.23 * 0.81 + 0.067 * 0.017, abs=0.01)
+    # two thirds are over after 3.5 us, long before a full readout ends
+    assert (time < 3_500).mean() == pytest.approx(49.6 / 75, abs=0.02)
+    assert (np.abs(time - 660) < 60).mean() > 0.05
 
 
 def test_recorded_dark_hits_have_the_published_rate():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,6 +15,8 @@ from iceaggr.detector import Detector
 from iceaggr.errors import RawDataError
 from iceaggr.events.simulation import SimulationConfig, simulate
 from iceaggr.events.simulation import run as run_module
+from iceaggr.events.truth import read_truth
+from iceaggr.steps.check_simulation import read_sample
 from iceaggr.storage import open_store
 from tests.events.simulation.conftest import SAMPLE
 
@@ -247,3 +250,48 @@ def test_a_preset_sets_what_is_not_given_and_says_so_with_the_data(tmp_path):
     assert SimulationConfig(**written).model_dump(exclude={"n_processes"}) == {
         name: value for name, value in written.items() if name in SimulationConfig.model_fields
     }
+
+
+def test_truth_tells_the_coincident_muon_and_the_label_stays_the_neutrinos(tmp_path):
+    write(tmp_path / "raw", preset="competition", n_events=1_000, n_processes=2)
+    meta = pq.read_table(tmp_path / "raw/train_meta.parquet").to_pandas()
+    truth = pq.read_table(tmp_path / "raw/truth/batch_1.parquet").to_pandas()
+    has_muon = truth["coincident_muon"]
+    assert 0.2 < has_muon.mean() < 0.4
+    assert truth["coincident_muon_zenith"].notna().equals(has_muon)
+    assert (truth["coincident_muon_pe"] > 0).equals(has_muon)
+    # bundles come from above, neutrinos from everywhere, also where only the muon is seen
+    assert truth["coincident_muon_zenith"].max() < np.pi / 2
+    unseen = truth["neutrino_pe"] == 0
+    assert 0.1 < unseen.mean() < 0.3
+    assert has_muon[unseen].mean() > 0.98
+    assert 0.4 < (meta["zenith"][unseen] > np.pi / 2).mean() < 0.6
+    assert set(truth["interaction"]) == {"cc", "nc"}
+    assert set(truth["flavour"].abs()) == {12, 14, 16}
+    read = read_truth(open_store(), f"file://{tmp_path}/raw")
+    assert {"coincident_muon", "coincident_muon_zenith", "coincident_muon_azimuth"} <= set(read)
+
+
+def test_a_muons_light_follows_its_own_direction(tmp_path):
+    """The line fit of events with a muon's light alone points to the muon, not to the label."""
+    write(tmp_path / "raw", preset="competition", n_events=1_500, n_processes=2, seed=3)
+    truth = pq.read_table(tmp_path / "raw/truth/batch_1.parquet").to_pandas()
+    sample = read_sample(open_store(), f"file://{tmp_path}/raw")
+    alone = ((truth["neutrino_pe"] == 0) & (truth["coincident_muon_pe"] > 30)).to_numpy()
+    assert alone.sum() > 80
+    assert sample.angles_rad["line fit"][alone].mean() > 1.3
+    zenith, azimuth = (truth[f"coincident_muon_{name}"] for name in ("zenith", "azimuth"))
+    meta = pq.read_table(tmp_path / "raw/train_meta.parquet").to_pandas()
+    relabelled = meta.assign(zenith=zenith.fillna(1.0), azimuth=azimuth.fillna(1.0))
+    frame = pa.Table.from_pandas(relabelled, preserve_index=False)
+    pq.write_table(frame, tmp_path / "raw/train_meta.parquet")
+    of_muon = read_sample(open_store(), f"file://{tmp_path}/raw")
+    assert of_muon.angles_rad["line fit"][alone].mean() < 0.8
+
+
+def test_a_preset_of_icecube_is_refused_for_other_detectors():
+    assert SimulationConfig(detector="hexagon").preset == "easy"
+    with pytest.raises(ValueError, match="those of icecube86 in ice"):
+        SimulationConfig(detector="hexagon", preset="competition")
+    with pytest.raises(ValueError, match="those of icecube86 in ice"):
+        SimulationConfig(medium="water", muon_window_us=10)
