@@ -196,3 +196,29 @@ def test_layout_of_the_form_must_be_that_of_the_events(tmp_path: Path) -> None:
     folder = write_nubench(tmp_path / "set", nubench_frames(), "parquet")
     with pytest.raises(ConfigError, match=r"finds out by itself.*data.label_reading"):
         run_plan_conversion(context_of(tmp_path, label_reading=["particle"]), folder.as_uri())
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("layout", ["sqlite", "parquet"])
+def test_a_set_in_an_object_store_is_converted_as_on_disk(
+    layout: str, tmp_path: Path, object_store_service: object
+) -> None:
+    folder, store = write_nubench(tmp_path / "set", nubench_frames(), layout), open_store()
+    set_uri, work_uri = (f"s3://iceaggr/nubench-{layout}/{name}" for name in ("set", "work"))
+    for path in folder.rglob("*.*"):
+        store.upload(path, f"{set_uri}/{path.relative_to(folder)}")
+    context = RunContext("run", "test", work_uri, ExperimentConfig(), tracked=False)
+    units = run_plan_conversion(context, set_uri)
+    # a database is copied whole by whoever reads it
+    assert len(units) == (1 if layout == "sqlite" else 2)
+    for unit in units:
+        run_convert_events(unit)
+    run_plan_shards(context, set_uri, conversion=units)
+    here = context_of(tmp_path)
+    for unit in run_plan_conversion(here, folder.as_uri()):
+        run_convert_events(unit)
+    converted = raw_uri_of(context, set_uri)
+    (local,) = (tmp_path / "work" / "converted").iterdir()
+    for path in local.glob("t*/batch_*.parquet"):
+        uri = f"{converted}/{path.relative_to(local)}"
+        assert store.read_bytes(uri) == path.read_bytes()
