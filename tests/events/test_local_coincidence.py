@@ -34,8 +34,8 @@ def test_company_comes_within_a_microsecond_before_or_after():
 
 def test_pulses_of_other_events_are_no_company():
     assert lone("cluster", (0, 10, 100), (1, 11, 100)) == [True, True]
-    assert lone("cluster", (1, 10, 100), (0, 287, MAX_TIME_NS - 1), (1, 11, 100)) == [
-        False, True, False,
+    assert lone("cluster", (0, 287, MAX_TIME_NS - 1), (1, 10, 100), (1, 11, 100)) == [
+        True, False, False,
     ]  # fmt: skip
 
 
@@ -64,3 +64,20 @@ def test_flags_tell_noise_from_light_as_well_as_the_detector_does(name, monkeypa
     light = ~events.dark & ~events.auxiliary
     # late light that a coincident readout keeps may come alone
     assert found[light].mean() < 0.1
+
+
+def test_events_are_judged_alike_however_many_are_looked_at_together(monkeypatch):
+    rng = np.random.default_rng(3)
+    event = np.sort(rng.integers(0, 40, 3_000))
+    sensor, time = rng.integers(0, 288, 3_000), rng.uniform(0, 20_000, 3_000)
+    together = lone_pulses(event, sensor, time, built_in_detector("cluster"))
+    monkeypatch.setattr("iceaggr.events.cleaning._N_PULSES_AT_ONCE", 100)
+    np.testing.assert_array_equal(
+        lone_pulses(event, sensor, time, built_in_detector("cluster")), together
+    )
+    assert 0.2 < together.mean() < 0.95
+    # against a search over all pairs
+    near = (event[:, None] == event) & (np.abs(np.floor(time)[:, None] - np.floor(time)) <= 1_000)
+    near &= (sensor[:, None] // 36 == sensor // 36) & (sensor[:, None] != sensor)
+    near &= np.abs(sensor[:, None] - sensor) <= 2
+    np.testing.assert_array_equal(~near.any(axis=1), together)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -212,6 +213,7 @@ local coincidence."""
 _N_NEIGHBOURS_APART = 2.2
 """Distances of neighbours within which a sensor counts as near: the next but one on a string."""
 _TIME_BITS = 24
+_N_PULSES_AT_ONCE = 50_000
 
 
 def lone_pulses(
@@ -222,34 +224,46 @@ def lone_pulses(
 ) -> npt.NDArray[np.bool_]:
     """Mark pulses that no pulse on a near sensor accompanies within a microsecond: noise, mostly.
 
-    event: (N,) from 0; sensor_id: (N,); time_ns: (N,), NaN where it is missing. Returns (N,) bool,
-    True also where the sensor is not in the table, which is rejected later.
+    event: (N,) from 0, non-decreasing; sensor_id: (N,); time_ns: (N,), NaN where it is missing.
+    Returns (N,) bool, True also where the sensor is not in the table, which is rejected later.
     """
     row = detector.sensor_idx(sensor_id)
-    inside = (row >= 0) & (np.nan_to_num(time_ns, nan=-1.0) >= 0) & (time_ns < MAX_TIME_NS)
-    at = np.flatnonzero(inside)
+    at = np.flatnonzero((row >= 0) & (time_ns >= 0) & (time_ns < MAX_TIME_NS))
+    sensor, tick = row[at], time_ns[at].astype(np.int64)
+    key = ((event[at].astype(np.int64) * detector.n_sensors + sensor) << _TIME_BITS) | tick
+    near = _near_sensors(detector)
     alone = np.ones(len(row), bool)
-    if not len(at):
-        return alone
-    group = event[at].astype(np.int64) * detector.n_sensors + row[at]
-    tick = time_ns[at].astype(np.int64)
-    key = (group << _TIME_BITS) | tick
-    in_order = np.sort(key)
-    found = np.zeros(len(at), bool)
-    for neighbour in _near_sensors(detector):
-        other = neighbour[row[at]]
-        asks = np.flatnonzero((other >= 0) & ~found)
-        target = (group[asks] - row[at][asks] + other[asks]) << _TIME_BITS
-        low = target | np.maximum(tick[asks] - COINCIDENCE_NS, 0)
-        slot = np.searchsorted(in_order, low).clip(max=len(in_order) - 1)
-        first = in_order[slot]
-        found[asks] = (first >= low) & (first <= (target | tick[asks]) + COINCIDENCE_NS)
-    alone[at] = ~found
+    # whole events, a few at a time, which stay in the processor's cache
+    cuts = np.unique(np.searchsorted(event[at], event[at][::_N_PULSES_AT_ONCE]))
+    for start, stop in pairwise([*cuts.tolist(), len(at)]):
+        alone[at[start:stop]] = _alone(key[start:stop], sensor[start:stop], near)
     return alone
 
 
+def _alone(
+    key: npt.NDArray[np.int64], sensor: npt.NDArray[np.int64], near: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Mark pulses without company. key: (N,) of event, sensor and time together."""
+    order = np.argsort(key)
+    key, sensor = key[order], sensor[order]
+    alone = np.ones(len(key), bool)
+    asks = np.arange(len(key))
+    for neighbour in near:
+        # in the order of the keys, so that each search begins where the last one ended
+        other = neighbour[sensor[asks]]
+        asks, other = asks[other >= 0], other[other >= 0]
+        target = key[asks] + ((other - sensor[asks]) << _TIME_BITS)
+        slot = np.minimum(np.searchsorted(key, target - COINCIDENCE_NS), len(key) - 1)
+        found = np.abs(key[slot] - target) <= COINCIDENCE_NS
+        alone[asks[found]] = False
+        asks = asks[~found]
+    marked = np.empty(len(key), bool)
+    marked[order] = alone
+    return marked
+
+
 def _near_sensors(detector: Detector) -> npt.NDArray[np.int64]:
-    """Find the near sensors of each: (K, S) int64 rows of the table, -1 where there are fewer."""
+    """Find the near sensors of each: (K, S) int64 rows of the table, filled up with -1."""
     from scipy.spatial import cKDTree  # here: sharding does without it
 
     tree = cKDTree(detector.xyz_m)
