@@ -60,7 +60,7 @@ def test_failures_are_counted():
     )
     assert facts["more than 90 deg wrong"].startswith("20.0 %")
     assert facts["cascades"] == "mean 82.5 deg, 2 events"
-    assert facts["with a coincident muon"] == "mean 50.0 deg, 1 events"
+    assert facts["with a coincident muon"] == "mean 50.0 deg, 1 event"
     assert facts["without one"] == "mean 44.0 deg, 4 events"
 
 

@@ -166,9 +166,9 @@ def failure_facts(events: pd.DataFrame) -> Facts:
         "more than 90 deg wrong": f"{100 * np.mean(angle_deg > 90):.1f} % of all events",
     }
     for kind, chosen in _kinds(events).items():
-        if chosen.any():
-            of_kind = angle_deg[chosen]
-            facts[kind] = f"mean {of_kind.mean():.1f} deg, {chosen.sum():,} events"
+        if n_events := int(chosen.sum()):
+            mean = angle_deg[chosen].mean()
+            facts[kind] = f"mean {mean:.1f} deg, {n_events:,} event{'s' * (n_events != 1)}"
     return facts
 
 
