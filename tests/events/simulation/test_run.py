@@ -240,7 +240,7 @@ def test_easy_preset_gives_the_pulses_of_before_presets(tmp_path):
 
 
 def test_a_preset_sets_what_is_not_given_and_says_so_with_the_data(tmp_path):
-    assert SimulationConfig().muon_window_us == 40
+    assert SimulationConfig().muon_window_us == 50
     easy = SimulationConfig(preset="easy", spectral_index=3)
     assert (easy.muon_window_us, easy.min_energy_gev, easy.spectral_index) == (0, 60, 3)
     with pytest.raises(ValueError, match="preset"):
