@@ -30,6 +30,8 @@ SOUND = {
     "vertex_y_m": [0.0, 0.0, 0.0],
     "vertex_z_m": [-2000.0, 12.5, 0.0],
     "coincident_muon": [True, False, False],
+    "coincident_muon_azimuth": [6.2, math.nan, math.nan],
+    "coincident_muon_zenith": [0.4, math.nan, math.nan],
 }
 
 
@@ -106,6 +108,7 @@ def test_any_width_is_a_sound_truth(raw: Path, columns: dict[str, object]) -> No
         ("visible_inelasticity", [0.1, -1.0, 0.1], r"-1\.0 of event_id 3"),
         ("vertex_x_m", [0.0, math.nan, 0.0], r"nan of event_id 3 .* metres in every row"),
         ("coincident_muon", [0, 3, 0], r"3 of event_id 3 .* true or false"),
+        ("coincident_muon_zenith", [0.4, 57.3, math.nan], r"57\.3 of event_id 3 .* 0 to pi"),
     ],
 )
 def test_impossible_value_names_file_column_row_and_event(
