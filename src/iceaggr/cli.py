@@ -37,7 +37,6 @@ from iceaggr.cli_options import (
     Uri,
 )
 from iceaggr.config import ExperimentConfig, PromotionConfig, load_config
-from iceaggr.detector import BUILT_IN
 from iceaggr.errors import ConfigError, IceaggrError, as_machine_error
 from iceaggr.progress import StepProgress
 from iceaggr.signals import end_with_parent
@@ -242,7 +241,7 @@ def simulate(
     test: Annotated[bool, typer.Option("--test", help="Write test/ without labels")] = False,
     detector: Annotated[
         str, typer.Option(help="A built-in one (iceaggr detectors), or a file of its geometry")
-    ] = BUILT_IN,
+    ] = "icecube86",
     medium: Annotated[str, typer.Option(help="water or ice; empty = as the geometry says")] = "",
     preset: Annotated[
         str,

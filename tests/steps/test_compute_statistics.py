@@ -279,7 +279,7 @@ def data_card(context: RunContext, folder: Path, seed: int, place: str = "a") ->
     manifest = manifest_of(sketches, uri=f"s3://{place}/b.parquet", sketch_uri=sketch_uri)
     manifest = with_shards(manifest, parts, folder)
     unit.write_text(manifest.to_json())
-    write_work_units(open_store(), context, [plan_of(manifest, context.work_uri)])
+    write_work_units(open_store(), context, [plan_of(manifest, context.work_uri)], "file:///raw")
     run_compute_statistics(
         context,
         [unit],
@@ -331,7 +331,7 @@ def test_raw_file_unlike_the_others_is_told_on_the_card_and_in_the_last_line(
         units.append(tmp_path / f"unit-{number}.json")
         units[-1].write_text(manifest.model_copy(update={"source_files": (source,)}).to_json())
     whole = merge_manifests(parse_manifest(unit.read_text(), str(unit)) for unit in units)
-    write_work_units(open_store(), context, [plan_of(whole, context.work_uri)])
+    write_work_units(open_store(), context, [plan_of(whole, context.work_uri)], "file:///raw")
     documents = {f"{name}_path": tmp_path / name for name in ("manifest", "normalization")}
     run_compute_statistics(context, units, data_card_path=tmp_path / "card.html", **documents)
     card = (tmp_path / "card.html").read_text()

@@ -24,7 +24,7 @@ def test_run_name_is_the_one_of_kubeflow_if_it_gives_one(given, name):
 
 def test_run_name_reaches_a_sharding_task_through_the_plan(tmp_path):
     context = RunContext("run-1", "x", tmp_path.as_uri(), ExperimentConfig(), name="mine")
-    write_work_units(context.open_store(), context, ["a"])
+    write_work_units(context.open_store(), context, ["a"], "file:///raw")
     assert planned_context("run-1", tmp_path.as_uri()).run_name == "mine"
 
 

@@ -134,7 +134,8 @@ def _create(partial: Path) -> None:
             partial.parent.mkdir(parents=True, exist_ok=True)
             partial.touch(exist_ok=False)
             return
-        except FileNotFoundError:  # another process emptied and removed the folder in between
+        # another process removed the folder in between: pathlib tells it in one of two ways
+        except (FileNotFoundError, FileExistsError):
             if is_last:
                 raise
 
