@@ -72,7 +72,7 @@ def make_pipeline(
 
     @dsl.pipeline(
         name=PIPELINE_NAME,
-        description="Turns raw IceCube events into an evaluated and registered direction model.",
+        description="Turns raw neutrino events into an evaluated and registered direction model.",
         pipeline_config=dsl.PipelineConfig(active_deadline_seconds=RUN_DEADLINE_HOURS * 3600),
     )
     @described(FORM_MEANINGS)

@@ -17,6 +17,14 @@ def test_geometry_is_sorted_by_sensor_and_keeps_every_bit():
     assert detector.efficiency.tolist() == [1.0, 1.35]
 
 
+def test_sensors_of_a_string_are_counted_from_the_top_whatever_their_ids():
+    rows = "7,0,0,1,5,1\n3,0,0,9,5,1\n4,50,0,2,2,1\n5,0,0,4,5,1\n"
+    detector = parse_geometry(HEADER + rows, "here")
+    assert dict(zip(detector.sensor_id, detector.places_on_strings(), strict=True)) == {
+        3: 0, 4: 0, 5: 1, 7: 2,
+    }  # fmt: skip
+
+
 def test_geometry_takes_a_byte_order_mark_spaces_and_windows_lines():
     text = "\ufeffsensor_id, x, y, z\r\n1, 2, 3, 4\r\n\r\n".encode()
     assert parse_geometry(text, "here").xyz_m.tolist() == [[2, 3, 4]]

@@ -1,4 +1,4 @@
-"""iceaggr: from raw IceCube pulses to a registered direction-reconstruction model."""
+"""iceaggr: from raw pulses to a registered direction-reconstruction model."""
 
 import os
 

@@ -104,16 +104,24 @@ def names_at(xyz_m: npt.NDArray[np.float64]) -> list[str]:
 
     xyz_m: (S, 3) metres, within a centimetre of the sensors in each coordinate.
     """
-    return [name for name in BUILT_IN_NAMES if _stands_at(built_in_detector(name), xyz_m)]
+    same_size = [n for n in BUILT_IN_NAMES if built_in_detector(n).n_sensors == len(xyz_m)]
+    return [name for name in same_size if len(np.unique(rows_at(name, xyz_m))) == len(xyz_m)]
 
 
-def _stands_at(known: Detector, xyz_m: npt.NDArray[np.float64]) -> bool:
+def names_around(xyz_m: npt.NDArray[np.float64]) -> list[str]:
+    """Name the built-in detectors that have a sensor at each place, as those of hits; [] for none.
+
+    xyz_m: (K, 3) metres, within a centimetre of a sensor in each coordinate; [] where K is 0.
+    """
+    return [name for name in BUILT_IN_NAMES if len(rows_at(name, xyz_m))]
+
+
+def rows_at(name: str, xyz_m: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Find the sensor of a built-in detector at each place: (K,) rows, (0,) if one has none."""
     from scipy.spatial import cKDTree  # here: each step imports this module, few ask for a name
 
-    if known.n_sensors != len(xyz_m):
-        return False
-    apart_m, row = cKDTree(known.xyz_m).query(xyz_m, p=np.inf)
-    return bool(apart_m.max() <= SAME_PLACE_M) and len(np.unique(row)) == known.n_sensors
+    apart_m, row = cKDTree(built_in_detector(name).xyz_m).query(xyz_m, p=np.inf)
+    return np.asarray(row if (apart_m <= SAME_PLACE_M).all() else row[:0], np.int64)
 
 
 def detectors_table() -> str:

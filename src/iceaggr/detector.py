@@ -167,6 +167,15 @@ class Detector:
             keys = np.round(self.xyz_m[:, :2]).astype(np.int64)
         return np.unique(keys, axis=0, return_inverse=True)[1].ravel().astype(np.int64)
 
+    def places_on_strings(self) -> npt.NDArray[np.int64]:
+        """Count the sensors of each string from 0 at the top, (S,) int64."""
+        string = self.string_keys()
+        order = np.lexsort((-self.xyz_m[:, 2], string))
+        n_before = np.cumsum(np.bincount(string)) - np.bincount(string)
+        place = np.empty(self.n_sensors, np.int64)
+        place[order] = np.arange(self.n_sensors) - n_before[string[order]]
+        return place
+
     def sensor_idx(self, sensor_id: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Find the table row of each sensor.
 

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from iceaggr.batches.event_batch import EventBatch
+from iceaggr.built_in_detectors import built_in_detector, names_around
 from iceaggr.config import EvaluationConfig
-from iceaggr.detector import Detector, icecube86
+from iceaggr.detector import Detector
 from iceaggr.evaluation.baselines import (
     CLASSICAL_FITS,
     TITLES,
@@ -342,11 +343,9 @@ def energy_words(energy_gev: float) -> str:
 
 
 def _detector_of(event: EventSnapshot) -> Detector:
-    """Use the built-in detector where the event's DOMs are its own, else only the DOMs it has."""
-    built_in = icecube86()
-    known = {tuple(place) for place in built_in.xyz_m.astype(np.float32).tolist()}
-    if all(tuple(place) in known for place in event.xyz_m.astype(np.float32).tolist()):
-        return built_in
+    """Use a built-in detector where the event's DOMs are its own, else only the DOMs it has."""
+    for name in names_around(event.xyz_m):
+        return built_in_detector(name)
     n_sensors = len(event.xyz_m)
     return Detector(
         sensor_id=np.arange(n_sensors),

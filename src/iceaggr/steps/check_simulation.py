@@ -145,7 +145,8 @@ def _sensors_with(lowest: int, highest: float) -> Callable[[Sample], float]:
     """Share of the sensors of all events, in per cent, with so many pulses."""
 
     def share(sample: Sample) -> float:
-        _, n = np.unique(sample.event * 10_000 + sample.sensor_id, return_counts=True)
+        place = sample.event * icecube86().n_sensors + sample.sensor_id
+        _, n = np.unique(place, return_counts=True)
         return 100.0 * float(((n >= lowest) & (n <= highest)).mean())
 
     return share
@@ -155,20 +156,22 @@ def _first_pulses(sample: Sample) -> Ints:
     return sample.time_ns[np.cumsum(sample.n_pulses) - sample.n_pulses]
 
 
-def _clean(sample: Sample, n_sensors_per_place: int) -> Ints:
-    """Count the places with a pulse that is not auxiliary: modules (1) or strings (60); (E,)."""
+def _clean(sample: Sample, place: Ints) -> Ints:
+    """Count the places with a pulse that is not auxiliary, (E,). place: (N,) module or string."""
     clean = ~sample.auxiliary
-    place = sample.sensor_id[clean] // n_sensors_per_place
-    found = np.unique(sample.event[clean] * 10_000 + place) // 10_000
+    n_places = int(place.max(initial=0)) + 1
+    found = np.unique(sample.event[clean] * n_places + place[clean]) // n_places
     return np.bincount(found, minlength=len(sample.n_pulses))
 
 
 def _few_modules(sample: Sample) -> float:
-    return 100.0 * float((_clean(sample, 1) < FEW_MODULES).mean())
+    return 100.0 * float((_clean(sample, sample.sensor_id) < FEW_MODULES).mean())
 
 
 def _one_string(sample: Sample) -> float:
-    return 100.0 * float((_clean(sample, 60) <= 1).mean())
+    detector = icecube86()
+    string = detector.string_keys()[detector.sensor_idx(sample.sensor_id)]
+    return 100.0 * float((_clean(sample, string) <= 1).mean())
 
 
 def _dark_hits(sample: Sample) -> float:

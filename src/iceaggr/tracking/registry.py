@@ -411,7 +411,7 @@ class ModelRegistry:
     def _create_name(self, model_name: str) -> None:
         try:
             self._client.create_registered_model(
-                model_name, description="Direction of a neutrino from its raw IceCube pulses"
+                model_name, description="Direction of a neutrino from the raw pulses of its event"
             )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":

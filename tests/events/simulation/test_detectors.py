@@ -1,6 +1,7 @@
 """Every built-in detector, in its medium: where its sensors are, and that it can be simulated."""
 
 import dataclasses
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from iceaggr import cli
-from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector, name_of
+from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector, name_of, names_around
 from iceaggr.config.sections import DataConfig
 from iceaggr.detector import ICE, WATER, Detector, icecube86
 from iceaggr.errors import DetectorError
@@ -117,6 +118,35 @@ def test_neighbours_go_by_height_on_the_string_and_not_by_number():
     assert sensors.neighbour[:, 19].tolist() == [-1, -1, 18, 17]
     downward = icecube_site().sensors
     assert downward.sensor_id[downward.neighbour[2, 100]] == downward.sensor_id[100] + 1
+
+
+def test_numbers_of_one_detector_stand_in_its_own_file_only():
+    root = Path(__file__).parents[3]
+    owners = {"detector.py", "built_in_detectors.py"}
+    files = [*root.glob("src/**/*.py"), *root.glob("components/*.py"), root / "pipeline.py"]
+    # smaller ones occur as other numbers
+    sizes = {"86", *(str(n) for both in SIZES.values() for n in both if n > 300)}
+    for file in (file for file in files if file.name not in owners):
+        with file.open("rb") as source:
+            numbers = [t for t in tokenize.tokenize(source.readline) if t.type == tokenize.NUMBER]
+        told = {t.string.replace("_", "") for t in numbers} & sizes
+        assert not told, f"{file} knows a detector by its size: {told}"
+
+
+@pytest.mark.parametrize(
+    ("name", "depth_m"),
+    [("icecube86", 1948), ("hexagon", 1942), ("cluster", 970), ("flower-l", 3194)],
+)
+def test_no_muon_starts_above_the_surface_wherever_the_array_is(name, depth_m):
+    assert site_of(built_in_detector(name)).overburden_m == pytest.approx(depth_m, abs=1)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_detector_is_known_by_the_places_of_some_hits(name):
+    hits = built_in_detector(name).xyz_m[1:60:7] + 0.004
+    assert name in names_around(hits)
+    assert names_around(hits + 0.5) == []
+    assert names_around(hits[:0]) == []
 
 
 def test_hexagon_in_ice_has_the_layers_of_the_south_pole():

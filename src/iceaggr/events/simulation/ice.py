@@ -22,6 +22,7 @@ _AMANDA_Z_M = (-50.0, 450.0)
 
 _GRID_STEP_M, _GRID_HALF_M = 2.0, 1_200.0
 _ICECUBE_WINDOW_NS = 5_000.0
+_ICECUBE_DEPTH_M = 1_948.0
 
 
 class Lengths(Protocol):
@@ -121,6 +122,7 @@ class Sensors:
     """S live sensors in the order of their ids.
 
     sensor_id: (S,) int64.  xyz_m: (S, 3) metres.  efficiency: (S,) relative to a standard DOM
+    string, place: (S,) int64, strings counted from 0, and on each the sensors from 0 at the top
     neighbour: (4, S) int64 row of the sensor 2 and 1 above and 1 and 2 below on the same string,
     or -1.  tree: for finding the sensors near a light source.
     """
@@ -128,6 +130,8 @@ class Sensors:
     sensor_id: Ints
     xyz_m: Floats
     efficiency: Floats
+    string: Ints
+    place: Ints
     neighbour: Ints
     tree: cKDTree
 
@@ -144,6 +148,8 @@ def _live_sensors(detector: Detector) -> Sensors:
         sensor_id=detector.sensor_id[live],
         xyz_m=detector.xyz_m[live],
         efficiency=detector.efficiency[live],
+        string=detector.string_keys()[live],
+        place=detector.places_on_strings()[live],
         neighbour=_neighbours(detector)[:, live],
         tree=cKDTree(detector.xyz_m[live]),
     )
@@ -247,6 +253,16 @@ class Site:
     def readout_after_ns(self) -> float:
         """Give the time that is read out after the last trigger; as before, 6,000 ns."""
         return 1.2 * min(self.trigger_window_ns, _ICECUBE_WINDOW_NS)
+
+    @property
+    def overburden_m(self) -> float:
+        """Give what is above the centre of the array, above which no muon starts.
+
+        An array that lies below z = 0 as a whole counts z from the surface, as NuBench's do; of
+        others nobody says it, and they are taken to be as deep as IceCube.
+        """
+        below_surface = float(self.detector.xyz_m[:, 2].max()) < 0.0
+        return -float(self.extent.centre_m[2]) if below_surface else _ICECUBE_DEPTH_M
 
     @cached_property
     def hull(self) -> tuple[Floats, float, float]:

@@ -15,8 +15,6 @@ from iceaggr.events.simulation.light import hadronic_light, muon_range_m
 NU_MU_CC, NU_E_CC, NU_NC, NU_TAU_CC = range(4)
 """Codes of interactions; the first makes tracks, the others cascades, but for some taus."""
 _NUCLEON_GEV = 0.938
-_OVERBURDEN_M = 1948.0
-"""From the centre of the array to the surface, as at the South Pole; no muon starts above it."""
 
 
 @dataclass
@@ -242,7 +240,8 @@ def _vertices(
     reach = muon_range_m(muon_gev, site.matter)
     # above the surface there is nothing to interact in
     up = -travel[:, 2]
-    to_surface = np.where(up > 1e-6, (_OVERBURDEN_M - side[:, 2]) / np.maximum(up, 1e-6), np.inf)
+    above = site.overburden_m - side[:, 2]
+    to_surface = np.where(up > 1e-6, above / np.maximum(up, 1e-6), np.inf)
     first = -np.minimum(reach + extent.reach_m, np.maximum(to_surface, extent.reach_m))
     last = 0.8 * extent.reach_m
     along = np.where(track, first + rng.random(n) * (last - first), 0.0)

@@ -27,9 +27,8 @@ before belongs to another part. Read off the published tail of the first-pulse t
 # DeepCore's part of the DeepCore trigger, strings and modules counted from 1: the lower 50 modules
 # of its own strings and the lower 22 of the seven around them.
 # Source: IceTray, DeepCore_Filter DOMS("IC86"), whose 554 modules these are.
-_DEEPCORE_STRINGS, _DEEPCORE_FIRST_DOM = (79, 80, 81, 82, 83, 84, 85, 86), 11
+_DEEPCORE_STRINGS, _DEEPCORE_FIRST_DOM = tuple(range(79, 87)), 11
 _DEEPCORE_NEIGHBOURS, _NEIGHBOURS_FIRST_DOM = (26, 27, 35, 36, 37, 45, 46), 39
-_N_DOMS = 60
 
 
 @dataclass
@@ -245,10 +244,11 @@ def _multiplicity_windows(hits: Pulses, n_hits: int, window_ns: float) -> Window
 def string_windows(hits: Pulses) -> Windows:
     """Find string triggers: 5 of 7 adjacent modules of one string within 1.5 us."""
     first, later = _near_in_time(hits, STRING_WINDOW_NS)
-    place = icecube_site().sensors.sensor_id[hits.sensor]
+    sensors = icecube_site().sensors
+    string, place = sensors.string[hits.sensor], sensors.place[hits.sensor]
     apart = place[later] - place[first]
     reach = STRING_SPAN - 1
-    near = (place[later] // _N_DOMS == place[first] // _N_DOMS) & (np.abs(apart) <= reach)
+    near = (string[later] == string[first]) & (np.abs(apart) <= reach)
     first, later, apart = first[near], later[near], apart[near]
     # modules hit within the window, by their distance from the first, then in each span of seven
     width = 2 * reach + 1
@@ -312,8 +312,7 @@ def _spans(hits: Pulses, first: Ints, later: Ints) -> Windows:
 def _deepcore() -> npt.NDArray[np.bool_]:
     """Mark the live sensors of DeepCore's trigger, (S,)."""
     site = icecube_site()
-    sensor = site.sensors.sensor_id
-    string, dom = site.detector.string_id[sensor], sensor % _N_DOMS + 1
+    string, dom = site.detector.string_id[site.detector.in_use], site.sensors.place + 1
     own = np.isin(string, _DEEPCORE_STRINGS) & (dom >= _DEEPCORE_FIRST_DOM)
     around = np.isin(string, _DEEPCORE_NEIGHBOURS) & (dom >= _NEIGHBOURS_FIRST_DOM)
     return np.asarray(own | around)
