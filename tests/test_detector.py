@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from iceaggr.built_in_detectors import built_in_detector
 from iceaggr.detector import ICE, WATER, icecube86, parse_geometry
 from iceaggr.errors import DetectorError
 
@@ -23,6 +24,31 @@ def test_sensors_of_a_string_are_counted_from_the_top_whatever_their_ids():
     assert dict(zip(detector.sensor_id, detector.places_on_strings(), strict=True)) == {
         3: 0, 4: 0, 5: 1, 7: 2,
     }  # fmt: skip
+
+
+def strings_at(xy_m):
+    rows = "".join(f"{k},{x},{y},0,{k},1\n" for k, (x, y) in enumerate(xy_m))
+    return parse_geometry(HEADER + rows, "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "period_deg"),
+    [
+        ("icecube86", 60), ("hexagon", 60), ("triangle", 120),
+        ("cluster", 360 / 7), ("flower-s", 360 / 7), ("flower-l", 360 / 7), ("flower-xl", 360 / 11),
+    ],
+)  # fmt: skip
+def test_azimuth_is_periodic_as_the_strings_are(name, period_deg):
+    assert built_in_detector(name).azimuth_period_deg == pytest.approx(period_deg)
+
+
+def test_azimuth_has_the_period_of_a_square_and_none_without_symmetry():
+    square = np.stack(np.meshgrid(np.arange(5) * 40.0, np.arange(5) * 40.0), -1).reshape(-1, 2)
+    assert strings_at(square + 300.0).azimuth_period_deg == 90
+    scattered = np.random.default_rng(0).uniform(-300, 300, (40, 2))
+    assert strings_at(scattered).azimuth_period_deg == 360
+    assert strings_at([[0, 0], [90, 0]]).azimuth_period_deg == 360
+    assert strings_at([[0, 0]]).azimuth_period_deg == 360
 
 
 def test_geometry_takes_a_byte_order_mark_spaces_and_windows_lines():

@@ -108,6 +108,7 @@ Floats = npt.NDArray[np.float64]
 _NEEDED = ("sensor_id", "x", "y", "z")
 MIN_EXTENT_M, MAX_EXTENT_M = 5.0, 100_000.0
 """Of a detector in metres: a kilometre written in kilometres or in centimetres is outside."""
+_SAME_STRING, _TURNED_SHARE = 0.2, 0.75
 SAME_PLACE_M = 0.01
 """Within it, positions are those of one sensor, rounded."""
 _COLUMNS = "a CSV with sensor_id, x, y, z once each, and string, efficiency, medium if known"
@@ -175,6 +176,36 @@ class Detector:
         place = np.empty(self.n_sensors, np.int64)
         place[order] = np.arange(self.n_sensors) - n_before[string[order]]
         return place
+
+    @cached_property
+    def azimuth_period_deg(self) -> float:
+        """Give the turn about the vertical that brings strings onto strings: 60 in a hexagon.
+
+        360 / n degrees for n from 2 to 12, about the middle or a string near it, by which three in
+        four strings come within a fifth of a spacing of one; 360 if no turn does.
+        """
+        from scipy.spatial import cKDTree  # here: each step imports this module, one asks this
+
+        string = self.string_keys()
+        counts = np.bincount(string)
+        xy_m = np.column_stack([np.bincount(string, self.xyz_m[:, k]) / counts for k in (0, 1)])
+        if len(xy_m) < 3:
+            return 360.0
+        tree = cKDTree(xy_m)
+        near_m = _SAME_STRING * float(np.median(tree.query(xy_m, k=2)[0][:, 1]))
+        middle = xy_m.mean(axis=0)
+        centres = [middle, *xy_m[tree.query(middle, k=3)[1]]]
+        best, period = near_m, 360.0
+        for n in range(2, 13):
+            cosine, sine = math.cos(2 * math.pi / n), math.sin(2 * math.pi / n)
+            turn = np.array([[cosine, sine], [-sine, cosine]])
+            for centre in centres:
+                apart_m = tree.query((xy_m - centre) @ turn + centre)[0]
+                # what is far is as far as any other: strings at the edge have no partner
+                mean_m = float(np.minimum(apart_m, 2 * near_m).mean())
+                if (apart_m <= near_m).mean() >= _TURNED_SHARE and mean_m < best + SAME_PLACE_M:
+                    best, period = mean_m, 360.0 / n
+        return period
 
     def sensor_idx(self, sensor_id: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Find the table row of each sensor.

@@ -188,11 +188,12 @@ def test_sizes_known_only_within_the_caps_say_so():
     assert limited == {"n_non_auxiliary", "charge"}
 
 
-def test_azimuth_is_folded_into_sixty_degrees():
-    events = pd.DataFrame({"true_azimuth": np.deg2rad([0.0, 59.0, 61.0, 359.0])})
-    assert slice_column(events, "azimuth_mod_60_deg") == pytest.approx([0.0, 59.0, 1.0, 59.0])
-    turned = pd.DataFrame({"true_azimuth": np.deg2rad(60.0 * np.arange(6))})
-    assert (slice_column(turned, "azimuth_mod_60_deg") < 60.0).all()
+def test_every_azimuth_is_in_a_bin():
+    events = pd.DataFrame({"true_azimuth": [0.0, np.deg2rad(59.0), np.pi, np.float32(2 * np.pi)]})
+    assert slice_column(events, "azimuth_deg")[:3] == pytest.approx([0.0, 59.0, 180.0])
+    azimuth = next(one for one in DIMENSIONS if one.name == "azimuth")
+    found = {low: int(inside.sum()) for low, _, inside in dimension_bins(events, azimuth)}
+    assert found == {0: 2, 60: 0, 120: 0, 180: 1, 240: 0, 300: 1}
 
 
 def test_slice_table_marks_small_bins_and_keeps_them():

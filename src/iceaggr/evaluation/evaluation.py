@@ -248,7 +248,7 @@ def evaluate_scored(
         if has_benchmark(events)
         else pd.DataFrame()
     )
-    figures = draw_figures(events, reference, config)
+    figures = draw_figures(events, reference, config, context.origin.azimuth_period_deg)
     displays = draw_displays(scored, events, context.detector)
     report_html = render_report(
         context, events, config,
@@ -279,9 +279,15 @@ def best_classical(events: pd.DataFrame) -> str:
 
 
 def draw_figures(
-    events: pd.DataFrame, reference: str, config: EvaluationConfig
+    events: pd.DataFrame,
+    reference: str,
+    config: EvaluationConfig,
+    azimuth_period_deg: float = 360.0,
 ) -> dict[str, bytes]:
-    """Draw every figure that these events allow: name -> PNG, in the order of the report."""
+    """Draw every figure that these events allow: name -> PNG, in the order of the report.
+
+    azimuth_period_deg: of the detector's strings, see `Detector.azimuth_period_deg`.
+    """
     methods = ["model", *(name for name in TITLES if f"{name}_angle_deg" in events)]
     min_events = min(config.min_events_per_bin, MIN_EVENTS_DRAWN)
     has_truth = {"energy_gev", "topology"} <= set(events.columns)
@@ -300,7 +306,9 @@ def draw_figures(
         curves = risk_coverage(events["opening_angle_deg"].to_numpy(), events["kappa"].to_numpy())
         figures["calibration"] = draw_calibration(events)
         figures["accuracy_vs_kept_share"] = draw_risk_coverage(curves)
-    figures["angle_vs_azimuth"] = draw_against_azimuth(events, reference, min_events)
+    figures["angle_vs_azimuth"] = draw_against_azimuth(
+        events, reference, min_events, azimuth_period_deg
+    )
     return figures
 
 

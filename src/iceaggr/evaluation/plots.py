@@ -38,7 +38,6 @@ from iceaggr.evaluation.slices import slice_column
 from iceaggr.events.truth import TOPOLOGIES
 
 COUNT_EDGES = tuple(float(2 ** (0.5 * step)) for step in range(4, 36))
-AZIMUTH_EDGES = tuple(np.linspace(0.0, 60.0, 13))
 COSINE_EDGES = tuple(np.linspace(-1.0, 1.0, 13))
 ENERGY_EDGES = tuple(10 ** np.linspace(1.0, 8.0, 22))
 
@@ -131,16 +130,26 @@ def draw_against_zenith(events: pd.DataFrame, classical: str, min_events: int) -
     return _draw_by_topology(events, ("cos_zenith", COSINE_EDGES), (classical, min_events), label)
 
 
-def draw_against_azimuth(events: pd.DataFrame, classical: str, min_events: int) -> bytes:
-    """Draw median and central 68 % band against the true azimuth folded into the hexagonal grid."""
+def draw_against_azimuth(
+    events: pd.DataFrame, classical: str, min_events: int, period_deg: float
+) -> bytes:
+    """Draw median and central 68 % band against the true azimuth.
+
+    period_deg: of the strings, into which the azimuth is folded; 360 if they have none.
+    """
+    # the remainder of a rounded multiple can come out as the period itself, in the last bin then
+    folded = events.assign(azimuth_folded_deg=slice_column(events, "azimuth_deg") % period_deg)
+    edges = tuple(np.linspace(0.0, period_deg, 13))
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        binning = ("azimuth_mod_60_deg", AZIMUTH_EDGES)
-        paint_profile(axes, events, binning, (classical, min_events))
+        paint_profile(axes, folded, ("azimuth_folded_deg", edges), (classical, min_events))
         angle_axis(axes)
-        axes.set_xlim(0, 60)
-        axes.set_xlabel("True azimuth mod 60° [deg]")
+        axes.set_xlim(0, period_deg)
+        fold = f" mod {period_deg:.4g}°" if period_deg < 360 else ""
+        axes.set_xlabel(f"True azimuth{fold} [deg]")
+        if period_deg == 360:
+            axes.set_xticks(range(0, 361, 60))
         _legend_below(figure, axes)
 
     return draw((7.2, 4.6), paint)

@@ -241,7 +241,7 @@ def _origin(facts: Mapping[str, Any]) -> DataOrigin:
     """Take what the file says of its events; another model's file says nothing."""
     said = facts.get("origin")
     known = {one.name for one in fields(DataOrigin)}
-    if isinstance(said, dict) and set(said) == known:
+    if isinstance(said, dict) and set(said) <= known:
         return DataOrigin(**said)
     return DataOrigin()
 

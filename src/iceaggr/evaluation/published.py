@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from iceaggr.built_in_detectors import name_of
+from iceaggr.built_in_detectors import built_in_detector, name_of
 from iceaggr.config import EvaluationConfig
 from iceaggr.detector import Detector
 from iceaggr.evaluation.baselines import TITLES
@@ -79,12 +79,20 @@ class DataOrigin:
     set_name: of the benchmark's set whose detector this is, '' for none
     preset: of iceaggr's own simulation, '' for other events
     n_official, n_events: of the official test selection, and of the whole set; 0 if unknown
+    azimuth_period_deg: of the detector's strings, 360 if they have none or nobody says
     """
 
     set_name: str = ""
     preset: str = ""
     n_official: int = 0
     n_events: int = 0
+    azimuth_period_deg: float = 360.0
+
+    def named(self, set_name: str) -> DataOrigin:
+        """Say that these are events of a set of the benchmark: one of `published_sets`."""
+        built_in = next(built_in for title, built_in, *_ in _SETS if title == set_name)
+        period_deg = built_in_detector(built_in).azimuth_period_deg
+        return replace(self, set_name=set_name, azimuth_period_deg=period_deg)
 
     @property
     def published(self) -> PublishedSet | None:

@@ -69,8 +69,9 @@ CAPTIONS = {
         " curve of an analysis that may discard events."
     ),
     "angle_vs_azimuth": (
-        "Median opening angle and central 68 % of events against true azimuth modulo 60°, the"
-        " symmetry of a hexagonal grid such as IceCube's; a wave would be an artefact of the grid."
+        "Median opening angle and central 68 % of events against true azimuth, folded by the turn"
+        " that brings the detector's strings onto strings, where there is one; a wave would be an"
+        " artefact of how they stand."
     ),
 }
 """One sentence or two below each figure."""

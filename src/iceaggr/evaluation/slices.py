@@ -180,7 +180,7 @@ WITHIN_CAPS = "(within the model's caps)"
 class Dimension:
     """One way to bin events: half-open bins [edges[i], edges[i+1]) of `column`.
 
-    column: of the event table, or `cos_zenith`, `zenith_deg`, `azimuth_mod_60_deg`, derived here.
+    column: of the event table, or `cos_zenith`, `zenith_deg`, `azimuth_deg`, derived here.
     topology: only events of this topology, when given.  labels: of the bins, instead of numbers.
     """
 
@@ -213,10 +213,10 @@ DIMENSIONS = (
         "zenith", "True zenith [deg]", "zenith_deg", (0, 30, 60, 80, 90, 100, 120, 150, 180.001)
     ),
     Dimension(
-        "azimuth_mod_60",
-        "True azimuth mod 60° [deg]",
-        "azimuth_mod_60_deg",
-        (0, 10, 20, 30, 40, 50, 60),
+        "azimuth",
+        "True azimuth [deg]",
+        "azimuth_deg",
+        (0, 60, 120, 180, 240, 300, 360.001),
     ),
     Dimension("kappa", "Predicted κ", "kappa", (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 512, INF)),
     Dimension("contained", "Vertex", "contained", (0, 1, INF), None, ("outside", "inside array")),
@@ -240,16 +240,14 @@ def slice_column(events: pd.DataFrame, column: str) -> npt.NDArray[np.float64]:
         return np.rad2deg(events["true_zenith"].to_numpy())
     if column == "cos_zenith":
         return np.cos(events["true_zenith"].to_numpy())
-    if column == "azimuth_mod_60_deg":
-        # the remainder of a rounded multiple of 60 can come out as 60 itself
-        remainder = np.rad2deg(events["true_azimuth"].to_numpy()) % 60.0
-        return np.where(remainder >= 60.0, 0.0, remainder)
+    if column == "azimuth_deg":
+        return np.rad2deg(events["true_azimuth"].to_numpy())
     return events[column].to_numpy(np.float64)
 
 
 def available_dimensions(events: pd.DataFrame) -> list[Dimension]:
     """List the dimensions that this event table can be sliced by."""
-    derived = {"cos_zenith", "zenith_deg", "azimuth_mod_60_deg"}
+    derived = {"cos_zenith", "zenith_deg", "azimuth_deg"}
     known = set(events.columns) | derived
     return [
         dimension

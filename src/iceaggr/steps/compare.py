@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -216,7 +215,7 @@ def _context(file: Path, read: PredictionFile, set_name: str) -> ReportContext:
                 expected=origin.set_name or ", ".join(names),
                 remedy="Leave --set out" if origin.set_name else "Give one of these names",
             )
-        origin = replace(origin, set_name=name)
+        origin = origin.named(name)
     facts = {"predictions": str(file), "events": f"{len(read.events):,}, those of the file"}
     return ReportContext(
         title=f"Predictions: {file.stem}",

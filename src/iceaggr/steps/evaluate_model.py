@@ -201,7 +201,8 @@ def origin_of(store: ObjectStore, raw_uri: str, detector: Detector) -> DataOrigi
     settings = note_of(store, simulated_at, SIMULATION_FILE)
     preset = str(settings.get("preset", EASY)) if settings else ""
     n_official, n_events = int(counts.get("test", 0)), sum(map(int, counts.values()))
-    return DataOrigin(set_of(detector), preset, n_official, n_events)
+    period_deg = detector.azimuth_period_deg
+    return DataOrigin(set_of(detector), preset, n_official, n_events, period_deg)
 
 
 def reading_of_set(store: ObjectStore, raw_uri: str) -> LabelReading:
