@@ -10,6 +10,7 @@ import pytest
 
 from iceaggr.config import EvaluationConfig
 from iceaggr.detector import ICE, WATER, Detector, icecube86
+from iceaggr.evaluation.baselines import TITLES
 from iceaggr.evaluation.evaluation import Evaluation, evaluate
 from iceaggr.evaluation.event_table import derived_truth
 from iceaggr.evaluation.published import (
@@ -21,10 +22,20 @@ from iceaggr.evaluation.published import (
     published_sets,
     set_of,
 )
-from iceaggr.evaluation.report import ReportContext
+from iceaggr.evaluation.report import MARKDOWN_GAP, ReportContext, benchmark_markdown
+from iceaggr.steps.promote_model import description
 from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
 
 CONFIG = EvaluationConfig(n_bootstrap=200, n_displays=0, likelihood_fit=False)
+SUMMARY = {
+    "reason": "first",
+    "table": [
+        {"title": "Model", "mean_deg": 1.0, "mean_error_deg": 0.1}
+        | {"median_deg": 1.0, "median_error_deg": 0.1}
+    ],
+    "n_events_test": 300, "n_source_files": 1, "n_source_files_reused": 0, "started_from": "",
+    "pulses_in": 1, "pulses_kept": 1, "pulses_rejected": 0,
+}  # fmt: skip
 HEXAGON = published_sets()["Hexagon"]
 
 
@@ -195,6 +206,26 @@ def test_report_marks_published_rows_and_the_easy_preset(in_hexagon: Evaluation)
     own = in_hexagon.benchmark.query("method == 'model' and current == 'nc' and band == '1tev'")
     found = in_hexagon.metrics["test_benchmark/nc_1tev_median_deg"]
     assert found == own["median_deg"].iloc[0]
+
+
+def test_headline_of_the_tracker_has_the_published_rows_beside_ours(in_hexagon: Evaluation) -> None:
+    origin = DataOrigin("Hexagon", "easy", n_official=300)
+    text = benchmark_markdown(in_hexagon.benchmark, origin, 300)
+    rows = [[cell.strip(" |") for cell in line.split(" | ")] for line in text.splitlines()]
+    of = {row[0].replace(MARKDOWN_GAP, ""): row for row in rows if len(row) > 1}
+    # of both currents' rows the later ones, of the neutral current, are read here
+    assert of["*DeepIce, published*"][2].startswith("2.53°, 20.08 %, 68.74 %")
+    assert text.count("*DeepIce, published*") == 2
+    assert text.count("| Direction of the muon itself") == 1
+    own = in_hexagon.benchmark.query("method == 'model' and current == 'nc' and band == '100tev'")
+    assert of[TITLES["model"]][2].startswith(f"{own['median_deg'].iloc[0]:.3g}"[:2])
+    assert "all 300 events of the official" in text
+    assert "published figures are of other events" in text
+    shown = description(SUMMARY, text)
+    assert text in shown
+    assert shown.index("| mean |") < shown.index("DeepIce")
+    assert benchmark_markdown(in_hexagon.benchmark, DataOrigin(), 300) == ""
+    assert "italics" not in description(SUMMARY)
 
 
 def test_what_was_scored_is_told_beside_published_figures() -> None:

@@ -291,6 +291,51 @@ def plus_minus(estimate: Estimate, scale: float = 1.0) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}".replace("-", "−")
 
 
+MARKDOWN_GAP = "&nbsp;&nbsp;"
+"""Behind a cell: MLflow sets the cells of a table side by side without one."""
+
+
+def benchmark_markdown(table: pd.DataFrame, origin: DataOrigin, n_events: int) -> str:
+    """Lay the model's figures out in Markdown, with the published rows of its set beside them.
+
+    table: see `benchmark_table`.  Returns '' where nothing is published of these events' detector.
+    """
+    published = origin.published
+    if published is None or not len(table):
+        return ""
+    lines = []
+    for block in benchmark_blocks(table, ()):
+        heads = [f"{title}, {n:,} events{MARKDOWN_GAP}" for title, n in block["bands"]]
+        title = f"{block['title']}: median, within 1°, within 5°{MARKDOWN_GAP}"
+        lines.append(f"| {' | '.join((title, *heads))} |")
+        lines.append("|---" * (1 + len(heads)) + "|")
+        for line in block["lines"]:
+            cells = [_benchmark_cell(row) for row in line["cells"]]
+            title = f"*{line['title']}*" if line["published"] else line["title"]
+            row = " | ".join(f"{cell}{MARKDOWN_GAP}" for cell in (title, *cells))
+            lines.append(f"| {row} |")
+        lines.append("")
+    said = (
+        f"Rows in italics are published, of NuBench's {published.name}, without errors: {SOURCE}."
+    )
+    return "\n".join([*lines, " ".join([said, origin.scored_words(n_events), *origin.sentences()])])
+
+
+def _benchmark_cell(row: Mapping[str, Any] | None) -> str:
+    """Write median and shares within 1 and 5 degrees."""
+    if row is None:
+        return "–"
+    words = []
+    for name, sign, scale in (
+        ("median_deg", "°", 1),
+        ("within_1deg", " %", 100),
+        ("within_5deg", " %", 100),
+    ):
+        one = Estimate(row[name], row[f"{name}_error"], row[name], row[name])
+        words.append("–" if np.isnan(one.value) else f"{plus_minus(one, scale)}{sign}")
+    return ", ".join(words)
+
+
 def _aspect(png: bytes) -> float:
     # the header of a PNG holds width and height as big-endian integers
     width, height = struct.unpack(">II", png[16:24])

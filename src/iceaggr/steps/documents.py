@@ -76,6 +76,8 @@ class EvaluationPointer(BaseModel):
     report_uri: str
     n_events: int = Field(ge=0)
     table: tuple[AngleRow, ...]
+    benchmark: str = ""
+    """Markdown: the figures beside the published ones, where the data set has such."""
 
     def check_subject(self, model_uri: str, model_digest: str, data_digest: str) -> None:
         """Compare what was evaluated with the model and the data that are to be judged.

@@ -21,7 +21,7 @@ from iceaggr.evaluation.evaluation import Evaluation, evaluate
 from iceaggr.evaluation.metrics import method_table, model_estimates
 from iceaggr.evaluation.prediction_files import facts_of, with_facts
 from iceaggr.evaluation.published import EASY, DataOrigin, set_of
-from iceaggr.evaluation.report import ReportContext
+from iceaggr.evaluation.report import ReportContext, benchmark_markdown
 from iceaggr.events.label_reading import LabelReading
 from iceaggr.events.truth import read_truth
 from iceaggr.interfaces import ObjectStore, Tracker
@@ -89,6 +89,9 @@ def run_evaluate_model(
             report_uri=context.paths.report_uri,
             n_events=len(evaluation.events),
             table=_angle_table(evaluation),
+            benchmark=benchmark_markdown(
+                evaluation.benchmark, report_context.origin, len(evaluation.events)
+            ),
         )
         tables = tables_of(evaluation, context.config.evaluation)
         context.open_store().write_bytes(headline.events_uri, events)

@@ -19,6 +19,7 @@ import pandas as pd
 
 from iceaggr.errors import IceaggrError, TrackingError
 from iceaggr.evaluation.promotion import Verdict, decide_promotion, refuse_false_confidence
+from iceaggr.evaluation.report import MARKDOWN_GAP
 from iceaggr.interfaces import ObjectStore, Tracker
 from iceaggr.losses import trains_kappa
 from iceaggr.models.bundle import load_model
@@ -87,7 +88,7 @@ def run_promote_model(
         write_document(verdict_path, f"**{model_uri}**\n\n{verdict.reason}\n")
         _track(tracker, model_uri, verdict, text)
         tracker.log_text(card.html, f"{EVALUATION}/{CARD_FILE}")
-        tracker.set_tags({"mlflow.note.content": description(summary)})
+        tracker.set_tags({"mlflow.note.content": description(summary, headline.benchmark)})
         if failure is not None:
             raise failure
         progress.conclude(verdict.reason)
@@ -266,9 +267,12 @@ def make_summary(
     }
 
 
-def description(summary: dict[str, Any]) -> str:
-    """Write the headline as Markdown, which MLflow shows at the top of the run."""
-    gap = "&nbsp;&nbsp;"  # MLflow sets the cells of a table side by side without one
+def description(summary: dict[str, Any], benchmark: str = "") -> str:
+    """Write the headline as Markdown, which MLflow shows at the top of the run.
+
+    benchmark: Markdown as well, the figures beside published ones.
+    """
+    gap = MARKDOWN_GAP
     # MLflow folds all but the first lines: what matters most comes first, in two sentences
     model = summary["table"][0]
     headline = (
@@ -288,6 +292,7 @@ def description(summary: dict[str, Any]) -> str:
             f"| opening angle, {summary['n_events_test']:,} test events | mean | median |",
             "|---|---|---|",
             *rows,
+            f"\n{benchmark}" if benchmark else "",
             f"\n{reuse_words(summary)}; training started from {summary['started_from']}",
             f"\n{summary['pulses_in']:,} pulses in = {summary['pulses_kept']:,} kept"
             f" + {summary['pulses_rejected']:,} rejected; report: artifact evaluation/report.html",
