@@ -448,7 +448,7 @@ def test_official_icecube_events_are_known_by_the_places_of_their_sensors(tmp_pa
     pulses, meta, notes = converted(tmp_path / "raw", OSC_NEXT)
     assert len(pulses) == 56
     assert len(meta) == 5
-    assert any("its whole table is taken" in note for note in notes)
+    assert any("the whole table is taken" in note for note in notes)
     connection = sqlite3.connect(OSC_NEXT)
     source = pd.read_sql("SELECT * FROM SRTInIcePulses", connection)
     connection.close()

@@ -2,11 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iceaggr.detector import WATER, icecube86
+from iceaggr.built_in_detectors import built_in_detector
+from iceaggr.detector import ICE, WATER, icecube86
 from iceaggr.errors import DetectorError, RawDataError
 from iceaggr.events.conversion import plan_conversion
-from iceaggr.events.conversion.sensors import read_geometry
+from iceaggr.events.conversion.sensors import Sensors, read_geometry
 from iceaggr.events.layout import load_detector
+from iceaggr.events.sources import ChosenTable
 from iceaggr.storage import open_store
 from tests.events.conversion.foreign_files import (
     SHARED,
@@ -37,6 +39,25 @@ def test_without_a_geometry_only_lit_sensors_are_known_and_that_is_told(tmp_path
     _, _, notes = converted(tmp_path / "raw", few(tmp_path))
     assert geometry_of(tmp_path / "raw")["sensor_id"].max() < 3
     assert any(note.startswith("geometry: incomplete, only the") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "medium"),
+    [("icecube86", ICE), ("triangle", WATER), ("flower-xl", WATER), ("hexagon", None)],
+)
+def test_a_built_in_detector_is_known_by_few_lit_sensors_whatever_their_numbers(name, medium):
+    known = built_in_detector(name)
+    lit = np.array([3, 17, 40])
+    columns = {"x_m": "x", "y_m": "y", "z_m": "z", "sensor_id": "s"}
+    chosen = ChosenTable("hits", ("event",), columns, {}, {})
+    sensors = Sensors(chosen, None, "column")
+    sensors.number({"sensor_id": 900 - lit}, known.xyz_m[lit], "here")
+    found, renamed, sentence = sensors.detector()
+    assert found.n_sensors == known.n_sensors
+    assert found.stated_medium == medium
+    to_id = dict(zip(renamed["number"], renamed["sensor_id"], strict=True))
+    assert [to_id[number] for number in 900 - lit] == known.sensor_id[lit].tolist()
+    assert f"3 sensors that recorded a pulse stand where those of {name}" in sentence
 
 
 @pytest.mark.parametrize("kind", ["csv", "blanks", "parquet", "pairs", "places"])

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.spatial import cKDTree
 
-from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector
-from iceaggr.detector import SAME_PLACE_M, Detector
+from iceaggr.built_in_detectors import built_in_detector, names_around
+from iceaggr.detector import Detector
 from iceaggr.errors import DetectorError, MachineError, RawDataError
 from iceaggr.events.cleaning import lone_pulses
 from iceaggr.events.conversion.convert import Conversion, ConversionSettings, Dealt, lacking_words
@@ -113,12 +112,7 @@ def recognised_detector(source: SqliteSet | ParquetSet, tables: Tables, medium: 
         for _, where, columns in chosen.pulses.read(names)
     ]
     places = np.unique(np.concatenate([np.empty((0, 3)), *parts]), axis=0)
-    fitting = [
-        name
-        for name in BUILT_IN_NAMES
-        if len(places)
-        and cKDTree(built_in_detector(name).xyz_m).query(places)[0].max() <= SAME_PLACE_M
-    ]
+    fitting = names_around(places)
     if len(fitting) < 2:
         return "".join(fitting)
     column = tables.truth.columns.get("energy_gev", "")

@@ -16,14 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.spatial import cKDTree
 
-from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector, names_at
+from iceaggr.built_in_detectors import (
+    BUILT_IN_NAMES,
+    built_in_detector,
+    names_around,
+    names_at,
+    rows_at,
+)
 from iceaggr.detector import (
     BUILT_IN,
     SAME_PLACE_M,
     WATER,
     Detector,
     Medium,
-    icecube86,
     medium_of,
     parse_geometry,
 )
@@ -346,13 +351,16 @@ class Sensors:
         if self._table is not None:
             n_sensors = self._table.detector.n_sensors
             return self._table.detector, {}, f"geometry: the {n_sensors} sensors that were given"
-        known = icecube86()
-        distance, row = cKDTree(known.xyz_m).query(self._xyz)
-        if len(row) and (distance <= SAME_PLACE_M).all():
+        names = names_around(self._xyz)
+        if names:
+            known, row = built_in_detector(names[0]), rows_at(names[0], self._xyz)
+            if len({built_in_detector(name).medium for name in names}) > 1:
+                # the same places in water and in ice, and nobody says which
+                known = replace(known, stated_medium=None)
             sentence = (
                 f"geometry: the {len(row)} sensors that recorded a pulse stand where those of"
             )
-            sentence += f" {BUILT_IN} do; its whole table is taken"
+            sentence += f" {' and '.join(names)} do; the whole table is taken"
             return known, {"number": self._key, "sensor_id": known.sensor_id[row]}, sentence
         n_sensors = len(self._key)
         found = Detector(
