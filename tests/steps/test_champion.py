@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from iceaggr.config import ExperimentConfig, ModelConfig, PromotionConfig
 from iceaggr.detector import icecube86
@@ -24,6 +23,7 @@ from iceaggr.steps.champion import (
 )
 from iceaggr.storage import open_store
 from tests.batches.shard_builder import write_shards
+from tests.steps.conftest import small_model
 
 # Test events that were no train events of a model with another split.
 
@@ -79,10 +79,8 @@ def manifest(tmp_path_factory):
 @pytest.fixture(scope="module")
 def champion() -> LoadedModel:
     """A small network with random weights, of the default split."""
-    torch.manual_seed(0)
-    config = ModelConfig(d_model=8, n_heads=1, n_dom_layers=1, n_event_layers=1, dropout=0.0)
-    model = build_model(config, Normalization.seed()).eval()
-    return LoadedModel(model, icecube86(), facts_of(config))
+    model = small_model(Normalization.seed()).eval()
+    return LoadedModel(model, icecube86(), facts_of(model.config))
 
 
 def facts_of(model: ModelConfig, **data):

@@ -6,20 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from iceaggr.config import ExperimentConfig, ModelConfig
+from iceaggr.config import ExperimentConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import ConfigError, EvaluationError, RawDataError
 from iceaggr.evaluation.prediction_files import facts_of, read_predictions
 from iceaggr.evaluation.published import DataOrigin
-from iceaggr.events.reading import read_raw_events
-from iceaggr.models import build_model
-from iceaggr.models.bundle import save_model
-from iceaggr.shards.sketches import merge_sketches
-from iceaggr.shards.sketching import sketch_events
 from iceaggr.shards.split import TEST, split_idx
-from iceaggr.shards.statistics import fit_normalization
 from iceaggr.steps.compare import run_export
 from iceaggr.steps.documents import EvaluationPointer
 from iceaggr.steps.evaluate_model import origin_of, parquet_of
@@ -28,23 +21,7 @@ from iceaggr.steps.run_folder import RunFolder
 from iceaggr.storage import open_store
 from iceaggr.validation import sha256_of
 from tests.events.raw_layout import write_raw_layout
-
-SETTINGS = ExperimentConfig.model_validate(
-    {"data": {"test_share": 0.4, "max_rejected_share": 0.2}, "evaluation": {"n_bootstrap": 123}}
-)
-
-
-@pytest.fixture(scope="module")
-def model_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    store = open_store()
-    trained = write_raw_layout(tmp_path_factory.mktemp("trained"), seed=5)
-    sketches = [sketch_events(chunk, icecube86()) for chunk in read_raw_events(store, trained)]
-    torch.manual_seed(0)
-    config = ModelConfig(d_model=8, n_heads=1, n_dom_layers=1, n_event_layers=1, dropout=0.0)
-    model = build_model(config, fit_normalization(merge_sketches(sketches)))
-    facts = {"experiment": SETTINGS.model_dump(mode="json")}
-    uri = (tmp_path_factory.mktemp("model") / "saved").as_uri()
-    return save_model(store, uri, model, icecube86().to_csv(), facts)
+from tests.steps.conftest import SETTINGS
 
 
 def write_truth(folder: Path, **columns: object) -> pd.DataFrame:
@@ -73,16 +50,16 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
-def exported(model_uri: str, raw: Path, output: Path) -> pd.DataFrame:
-    run_predict(model_uri, raw.as_uri(), output, layout_name="nubench")
+def exported(trained_uri: str, raw: Path, output: Path) -> pd.DataFrame:
+    run_predict(trained_uri, raw.as_uri(), output, layout_name="nubench")
     return read_predictions(output).events
 
 
 def test_test_events_of_the_models_split_are_written_with_truth_and_label(
-    model_uri: str, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained_uri: str, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth = write_truth(raw)
-    found = exported(model_uri, raw, tmp_path / "mine_direction.parquet").set_index("event_id")
+    found = exported(trained_uri, raw, tmp_path / "mine_direction.parquet").set_index("event_id")
     meta = pd.read_parquet(raw / "train_meta.parquet").set_index("event_id")
     data = SETTINGS.data
     ids = meta.index.to_numpy()
@@ -94,7 +71,7 @@ def test_test_events_of_the_models_split_are_written_with_truth_and_label(
     assert found["true_zenith"].to_numpy() == pytest.approx(meta.loc[found.index, "zenith"])
     assert f"{len(found)} events of train/ in " in capsys.readouterr().out
     # the same directions as a plain prediction has
-    run_predict(model_uri, raw.as_uri(), tmp_path / "plain.parquet")
+    run_predict(trained_uri, raw.as_uri(), tmp_path / "plain.parquet")
     plain = pd.read_parquet(tmp_path / "plain.parquet").set_index("event_id").loc[found.index]
     assert found["zenith"].to_numpy() == pytest.approx(plain["zenith"], abs=1e-5)
     assert found["kappa"].to_numpy() == pytest.approx(plain["kappa"], rel=1e-4)
@@ -102,38 +79,38 @@ def test_test_events_of_the_models_split_are_written_with_truth_and_label(
 
 
 def test_official_test_selection_goes_before_the_split_by_id(
-    model_uri: str, raw: Path, tmp_path: Path
+    trained_uri: str, raw: Path, tmp_path: Path
 ) -> None:
     write_truth(raw)
     meta = pd.read_parquet(raw / "train_meta.parquet")
     official = np.where(np.arange(len(meta)) % 7 == 0, "test", "train")
     meta.assign(split=official).to_parquet(raw / "train_meta.parquet", index=False)
-    found = exported(model_uri, raw, tmp_path / "mine_direction.parquet")
+    found = exported(trained_uri, raw, tmp_path / "mine_direction.parquet")
     assert found["event_id"].tolist() == sorted(meta["event_id"][official == "test"])
 
 
 def test_events_without_what_the_benchmark_holds_are_refused_before_any_is_predicted(
-    model_uri: str, raw: Path, tmp_path: Path
+    trained_uri: str, raw: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "mine_direction.parquet"
     with pytest.raises(ConfigError, match=r"events have no truth \[--layout nubench\]"):
-        exported(model_uri, raw, output)
+        exported(trained_uri, raw, output)
     write_truth(raw, flavour=None)
     with pytest.raises(EvaluationError, match="found no flavour, expected interaction"):
-        exported(model_uri, raw, output)
+        exported(trained_uri, raw, output)
     write_truth(raw)
     with pytest.raises(ConfigError, match="the benchmark's tool would not find this file"):
-        exported(model_uri, raw, tmp_path / "mine.parquet")
+        exported(trained_uri, raw, tmp_path / "mine.parquet")
     assert not output.exists()
     output.write_text("my notes")
     with pytest.raises(ConfigError, match="a file of something else has this name"):
-        exported(model_uri, raw, output)
+        exported(trained_uri, raw, output)
 
 
-def test_events_without_labels_are_refused(model_uri: str, tmp_path: Path) -> None:
+def test_events_without_labels_are_refused(trained_uri: str, tmp_path: Path) -> None:
     write_raw_layout(tmp_path / "bare", n_files=1, n_events_per_file=35, labels=False)
     with pytest.raises(ConfigError, match=r"events have no truth .* found .*test/ without labels"):
-        exported(model_uri, tmp_path / "bare", tmp_path / "mine_direction.parquet")
+        exported(trained_uri, tmp_path / "bare", tmp_path / "mine_direction.parquet")
 
 
 def note(folder: Path, name: str, **content: object) -> str:

@@ -8,43 +8,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from iceaggr.config import BatchConfig, ExperimentConfig, ModelConfig
+from iceaggr.config import BatchConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import ConfigError, DetectorError, ModelError, RawDataError
 from iceaggr.events.layout import find_layout
-from iceaggr.events.reading import read_raw_events
-from iceaggr.models import build_model
 from iceaggr.models.bundle import load_model, save_model
 from iceaggr.normalization_document import Normalization
 from iceaggr.reconstruction.refinement import MIN_CHARGE_PE
-from iceaggr.shards.sketches import merge_sketches
-from iceaggr.shards.sketching import sketch_events
-from iceaggr.shards.statistics import fit_normalization
 from iceaggr.steps.predict import PredictionInput, run_predict
 from iceaggr.storage import open_store
 from tests.events.raw_layout import write_raw_layout
+from tests.steps.conftest import small_model
 
 # What a model is asked about: wrong files are refused and leave no file, few events are let by.
 
 N_PER_FILE = 35
 Change = Callable[[pd.DataFrame], object]
-
-
-@pytest.fixture(scope="module")
-def trained_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose normalisation is fitted to events like those of `raw`."""
-    store = open_store()
-    trained = write_raw_layout(tmp_path_factory.mktemp("trained"), seed=5)
-    sketches = [sketch_events(chunk, icecube86()) for chunk in read_raw_events(store, trained)]
-    torch.manual_seed(0)
-    config = ModelConfig(d_model=8, n_heads=1, n_dom_layers=1, n_event_layers=1, dropout=0.0)
-    model = build_model(config, fit_normalization(merge_sketches(sketches)))
-    settings = ExperimentConfig.model_validate({"data": {"max_rejected_share": 0.2}})
-    facts = {"experiment": settings.model_dump(mode="json")}
-    uri = (tmp_path_factory.mktemp("model") / "saved").as_uri()
-    return save_model(store, uri, model, icecube86().to_csv(), facts)
 
 
 @pytest.fixture
@@ -176,9 +156,7 @@ def test_event_without_a_valid_pulse_gets_what_was_asked_for(
 
 @pytest.fixture(scope="module")
 def model_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    config = ModelConfig(d_model=8, n_heads=1, n_dom_layers=1, n_event_layers=1, dropout=0.0)
-    model = build_model(config, Normalization.seed())
+    model = small_model(Normalization.seed())
     uri = (tmp_path_factory.mktemp("model") / "saved").as_uri()
     return save_model(open_store(), uri, model, icecube86().to_csv(), {})
 
