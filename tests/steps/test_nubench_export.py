@@ -123,7 +123,7 @@ def test_origin_is_what_lies_beside_the_raw_events(tmp_path: Path) -> None:
     store, detector = open_store(), icecube86()
     real = tmp_path / "real"
     real.mkdir()
-    assert origin_of(store, real.as_uri(), detector) == DataOrigin()
+    assert origin_of(store, real.as_uri(), detector) == DataOrigin(azimuth_period_deg=60)
     old = note(tmp_path / "old", "simulation.json", seed=1)
     assert origin_of(store, old, detector).preset == "easy"
     new = note(tmp_path / "new", "simulation.json", seed=1, preset="competition")
@@ -132,9 +132,9 @@ def test_origin_is_what_lies_beside_the_raw_events(tmp_path: Path) -> None:
     converted = note(
         tmp_path / "nubench", "conversion.json", layout="nubench", root_uri=old, n_events=counts
     )
-    assert origin_of(store, converted, detector) == DataOrigin("", "easy", 15, 100)
+    assert origin_of(store, converted, detector) == DataOrigin("", "easy", 15, 100, 60)
     (tmp_path / "old" / "simulation.json").unlink()
-    assert origin_of(store, converted, detector) == DataOrigin("", "", 15, 100)
+    assert origin_of(store, converted, detector) == DataOrigin("", "", 15, 100, 60)
 
 
 def test_damaged_note_is_named(tmp_path: Path) -> None:
