@@ -15,7 +15,7 @@ from iceaggr.evaluation.calibration import (
     probability_inside,
     pulls,
     risk_coverage,
-    width_ratios,
+    width_parts,
 )
 
 
@@ -125,8 +125,25 @@ def test_claimed_width_is_that_of_samples_and_of_the_limits():
 def test_width_ratios_tell_which_part_claims_too_much():
     kappa = np.repeat([0.5, 8.0, 200.0], 2000)
     angle = sampled_angles(kappa)
-    np.testing.assert_allclose(width_ratios(angle, kappa, 3), 1.0, atol=0.05)
+    np.testing.assert_allclose(ratios(angle, kappa, 3), 1.0, atol=0.05)
     # the surest third claims half of its true width
     boastful = np.where(kappa > 100, 4 * kappa, kappa)
-    np.testing.assert_allclose(width_ratios(angle, boastful, 3), [1, 1, 2], atol=0.1)
-    assert len(width_ratios(angle[:4], kappa[:4])) == 4
+    np.testing.assert_allclose(ratios(angle, boastful, 3), [1, 1, 2], atol=0.1)
+    assert len(width_parts(angle[:4], kappa[:4])) == 4
+    surest = width_parts(angle, boastful, 3)[-1]
+    assert (surest.n_events, surest.kappa_low, surest.kappa_high) == (2000, 800, 800)
+    # narrow errors: sin(psi / 2) has the root mean square of 1 / sqrt(2 kappa)
+    assert surest.claimed_deg == pytest.approx(np.rad2deg(np.sqrt(2 / 800)), rel=1e-3)
+    assert surest.found_deg == pytest.approx(np.rad2deg(np.sqrt(2 / 200)), rel=0.05)
+
+
+def test_error_of_a_width_ratio_is_the_spread_over_samples():
+    kappa = np.full(40_000, 30.0)
+    angle = containment_angle(kappa, np.random.default_rng(0).random(40_000))
+    parts = [width_parts(angle[k::100], kappa[k::100], 1)[0] for k in range(100)]
+    spread = np.std([part.ratio for part in parts])
+    assert np.mean([part.error for part in parts]) == pytest.approx(spread, rel=0.2)
+
+
+def ratios(angle: np.ndarray, kappa: np.ndarray, n_parts: int) -> list[float]:
+    return [part.ratio for part in width_parts(angle, kappa, n_parts)]

@@ -1,5 +1,6 @@
 """Tables of figures: every statistic of every method with its interval."""
 
+import numpy as np
 import pytest
 
 from iceaggr.config import EvaluationConfig
@@ -55,6 +56,16 @@ def test_method_table_has_gain_and_what_only_the_model_has(summaries_and_events)
     )
     assert mine.loc["bias_z", "error"] == pytest.approx(metrics["test_bias/z_error"])
     assert mine.loc["coverage_68", "value"] == pytest.approx(metrics["test_kappa/coverage_68"])
+
+
+def test_worst_tenth_by_kappa_is_tracked(summaries_and_events):
+    summaries, events = summaries_and_events
+    changed = events.assign(kappa=np.linspace(1, 3, len(events)), opening_angle_deg=70.0)
+    surest = changed.index[-len(events) // 10 :]
+    changed.loc[surest, "kappa"] = 1e4
+    metrics = flat_metrics(changed, summaries)
+    assert metrics["test_kappa/worst_width_ratio"] == pytest.approx(81.1, rel=0.01)
+    assert metrics["test_kappa/worst_width_ratio_error"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_names_differ_within_what_a_tracker_shows(summaries_and_events):

@@ -12,6 +12,7 @@ from iceaggr.evaluation.report import (
     _likelihood_sentence,
     coverage_rows,
     plus_minus,
+    width_rows,
 )
 from iceaggr.evaluation.slices import Estimate
 
@@ -80,6 +81,17 @@ def test_coverage_is_counted_for_all_events_and_each_topology():
     assert [title for title, _, _ in coverage_rows(events.drop(columns="topology"))] == [
         "All events"
     ]
+
+
+def test_tenths_by_kappa_are_told_with_claimed_and_found_width():
+    kappa = np.repeat([2.0, 5000.0], [900, 100])
+    events = pd.DataFrame({"opening_angle_deg": np.where(kappa > 2, 2.3, 60.0), "kappa": kappa})
+    rows = width_rows(events)
+    assert [row.n_events for row in rows] == [100] * 10
+    # kappa 5000 claims sqrt(2 / 5000) = 1.146 degrees
+    assert (rows[-1].claimed_deg, rows[-1].found_deg) == pytest.approx((1.146, 2.3), abs=1e-3)
+    assert rows[-1].ratio == pytest.approx(2.0, rel=0.01)
+    assert width_rows(events.drop(columns="kappa")) == []
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,24 @@ class RiskCoverage:
     p90_deg: FloatArray
 
 
+@dataclass(frozen=True)
+class WidthPart:
+    """How wide the errors of some events are, and how wide their kappa says they are.
+
+    claimed_deg, found_deg: root mean square of sin(psi / 2), which is what the likelihood teaches
+    kappa whatever the shape of the errors, as the angle psi.  ratio: found over claimed width, 1
+    where kappa is honest.  error: standard error of the ratio, NaN for one event
+    """
+
+    n_events: int
+    kappa_low: float
+    kappa_high: float
+    claimed_deg: float
+    found_deg: float
+    ratio: float
+    error: float
+
+
 def probability_inside(angle_rad: FloatArray, kappa: FloatArray) -> FloatArray:
     """Compute the probability integral transform (PIT) of each event.
 
@@ -130,18 +148,31 @@ def claimed_width(kappa: FloatArray) -> FloatArray:
     return np.sqrt(lost_cosine / 2)
 
 
-def width_ratios(angle_rad: FloatArray, kappa: FloatArray, n_parts: int = 10) -> FloatArray:
-    """Divide the width found by the width claimed, in equal parts of the events by kappa.
+def width_parts(angle_rad: FloatArray, kappa: FloatArray, n_parts: int = 10) -> list[WidthPart]:
+    """Compare the width found with the width claimed, in equal parts of the events by kappa.
 
-    The width is the root mean square of sin(psi / 2), which is what the likelihood teaches kappa,
-    whatever the shape of the errors. angle_rad, kappa: (N,). Returns (n_parts,), the least sure
-    part first, 1 where kappa is honest; fewer parts where there are fewer events.
+    angle_rad, kappa: (N,). Returns n_parts, the least sure one first; fewer where there are fewer
+    events.
     Raises: EvaluationError if the shapes differ or a kappa is negative or not finite.
     """
     angle_rad, kappa = _checked(angle_rad, kappa)
     found, claimed = np.sin(angle_rad / 2) ** 2, claimed_width(kappa) ** 2
     parts = np.array_split(np.argsort(kappa, kind="stable"), min(n_parts, len(kappa)))
-    return np.sqrt([found[part].mean() / claimed[part].mean() for part in parts])
+    return [_width_part(found[part], claimed[part], kappa[part]) for part in parts]
+
+
+def _width_part(found: FloatArray, claimed: FloatArray, kappa: FloatArray) -> WidthPart:
+    ratio = math.sqrt(found.mean() / claimed.mean())
+    relative = found.std() / math.sqrt(len(found)) / max(float(found.mean()), 1e-300)
+    return WidthPart(
+        n_events=len(found),
+        kappa_low=float(kappa.min()),
+        kappa_high=float(kappa.max()),
+        claimed_deg=math.degrees(2 * math.asin(math.sqrt(claimed.mean()))),
+        found_deg=math.degrees(2 * math.asin(math.sqrt(found.mean()))),
+        ratio=ratio,
+        error=ratio * float(relative) / 2 if len(found) > 1 else math.nan,
+    )
 
 
 def expected_pull_density(kappa: FloatArray, edges: FloatArray) -> FloatArray:

@@ -15,6 +15,7 @@ from iceaggr.evaluation.calibration import (
     calibration_gap,
     coverage,
     pulls,
+    width_parts,
 )
 from iceaggr.evaluation.event_table import angles_of, nats_of, pit_of
 from iceaggr.evaluation.slices import (
@@ -113,7 +114,8 @@ def flat_metrics(events: pd.DataFrame, summaries: list[MethodSummary]) -> dict[s
     test_track/, test_cascade/... the model and the baselines on one topology
     test_muon/, test_nomuon/...   the same with and without an atmospheric muon in the readout
     test_kappa/...                calibration: coverage with its error, mean coverage error (gap);
-                                  negative log-likelihood in nats per event, ignorance has 2.53
+                                  negative log-likelihood in nats per event, ignorance has 2.53;
+                                  width found over claimed of the tenth by kappa farthest from 1
     test_bias/...                 mean of predicted minus true unit vector with its error
     test_baselines/...            each baseline, and the model's paired gain over it with its error
     test_speed/...                microseconds per event
@@ -176,6 +178,9 @@ def _calibration_metrics(events: pd.DataFrame) -> dict[str, float]:
     metrics["test_kappa/negative_log_likelihood"] = float(nats.mean())
     error = float(nats.std(ddof=1)) / math.sqrt(len(nats)) if len(nats) > 1 else math.nan
     metrics["test_kappa/negative_log_likelihood_error"] = error
+    worst = max(width_parts(angle_rad, kappa), key=lambda part: abs(math.log(part.ratio or 1e-300)))
+    metrics["test_kappa/worst_width_ratio"] = worst.ratio
+    metrics["test_kappa/worst_width_ratio_error"] = worst.error
     metrics["test_kappa/pull_median"] = float(np.median(pulls(angle_rad, kappa)))
     return metrics
 

@@ -14,8 +14,8 @@ import yaml
 from iceaggr.config import EvaluationConfig
 from iceaggr.detector import Detector
 from iceaggr.evaluation.baselines import TITLES
-from iceaggr.evaluation.calibration import Coverage, coverage
-from iceaggr.evaluation.event_table import pit_of
+from iceaggr.evaluation.calibration import Coverage, WidthPart, coverage, width_parts
+from iceaggr.evaluation.event_table import angles_of, pit_of
 from iceaggr.evaluation.metrics import MUON_PARTS, MethodSummary, model_estimates, muon_parts
 from iceaggr.evaluation.published import SOURCE, DataOrigin, benchmark_blocks
 from iceaggr.evaluation.slices import Estimate
@@ -153,6 +153,7 @@ def render_report(
         wide=[name for name, png in figures.items() if _aspect(png) > WIDE_FROM],
         slices=group_slices(results["slices"]),
         coverages=coverage_rows(events),
+        widths=width_rows(events),
         of_model=of_model,
         settings=yaml.safe_dump(_plain(context.settings), sort_keys=False),
         pm=plus_minus,
@@ -272,6 +273,13 @@ def coverage_rows(events: pd.DataFrame) -> list[tuple[str, int, list[Coverage]]]
     pit = pit_of(events)
     chosen = {title: pit[inside] for title, inside in parts.items()}
     return [(title, len(part), coverage(part)) for title, part in chosen.items() if len(part)]
+
+
+def width_rows(events: pd.DataFrame) -> list[WidthPart]:
+    """Compare claimed and found widths in tenths of the events by kappa; nothing without kappa."""
+    if "kappa" not in events:
+        return []
+    return width_parts(np.deg2rad(angles_of(events, "model")), events["kappa"].to_numpy())
 
 
 def group_slices(slices: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -17,7 +17,7 @@ import torch
 
 from iceaggr.angles import unit_vector
 from iceaggr.batches import EventLoader
-from iceaggr.evaluation.calibration import coverage, width_ratios
+from iceaggr.evaluation.calibration import coverage, width_parts
 from iceaggr.evaluation.evaluation import energy_words
 from iceaggr.evaluation.event_display import EventSnapshot, draw_event, snapshot
 from iceaggr.evaluation.event_table import angles_of, nats_of, pit_of, true_direction
@@ -144,11 +144,11 @@ def confidence_facts(loaded: LoadedModel, events: pd.DataFrame) -> Facts:
     found = coverage(pit_of(events))
     shares = " / ".join(f"{100 * one.share:.1f}" for one in found)
     levels = " / ".join(f"{100 * one.level:.0f}" for one in found)
-    ratios = width_ratios(np.deg2rad(angle_deg), kappa)
+    ratios = [part.ratio for part in width_parts(np.deg2rad(angle_deg), kappa)]
     surer = angle_deg[kappa >= np.median(kappa)]
     return {
         "coverage": f"{shares} % of events inside their {levels} % regions",
-        "found over claimed width": f"{ratios.min():.2f} to {ratios.max():.2f} over"
+        "found over claimed width": f"{min(ratios):.2f} to {max(ratios):.2f} over"
         f" {len(ratios)} equal parts of the events by kappa; 1 is honest",
         "surer half": f"mean angle {surer.mean():.2f} deg, {angle_deg.mean():.2f} for all",
     }
