@@ -12,6 +12,7 @@ from iceaggr.detector import WATER, icecube86
 from iceaggr.errors import DetectorError, ModelError, StorageError
 from iceaggr.models import build_model
 from iceaggr.models.bundle import load_model, save_model
+from iceaggr.models.kappa_map import KappaMap
 from iceaggr.models.seed_frame import dom_statistics, find_seeds, seed_frame
 from iceaggr.normalization_document import Normalization
 from iceaggr.storage import open_store
@@ -39,6 +40,25 @@ def test_loaded_model_predicts_the_same_bits(saved) -> None:
     assert loaded.facts == {"run": "abc", "mean_deg": 60.5}
     assert loaded.detector.n_sensors == 5160
     assert not loaded.model.training
+
+
+def test_map_of_kappa_travels_with_a_model_and_is_applied_once(saved) -> None:
+    store, uri, model, folder = saved
+    assert "kappa_map" not in json.loads((folder / "model.json").read_text())
+    batch = random_event_batch(10)
+    with torch.no_grad():
+        own = model(batch)
+    assert load_model(store, uri).model.kappa_map is None, "a model of before has none"
+    model.kappa_map = KappaMap(log_kappa=(0.0,), log_factor=(-0.7,))
+    save_model(store, uri, model, GEOMETRY, {})
+    for _ in range(2):
+        loaded = load_model(store, uri).model
+        with torch.no_grad():
+            told = loaded(batch)
+        torch.testing.assert_close(told.kappa, own.kappa * 0.4965853)
+        torch.testing.assert_close(told.direction, own.direction)
+        # as a model that is fetched and kept elsewhere
+        save_model(store, uri, loaded, GEOMETRY, {})
 
 
 def test_loaded_model_knows_the_medium_of_its_detector(saved) -> None:
@@ -98,6 +118,11 @@ def test_load_refuses_a_missing_file(saved) -> None:
         ({"facts": None}, "not the document.*no facts"),
         ({"model": [1]}, "not the document.*no model"),
         ({"model": {"d_model": 24, "n_heads": 2}}, "does not fit"),
+        (
+            {"kappa_map": {"log_kappa": [0, 1], "log_factor": [2, 0]}},
+            r"does not fit.*found kappa_map.*does not rise",
+        ),
+        ({"kappa_map": {"log_kappa": [0]}}, r"does not fit.*found kappa_map\.log_factor"),
         ({"model": {"nonsense": 1}}, r"does not fit.*found model\.nonsense: 1, expected"),
         (
             {"normalization": {"preset": "fitted", "time_ns": 3}},

@@ -8,6 +8,7 @@ import torch
 from iceaggr.config import ExperimentConfig, ModelConfig
 from iceaggr.models.bundle import save_model
 from iceaggr.models.hierarchical import build_model
+from iceaggr.models.kappa_map import KappaMap
 from iceaggr.normalization_document import Normalization
 from iceaggr.storage import open_store
 
@@ -25,6 +26,7 @@ def saved_model(tmp_path_factory, geometry_csv):
     torch.manual_seed(0)
     experiment = ExperimentConfig(model=TINY)
     model = build_model(TINY, Normalization.seed())
+    model.kappa_map = KappaMap(log_kappa=(0.0,), log_factor=(-0.7,))
     facts = {"experiment": experiment.model_dump(mode="json")}
     folder = (tmp_path_factory.mktemp("saved") / "model").as_uri()
     return save_model(open_store(), folder, model, geometry_csv, facts)

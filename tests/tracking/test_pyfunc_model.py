@@ -57,6 +57,15 @@ def test_pyfunc_predicts_what_evaluation_predicts(pyfunc, raw, expected):
     pd.testing.assert_frame_equal(predicted, expected, rtol=0, atol=1e-6)
 
 
+def test_pyfunc_applies_the_map_of_kappa_once(pyfunc, raw, saved_model):
+    loaded = load_model(open_store(), saved_model)
+    loaded.model.kappa_map = None
+    chunks = read_raw_events(open_store(), raw[0], folder="train", detector=loaded.detector)
+    batches = iter_batches(chunks, loaded.detector, BatchConfig())
+    own = predict_batches(loaded.model, batches)
+    np.testing.assert_allclose(pyfunc.predict(raw[1])["kappa"], own["kappa"] * np.exp(-0.7), 1e-5)
+
+
 def test_pyfunc_takes_pulses_in_any_order(pyfunc, raw, expected):
     shuffled = raw[1].sample(frac=1.0, random_state=1)
     predicted = pyfunc.predict(shuffled)

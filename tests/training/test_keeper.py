@@ -6,12 +6,21 @@ import pytest
 import torch
 
 from iceaggr.errors import TrainingError
+from iceaggr.models.kappa_map import KappaMap
 from iceaggr.training.keeper import RunState, check_identity, random_state, restore_random_state
 
 
 def test_state_survives_json() -> None:
     state = RunState(step=7, loader_position={"epoch": 1, "n_events_done": 32}, metrics={"a": None})
     assert RunState.from_document(json.loads(json.dumps(state.to_document()))) == state
+    state.kappa_map = KappaMap(log_kappa=(0.0, 2.0), log_factor=(0.1, -0.2))
+    assert RunState.from_document(json.loads(json.dumps(state.to_document()))) == state
+
+
+def test_state_from_before_the_map_of_kappa_has_none() -> None:
+    document = RunState(step=7).to_document()
+    del document["kappa_map"]
+    assert RunState.from_document(document) == RunState(step=7)
 
 
 def test_state_refuses_a_missing_field() -> None:

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import ModelConfig
 from iceaggr.errors import TrainingError
-from iceaggr.models import seed_frame
+from iceaggr.models import kappa_map, seed_frame
 from iceaggr.models.bundle import load_model
 from iceaggr.training import (
     TrainingProgress,
@@ -75,6 +76,34 @@ def test_run_fits_each_event_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     train(inputs)
     # 64 train and 32 validation events, three passes over each
     assert len(fitted) == len(set(fitted)) == 96
+
+
+def test_saved_model_carries_the_map_of_its_validation_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kappa_map, "MIN_EVENTS_PER_PART", 20)
+    fitted: list[tuple[int, kappa_map.KappaMap | None]] = []
+
+    def noted(kappa: np.ndarray, cosine: np.ndarray) -> kappa_map.KappaMap | None:
+        # four times as sure as it should be, so that there is something to mend
+        found = kappa_map.fit_kappa_map(4 * kappa, cosine)
+        fitted.append((len(kappa), found))
+        return found
+
+    monkeypatch.setattr(validation, "fit_kappa_map", noted)
+    config = small_config(loss={"kind": "von_mises_fisher"})
+    inputs = small_inputs(tmp_path, config, n_validation=120)
+    result = train(inputs)
+    assert [n_events for n_events, _ in fitted] == [120, 120]
+    saved = load_model(inputs.store, result.model_uri).model
+    assert saved.kappa_map == fitted[-1][1]
+    assert saved.kappa_map is not None
+    # a retry of the finished run saves the same once more, without another validation
+    train(inputs)
+    assert len(fitted) == 2
+    assert load_model(inputs.store, result.model_uri).model.kappa_map == saved.kappa_map
+    angle = small_inputs(tmp_path / "angle", small_config(), n_validation=120)
+    assert load_model(angle.store, train(angle).model_uri).model.kappa_map is None
 
 
 def test_finished_run_is_not_trained_again(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A saved model: a folder that holds all that prediction from raw pulses needs, and no pickle.
 
 weights.safetensors   every parameter and buffer
-model.json            model configuration, normalisation, free facts, sha256; see bundle_document
+model.json            model configuration, normalisation, map of kappa, free facts, sha256
 geometry.csv          the detector's table
 """
 
@@ -24,6 +24,7 @@ from iceaggr.detector import Detector, parse_geometry
 from iceaggr.errors import ConfigError, ModelError, NormalizationError, StorageError
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.hierarchical import DirectionModel, build_model
+from iceaggr.models.kappa_map import KappaMap
 from iceaggr.models.normalizer import Normalizer
 from iceaggr.normalization_document import Normalization, parse_normalization
 from iceaggr.validation import first_problem, read_json_object, read_verified, sha256_of, shown
@@ -192,6 +193,8 @@ def save_model(
         },
         "facts": dict(facts),
     }
+    if model.kappa_map is not None:
+        document["kappa_map"] = model.kappa_map.model_dump()
     text = sealed(document)
     store.write_bytes(f"{folder_uri}/{WEIGHTS}", weights)
     store.write_bytes(f"{folder_uri}/{GEOMETRY}", geometry_csv.encode())
@@ -216,6 +219,9 @@ def load_model(store: ObjectStore, folder_uri: str) -> LoadedModel:
         _check_size(config, normalization, len(weights))
         model = build_model(config, normalization)
         model.load_state_dict(parse_tensors(weights))
+        # models of before have none: their kappa is the network's own
+        if document.get("kappa_map") is not None:
+            model.kappa_map = KappaMap.model_validate(document["kappa_map"])
     except _UNFIT as error:
         raise ModelError(
             "saved model does not fit this version of the network",
@@ -231,6 +237,10 @@ def load_model(store: ObjectStore, folder_uri: str) -> LoadedModel:
 
 def _words(error: Exception) -> str:
     if isinstance(error, ValidationError):
+        if error.title == KappaMap.__name__:
+            problem = first_problem(error, KappaMap)
+            field = f".{problem.found_in_field}" if problem.field else ""
+            return f"kappa_map{field}: {problem.expected.removeprefix('Value error, ')}"
         return f"model.{first_problem(error, ModelConfig).found_in_field}"
     if isinstance(error, NormalizationError):
         return f"{error.what}, {error.found}"

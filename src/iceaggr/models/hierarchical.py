@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from iceaggr.batches.event_batch import EventBatch, segment_idx
 from iceaggr.config import ModelConfig
 from iceaggr.models.input_features import Features, InputFeatures
+from iceaggr.models.kappa_map import KappaMap
 from iceaggr.models.normalizer import Normalizer
 from iceaggr.models.packed_transformer import LayerStack, RelativeBias
 from iceaggr.models.packing import Chunk
@@ -221,12 +222,14 @@ class DirectionModel(nn.Module):
 
     Everything that differs between the seed's model and the physics-informed one is a field of
     the configuration; the raw batch goes in, and the model normalises it itself.
+    kappa_map: the last word on kappa, set when training ends; None while it runs
     """
 
     def __init__(self, config: ModelConfig, normalization: Normalization) -> None:
         super().__init__()
         self.config = config
         self.normalization = normalization
+        self.kappa_map: KappaMap | None = None
         self.normalizer = Normalizer(normalization)
         self.inputs = InputFeatures(config, normalization)
         n_dom_inputs = self.inputs.n_dom_features
@@ -265,7 +268,10 @@ class DirectionModel(nn.Module):
             token,
             batch.event_dom_offsets,
         )
-        return self.head(events, vector, features.rotation if self.config.seed_head else None)
+        output = self.head(events, vector, features.rotation if self.config.seed_head else None)
+        if self.kappa_map is None:
+            return output
+        return replace(output, vector=self.kappa_map.rescaled(output.vector))
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Attend with one fused kernel from now on, with layers compiled by a backend of torch.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from iceaggr.config import ExperimentConfig
 from iceaggr.errors import TrainingError
+from iceaggr.models.kappa_map import KappaMap
 from iceaggr.training.checkpoint import Checkpoint, CheckpointFolder
 from iceaggr.training.device import Processes, device_name
 from iceaggr.training.guards import not_finite
@@ -146,6 +147,7 @@ class RunState:
     validation_due: an epoch has ended and its validation has not
     validation_s: seconds the longest validation took, for keeping time for the last one
     stopped: why the run ended; empty while it goes on
+    kappa_map: what the last validation says kappa has to be, if it said so
     """
 
     step: int = 0
@@ -163,6 +165,7 @@ class RunState:
     last_validation_opening_angle_deg: float | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     stopped: str = ""
+    kappa_map: KappaMap | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -171,14 +174,15 @@ class RunState:
 
     def to_document(self) -> dict[str, Any]:
         """Give the state as plain JSON values."""
-        return asdict(self)
+        plain = self.kappa_map and self.kappa_map.model_dump(mode="json")
+        return asdict(self) | {"kappa_map": plain}
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> RunState:
         """Read a state. Raises: ValueError if a field is missing, unknown or impossible."""
         if not isinstance(document, dict):
             raise ValueError(f"state {shown(document)}")
-        wrong = {f.name for f in fields(cls)} ^ set(document)
+        wrong = {f.name for f in fields(cls)} ^ (set(document) | _LATER)
         if wrong:
             raise ValueError(f"missing or unknown field {sorted(wrong)[0]}")
         state = _STATE.validate_python(document)
@@ -189,6 +193,8 @@ class RunState:
 
 
 _STATE = TypeAdapter(RunState)
+_LATER = {"kappa_map"}
+"""Fields that checkpoints of before do not have."""
 
 
 def run_identity(inputs: TrainingInputs, world_size: int) -> dict[str, Any]:

@@ -228,6 +228,7 @@ class Reporter:
         state.validation_s = max(state.validation_s, result.seconds)
         state.best_validation_opening_angle_deg = angle if best is None else min(best, angle)
         state.last_validation_opening_angle_deg = angle
+        state.kappa_map = result.kappa_map
         self._record({**result.metrics(), "validation/epoch": float(state.epoch)}, state)
         excess = state.metrics.get(EXCESS)
         problem = check_validation(result, self.config, state.progress, state.step, excess)

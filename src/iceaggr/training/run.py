@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 
 from iceaggr.batches import EventLoader
 from iceaggr.errors import IceaggrError
 from iceaggr.models import build_model
 from iceaggr.models.bundle import save_model
+from iceaggr.models.kappa_map import KappaMap
 from iceaggr.models.normalizer import Normalizer
 from iceaggr.paths import TrainingPaths
 from iceaggr.signals import Interruption, TrainingInterruptedError
@@ -152,8 +154,11 @@ def _finish(inputs: TrainingInputs, parts: LoopParts, state: RunState) -> Traini
     assert last is not None, "a run ends with a validation"
     if parts.processes.is_main:
         with parts.step.best_weights() as model:
+            model.kappa_map = state.kappa_map
             save_model(inputs.store, model_uri, model, inputs.geometry_csv, _facts(inputs, state))
         inputs.tracker.set_tags({"training/status": "finished", "training/stopped": state.stopped})
+        if state.kappa_map is not None:
+            _tell_factors(inputs, state.kappa_map)
     return TrainingResult(
         model_uri=model_uri,
         best_validation_opening_angle_deg=best,
@@ -165,6 +170,13 @@ def _finish(inputs: TrainingInputs, parts: LoopParts, state: RunState) -> Traini
         device=device_name(parts.step.device),
         n_processes=parts.processes.world_size,
     )
+
+
+def _tell_factors(inputs: TrainingInputs, kappa_map: KappaMap) -> None:
+    factors = np.exp(kappa_map.log_factor)
+    words = f"{factors.min():.2f} to {factors.max():.2f}"
+    logger.info("kappa is multiplied by %s, as the validation events ask", words)
+    inputs.tracker.set_tags({"training/kappa_factors": words})
 
 
 def _facts(inputs: TrainingInputs, state: RunState) -> dict[str, Any]:

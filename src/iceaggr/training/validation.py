@@ -16,6 +16,7 @@ from iceaggr.config import ExperimentConfig, LossConfig, TrainingConfig
 from iceaggr.errors import TrainingError
 from iceaggr.losses import NATS_OF_IGNORANCE, direction_loss, trains_kappa, von_mises_fisher_loss
 from iceaggr.models import DirectionOutput
+from iceaggr.models.kappa_map import KappaMap, fit_kappa_map
 from iceaggr.shards.split import MIN_EVENTS_OF_SPLIT
 from iceaggr.training.device import Processes, autocast, placed, positioned
 from iceaggr.training.guards import check_batch, check_predictions
@@ -39,6 +40,7 @@ class ValidationResult:
     seed_opening_angle_deg: mean of the classical fit that the model starts from, on the same
         events; None for a model that starts from none
     gain_over_seed_deg, gain_over_seed_error_deg: seed minus model, event by event, or None
+    kappa_map: what these events say kappa has to be, None where nothing is known of it
     """
 
     n_events: int
@@ -57,6 +59,7 @@ class ValidationResult:
     seed_opening_angle_deg: float | None = None
     gain_over_seed_deg: float | None = None
     gain_over_seed_error_deg: float | None = None
+    kappa_map: KappaMap | None = None
 
     @property
     def information_nats(self) -> float:
@@ -69,7 +72,7 @@ class ValidationResult:
         return {
             f"validation/{name}": float(value)
             for name, value in scores.items()
-            if value is not None
+            if isinstance(value, (int, float))
         }
 
 
@@ -146,7 +149,8 @@ class Validator:
             )
         # every process sees all events here, so that all of them stop
         check_predictions(together.vector, together.loss, together.event_id, "validation")
-        return _score(together, time.monotonic() - started)
+        kappa_map = _map_of(together) if trains_kappa(self.config.loss) else None
+        return _score(together, time.monotonic() - started, kappa_map)
 
     def _collect(
         self, model: nn.Module, progress: float, interrupted: Callable[[], bool]
@@ -192,7 +196,7 @@ def _joined(parts: list[ValidatedBatch]) -> ValidatedBatch:
     )
 
 
-def _score(events: ValidatedBatch, seconds: float) -> ValidationResult:
+def _score(events: ValidatedBatch, seconds: float, kappa_map: KappaMap | None) -> ValidationResult:
     true = events.true.double()
     predicted = DirectionOutput(events.vector).direction.double()
     angle = _angle_deg(predicted, true)
@@ -214,6 +218,7 @@ def _score(events: ValidatedBatch, seconds: float) -> ValidationResult:
         negative_log_likelihood=nats,
         negative_log_likelihood_error=nats_error,
         seconds=seconds,
+        kappa_map=kappa_map,
         **_seed_scores(events.seed, true, angle),
     )
 
@@ -228,6 +233,12 @@ def _seed_scores(seed: Tensor | None, true: Tensor, angle_deg: Tensor) -> dict[s
         "gain_over_seed_deg": gain,
         "gain_over_seed_error_deg": error,
     }
+
+
+def _map_of(events: ValidatedBatch) -> KappaMap | None:
+    output, true = DirectionOutput(events.vector.double()), events.true.double()
+    cosine = (output.direction * true).sum(-1) / torch.linalg.vector_norm(true, dim=-1)
+    return fit_kappa_map(output.kappa.numpy(), cosine.numpy())
 
 
 def _angle_deg(predicted: Tensor, true: Tensor) -> Tensor:
