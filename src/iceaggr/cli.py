@@ -27,6 +27,7 @@ from iceaggr.cli_options import (
     PredictionLayout,
     PredictionOutput,
     Refine,
+    RefineAbove,
     ReportPage,
     Reversed,
     SameDetector,
@@ -230,9 +231,7 @@ def main() -> None:
 @app.command()
 def simulate(
     out: Uri,
-    events: Annotated[
-        int, typer.Option(min=1, max=MAX_SIMULATED_EVENTS, help="Events to simulate")
-    ],
+    events: Annotated[int, typer.Option(min=1, max=MAX_SIMULATED_EVENTS, help="How many events")],
     events_per_file: Annotated[
         int, typer.Option(min=1, max=MAX_SIMULATED_EVENTS, help="Events per raw file")
     ] = 10_000,
@@ -252,9 +251,7 @@ def simulate(
     ] = "",
     energies: Annotated[
         tuple[float, float] | None,
-        typer.Option(
-            help="Of neutrinos, GeV: from and to; without it, the preset's", metavar="LO HI"
-        ),
+        typer.Option(help="Of neutrinos, GeV: from and to; else the preset's", metavar="LO HI"),
     ] = None,
     spectral_index: Annotated[
         float | None,
@@ -370,6 +367,7 @@ def predict(
     accept_doubtful: AcceptDoubtful = False,
     same_detector: SameDetector = False,
     refine: Refine = False,
+    refine_above: RefineAbove = None,
 ) -> None:
     """Predict the direction of every raw event, labelled or not.
 
@@ -377,14 +375,15 @@ def predict(
     that the model was trained on; nothing is written where one is refused.
     The last line counts the events without a valid pulse.
     """
-    given = {"--model": model, "--raw-uri": raw_uri, "--folder": folder, "--run": run}
-    named = [name for name, value in given.items() if value]
+    texts = {"--model": model, "--raw-uri": raw_uri, "--folder": folder, "--run": run}
+    is_refined = refine or refine_above is not None
+    named = [name for name, value in (texts | {"--refine": is_refined}).items() if value]
     if layout is PredictionLayout.nubench and named in (["--folder"], ["--run"]):
         from iceaggr.steps.compare import run_export
 
         run_export(folder, run, output)
         return
-    if named != ["--model", "--raw-uri"]:
+    if [name for name in named if name != "--refine"] != ["--model", "--raw-uri"]:
         raise ConfigError(
             "not one thing to predict",
             where="iceaggr predict",
@@ -402,7 +401,8 @@ def predict(
         accept_doubtful,
         same_detector,
         layout.value,
-        refine,
+        is_refined,
+        refine_above,
     )
 
 

@@ -96,6 +96,15 @@ SameDetector = Annotated[
 Refine = Annotated[
     bool, typer.Option("--refine", help="Fit bright events photon by photon, from there on")
 ]
+RefineAbove = Annotated[
+    float | None,
+    typer.Option(
+        "--refine-above",
+        min=1.0,
+        help="--refine events of at least so many triggering p.e.; without it, from where it pays",
+        show_default=False,
+    ),
+]
 
 
 class PredictionLayout(StrEnum):

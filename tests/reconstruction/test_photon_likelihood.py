@@ -14,7 +14,7 @@ from iceaggr.events.simulation.light import cascade_emission, smooth_emission
 from iceaggr.events.simulation.pairs import cascade_pairs, track_pairs
 from iceaggr.events.simulation.photons import draw_photons
 from iceaggr.reconstruction import photon_likelihood
-from iceaggr.reconstruction.hypotheses import N_PARAMETERS, Line
+from iceaggr.reconstruction.hypotheses import N_PARAMETERS, Line, across
 from iceaggr.reconstruction.photon_likelihood import (
     DomPhotons,
     Links,
@@ -27,9 +27,13 @@ from iceaggr.reconstruction.photon_likelihood import (
     timing_information,
 )
 from iceaggr.reconstruction.refinement import (
+    FAILED_SHARE,
     MIN_CHARGE_PE,
     Prior,
+    density,
     even_directions,
+    kappa_of,
+    mean_length,
     points_of_light,
     refine,
     triggering_charge_pe,
@@ -304,7 +308,7 @@ def test_refinement_finds_the_hypothesis_and_the_direction(line, hypothesis, lim
 
 
 def test_events_that_are_too_dim_stay_as_predicted_bit_for_bit() -> None:
-    batch = assemble([event_of(cascade(energy=100.0), 1), event_of(cascade(energy=1e4), 2)])
+    batch = assemble([event_of(cascade(energy=20.0), 1), event_of(cascade(energy=1e4), 2)])
     assert worth_refining(batch).tolist() == [False, True]
     charge = triggering_charge_pe(batch)
     assert charge[0] < MIN_CHARGE_PE < charge[1]
@@ -346,6 +350,47 @@ def test_confident_network_is_not_overruled_and_a_silent_one_says_nothing() -> N
     assert angle_deg(middle, -line.travel)[0] == pytest.approx(
         angle_deg(off, -line.travel)[0] / 2, rel=0.05
     )
+
+
+@pytest.mark.parametrize("off_rad", [0.1, 0.6, 2.8])
+def test_answer_has_the_mean_vector_of_the_posterior_with_failed_fits(off_rad: float) -> None:
+    line, seen, links = one_cascade()
+    information, network = 200.0, 8.0
+    # so stiff in all else that the direction's errors are those of its own two angles
+    value = replace(
+        evaluate(line, seen, links),
+        curvature=np.diag([1.0, 1, 1, information, information, 1, 1])[None],
+    )
+    off = np.cos(off_rad) * line.travel + np.sin(off_rad) * across(line.travel)[0]
+    prior = Prior(-off, np.array([network]))
+    direction, kappa = prior.weighed(line, value, 1.0)
+    sky = even_directions(400_000)
+    cosine = sky @ -line.travel[0]
+    likelihood = (1 - FAILED_SHARE) * density(np.array([information]), cosine)
+    likelihood += FAILED_SHARE / (4 * np.pi)
+    mean = (likelihood * density(prior.kappa, sky @ prior.origin[0])) @ sky
+    mean /= (likelihood * density(prior.kappa, sky @ prior.origin[0])).sum()
+    want = mean_length(kappa)[0] * direction[0]
+    assert np.linalg.norm(mean - want) < 0.01
+    # a fit on the other side of the sky is none, one beside the network's is told apart from it
+    assert (kappa[0] > 5 * network) == (off_rad < 1)
+    assert (angle_deg(direction, prior.origin)[0] < 1) == (off_rad == 2.8)
+
+
+def test_mean_length_is_inverted_from_a_silent_network_to_a_sharp_fit() -> None:
+    kappa = np.array([1e-3, 0.1, 1.0, 5.0, 30.0, 99.0, 101.0, 1e3, 1e8])
+    np.testing.assert_allclose(kappa_of(mean_length(kappa)), kappa, rtol=1e-5)
+    assert kappa_of(np.array([0.0, 1.0])) == pytest.approx([1e-4, 1e12], rel=1e-3)
+    inside = integrate.quad(lambda c: 2 * np.pi * density(np.array([3.0]), np.array([c]))[0], -1, 1)
+    assert inside[0] == pytest.approx(1.0)
+
+
+def test_faintest_event_that_can_be_asked_for_has_a_finite_answer() -> None:
+    one = DomHits(SITE.sensors.sensor_id[100], *(np.array([x]) for x in (1e4, 1.5, False)))
+    start = guess(cascade(), 0.2)
+    found = refine(assemble([Event(1, [one], -start[0])]), SITE, start, np.array([2.0]), 1.0)
+    assert np.isfinite(found.direction).all()
+    assert np.isfinite(found.kappa).all()
 
 
 def test_order_of_doms_changes_no_refinement() -> None:

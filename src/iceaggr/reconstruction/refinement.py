@@ -2,7 +2,8 @@
 
 Two hypotheses are fitted, a cascade and a track of a muon with cascades along it, which may start
 inside, and the likelihood chooses. The network's answer stays in the result as a prior: what it
-knows about the direction multiplies what the photons tell.
+knows about the direction multiplies what the photons tell. A fit far from it may have followed an
+atmospheric muon; the network then has the last word.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ from iceaggr.reconstruction.photon_likelihood import (
 )
 from iceaggr.reconstruction.segments import in_sensor_order
 
-MIN_CHARGE_PE = 150.0
-"""Triggering charge above which an event is refined: with less, the network knows as much."""
+MIN_CHARGE_PE = 30.0
+"""Triggering charge from which an event is refined: with less, the network knows as much. Measured
+in ice and in water, with and without atmospheric muons (docs/LOG.md)."""
 CASCADE_REACH_M, TRACK_REACH_M = 350.0, 160.0
 """Beyond these distances a source's light counts as nothing."""
 N_STARTS = 8
@@ -51,9 +53,12 @@ the nearest of many minima."""
 TRACK_STAGES = ((30.0, 0.3, 8), (8.0, 0.1, 6), (3.0, 0.05, 8))
 SEGMENT_M = 25.0
 """Between the cascades along a track."""
-TEMPER = {"cascade": 2.25, "track": 5.0}
+TEMPER = {"cascade": 2.25, "track": 2.5}
 """By which the likelihood is divided beside the network's: the squared error is so many times the
-one that its curvature promises, measured on simulated events above 10 TeV (docs/LOG.md)."""
+one that its curvature promises. Measured on simulated events in ice and in water (docs/LOG.md)."""
+FAILED_SHARE = 0.1
+"""Of fits that say nothing: they followed an atmospheric muon, or ended in a wrong minimum.
+Measured likewise, with muons and without (docs/LOG.md)."""
 TRACK_PENALTY = 3.0
 """Nats by which a track must be better than a cascade: it has many more sources."""
 NAMES = ("as predicted", "cascade", "track")
@@ -76,9 +81,11 @@ class Refined:
     hypothesis: Ints
 
 
-def worth_refining(batch: EventBatch) -> npt.NDArray[np.bool_]:
+def worth_refining(
+    batch: EventBatch, min_charge_pe: float = MIN_CHARGE_PE
+) -> npt.NDArray[np.bool_]:
     """Mark the events with enough triggering charge: (B,) bool."""
-    return triggering_charge_pe(batch) >= MIN_CHARGE_PE
+    return triggering_charge_pe(batch) >= min_charge_pe
 
 
 def triggering_charge_pe(batch: EventBatch) -> Floats:
@@ -88,15 +95,22 @@ def triggering_charge_pe(batch: EventBatch) -> Floats:
     return sums(charge, event, batch.n_events)
 
 
-def refine(batch: EventBatch, site: Site, direction: Floats, kappa: Floats) -> Refined:
+def refine(
+    batch: EventBatch,
+    site: Site,
+    direction: Floats,
+    kappa: Floats,
+    min_charge_pe: float = MIN_CHARGE_PE,
+) -> Refined:
     """Refine the bright events of a minibatch on the CPU, with the network's answer as a prior.
 
     site: of the batch's detector.  direction: (B, 3) float64 unit vectors to the origin, kappa:
     (B,) float64, both the network's; a kappa of 0 says nothing.
+    min_charge_pe: triggering charge of an event, at least
     """
     batch = in_sensor_order(batch)
     found = Refined(direction.copy(), kappa.copy(), np.zeros(batch.n_events, np.int64))
-    rows = np.flatnonzero(worth_refining(batch))
+    rows = np.flatnonzero(worth_refining(batch, min_charge_pe))
     if not len(rows):
         return found
     centred = centred_hits(batch)
@@ -110,8 +124,9 @@ def refine(batch: EventBatch, site: Site, direction: Floats, kappa: Floats) -> R
 class Refiner:
     """Refines what a model predicts, batch by batch; keeps account of events and processor time."""
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, min_charge_pe: float = MIN_CHARGE_PE) -> None:
         self._detector, self._site = detector, site_of(detector)
+        self._min_charge_pe = min_charge_pe
         self._chunk: DomEvents | None = None
         self._row_of: dict[int, int] = {}
         self.n_events = np.zeros(len(NAMES), np.int64)
@@ -130,7 +145,7 @@ class Refiner:
         began = time.process_time()
         rows = np.array([self._row_of[int(event)] for event in event_id], np.int64)
         whole = collate(self._chunk, rows, self._detector, WHOLE)
-        found = refine(whole, self._site, direction, kappa)
+        found = refine(whole, self._site, direction, kappa, self._min_charge_pe)
         self.seconds += time.process_time() - began
         self.n_events += np.bincount(found.hypothesis, minlength=len(NAMES))
         return found
@@ -144,7 +159,7 @@ class Refiner:
         each = f", {1e3 * self.seconds / n_refined:.0f} ms of one core each" if n_refined else ""
         return (
             f"{n_refined:,} of {int(self.n_events.sum()):,} events with at least"
-            f" {MIN_CHARGE_PE:g} p.e. that triggered are refined ({kinds}{each})"
+            f" {self._min_charge_pe:g} p.e. that triggered are refined ({kinds}{each})"
         )
 
 
@@ -166,7 +181,7 @@ def _refine_rows(
     costs = np.stack([prior.cost(*fit[:2], TEMPER["cascade"]) for fit in fits])
     costs += np.array([[0.0], [TRACK_PENALTY], [TRACK_PENALTY]])
     chosen = np.nan_to_num(costs, nan=np.inf).argmin(axis=0)
-    answers = [prior.combined(*fit) for fit in fits]
+    answers = [prior.weighed(*fit) for fit in fits]
     at = np.arange(len(rows))
     direction = np.stack([direction for direction, _ in answers])[chosen, at]
     kappa = np.stack([kappa for _, kappa in answers])[chosen, at]
@@ -216,6 +231,52 @@ class Prior:
         travel = travel / np.linalg.norm(travel, axis=1, keepdims=True)
         spread = np.trace(np.linalg.inv(total), axis1=1, axis2=2)
         return -travel, 2.0 / spread
+
+    def weighed(self, line: Line, value: Value, temper: float) -> tuple[Floats, Floats]:
+        """Weigh the combined answer against the network's own: direction (M, 3), kappa (M,).
+
+        A share FAILED_SHARE of likelihoods says nothing, the others are `combined` with the prior.
+        How well the prior bears out the fit tells which of the two this is, and the mean vector of
+        both is the answer.  Source: Bayes' theorem; the von Mises-Fisher density nearest to another
+        one has its mean vector.
+        """
+        direction, kappa = self.combined(line, value, temper)
+        alone = Prior(self.origin, np.zeros_like(self.kappa)).combined(line, value, temper)[1]
+        # the prior, as wide as it is seen through the errors of the fit
+        seen = self.kappa * alone / (self.kappa + alone)
+        agrees = (1 - FAILED_SHARE) * density(seen, -(line.travel * self.origin).sum(axis=1))
+        weight = agrees / (agrees + FAILED_SHARE / (4 * np.pi))
+        mean = (weight * mean_length(kappa))[:, None] * direction
+        mean += ((1 - weight) * mean_length(self.kappa))[:, None] * self.origin
+        length = np.linalg.norm(mean, axis=1)
+        return mean / length[:, None], kappa_of(length)
+
+
+TINY = 1e-4
+"""A kappa below it says nothing; the formulas lose their digits there."""
+
+
+def density(kappa: Floats, cosine: Floats) -> Floats:
+    """Compute the von Mises-Fisher density per steradian at an angle from its mean."""
+    kappa = np.maximum(kappa, TINY)
+    return kappa * np.exp(-kappa * (1 - cosine)) / (-2 * np.pi * np.expm1(-2 * kappa))
+
+
+def mean_length(kappa: Floats) -> Floats:
+    """Compute the length of the mean vector of a von Mises-Fisher density, in [0, 1)."""
+    kappa = np.maximum(kappa, TINY)
+    return 1 / np.tanh(kappa) - 1 / kappa
+
+
+def kappa_of(length: Floats) -> Floats:
+    """Invert `mean_length`.  Source: Banerjee et al. 2005, then Newton's method."""
+    r = np.clip(length, TINY / 3, 0.99)
+    kappa = r * (3 - r**2) / (1 - r**2)
+    for _ in range(3):
+        found = mean_length(kappa)
+        kappa = np.maximum(kappa - (found - r) / (1 - found**2 - 2 * found / kappa), TINY)
+    # above, the hyperbolic cotangent is 1 to the last digit
+    return np.where(length > 0.99, 1 / (1 - np.minimum(length, 1 - 1e-12)), kappa)
 
 
 # The two hypotheses.
