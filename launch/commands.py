@@ -47,6 +47,10 @@ from launch.settings import check_device, check_folders, check_gpus_here, check_
 
 STATE_FOLDER = Path(os.environ.get("ICEAGGR_STATE_FOLDER") or ".iceaggr")
 LOST_CONTACT = 3
+N_EVENTS_AT_LEAST, N_EVENTS_PER_MINUTE = 100_000, 10_000
+"""A model that sees the same events too often knows them by heart: on 100,000 an hour gives what
+five minutes give, and a false confidence (docs/LOG.md)."""
+
 DEFAULT_CONFIG_PATH = Path(__file__).parent.parent / "configs" / "laptop.yaml"
 
 
@@ -70,19 +74,28 @@ class RunRequest:
         "s3://iceaggr/work"
     )
     simulate_events: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=100,
             max=MAX_SIMULATED_EVENTS,
-            help="Events to simulate when no --raw-uri is given",
+            help="Events to simulate when no --raw-uri is given; without it 10,000 for each"
+            " minute of training, at least 100,000",
         ),
-    ] = 100_000
+    ] = None
     run_name: RunName = ""
 
     @cached_property
     def settings(self) -> ExperimentConfig:
         """Read the settings. Raises: ConfigError."""
         return load_config(self.config)
+
+    @property
+    def n_simulated_events(self) -> int:
+        """Say how many events are simulated: those asked for, or enough for the training."""
+        if self.simulate_events is not None:
+            return self.simulate_events
+        minutes = self.max_train_minutes or self.settings.training.max_minutes
+        return int(min(max(N_EVENTS_AT_LEAST, minutes * N_EVENTS_PER_MINUTE), MAX_SIMULATED_EVENTS))
 
 
 def main(make_pipeline: Callable[..., Any]) -> None:
@@ -237,6 +250,6 @@ def _arguments(request: RunRequest, raw_uri: str) -> dict[str, Any]:
 def _raw_events(request: RunRequest) -> tuple[str, Callable[[], None] | None]:
     if request.raw_uri:
         return request.raw_uri.rstrip("/"), None
-    n_events = request.simulate_events
+    n_events = request.n_simulated_events
     raw_uri = f"s3://iceaggr/raw/simulated-{DEFAULT_PRESET}-{n_events}"
     return raw_uri, lambda: ensure_simulated_events(raw_uri, n_events)

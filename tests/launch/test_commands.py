@@ -140,3 +140,18 @@ def test_figures_are_written_before_the_screen_that_may_fail(monkeypatch, tmp_pa
         commands._run(None, request)
     assert json.loads(request.summary.read_text()) == {"run_name": "one"}
     assert (tmp_path / "report-one.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("minutes", "asked", "n_events"),
+    [(0.0, None, 100_000), (5.0, None, 100_000), (60.0, None, 600_000), (60.0, 2_000, 2_000)],
+)
+def test_longer_training_gets_more_events(minutes, asked, n_events):
+    # the laptop's settings ask for ten minutes
+    request = commands.RunRequest(max_train_minutes=minutes, simulate_events=asked)
+    assert request.n_simulated_events == n_events
+
+
+def test_unlimited_numbers_of_minutes_and_events_stay_within_what_can_be_simulated():
+    request = commands.RunRequest(max_train_minutes=525_600.0)
+    assert request.n_simulated_events == commands.MAX_SIMULATED_EVENTS
