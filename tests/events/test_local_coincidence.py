@@ -66,16 +66,24 @@ def test_flags_tell_noise_from_light_as_well_as_the_detector_does(name, monkeypa
     assert found[light].mean() < 0.1
 
 
-def test_events_are_judged_alike_however_many_are_looked_at_together(monkeypatch):
+# one after the other; in a crowd of some strings; in crowds everywhere
+@pytest.mark.parametrize("span_ns", [20_000, 6_000, 1_500])
+@pytest.mark.parametrize("is_bright", [False, True])
+def test_events_are_judged_alike_however_many_are_looked_at_together(
+    span_ns, is_bright, monkeypatch
+):
     rng = np.random.default_rng(3)
     event = np.sort(rng.integers(0, 40, 3_000))
-    sensor, time = rng.integers(0, 288, 3_000), rng.uniform(0, 20_000, 3_000)
+    sensor, time = rng.integers(0, 288, 3_000), rng.uniform(0, span_ns, 3_000)
+    if is_bright:
+        # sensors with many pulses of their own, which are no company
+        sensor[::2] = sensor[::2] // 36 * 36
     together = lone_pulses(event, sensor, time, built_in_detector("cluster"))
     monkeypatch.setattr("iceaggr.events.cleaning._N_PULSES_AT_ONCE", 100)
     np.testing.assert_array_equal(
         lone_pulses(event, sensor, time, built_in_detector("cluster")), together
     )
-    assert 0.2 < together.mean() < 0.95
+    assert 0.01 < together.mean() < 0.99
     # against a search over all pairs
     near = (event[:, None] == event) & (np.abs(np.floor(time)[:, None] - np.floor(time)) <= 1_000)
     near &= (sensor[:, None] // 36 == sensor // 36) & (sensor[:, None] != sensor)

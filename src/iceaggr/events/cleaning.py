@@ -214,6 +214,8 @@ _N_NEIGHBOURS_APART = 2.2
 """Distances of neighbours within which a sensor counts as near: the next but one on a string."""
 _TIME_BITS = 24
 _N_PULSES_AT_ONCE = 50_000
+_N_STEPS = 16
+"""Of pulses that are looked at one after the other; where more come at once, they are searched."""
 
 
 def lone_pulses(
@@ -229,51 +231,108 @@ def lone_pulses(
     """
     row = detector.sensor_idx(sensor_id)
     at = np.flatnonzero((row >= 0) & (time_ns >= 0) & (time_ns < MAX_TIME_NS))
-    sensor, tick = row[at], time_ns[at].astype(np.int64)
-    key = ((event[at].astype(np.int64) * detector.n_sensors + sensor) << _TIME_BITS) | tick
-    near = _near_sensors(detector)
+    sensor, tick, number = row[at], time_ns[at].astype(np.int64), event[at].astype(np.int64)
+    near = _NearSensors(detector)
     alone = np.ones(len(row), bool)
     # whole events, a few at a time, which stay in the processor's cache
-    cuts = np.unique(np.searchsorted(event[at], event[at][::_N_PULSES_AT_ONCE]))
+    cuts = np.unique(np.searchsorted(number, number[::_N_PULSES_AT_ONCE]))
     for start, stop in pairwise([*cuts.tolist(), len(at)]):
-        alone[at[start:stop]] = _alone(key[start:stop], sensor[start:stop], near)
+        part = slice(start, stop)
+        alone[at[part]] = _alone(number[part], sensor[part], tick[part], near)
     return alone
 
 
+class _NearSensors:
+    """Which sensors are near each other.
+
+    group: (S,) int64; sensors of different groups, strings mostly, are never near
+    table: (K, S) int64 rows of the near sensors of each, filled up with -1
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        from scipy.sparse import coo_array  # here: sharding does without them
+        from scipy.sparse.csgraph import connected_components
+        from scipy.spatial import cKDTree
+
+        n, self._axes_m = detector.n_sensors, np.ascontiguousarray(detector.xyz_m.T)
+        tree = cKDTree(detector.xyz_m)
+        self._within_m = _N_NEIGHBOURS_APART * float(
+            np.median(tree.query(detector.xyz_m, k=2)[0][:, 1])
+        )
+        pairs = tree.query_pairs(self._within_m, output_type="ndarray")
+        first, second = np.concatenate([pairs, pairs[:, ::-1]]).T
+        links = coo_array((np.ones(len(first), bool), (first, second)), shape=(n, n))
+        self.group = connected_components(links, directed=False)[1].astype(np.int64)
+        order = np.argsort(first, kind="stable")
+        first, second = first[order], second[order]
+        counts = np.bincount(first, minlength=n)
+        place = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self.table = np.full((int(counts.max(initial=0)), n), -1, np.int64)
+        self.table[place, first] = second
+
+    def are_near(
+        self, one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """Tell of pairs of sensors whether they are near, and two: (K,) bool."""
+        squared = sum((axis[one] - axis[other]) ** 2 for axis in self._axes_m)
+        return np.asarray((squared <= self._within_m**2) & (one != other))
+
+
 def _alone(
-    key: npt.NDArray[np.int64], sensor: npt.NDArray[np.int64], near: npt.NDArray[np.int64]
+    event: npt.NDArray[np.int64],
+    sensor: npt.NDArray[np.int64],
+    tick: npt.NDArray[np.int64],
+    near: _NearSensors,
 ) -> npt.NDArray[np.bool_]:
-    """Mark pulses without company. key: (N,) of event, sensor and time together."""
+    """Mark pulses without company, (N,) bool."""
+    n_sensors = len(near.group)
+    key = ((event * n_sensors + near.group[sensor]) << _TIME_BITS) | tick
     order = np.argsort(key)
-    key, sensor = key[order], sensor[order]
+    key, of = key[order], sensor[order]
     alone = np.ones(len(key), bool)
-    asks = np.arange(len(key))
-    for neighbour in near:
-        # in the order of the keys, so that each search begins where the last one ended
-        other = neighbour[sensor[asks]]
-        asks, other = asks[other >= 0], other[other >= 0]
-        target = key[asks] + ((other - sensor[asks]) << _TIME_BITS)
-        slot = np.minimum(np.searchsorted(key, target - COINCIDENCE_NS), len(key) - 1)
-        found = np.abs(key[slot] - target) <= COINCIDENCE_NS
-        alone[asks[found]] = False
-        asks = asks[~found]
+    # company is among the next pulses of the group, in bright events far behind
+    still = np.arange(len(key))
+    for step in range(1, _N_STEPS + 1):
+        still = still[: np.searchsorted(still, len(key) - step)]
+        still = still[key[still + step] - key[still] <= COINCIDENCE_NS]
+        if 2 * len(still) > len(key) or step == _N_STEPS:
+            break
+        asks = still[alone[still] | alone[still + step]]
+        asks = asks[near.are_near(of[asks], of[asks + step])]
+        alone[asks] = alone[asks + step] = False
     marked = np.empty(len(key), bool)
     marked[order] = alone
+    # whatever is farther behind than these steps is in a crowd as well
+    crowded = np.zeros(len(key), bool)
+    crowded[still] = crowded[still + step] = True
+    crowd = order[crowded]
+    asks = np.flatnonzero(alone[crowded])
+    if len(asks):
+        sensor = sensor[crowd]
+        keys = ((event[crowd] * n_sensors + sensor) << _TIME_BITS) | tick[crowd]
+        marked[crowd[asks]] = _searched(np.sort(keys), keys[asks], sensor[asks], near.table)
     return marked
 
 
-def _near_sensors(detector: Detector) -> npt.NDArray[np.int64]:
-    """Find the near sensors of each: (K, S) int64 rows of the table, filled up with -1."""
-    from scipy.spatial import cKDTree  # here: sharding does without it
+def _searched(
+    keys: npt.NDArray[np.int64],
+    asked: npt.NDArray[np.int64],
+    sensor: npt.NDArray[np.int64],
+    table: npt.NDArray[np.int64],
+) -> npt.NDArray[np.bool_]:
+    """Mark pulses without company among all of them, whose keys ascend.
 
-    tree = cKDTree(detector.xyz_m)
-    spacing_m = float(np.median(tree.query(detector.xyz_m, k=2)[0][:, 1]))
-    pairs = tree.query_pairs(_N_NEIGHBOURS_APART * spacing_m, output_type="ndarray")
-    first, second = np.concatenate([pairs, pairs[:, ::-1]]).T
-    order = np.argsort(first, kind="stable")
-    first, second = first[order], second[order]
-    counts = np.bincount(first, minlength=detector.n_sensors)
-    place = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
-    table = np.full((int(counts.max(initial=0)), detector.n_sensors), -1, np.int64)
-    table[place, first] = second
-    return table
+    keys: (N,) of event, sensor and time together.  asked, sensor: (M,) of the pulses in question.
+    """
+    alone = np.ones(len(asked), bool)
+    asks = np.argsort(asked)
+    for neighbour in table:
+        # in the order of the keys, so that each search begins where the last one ended
+        other = neighbour[sensor[asks]]
+        asks, other = asks[other >= 0], other[other >= 0]
+        target = asked[asks] + ((other - sensor[asks]) << _TIME_BITS)
+        slot = np.minimum(np.searchsorted(keys, target - COINCIDENCE_NS), len(keys) - 1)
+        found = np.abs(keys[slot] - target) <= COINCIDENCE_NS
+        alone[asks[found]] = False
+        asks = asks[~found]
+    return alone
