@@ -1,5 +1,7 @@
 """Event displays of every built-in detector: what is drawn lies in the frame and says where."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -83,3 +85,40 @@ def test_direction_is_cut_where_it_leaves_the_frame():
 def test_picture_of_the_largest_detector_is_a_png():
     png = draw_event(event_in("flower-xl"), built_in_detector("flower-xl"), "Typical")
     assert png.startswith(b"\x89PNG")
+
+
+def test_one_early_and_one_late_stray_leave_the_colours_to_the_others(drawn):
+    event = event_in("hexagon")
+    n = len(event.first_time_ns)
+    assert n > 25
+    times = np.linspace(5_000.0, 6_000.0, 200)
+    times[[1, -1]] = 0.0, 90_000.0
+    places = np.resize(event.xyz_m, (200, 3))
+    many = replace(
+        event,
+        xyz_m=places,
+        first_time_ns=times,
+        charge_pe=np.ones(200),
+        triggering=np.ones(200, bool),
+    )
+    draw_event(many, built_in_detector("hexagon"), "")
+    coloured = [points for points in drawn[0].collections if points.get_array() is not None]
+    low, high = coloured[-1].get_clim()
+    assert 5_000 <= low < 5_100
+    assert 5_900 < high <= 6_000
+
+
+@pytest.mark.parametrize(("name", "most"), [("triangle", 2), ("cluster", 2), ("hexagon", 6)])
+def test_a_slender_side_has_two_numbers(name, most, drawn):
+    draw_event(event_in(name), built_in_detector(name), "")
+    assert len(drawn[0].get_xticks()) <= most
+    assert len(drawn[0].get_yticks()) <= most
+    assert len(drawn[0].get_zticks()) >= 3
+
+
+def test_many_sensors_are_drawn_fainter(drawn):
+    for name in ("flower-l", "flower-xl"):
+        draw_event(event_in(name), built_in_detector(name), "")
+    few, many = (axes.collections[0].get_alpha() for axes in drawn)
+    assert few == 0.3
+    assert 0.1 < many < 0.2

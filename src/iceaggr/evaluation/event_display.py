@@ -22,6 +22,8 @@ LEGEND_CHARGES_PE = (1, 10, 100)
 
 MIN_SHARE_OF_BOX = 0.35
 """Least length of a side of the frame, relative to its longest: flat arrays keep some height."""
+N_FAINT_DOTS = 5_000
+"""Sensors that are drawn as dots; more of them are drawn fainter, or they make a haze."""
 N_CROSSES = 200
 """Auxiliary hits that are drawn in full size; more of them are drawn smaller."""
 
@@ -86,8 +88,9 @@ def draw_event(event: EventSnapshot, detector: Detector, note: str) -> bytes:
             (event.predicted, (VERMILLION, "--", "predicted travel", 1.8)),
         ):
             _paint_direction(axes, _within(anchor, origin, middle, half), look)
-        _frame(axes, middle, half)
-        axes.view_init(elev=12.0, azim=_view_azimuth_deg(event))
+        azimuth_deg = _view_azimuth_deg(event)
+        axes.view_init(elev=12.0, azim=azimuth_deg)
+        _frame(axes, middle, half, azimuth_deg)
         n_doms, charge = len(event.charge_pe), event.charge_pe.sum()
         figure.suptitle(
             f"{note}\nopening angle {event.angle_deg:.3g}°, κ {event.kappa:.3g}\n"
@@ -127,7 +130,10 @@ def _area(charge_pe: float | npt.NDArray[np.float64]) -> Any:
 
 def _paint_detector(axes: Axes3D, detector: Detector) -> None:
     x, y, z = detector.xyz_m[detector.in_use].T
-    axes.scatter(x, y, z, s=1.0, color=GREY, alpha=0.3, linewidths=0, depthshade=False, zorder=1)
+    faint = min(1.0, (N_FAINT_DOTS / max(len(x), 1)) ** 0.5)
+    axes.scatter(
+        x, y, z, s=1.0, color=GREY, alpha=0.3 * faint, linewidths=0, depthshade=False, zorder=1,
+    )  # fmt: skip
 
 
 def _paint_hits(figure: Figure, axes: Axes3D, event: EventSnapshot) -> None:
@@ -141,9 +147,11 @@ def _paint_hits(figure: Figure, axes: Axes3D, event: EventSnapshot) -> None:
     order = np.flatnonzero(hits)[np.argsort(event.charge_pe[hits])[::-1]]
     x, y, z = event.xyz_m[order].T
     time_ns = event.first_time_ns[order] - event.first_time_ns[order].min()
-    high = max(float(np.quantile(time_ns, 0.98)), 1.0)
+    # one early or late stray must not turn all others into one colour
+    low, high = np.quantile(time_ns, [0.02, 0.98])
+    high = max(high, low + 1.0)
     points = axes.scatter(
-        x, y, z, s=_area(event.charge_pe[order]), c=time_ns, cmap="plasma", vmin=0.0, vmax=high,
+        x, y, z, s=_area(event.charge_pe[order]), c=time_ns, cmap="plasma", vmin=low, vmax=high,
         edgecolors=BLACK, linewidths=0.3, depthshade=False, zorder=5,
     )  # fmt: skip
     place = figure.add_axes((0.87, 0.27, 0.02, 0.46))
@@ -197,7 +205,12 @@ def _frame_of(
     return (low + high) / 2.0, 1.05 * np.maximum(sides, 1.0) / 2.0
 
 
-def _frame(axes: Axes3D, middle: npt.NDArray[np.float64], half: npt.NDArray[np.float64]) -> None:
+def _frame(
+    axes: Axes3D,
+    middle: npt.NDArray[np.float64],
+    half: npt.NDArray[np.float64],
+    azimuth_deg: float,
+) -> None:
     # the same metres per inch along all sides: angles are seen as they are
     low, high = middle - half, middle + half
     axes.set_xlim(low[0], high[0])
@@ -206,14 +219,22 @@ def _frame(axes: Axes3D, middle: npt.NDArray[np.float64], half: npt.NDArray[np.f
     sides = half / half.max()
     # the longest side as long as that of a cube, whatever the others are
     axes.set_box_aspect(tuple(sides), zoom=float(np.linalg.norm(sides) / np.sqrt(3.0)))
+    # a side that is short, or seen from its end, has room for two numbers
+    azimuth = np.deg2rad(azimuth_deg)
+    seen = sides * np.abs([np.sin(azimuth), np.cos(azimuth), 1.0])
     for k, axis in enumerate((axes.xaxis, axes.yaxis, axes.zaxis)):
-        axis.set_ticks(_ticks(low[k], high[k], fewest=3 if sides[k] > 0.6 else 2))
+        ticks = _ticks(low[k], high[k], fewest=3 if seen[k] > 0.6 else 2)
+        axis.set_ticks(ticks if seen[k] > 0.6 else ticks[[0, -1]])
     digits = max(len(f"{place:.0f}") for place in axes.get_zticks())
     axes.tick_params(labelsize=8, pad=-2)
-    axes.set_xlabel("x [m]", fontsize=9, labelpad=-2)
-    axes.set_ylabel("y [m]", fontsize=9, labelpad=-2)
+    # labels come closer to the numbers where the box is flat or slender
+    flat, slender = 1.0 - sides[2], 1.0 - float(sides[:2].max())
+    axes.set_xlabel("x [m]", fontsize=9, labelpad=-2 + 8 * flat)
+    axes.set_ylabel("y [m]", fontsize=9, labelpad=-2 + 8 * flat)
     axes.zaxis.set_rotate_label(False)
-    axes.set_zlabel("z [m]", fontsize=9, labelpad=-6.0 + 5.0 * max(digits - 4, 0), rotation=90)
+    axes.set_zlabel(
+        "z [m]", fontsize=9, labelpad=-5.0 + 12.0 * slender + 6.0 * max(digits - 4, 0), rotation=90
+    )
 
 
 def _ticks(low: float, high: float, fewest: int) -> npt.NDArray[np.float64]:
