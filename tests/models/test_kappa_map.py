@@ -40,10 +40,24 @@ def test_widths_of_other_events_are_true_after_the_map() -> None:
     assert worst_ratio(angle, rescaled(found, boastful(kappa))) < 0.06
 
 
+def test_sure_and_wrong_events_take_their_toll_of_the_surest() -> None:
+    kappa, angle = predictions(20_000, seed=5)
+    rng = np.random.default_rng(6)
+    # one in fifty of the sure events lies anywhere
+    lost = (kappa > 30) & (rng.random(20_000) < 0.02)
+    angle = np.where(lost, np.arccos(rng.uniform(-1, 1, 20_000)), angle)
+    train, judge = slice(0, 10_000), slice(10_000, None)
+    found = fit_kappa_map(kappa[train], np.cos(angle[train]))
+    assert found is not None
+    assert width_parts(angle[judge], kappa[judge])[-1].ratio > 1.3
+    told = width_parts(angle[judge], rescaled(found, kappa[judge]))[-1]
+    assert abs(told.ratio - 1) < 3 * told.error
+
+
 def test_true_widths_are_left_alone() -> None:
     found = [fit_kappa_map(kappa, np.cos(angle)) for kappa, angle in map(drawn, range(10))]
-    # by luck alone a map may seem to help; of ten honest samples hardly more than one or two
-    assert sum(one is not None for one in found) <= 2
+    # by luck alone a map may seem to help: of ten honest samples hardly more than a few
+    assert sum(one is not None for one in found) <= 3
 
 
 def drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +103,7 @@ def test_what_is_zero_or_not_a_number_stays_so() -> None:
         ([0.0, 1.0], [0.0], "2 knots and 1 factors"),
         ([1.0, 0.0], [0.0, 0.0], "does not rise"),
         ([0.0, 1.0], [2.0, 0.5], "does not rise"),
-        ([0.0], [4.0], "beyond"),
+        ([0.0], [9.0], "beyond"),
         ([0.0], [float("nan")], "finite"),
     ],
 )

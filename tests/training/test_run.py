@@ -81,7 +81,7 @@ def test_run_fits_each_event_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_saved_model_carries_the_map_of_its_validation_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kappa_map, "MIN_EVENTS_PER_PART", 20)
+    monkeypatch.setattr(kappa_map, "MIN_EVENTS", 100)
     fitted: list[tuple[int, kappa_map.KappaMap | None]] = []
 
     def noted(kappa: np.ndarray, cosine: np.ndarray) -> kappa_map.KappaMap | None:

@@ -1,11 +1,10 @@
 """The last word on kappa: a monotone map, fitted on validation events once the weights are final.
 
-The likelihood teaches kappa on train events, for all of them together. New events of some kappa
-may still err more, or less, than it says: the surest ones most of all. So the validation events are
-cut into equal parts by kappa, each part says by what its kappa has to be multiplied for its errors
-to be as wide as claimed, and the logarithm of that factor is linear in log kappa between the parts.
-It multiplies the predicted vector: directions stay, and so does the order of the events by kappa.
-A map that does not help events it was not fitted to is none.
+The likelihood teaches kappa on train events. A network that knows them too well claims too much of
+new ones, most of all where it is surest. So the validation events say by what their kappa has to be
+multiplied: the logarithm of the factor is linear in log kappa between a few knots and constant
+beyond, as makes them likeliest. It multiplies the predicted vector: directions stay, and so does
+the order of the events by kappa. A map that does not help events it was not fitted to is none.
 """
 
 from __future__ import annotations
@@ -16,16 +15,20 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
-N_PARTS = 10
-"""Equal parts of the validation events by kappa."""
-MIN_EVENTS_PER_PART = 250
-"""Fewer parts where there are fewer events; no map below two parts."""
+KNOT_SHARES = (0.05, 0.3, 0.6, 0.8, 0.9, 0.97)
+"""Shares of the validation events below each knot: closest where few sure events err the most."""
+MIN_EVENTS = 500
+"""Fewer known events make no map."""
 N_FOLDS = 5
 """Parts of the validation events that are judged by a map of the others."""
-MAX_LOG_FACTOR = 3.0
-"""No factor beyond e^3 = 20 either way."""
+MAX_LOG_FACTOR = 8.0
+"""No factor beyond e^8 = 3,000 either way."""
+PRIOR_WIDTH = 3.0
+"""Of log factors about zero, so that knots without events stay put."""
 MIN_SLOPE = 0.1
 """Of the new log kappa over the old one, so that the order of the events stays."""
+MAX_STEP = 0.5
+MAX_STEPS = 100
 
 Floats = npt.NDArray[np.float64]
 
@@ -70,61 +73,49 @@ def fit_kappa_map(kappa: Floats, cosine: Floats) -> KappaMap | None:
     """Fit the map to predictions whose truth is known; None where it would not help others.
 
     kappa: (N,) predicted; cosine: (N,) of the opening angles, the events in any order that says
-    nothing of either. Each fifth of them is judged by a map of the others: their likelihood has to
-    gain by more than its standard error, or kappa stays as it is.
+    nothing of either. Each fifth of them is judged by a map of the others: if their likelihood does
+    not gain, kappa stays as it is.
     """
     known = kappa > 0
     kappa, cosine = kappa[known], cosine[known]
-    n_parts = min(N_PARTS, len(kappa) // MIN_EVENTS_PER_PART)
-    if n_parts < 2:
+    if len(kappa) < MIN_EVENTS:
         return None
-    gain, fold = np.empty(len(kappa)), np.arange(len(kappa)) % N_FOLDS
+    gain, fold = 0.0, np.arange(len(kappa)) % N_FOLDS
     for k in range(N_FOLDS):
         here = fold == k
-        of_others = _fitted(kappa[~here], cosine[~here], n_parts)
-        gain[here] = _nats(kappa[here], cosine[here])
-        gain[here] -= _nats(of_others.of(kappa[here]), cosine[here])
-    if gain.mean() <= gain.std() / np.sqrt(len(gain)):
-        return None
-    return _fitted(kappa, cosine, n_parts)
+        of_others = _fitted(kappa[~here], cosine[~here]).of(kappa[here])
+        gain += float((_nats(kappa[here], cosine[here]) - _nats(of_others, cosine[here])).sum())
+    return _fitted(kappa, cosine) if gain > 0 else None
 
 
-def _fitted(kappa: Floats, cosine: Floats, n_parts: int) -> KappaMap:
-    """Ask each part for its factor, pulled towards one as far as its error makes likely.
+def _fitted(kappa: Floats, cosine: Floats) -> KappaMap:
+    """Find the factors at the knots that make the events likeliest, by Newton's method.
 
-    Source: W. James and C. Stein 1961, positive part, for each factor by itself.
+    Source: the negative log-likelihood has the slope kappa (claimed cosine - cosine) in log kappa.
+    Of its curvature the part that the errors make negative is left out where it would rule.
     """
-    knots, factors = [], []
-    for part in np.array_split(np.argsort(kappa, kind="stable"), n_parts):
-        found, error = _log_factor(kappa[part], cosine[part])
-        knots.append(np.median(np.log(kappa[part])))
-        factors.append(found * max(0.0, 1.0 - (error / found) ** 2) if found else 0.0)
-    return _risen(np.array(knots), np.array(factors))
-
-
-def _log_factor(kappa: Floats, cosine: Floats) -> tuple[float, float]:
-    """Find the logarithm of the common factor of some events, and its standard error.
-
-    Source: its likelihood is largest where the mean cosine is what kappa claims.
-    """
-
-    def claimed(log_factor: float) -> float:
-        return float(claimed_cosine(kappa * np.exp(log_factor)).mean())
-
-    low, high = -MAX_LOG_FACTOR, MAX_LOG_FACTOR
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        low, high = (middle, high) if claimed(middle) < cosine.mean() else (low, middle)
-    slope = (claimed(low + 0.01) - claimed(low - 0.01)) / 0.02
-    error = float(cosine.std()) / np.sqrt(len(cosine)) / max(slope, 1e-9)
-    return low, error
+    log_kappa = np.log(kappa)
+    # rounded, as many events of one kappa may share a knot
+    knots = np.unique(np.quantile(log_kappa, KNOT_SHARES).round(3))
+    shares = np.stack([np.interp(log_kappa, knots, row) for row in np.eye(len(knots))], axis=1)
+    factors, prior = np.zeros(len(knots)), np.eye(len(knots)) / PRIOR_WIDTH**2
+    for _ in range(MAX_STEPS):
+        new = kappa * np.exp(shares @ factors)
+        slope = new * (claimed_cosine(new) - cosine)
+        spread = new**2 * _cosine_spread(new)
+        curvature = np.maximum(slope + spread, 0.3 * spread)
+        hessian = (shares * curvature[:, None]).T @ shares + prior
+        step = np.linalg.solve(hessian, shares.T @ slope + prior @ factors)
+        step *= min(1.0, MAX_STEP / max(np.abs(step).max(), 1e-12))
+        factors = np.clip(factors - step, -MAX_LOG_FACTOR, MAX_LOG_FACTOR)
+        if np.abs(step).max() < 1e-4:
+            break
+    return _risen(knots, factors)
 
 
 def _risen(knots: Floats, factors: Floats) -> KappaMap:
     """Keep the new kappa rising from knot to knot, from the least sure one on."""
-    # rounded, as many events of one kappa may share a knot
-    knots, first = np.unique(knots.round(3), return_index=True)
-    new = knots + factors[first]
+    new = knots + factors
     for k in range(1, len(new)):
         new[k] = max(new[k], new[k - 1] + MIN_SLOPE * (knots[k] - knots[k - 1]))
     factors = np.clip(new - knots, -MAX_LOG_FACTOR, MAX_LOG_FACTOR)  # beyond by rounding alone
@@ -135,6 +126,13 @@ def claimed_cosine(kappa: Floats) -> Floats:
     """Give the mean cosine of the opening angle that each kappa claims: coth kappa - 1 / kappa."""
     safe = np.maximum(kappa, 1e-3)
     return np.where(kappa < 1e-3, kappa / 3, 1 / np.tanh(safe) - 1 / safe)
+
+
+def _cosine_spread(kappa: Floats) -> Floats:
+    """Give the variance of the cosine that each kappa claims: 1 / kappa^2 - 1 / sinh^2 kappa."""
+    safe = np.clip(kappa, 1e-2, 300.0)
+    variance = np.where(kappa > 300.0, kappa**-2.0, safe**-2.0 - np.sinh(safe) ** -2.0)
+    return np.where(kappa < 1e-2, 1 / 3, variance)
 
 
 def _nats(kappa: Floats, cosine: Floats) -> Floats:
