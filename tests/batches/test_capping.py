@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -96,6 +98,25 @@ def test_pulse_cap_keeps_the_first_pulse_then_triggering_then_bright_ones() -> N
     assert kept[-1] >= 90
     assert dropped.n_pulses.tolist() == [78]
     assert dropped.n_doms.tolist() == [0]
+
+
+def test_auxiliary_pulses_are_left_out_and_counted_but_no_event_is_lost() -> None:
+    events = random_dom_events(40, seed=5, median_pulses=200)
+    auxiliary = events.auxiliary.astype(bool)
+    auxiliary[: events.event_pulse_offsets()[1]] = True
+    events = replace(events, auxiliary=auxiliary)
+    capped, dropped = cap_events(events, BatchConfig(leave_out_auxiliary=True))
+    first = events.event_pulse_offsets()[1]
+    wanted = np.concatenate([np.arange(first), first + np.flatnonzero(~auxiliary[first:])])
+    np.testing.assert_array_equal(capped.time_ns, events.time_ns[wanted])
+    np.testing.assert_array_equal(capped.charge_pe, events.charge_pe[wanted])
+    dom_of_pulse = np.repeat(np.arange(events.n_doms), np.diff(events.dom_pulse_offsets))
+    np.testing.assert_array_equal(
+        capped.sensor_id, events.sensor_id[np.unique(dom_of_pulse[wanted])]
+    )
+    assert dropped.n_pulses.sum() == auxiliary[first:].sum()
+    assert dropped.n_pulses[0] == 0
+    assert dropped.n_doms.sum() == events.n_doms - capped.n_doms
 
 
 def test_pulse_cap_of_one_keeps_the_first_pulse_of_each_dom() -> None:

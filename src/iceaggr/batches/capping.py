@@ -109,23 +109,39 @@ def cap_events(events: DomEvents, config: BatchConfig) -> tuple[DomEvents, Dropp
     """Apply both caps; DOMs and pulses keep their order.
 
     Returns the events, unchanged when nothing is too large, and the count of what was dropped.
+    With `leave_out_auxiliary` the auxiliary pulses count as dropped.
     """
+    given = events
+    if config.leave_out_auxiliary:
+        events = _without_auxiliary(events)
     dom_keep = _kept_doms(events, config.max_doms_per_event)
     pulse_keep = _kept_pulses(events, config.max_pulses_per_dom)
     if dom_keep is None and pulse_keep is None:
-        nothing = np.zeros(events.n_events, np.int64)
-        return events, Dropped(nothing, nothing)
+        return events, _dropped(given, events)
     if dom_keep is None:
         dom_keep = np.ones(events.n_doms, bool)
     if pulse_keep is None:
         pulse_keep = np.ones(events.n_pulses, bool)
     n_pulses = np.minimum(np.diff(events.dom_pulse_offsets), config.max_pulses_per_dom)
     capped = _select(events, dom_keep, pulse_keep, n_pulses)
-    dropped = Dropped(
-        n_doms=np.diff(events.event_dom_offsets) - np.diff(capped.event_dom_offsets),
-        n_pulses=np.diff(events.event_pulse_offsets()) - np.diff(capped.event_pulse_offsets()),
+    return capped, _dropped(given, capped)
+
+
+def _dropped(given: DomEvents, kept: DomEvents) -> Dropped:
+    return Dropped(
+        n_doms=np.diff(given.event_dom_offsets) - np.diff(kept.event_dom_offsets),
+        n_pulses=np.diff(given.event_pulse_offsets()) - np.diff(kept.event_pulse_offsets()),
     )
-    return capped, dropped
+
+
+def _without_auxiliary(events: DomEvents) -> DomEvents:
+    """Leave out auxiliary pulses, and DOMs that have no others; an event of nothing else stays."""
+    triggering = ~events.auxiliary.astype(bool)
+    of_event = events.event_pulse_offsets()
+    is_dark = np.diff(offsets_of(triggering)[of_event]) == 0
+    keep = triggering | np.repeat(is_dark, np.diff(of_event))
+    n_pulses = np.diff(offsets_of(keep)[events.dom_pulse_offsets])
+    return _select(events, n_pulses > 0, keep, n_pulses)
 
 
 def _kept_doms(events: DomEvents, cap: int) -> BoolArray | None:

@@ -177,6 +177,8 @@ class BatchConfig(Section):
     """DOMs kept per event: triggering first, then by charge, spread over time."""
     max_pulses_per_dom: int = Field(64, ge=1, le=10_000_000)
     """Pulses kept per DOM: triggering first, then by charge, always with the first one."""
+    leave_out_auxiliary: bool = False
+    """Leave out auxiliary pulses, before the caps; an event that has no others keeps them."""
     max_doms_per_batch: int = Field(0, ge=0, le=100_000_000)
     """Token budget: no batch holds more DOMs than this, and batches mix like lengths; 0 = none."""
     n_mixed_shards: int = Field(16, ge=1, le=100_000)
