@@ -296,6 +296,22 @@ def broken(folder: Path, how: str) -> None:
     elif how == "no folder of noise":
         for file in (merged / "merged_photons").iterdir():
             file.unlink()
+    elif how == "no tables":
+        database.unlink()
+    elif how == "download still runs":
+        database.rename(merged / "merged.db.part")
+    elif how == "rows of testing missing":
+        with closing(sqlite3.connect(database)) as connection:
+            ids = [n for (n,) in connection.execute("SELECT event_no FROM mc_truth ORDER BY 1")]
+            half = ids[len(ids) // 2]
+            connection.execute("DELETE FROM pulses_no_noise WHERE event_no > ?", (half,))
+            connection.commit()
+    elif how == "part without rows":
+        path = merged / "merged_photons" / "merged_photons_2.parquet"
+        pd.read_parquet(path).iloc[:0].to_parquet(path)
+    elif how == "part without a column":
+        path = merged / "merged_photons" / "merged_photons_3.parquet"
+        pd.read_parquet(path).drop(columns="charge").to_parquet(path)
     elif how == "all of one part missing":
         for name in TABLES:
             (merged / name / f"{name}_4.parquet").unlink()
@@ -329,6 +345,15 @@ def broken(folder: Path, how: str) -> None:
         ("parquet", "no folder of noise", r"training have no noise"),
         ("parquet", "all of one part missing", r"_selection.parquet.*events are not in mc_truth"),
         ("parquet", "cut part", r"damaged, truncated.*pulses_no_noise_2"),
+        ("sqlite", "no tables", r"not complete.*merged\]: found neither merged.db nor Parquet"),
+        ("sqlite", "download still runs", r"not complete.*merged\]: found neither merged.db nor"),
+        (
+            "sqlite",
+            "rows of testing missing",
+            r"not complete.*pulses_no_noise\]: found no pulse of",
+        ),
+        ("parquet", "part without rows", r"not complete.*merged_photons\]: found no pulse of"),
+        ("parquet", "part without a column", r"not complete.*merged_photons_3.*_id, charge, t"),
         ("parquet", "parts mixed up", r"lie in another part.*merged_photons_0"),
     ],
 )
@@ -340,6 +365,21 @@ def test_a_set_that_is_wrong_is_refused_before_anything_is_written(
     with pytest.raises((RawDataError, DetectorError), match=words):
         convert(folder, tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
+
+
+def test_a_part_without_rows_that_no_sample_saw_is_refused_by_its_group(
+    frames: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_nubench(tmp_path / "set", frames, "parquet")
+    broken(folder, "part without rows")
+    monkeypatch.setattr(
+        "iceaggr.events.conversion.nubench_plan._refuse_cut_pulses", lambda *_: None
+    )
+    with pytest.raises(
+        RawDataError, match=r"merged_photons\]: found no pulse of 4\d of 215 events"
+    ):
+        convert(folder, tmp_path / "raw")
+    assert not (tmp_path / "raw" / "train_meta.parquet").exists()
 
 
 def test_a_locked_database_is_told_as_one(

@@ -20,8 +20,8 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,7 @@ from iceaggr.events.conversion.tables import (
     Ints,
     JoinedTable,
     connected,
+    is_among,
     quoted,
     reading_source,
     refuse_cut,
@@ -85,10 +86,13 @@ class NuBenchFiles:
                 raise incomplete(
                     f"{self.root_uri}/selections",
                     f"no {split}_selection.parquet",
-                    "the official selections, train and test",
+                    "the official selections, train and test, beside merged/",
                     f"{DOWNLOAD}; where there are none, give the file or the folder of the tables"
                     " itself: its events are then split as any others",
                 )
+        if self.database is None and not self.parts:
+            neither = "neither merged.db nor Parquet parts"
+            raise incomplete(f"{self.root_uri}/merged", neither, f"the tables {_TABLES_TOLD}")
         if self.database is None:
             numbers = {table: [n for n, _ in self.parts.get(table, ())] for table in _TABLES}
             for table, found in numbers.items():
@@ -96,6 +100,7 @@ class NuBenchFiles:
 
 
 _TABLES = (TRUTH, NOISY, CLEAN)
+_TABLES_TOLD = ", ".join(_TABLES)
 
 
 def find_nubench(store: ObjectStore, root_uri: str) -> NuBenchFiles | None:
@@ -104,7 +109,7 @@ def find_nubench(store: ObjectStore, root_uri: str) -> NuBenchFiles | None:
     database: StoredObject | None = None
     parts: dict[str, list[tuple[int, StoredObject]]] = {}
     selections: dict[str, StoredObject] = {}
-    geometries = []
+    geometries, n_others = [], 0
     for stored in store.list(f"{root_uri}/"):
         name = stored.uri.removeprefix(f"{root_uri}/")
         if _DATABASE.fullmatch(name):
@@ -115,21 +120,23 @@ def find_nubench(store: ObjectStore, root_uri: str) -> NuBenchFiles | None:
             selections[match[1]] = stored
         elif _GEOMETRY.fullmatch(name):
             geometries.append(stored.uri)
+        else:
+            n_others += not name.startswith("merged/")
     is_parquet = NOISY in parts or CLEAN in parts or (bool(selections) and TRUTH in parts)
     is_sqlite = database is not None and (bool(selections) or _has_its_tables(database))
-    if not is_parquet and not is_sqlite:
+    # of a download that has just begun
+    is_begun = bool(selections) and database is None and not n_others
+    if not is_parquet and not is_sqlite and not is_begun:
         return None
     return NuBenchFiles(
         root_uri=root_uri,
         database=database if is_sqlite else None,
-        parts={} if is_sqlite else {t: tuple(sorted(p, key=_number)) for t, p in parts.items()},
+        parts={}
+        if is_sqlite
+        else {t: tuple(sorted(p, key=itemgetter(0))) for t, p in parts.items()},
         selections=selections,
         geometries=tuple(geometries),
     )
-
-
-def _number(part: tuple[int, StoredObject]) -> int:
-    return part[0]
 
 
 def _has_its_tables(database: StoredObject) -> bool:
@@ -239,9 +246,6 @@ class SqliteSet:
         return Chosen(ids, truth, pulses)
 
 
-_TABLES_TOLD = ", ".join(_TABLES)
-
-
 def _spread(n: int, n_wanted: int) -> Ints:
     return np.unique(np.linspace(0, n - 1, min(n, n_wanted)).astype(np.int64))
 
@@ -315,7 +319,7 @@ class ParquetSet:
             for _, part in files.parts[table]:
                 with open_parquet(store, part.uri) as file:
                     names = tuple(file.schema_arrow.names)
-                    self.columns.setdefault(table, names)
+                _refuse_lacking(names, part.uri, self.columns.setdefault(table, names))
                 if counts:  # a worker: the plan has looked at all of them
                     break
 
@@ -370,10 +374,12 @@ class ParquetSet:
             return whole_numbers(file.read([EVENT]).column(EVENT), f"{TRUTH}.{EVENT}", uri)
 
 
-def _refuse_lacking(names: Sequence[str], uri: str) -> None:
+def _refuse_lacking(names: Sequence[str], uri: str, of_others: Sequence[str] = ()) -> None:
+    found = f"columns {', '.join(names)}"
     if EVENT not in names:
-        found = f"columns {', '.join(names)}"
         raise incomplete(uri, found, f"column {EVENT}, which names the event", "Write it anew")
+    if of_others and set(names) != set(of_others):
+        raise incomplete(uri, found, f"{', '.join(of_others)}, as the part before")
 
 
 @dataclass(frozen=True)
@@ -412,18 +418,6 @@ class _ParquetRows:
                 expected=f"the events of the part of {TRUTH} with the same number",
                 remedy="Download both parts again; parts of two sets are not mixed",
             )
-
-
-def is_among(known: Ints, ids: Ints) -> Any:
-    """Tell which ids are among known ones, which ascend: (n,) bool."""
-    # an event's rows follow each other: the first of them is looked up
-    is_first = np.ones(len(ids), bool)
-    is_first[1:] = ids[1:] != ids[:-1]
-    first = ids[is_first]
-    if not len(known) or not len(ids):
-        return np.zeros(len(ids), bool)
-    found = known[np.searchsorted(known, first).clip(max=len(known) - 1)] == first
-    return found[np.cumsum(is_first) - 1]
 
 
 # The official selections.

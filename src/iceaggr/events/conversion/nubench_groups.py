@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from iceaggr.errors import RawDataError
 from iceaggr.events.conversion.convert import MARKER, ConversionSettings, write_batch
 from iceaggr.events.conversion.nubench import find_nubench, read_selections
-from iceaggr.events.conversion.nubench_plan import NuBenchPlan, SetToConvert
+from iceaggr.events.conversion.nubench_plan import NuBenchPlan, SetToConvert, refuse_empty_events
 from iceaggr.events.conversion.nubench_reading import (
     Reading,
     chosen_tables,
@@ -94,12 +95,15 @@ def convert_group(ready: SetToConvert, out_uri: str, number: int) -> int:
         dealt = ready.reading.dealt(Path(scratch), chosen, with_places=False)
         n_pulses = max(dealt.read(EventNumbers()), default=0)
         rows = Path(scratch) / "rows.parquet"
-        writer = None
+        writer, n_empty = None, 0
         for k in range(dealt.n_files):
             meta = write_batch(folder, Path(scratch), dealt, k, {}, group.first_batch)
             meta = meta.append_column(SPLIT_COLUMN, pa.array([group.split] * len(meta)))
             writer = writer or pq.ParquetWriter(rows, meta.schema, **CHECKED)
             writer.write_table(meta)
+            n_empty += int((_n_pulses(meta) == 0).sum())
+        n_events = group.stop - group.start
+        refuse_empty_events(n_empty, n_events, f"{ready.plan.root_uri} {chosen.pulses.name}")
         assert writer is not None, "a group holds at least one batch file"
         writer.close()
         ready.store.upload(rows, _part_uri(out_uri, number))
@@ -133,8 +137,7 @@ def finish(store: ObjectStore, out_uri: str) -> dict[str, int]:
             for uri in parts:
                 store.download(uri, path)
                 for meta in _row_groups(path):
-                    last = np.asarray(meta.column("last_pulse_index"))
-                    own = last - np.asarray(meta.column("first_pulse_index")) + 1
+                    own = _n_pulses(meta)
                     counts["n_pulses"] += int(own.sum())
                     counts["n_without_pulses"] += int((own == 0).sum())
                     folder.append_meta(meta)
@@ -142,6 +145,11 @@ def finish(store: ObjectStore, out_uri: str) -> dict[str, int]:
     for uri in parts:
         store.delete(uri)
     return counts
+
+
+def _n_pulses(meta: pa.Table) -> npt.NDArray[np.int64]:
+    last = np.asarray(meta.column("last_pulse_index"))
+    return np.asarray(last - np.asarray(meta.column("first_pulse_index")) + 1, np.int64)
 
 
 def _row_groups(path: Path) -> Iterator[pa.Table]:

@@ -33,7 +33,6 @@ from iceaggr.events.conversion.nubench import (
     ParquetSet,
     SqliteSet,
     incomplete,
-    is_among,
     read_selections,
     without_noise,
 )
@@ -49,7 +48,7 @@ from iceaggr.events.conversion.sensors import (
     SensorKey,
     chosen_medium,
 )
-from iceaggr.events.conversion.tables import Ints
+from iceaggr.events.conversion.tables import Ints, is_among
 from iceaggr.events.conversion.truth import EventNumbers
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.label_reading import LabelReading
@@ -156,6 +155,7 @@ def plan_nubench(
     known = np.sort(np.concatenate([ids for _, ids in source.event_ids()]))
     _refuse_wrong_events(selections, known, files)
     _refuse_equal_pulses(source, files)
+    _refuse_cut_pulses(source, files)
     tables = chosen_tables(source.columns)
     given = settings.geometry
     if not given and not files.geometries:
@@ -236,6 +236,8 @@ def _groups(
 
 # What is refused of the events.
 
+MAX_WITHOUT_PULSES, MIN_WITHOUT_PULSES = 0.1, 10
+"""Share of events without a pulse above which a table was cut, and so few that it may be chance."""
 N_COMPARED = 256
 """Train events whose pulses with and without noise are counted."""
 
@@ -260,6 +262,24 @@ def _refuse_wrong_events(selections: Mapping[str, Ints], known: Ints, files: NuB
                 f"events of this set, {len(known):,} of which are here",
                 f"{DOWNLOAD}; selections belong to one set only",
             )
+
+
+def _refuse_cut_pulses(source: SqliteSet | ParquetSet, files: NuBenchFiles) -> None:
+    """Count sampled events without a pulse in the table of their split. Raises: RawDataError."""
+    for split, table in PULSES_OF.items():
+        chosen = source.sample(split, N_COMPARED)
+        seen: set[int] = set()
+        for _, _, columns in chosen.pulses.read([EVENT]):
+            seen.update(np.unique(columns[EVENT]).tolist())
+        n_events = len(chosen.event_id)
+        refuse_empty_events(n_events - len(seen), n_events, f"{files.root_uri} {table}")
+
+
+def refuse_empty_events(n_empty: int, n_events: int, where: str) -> None:
+    """Refuse events of a set that were downloaded without their pulses. Raises: RawDataError."""
+    if n_empty > max(MAX_WITHOUT_PULSES * n_events, MIN_WITHOUT_PULSES):
+        found = f"no pulse of {n_empty:,} of {n_events:,} events that were looked at"
+        raise incomplete(where, found, f"pulses of {1 - MAX_WITHOUT_PULSES:.0%} of them at least")
 
 
 def _refuse_equal_pulses(source: SqliteSet | ParquetSet, files: NuBenchFiles) -> None:

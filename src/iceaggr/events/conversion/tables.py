@@ -295,3 +295,15 @@ def connected(path: Path) -> sqlite3.Connection:
 def quoted(name: str) -> str:
     """Quote a name for SQLite."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def is_among(known: Ints, ids: Ints) -> Any:
+    """Tell which ids are among known ones, which ascend: (n,) bool."""
+    # an event's rows follow each other: the first of them is looked up
+    is_first = np.ones(len(ids), bool)
+    is_first[1:] = ids[1:] != ids[:-1]
+    first = ids[is_first]
+    if not len(known) or not len(ids):
+        return np.zeros(len(ids), bool)
+    found = known[np.searchsorted(known, first).clip(max=len(known) - 1)] == first
+    return found[np.cumsum(is_first) - 1]
