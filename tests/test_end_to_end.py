@@ -53,7 +53,7 @@ def small_config(
     settings["training"] = {**settings["training"], "n_epochs": 2, "max_minutes": 0}
     settings["model"] = {**settings["model"], "d_model": d_model, "n_event_layers": 1}
     settings["learning_check"] = {"n_steps": 20, "n_events_per_batch": 32}
-    settings["evaluation"] = {"n_bootstrap": 200}
+    settings["evaluation"] = {"n_bootstrap": 200, "refine_events": 2}
     settings["promotion"] = {"model_name": model_name, "min_gain_deg": min_gain_deg}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings))

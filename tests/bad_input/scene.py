@@ -25,7 +25,12 @@ SETTINGS: dict[str, Any] = {
     "batches": {"n_events": 16, "n_workers": 0},
     "model": {"d_model": 8, "n_heads": 1, "n_dom_layers": 1, "n_event_layers": 1},
     "training": {"n_epochs": 1, "device": "cpu"},
-    "evaluation": {"n_bootstrap": 100, "likelihood_fit": False, "n_displays": 0},
+    "evaluation": {
+        "n_bootstrap": 100,
+        "likelihood_fit": False,
+        "n_displays": 0,
+        "refine_events": 0,
+    },
 }
 
 

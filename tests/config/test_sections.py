@@ -122,6 +122,7 @@ TAKEN: dict[str, dict[float, str]] = {
     "learning_check.min_loss_drop": {0: "any fall"},
     "evaluation.max_events": {0: "all", 10**9: "all"},
     "evaluation.n_displays": {0: NONE},
+    "evaluation.refine_events": {0: NONE},
     "evaluation.seed": {0: "a seed", 10**9: "a seed"},
     "promotion.min_gain_deg": {0: "any gain"},
     "promotion.min_sigma": {0: "any gain"},

@@ -10,13 +10,22 @@ import pytest
 from PIL import Image
 
 from iceaggr.batches import EventBatch
-from iceaggr.batches.collation import join_batches
-from iceaggr.config import EvaluationConfig
-from iceaggr.evaluation.baselines import CLASSICAL_FITS, TITLES
+from iceaggr.batches.collation import collate, iter_batches, join_batches
+from iceaggr.config import BatchConfig, EvaluationConfig
+from iceaggr.detector import icecube86
+from iceaggr.evaluation.baselines import CLASSICAL_FITS, SALT, TITLES, refine_sample
+from iceaggr.evaluation.calibration import probability_inside
 from iceaggr.evaluation.evaluation import N_SPARE_SNAPSHOTS, Evaluation, evaluate, score_events
+from iceaggr.evaluation.event_table import directions
+from iceaggr.evaluation.metrics import muon_parts
 from iceaggr.evaluation.plots import draw_calibration
 from iceaggr.evaluation.report import CAPTIONS, ReportContext
+from iceaggr.events.dom_events import DomEvents
+from iceaggr.events.simulation.ice import site_of
+from iceaggr.reconstruction.refinement import MIN_CHARGE_PE, WHOLE, refine, triggering_charge_pe
+from iceaggr.shards.split import mixed_bits
 from tests.evaluation.track_events import LineFitModel, track_batch, truth_of
+from tests.shards.dom_events_builder import random_dom_events
 
 # One pass over the events: the same table in any batching; displays are the right events.
 
@@ -174,7 +183,8 @@ def test_report_says_the_bias_and_the_median_kappa(found):
 
 def test_report_shows_small_bins_as_small(found):
     assert found.slices["small"].any()
-    assert found.report_html.count('<tr class="small">') == int(found.slices["small"].sum())
+    bins = found.report_html.split("<h2>Accuracy in bins</h2>")[1]
+    assert bins.count('<tr class="small">') == int(found.slices["small"].sum())
 
 
 PLAIN = CONFIG.model_copy(update={"n_displays": 0})
@@ -224,3 +234,105 @@ def test_evaluation_survives_a_handful_of_events(n_events):
     # of one event nothing is judged, which is said in its place
     judged = ["inf" in words, "κ is calibrated" in words, "no figure has an error" in words]
     assert judged == ([False, False, True] if n_events == 1 else [False, True, False])
+
+
+# Refinement of bright test events, beside the model's own answers.
+
+CHUNKS = [random_dom_events(8, seed=4), random_dom_events(8, seed=5, first_event_id=100)]
+REFINING = PLAIN.model_copy(update={"refine_events": 3, "likelihood_fit": False})
+OF_DETECTOR = ReportContext("Run", detector=icecube86())
+
+
+def whole(chunks: list[DomEvents]) -> list[EventBatch]:
+    return list(iter_batches(iter(chunks), icecube86(), WHOLE))
+
+
+def truth_of_chunks() -> pd.DataFrame:
+    truth = truth_of(whole(CHUNKS))
+    return truth.assign(energy_gev=np.where(truth["event_id"] < 100, 5e3, 5e4))
+
+
+@pytest.fixture(scope="module")
+def refined() -> Evaluation:
+    # the model sees few DOMs of each event, the fit all
+    few = list(iter_batches(iter(CHUNKS), icecube86(), BatchConfig(max_doms_per_event=12)))
+    model = LineFitModel()
+    return evaluate(model, few, truth_of_chunks(), REFINING, context=OF_DETECTOR, chunks=CHUNKS)
+
+
+def test_refined_events_are_bright_and_chosen_by_hash_in_any_order(refined):
+    charge = np.concatenate([triggering_charge_pe(batch) for batch in whole(CHUNKS)])
+    event_id = np.concatenate([chunk.event_id for chunk in CHUNKS])
+    bright = event_id[charge >= MIN_CHARGE_PE]
+    assert 3 < len(bright) < len(event_id)
+    chosen = sorted(bright, key=lambda one: mixed_bits(np.array([one]), SALT)[0])[:3]
+    # of events that are refined nothing is known but their id: neither order nor model matter
+    events = refined.events.assign(kappa=1e-3)
+    sample = refine_sample(CHUNKS[::-1], events, 3, icecube86())
+    assert sample.events["event_id"].tolist() == chosen
+    assert (sample.n_bright, sample.n_events) == (len(bright), len(event_id))
+    assert set(sample.events["refined_as"]) <= {"cascade", "track", "as predicted"}
+    whole_batch = join_batches(whole(CHUNKS))
+    rows = [whole_batch.event_id.tolist().index(one) for one in chosen]
+    assert sample.events["triggering_charge_pe"].to_numpy() == pytest.approx(
+        triggering_charge_pe(whole_batch)[rows]
+    )
+
+
+def test_refined_answers_are_those_of_refine_with_the_predictions_as_prior(refined):
+    sample = refine_sample(CHUNKS, refined.events, 3, icecube86())
+    first = sample.events.iloc[0]
+    chunk = next(c for c in CHUNKS if first["event_id"] in c.event_id)
+    alone = collate(chunk, np.flatnonzero(chunk.event_id == first["event_id"]), icecube86(), WHOLE)
+    row = sample.events.iloc[:1]
+    start = directions(row, "azimuth", "zenith").numpy()
+    found = refine(alone, site_of(icecube86()), start, row["kappa"].to_numpy())
+    assert first["refined_kappa"] == pytest.approx(found.kappa[0], rel=1e-6)
+    true = directions(row, "true_azimuth", "true_zenith").numpy()[0]
+    angle = np.rad2deg(np.arccos(np.clip(found.direction[0] @ true, -1, 1)))
+    assert first["refined_angle_deg"] == pytest.approx(angle, abs=1e-4)
+
+
+def test_refined_figures_are_paired_and_cut_by_topology_and_energy(refined):
+    sample = refine_sample(CHUNKS, refined.events, 3, icecube86())
+    table = refined.refined
+    rows = table.set_index(["part", "method"])
+    assert rows.loc[("all", "refined"), "n_events"] == 3
+    before, after = (sample.events[n] for n in ("opening_angle_deg", "refined_angle_deg"))
+    assert rows.loc[("all", "model"), "mean_deg"] == pytest.approx(before.mean())
+    assert rows.loc[("all", "refined"), "median_deg"] == pytest.approx(after.median())
+    assert rows.loc[("all", "refined"), "gain_deg"] == pytest.approx((before - after).mean())
+    assert rows.loc[("all", "model"), "gain_deg"] == 0
+    pit = probability_inside(np.deg2rad(after), sample.events["refined_kappa"])
+    assert rows.loc[("all", "refined"), "coverage_68"] == pytest.approx((pit <= 0.68).mean())
+    for topology, part in sample.events.groupby("topology"):
+        for suffix, inside in (("low", part["event_id"] < 100), ("high", part["event_id"] >= 100)):
+            n_there = table[table["part"] == f"{topology}_{suffix}"]["n_events"].unique().tolist()
+            assert n_there == ([int(inside.sum())] if inside.any() else [])
+    parts = muon_parts(sample.events)
+    counts = {name: int(rows.loc[(name, "refined"), "n_events"]) for name in parts}
+    assert counts == {name: len(part) for name, part in parts.items()}
+    assert sum(counts.values()) == 3
+    assert refined.metrics["test_refined/gain_deg"] == pytest.approx((before - after).mean())
+    assert refined.metrics["test_refined/network_mean_deg"] == pytest.approx(before.mean())
+    assert refined.metrics["test_refined/n_events"] == 3
+    assert refined.metrics["test_refined/milliseconds_per_event"] > 0
+
+
+def test_report_tells_which_events_were_refined_and_what_it_cost(refined):
+    assert 'id="refined"' in refined.report_html
+    assert re.search(
+        r"3, chosen by a hash of event_id, of the \d+ test events with at least 30 p\.e\. that"
+        r" triggered \(16 were looked at\): \d as cascade, \d as track, \d+ ms of one core",
+        refined.report_html,
+    )
+
+
+def test_nothing_is_refined_unless_it_is_asked_for():
+    config = REFINING.model_copy(update={"refine_events": 0})
+    batches, chunks = whole(CHUNKS), iter(CHUNKS)
+    without = evaluate(LineFitModel(), batches, None, config, context=OF_DETECTOR, chunks=chunks)
+    assert len(list(chunks)) == 2
+    assert 'id="refined"' not in without.report_html
+    assert not [name for name in without.metrics if name.startswith("test_refined")]
+    assert without.refined.empty

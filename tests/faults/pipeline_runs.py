@@ -48,7 +48,7 @@ TINY: dict[str, Any] = {
         "learning_rate": 1e-3,
         "device": "cpu",
     },
-    "evaluation": {"n_bootstrap": 100},
+    "evaluation": {"n_bootstrap": 100, "refine_events": 0},
     "promotion": {"model_name": "tiny-model"},
 }
 

@@ -28,7 +28,7 @@ SETTINGS = {
     "model": {"d_model": 16, "n_heads": 2, "n_dom_layers": 1, "n_event_layers": 1, "dropout": 0.0},
     "training": {"n_epochs": 2, "learning_rate": 2e-3},
     "learning_check": {"n_steps": 10, "n_events_per_batch": 32},
-    "evaluation": {"n_bootstrap": 100, "n_displays": 0},
+    "evaluation": {"n_bootstrap": 100, "n_displays": 0, "refine_events": 0},
     "promotion": {"model_name": "outage"},
 }
 

@@ -398,6 +398,9 @@ class EvaluationConfig(Section):
     """Score the Pandel likelihood fit too, by far the slowest baseline (milliseconds per event)."""
     n_displays: int = Field(2, ge=0, le=6)
     """Event displays for each of the best, the median and the worst events."""
+    refine_events: int = Field(60, ge=0, le=100_000)
+    """Bright test events whose predictions are refined photon by photon, half a second of one core
+    each, and compared with the model's own in the report; 0 = none."""
     seed: Seed = 0
     """Seed of the bootstrap, the random baseline and the choice of displayed events."""
 

@@ -21,9 +21,11 @@ from iceaggr.evaluation.baselines import (
     CLASSICAL_FITS,
     TITLES,
     BaselineTimer,
+    RefinedSample,
     chosen_fits,
     constant_angles_deg,
     random_angles_deg,
+    refine_sample,
 )
 from iceaggr.evaluation.calibration import risk_coverage
 from iceaggr.evaluation.event_display import EventSnapshot, draw_event, snapshot
@@ -38,7 +40,13 @@ from iceaggr.evaluation.event_table import (
     score_batch,
     true_direction,
 )
-from iceaggr.evaluation.metrics import MethodSummary, flat_metrics, summarize_methods
+from iceaggr.evaluation.metrics import (
+    MethodSummary,
+    flat_metrics,
+    refined_metrics,
+    refined_table,
+    summarize_methods,
+)
 from iceaggr.evaluation.plots import (
     draw_against_azimuth,
     draw_against_energy,
@@ -55,6 +63,7 @@ from iceaggr.evaluation.plots import (
 from iceaggr.evaluation.published import benchmark_metrics, benchmark_table, has_benchmark
 from iceaggr.evaluation.report import MIN_EVENTS_DRAWN, ReportContext, render_report
 from iceaggr.evaluation.slices import slice_table
+from iceaggr.events.dom_events import DomEvents
 
 # Scoring: one pass over the test events with the model and every baseline.
 
@@ -196,6 +205,8 @@ class Evaluation:
     events: one row per event; metrics: flat names for a tracker; slices: one row per bin;
     figures: name -> PNG; report_html: one self-contained page; summaries: the headline's rows.
     benchmark: one row per current, energies and method (`benchmark_table`), empty without truth.
+    refined: what refinement adds on bright events (`refined_table`), empty where it was not asked
+    for or no event is bright.
     """
 
     events: pd.DataFrame
@@ -205,6 +216,7 @@ class Evaluation:
     report_html: str
     summaries: list[MethodSummary] = field(default_factory=list)
     benchmark: pd.DataFrame = field(default_factory=pd.DataFrame)
+    refined: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def headline(self) -> list[MethodSummary]:
         """Give the model and each baseline with errors and paired gain, the model first."""
@@ -218,25 +230,35 @@ def evaluate(
     config: EvaluationConfig,
     on_progress: Callable[[int], None] | None = None,
     context: ReportContext | None = None,
+    chunks: Iterable[DomEvents] = (),
 ) -> Evaluation:
     """Score a model and every baseline on the same labelled events.
 
     truth: simulated truth by event_id (see events.truth), None for real events.
     on_progress: called with the number of events scored so far.  context: what the report says
     about the run, and the detector of the displays.
+    chunks: the same events with all their DOMs, of which `refine_events` bright ones are refined
     Raises: EvaluationError for unlabelled, repeated or no events, or non-finite predictions.
     """
+    context = context or ReportContext()
     scored = score_events(model, batches, config, on_progress)
     scored = replace(scored, events=join_truth(scored.events, truth))
-    return evaluate_scored(scored, config, context or ReportContext())
+    sample = None
+    if config.refine_events and context.detector is not None:
+        sample = refine_sample(chunks, scored.events, config.refine_events, context.detector)
+    return evaluate_scored(scored, config, context, sample)
 
 
 def evaluate_scored(
-    scored: ScoredEvents, config: EvaluationConfig, context: ReportContext
+    scored: ScoredEvents,
+    config: EvaluationConfig,
+    context: ReportContext,
+    sample: RefinedSample | None = None,
 ) -> Evaluation:
     """Summarise events that are scored already: by a model here, or in a file of predictions.
 
     Whatever their table lacks (kappa, sizes, fits, truth) the figures and the page go without.
+    sample: bright events of them that were refined.
     """
     events = scored.events
     summaries = summarize_methods(events, config, scored.seconds_per_event, scored.failed_share)
@@ -248,21 +270,27 @@ def evaluate_scored(
         if has_benchmark(events)
         else pd.DataFrame()
     )
+    refined, of_refined = pd.DataFrame(), {}
+    if sample is not None and len(sample.events):
+        refined = refined_table(sample, config)
+        of_refined = refined_metrics(sample, refined)
     figures = draw_figures(events, reference, config, context.origin.azimuth_period_deg)
     displays = draw_displays(scored, events, context.detector)
     report_html = render_report(
         context, events, config,
-        {"summaries": summaries, "slices": slices, "reference": reference, "benchmark": benchmark},
+        {"summaries": summaries, "slices": slices, "reference": reference, "benchmark": benchmark,
+         "sample": sample, "refined": refined},
         figures | displays,
     )  # fmt: skip
     return Evaluation(
         events=events,
-        metrics=flat_metrics(events, summaries) | benchmark_metrics(benchmark),
+        metrics=flat_metrics(events, summaries) | benchmark_metrics(benchmark) | of_refined,
         slices=slices,
         figures=figures | displays,
         report_html=report_html,
         summaries=summaries,
         benchmark=benchmark,
+        refined=refined,
     )
 
 

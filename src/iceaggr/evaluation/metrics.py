@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from iceaggr.config import EvaluationConfig
-from iceaggr.evaluation.baselines import TITLES
+from iceaggr.evaluation.baselines import TITLES, RefinedSample
 from iceaggr.evaluation.calibration import (
     LEVELS,
     calibration_gap,
     coverage,
+    probability_inside,
     pulls,
     width_parts,
 )
@@ -244,3 +245,79 @@ def method_table(
             for name, estimate in estimates.items()
         ]
     return pd.DataFrame(rows)
+
+
+# Refinement: the model's own answer and the refined one on the same bright events.
+
+BRIGHT_GEV = 1e4
+"""Energies above it are the high ones, for which refinement was made."""
+REFINED_METHODS = {"model": "Network alone", "refined": "Refined"}
+
+
+def refined_table(sample: RefinedSample, config: EvaluationConfig) -> pd.DataFrame:
+    """Measure the model's answers and the refined ones on the events of a sample, and parts of it.
+
+    Returns one row per part with events (all; each topology; each below and above BRIGHT_GEV; with
+    and without an atmospheric muon) and method: part, title, n_events, method, and with _error
+    each: mean_deg, median_deg, gain_deg (of refining, paired, mean) and coverage_50, coverage_68,
+    coverage_90 (shares).
+    """
+    rows = []
+    for part, (title, events) in _refined_parts(sample.events).items():
+        angles = [events[name].to_numpy() for name in ("opening_angle_deg", "refined_angle_deg")]
+        kappas = [events[name].to_numpy() for name in ("kappa", "refined_kappa")]
+        for method, angle_deg, kappa in zip(REFINED_METHODS, angles, kappas, strict=True):
+            # each from the seed itself: what else is measured beside it does not change its error
+            rng = np.random.default_rng(config.seed)
+            settings = (config.n_bootstrap, config.confidence, rng)
+            found = {
+                "mean_deg": estimate_mean(angle_deg, *settings),
+                "median_deg": estimate_median(angle_deg, *settings),
+                "gain_deg": estimate_mean(angles[0] - angle_deg, *settings),
+            }
+            pit = probability_inside(np.deg2rad(angle_deg), kappa)
+            for level in LEVELS:
+                n_inside = int((pit <= level).sum())
+                share = estimate_share(n_inside, len(pit), config.confidence)
+                found[f"coverage_{100 * level:.0f}"] = share
+            key = {"part": part, "title": title, "n_events": len(events), "method": method}
+            figures = {name: one.value for name, one in found.items()}
+            rows.append(key | figures | {f"{name}_error": one.error for name, one in found.items()})
+    return pd.DataFrame(rows)
+
+
+def _refined_parts(events: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
+    """Cut by topology, energy and atmospheric muons where the truth has them: no empty parts."""
+    parts = {"all": ("All of them", events)}
+    for topology, part in _topologies(events).items():
+        title = f"{topology.capitalize()}s"
+        parts[topology] = (title, part)
+        if "energy_gev" in part:
+            high = part["energy_gev"].to_numpy() > BRIGHT_GEV
+            parts[f"{topology}_low"] = (f"{title} up to 10 TeV", part[~high])
+            parts[f"{topology}_high"] = (f"{title} above 10 TeV", part[high])
+    parts |= {name: (MUON_PARTS[name], part) for name, part in muon_parts(events).items()}
+    return {name: found for name, found in parts.items() if len(found[1])}
+
+
+def refined_metrics(sample: RefinedSample, table: pd.DataFrame) -> dict[str, float]:
+    """Name the headline figures of a refined sample for a tracker, all under test_refined/.
+
+    mean_deg, median_deg, coverage_68 and so on are after refinement, network_... before; gain_deg
+    is paired. cascade_ and track_ name topologies. A figure that is not finite is left out.
+    """
+    if not len(table):
+        return {}
+    each = sample.seconds / len(sample.events)
+    metrics = {"n_events": float(len(sample.events)), "milliseconds_per_event": 1e3 * each}
+    for row in table[table["part"].isin(("all", *TOPOLOGIES))].to_dict("records"):
+        prefix = "" if row["part"] == "all" else f"{row['part']}_"
+        names = [name for name in table.columns if name.split("_")[0] in REFINED_FIGURES]
+        if row["method"] == "model":
+            prefix, names = f"network_{prefix}", [n for n in names if not n.startswith("gain")]
+        metrics |= {f"{prefix}{name}": float(row[name]) for name in names}
+    named = {f"test_refined/{name}": value for name, value in metrics.items()}
+    return {name: value for name, value in named.items() if math.isfinite(value)}
+
+
+REFINED_FIGURES = ("mean", "median", "gain", "coverage")

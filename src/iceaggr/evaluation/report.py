@@ -13,15 +13,22 @@ import yaml
 
 from iceaggr.config import EvaluationConfig
 from iceaggr.detector import Detector
-from iceaggr.evaluation.baselines import TITLES
+from iceaggr.evaluation.baselines import TITLES, RefinedSample
 from iceaggr.evaluation.calibration import Coverage, WidthPart, coverage, width_parts
 from iceaggr.evaluation.event_table import angles_of, pit_of
-from iceaggr.evaluation.metrics import MUON_PARTS, MethodSummary, model_estimates, muon_parts
+from iceaggr.evaluation.metrics import (
+    MUON_PARTS,
+    REFINED_METHODS,
+    MethodSummary,
+    model_estimates,
+    muon_parts,
+)
 from iceaggr.evaluation.published import SOURCE, DataOrigin, benchmark_blocks
 from iceaggr.evaluation.slices import Estimate
 from iceaggr.events.truth import TOPOLOGIES
 from iceaggr.losses import NATS_OF_IGNORANCE
 from iceaggr.pages import render
+from iceaggr.reconstruction.refinement import NAMES
 from iceaggr.shards.split import MIN_EVENTS_OF_SPLIT
 
 CAPTIONS = {
@@ -113,8 +120,8 @@ def render_report(
 ) -> str:
     """Render the page.
 
-    results: summaries (list of MethodSummary), slices and benchmark (tables), reference (best
-    classical fit).
+    results: summaries (list of MethodSummary), slices, benchmark and refined (tables), reference
+    (best classical fit), sample (of refined events, or None).
     figures: name -> PNG; names that start with `event_` are displays. Returns HTML.
     """
     summaries: list[MethodSummary] = results["summaries"]
@@ -146,6 +153,9 @@ def render_report(
         benchmark=benchmark_blocks(benchmark, COMPARED) if len(benchmark) else [],
         published=context.origin.published,
         source=SOURCE,
+        refined=refined_blocks(results["refined"]),
+        refined_words=refined_words(results["sample"]) if len(results["refined"]) else "",
+        refined_methods=REFINED_METHODS,
         muon_titles=MUON_PARTS,
         figures={name: png for name, png in figures.items() if name not in displays},
         displays=displays,
@@ -280,6 +290,23 @@ def width_rows(events: pd.DataFrame) -> list[WidthPart]:
     if "kappa" not in events:
         return []
     return width_parts(np.deg2rad(angles_of(events, "model")), events["kappa"].to_numpy())
+
+
+def refined_blocks(table: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Group the rows of `refined_table` by part: (title, rows of the two methods)."""
+    return group_slices(table) if len(table) else []
+
+
+def refined_words(sample: RefinedSample) -> str:
+    """Say which events were refined, as what, and what it cost."""
+    n, kinds = len(sample.events), sample.events["refined_as"].value_counts()
+    which = "all" if n == sample.n_bright else f"{n:,}, chosen by a hash of event_id,"
+    as_what = ", ".join(f"{kinds.get(name, 0):,} as {name}" for name in NAMES[1:])
+    return (
+        f"{which} of the {sample.n_bright:,} test events with at least {sample.min_charge_pe:g}"
+        f" p.e. that triggered ({sample.n_events:,} were looked at): {as_what},"
+        f" {1e3 * sample.seconds / n:.0f} ms of one core each"
+    )
 
 
 def group_slices(slices: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:

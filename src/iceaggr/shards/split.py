@@ -80,14 +80,14 @@ def split_idx(
     what is test, and the hash takes validation out of the rest.
     Returns (B,) int8, index in SPLITS.
     """
-    share = (_mixed(event_id, salt) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    share = (mixed_bits(event_id, salt) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     split = np.full(len(event_id), TRAIN, np.int8)
     split[share >= 1 - validation_share] = VALIDATION
     split[share < test_share if is_test is None else is_test] = TEST
     return split
 
 
-def _mixed(event_id: npt.NDArray[np.int64], salt: str) -> npt.NDArray[np.uint64]:
+def mixed_bits(event_id: npt.NDArray[np.int64], salt: str) -> npt.NDArray[np.uint64]:
     """Mix every bit of the id into every bit of the result.
 
     Source: the finaliser of SplitMix64, Steele, Lea and Flood, "Fast splittable pseudorandom

@@ -29,6 +29,7 @@ from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.paths import EVALUATION, EVENTS_FILE, REPORT_FILE
 from iceaggr.progress import StepProgress
 from iceaggr.shards.manifest import ShardManifest
+from iceaggr.shards.reading import read_shard
 from iceaggr.shards.split import MIN_EVENTS_OF_SPLIT
 from iceaggr.steps.context import RunContext
 from iceaggr.steps.documents import (
@@ -42,7 +43,9 @@ from iceaggr.steps.plan_shards import raw_uri_of
 from iceaggr.steps.training_inputs import read_manifest
 from iceaggr.validation import read_json_object, sha256_of
 
-METHODS_FILE, BINS_FILE, BENCHMARK_FILE = "methods.csv", "bins.csv", "benchmark.csv"
+METHODS_FILE, BINS_FILE, BENCHMARK_FILE, REFINED_FILE = (
+    f"{name}.csv" for name in ("methods", "bins", "benchmark", "refined")
+)
 """Every statistic with its interval: beside the report wherever that is."""
 
 
@@ -137,6 +140,8 @@ def _evaluate(
         context.config.evaluation,
         on_progress=lambda done: progress.update(done, loader.n_events, f"{done:,} events"),
         context=report_context,
+        # a minibatch may lack DOMs of its events
+        chunks=(read_shard(store, entry) for entry in manifest.shards_of("test")),
     )
 
 
@@ -269,11 +274,13 @@ def parquet_of(events: pd.DataFrame, facts: Mapping[str, Any] | None = None) -> 
 
 
 def tables_of(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, str]:
-    """Write the statistics of methods, bins and the benchmark as CSV: file name -> text."""
+    """Write the statistics of methods, bins, benchmark and refinement as CSV: name -> text."""
     methods = method_table(evaluation.summaries, model_estimates(evaluation.events, config))
     tables = {METHODS_FILE: methods, BINS_FILE: evaluation.slices}
     if len(evaluation.benchmark):
         tables[BENCHMARK_FILE] = evaluation.benchmark
+    if len(evaluation.refined):
+        tables[REFINED_FILE] = evaluation.refined
     return {name: table.to_csv(index=False) for name, table in tables.items()}
 
 
