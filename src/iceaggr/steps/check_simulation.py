@@ -1,7 +1,7 @@
 """Is the simulation as hard as the public set? Figures side by side, each with its range.
 
-Real figures are published, or measured on the set's own files; none comes from the twelve labelled
-events that anyone may look at. Tables and sources: docs/physics.md.
+Real figures are published, or measured on the set's own files. The simulation is fitted to none of
+the set's labelled events: two rows compare with counts of them. Tables and sources: docs/physics.md.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ FITS: dict[str, Callable[[EventBatch], FitResult]] = {
     "hit cleaning with an ensemble of fits": ensemble_fit,
 }
 """Fits whose mean angle is published for the public set."""
+FEW_EVENTS = 5_000
+"""With fewer, errors are so large that nearly any figure is inside, and extremes are not reached."""
 N_GROUPS = 20
 """Statistical errors are the spread of a figure between so many parts of the events."""
 FEW_MODULES = 8
@@ -193,7 +195,7 @@ HARDNESS = (
     Figure(
         "hit cleaning, ensemble of fits, rad",
         "1.183 [a]",
-        1.143,
+        1.163,
         1.203,
         _mean_angle("hit cleaning with an ensemble of fits"),
     ),
@@ -204,12 +206,12 @@ HARDNESS = (
     Figure("events of at most 39 pulses, %", "9.3 [b]", 6.3, 12.3, _share_of_pulses(0, 39)),
     Figure("pulses, smallest", "22 of 10,000 [b]", 4, 30, lambda s: float(s.n_pulses.min())),
     Figure("events below 8 clean modules, %", "5 of 15 [c]", 20, 45, _few_modules),
-    Figure("events on one string, %", "4 of 15 [c]", 15, 45, _one_string),
+    Figure("events on one string, %", "4 of 15 [c]", 15, 38, _one_string),
 )
 """How hard events are. [a] public notebooks on the competition; [b] the meta file of 10,000 events;
 [c] its twelve labelled events and three test events. Wanted: within 0.02 rad, 3 percentage points
-of events, or the statistical error. Ranges of quantiles are the real quantiles 3 points below and
-above. The ensemble's range goes lower: ours is another than the published one."""
+of events, or the statistical error, for [c] the one of 15 events. Ranges of quantiles are the real
+quantiles 3 points below and above."""
 
 PUBLISHED = (
     Figure("pulses, 80 % quantile", "about 100", 85, 115, _pulses(0.80)),
@@ -339,10 +341,16 @@ def distances(sample: Sample, real: RealMeta) -> list[Measured]:
 
 
 _DISTANCES = (
-    Figure("pulses, distance of distributions", "0", 0.0, 0.04, lambda _: _ANY),
-    Figure("cos zenith, distance of distributions", "0", 0.0, 0.06, lambda _: _ANY),
+    Figure("pulses, distance of distributions", "0", 0.0, 0.03, lambda _: _ANY),
+    Figure("cos zenith, distance of distributions", "0", 0.0, 0.03, lambda _: _ANY),
 )
-"""Largest difference of the shares below any value; the wanted 3 points are 0.03."""
+"""Largest difference of the shares below any value; 3 percentage points are wanted."""
+
+
+LEGEND = """
+inside: in the range, or less than two statistical errors outside. [a] public notebooks on the
+competition; [b] rows of its meta file; [c] its twelve labelled events and three test events.
+docs/physics.md says what each figure is."""
 
 
 def figures_table(measured: Iterable[Measured]) -> str:
@@ -388,6 +396,9 @@ def run_check_simulation(
         progress.conclude(f"{len(sample.n_pulses):,} events measured")
     measured = list(_all_figures(sample, real))
     print(figures_table(measured))
+    print(LEGEND)
+    if len(sample.n_pulses) < FEW_EVENTS:
+        print(f"warning: {len(sample.n_pulses):,} events decide little; take {FEW_EVENTS:,} or more")
     return all(row.inside for row in measured)
 
 
