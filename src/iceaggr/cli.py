@@ -30,6 +30,7 @@ from iceaggr.cli_options import (
     RefineAbove,
     ReportPage,
     Reversed,
+    ReversedFiles,
     SameDetector,
     ScoredFolder,
     ScoredRun,
@@ -419,11 +420,12 @@ def compare(
         bool, typer.Option("--predictions", help="All are files, whatever their names end in")
     ] = False,
     page: Annotated[Path | None, typer.Option(help="HTML page to write")] = None,
+    reversed_files: ReversedFiles = None,
 ) -> None:
     """Compare runs or files of predictions, paired on the events they share."""
     from iceaggr.steps.compare import run_compare
 
-    run_compare(runs, page, predictions)
+    run_compare(runs, page, predictions, reversed_files or ())
 
 
 def add_checkout() -> None:

@@ -141,6 +141,10 @@ ReportPage = Annotated[
 Reversed = Annotated[
     bool, typer.Option("--reversed", help="With --predictions: its vectors point the other way")
 ]
+ReversedFiles = Annotated[
+    list[str] | None,
+    typer.Option("--reversed", help="One of the files, whose vectors point the other way"),
+]
 BenchmarkSet = Annotated[
     str, typer.Option("--set", help="With --predictions: NuBench's set, if the file does not say")
 ]

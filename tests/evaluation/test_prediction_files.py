@@ -278,6 +278,21 @@ def test_reversed_vectors_are_told_by_the_numbers(scored: Evaluation, exported: 
         read_predictions(exported, is_reversed=True)
 
 
+def test_a_reversed_file_with_rounded_truth_is_turned_and_equals_the_other(exported: Path) -> None:
+    table = pd.read_parquet(exported)
+    truth = table["initial_state_zenith"].astype(np.float32).astype(np.float64)
+    turned = {name: -table[name] for name in DIRECTION}
+    other = changed(exported, initial_state_zenith=truth, **turned)
+    names = [str(exported), str(other)]
+    assert (truth != table["initial_state_zenith"]).any()
+    with pytest.raises(EvaluationError, match=r"of compare, --reversed FILE"):
+        run_compare(names, None)
+    last = run_compare(names, None, reversed_files=[str(other)]).overall.iloc[1]
+    assert (last["difference"], last["error"], last["p_value"]) == (0, 0, 1)
+    with pytest.raises(ConfigError, match="not among the files to compare"):
+        run_compare(names, None, reversed_files=["absent.parquet"])
+
+
 def test_directions_that_say_nothing_are_not_called_reversed(exported: Path) -> None:
     vectors = np.random.default_rng(12345).normal(size=(240, 3))
     other = changed(exported, **dict(zip(DIRECTION, vectors.T, strict=True)))

@@ -185,6 +185,8 @@ def _paint_model(axes: Axes, x: np.ndarray, rows: pd.DataFrame, place: int) -> N
 
 
 LABEL_TOLERANCE_RAD = 1e-4
+ROUNDING_DEG = 1e-5
+"""Angles that differ by less are the same: a file may hold the truth as float32."""
 
 
 @dataclass(frozen=True)
@@ -378,7 +380,9 @@ def _difference(
     if not len(chosen):
         return row
     row |= {"mean_deg": float(chosen.mean()), "median_deg": float(np.median(chosen))}
-    found = estimate_mean(chosen - reference[inside], config.n_bootstrap, config.confidence, rng)
+    change = chosen - reference[inside]
+    change[abs(change) < ROUNDING_DEG] = 0.0
+    found = estimate_mean(change, config.n_bootstrap, config.confidence, rng)
     row |= {
         "difference": found.value,
         "error": found.error,

@@ -443,7 +443,9 @@ def _refuse_reversed(angle_deg: Vectors, path: Path, was_reversed: bool) -> None
             "predictions point the other way than the truth",
             f"median opening angle {median:.2f} deg; reversed, it is {180 - median:.2f} deg",
             "vectors and truth that both point to the source, or both along the flight",
-            "Leave --reversed out" if was_reversed else "--reversed turns the vectors round",
+            "Leave --reversed out"
+            if was_reversed
+            else "--reversed turns the vectors round; of compare, --reversed FILE",
         )
 
 

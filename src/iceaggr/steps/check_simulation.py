@@ -1,7 +1,7 @@
 """Is the simulation as hard as the public set? Figures side by side, each with its range.
 
-Real figures are published, or measured on the set's own files. The simulation is fitted to none of
-the set's labelled events: two rows compare with counts of them. Tables and sources: docs/physics.md.
+Real figures are published, or measured on the set's own files. Two rows compare with counts of its
+few labelled events, to which nothing is fitted. Tables and sources: docs/physics.md.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FITS: dict[str, Callable[[EventBatch], FitResult]] = {
 }
 """Fits whose mean angle is published for the public set."""
 FEW_EVENTS = 5_000
-"""With fewer, errors are so large that nearly any figure is inside, and extremes are not reached."""
+"""With fewer, errors are so large that most figures are inside, and extremes are not reached."""
 N_GROUPS = 20
 """Statistical errors are the spread of a figure between so many parts of the events."""
 FEW_MODULES = 8
@@ -398,7 +398,9 @@ def run_check_simulation(
     print(figures_table(measured))
     print(LEGEND)
     if len(sample.n_pulses) < FEW_EVENTS:
-        print(f"warning: {len(sample.n_pulses):,} events decide little; take {FEW_EVENTS:,} or more")
+        print(
+            f"warning: {len(sample.n_pulses):,} events decide little; take {FEW_EVENTS:,} or more"
+        )
     return all(row.inside for row in measured)
 
 

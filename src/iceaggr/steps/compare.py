@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -268,12 +268,19 @@ def _figures(row: dict[str, Any]) -> Iterator[str]:
 # Two or more of them, paired: tracked runs and files.
 
 
-def run_compare(names: list[str], page: Path | None, all_files: bool = False) -> Comparison:
+def run_compare(
+    names: list[str],
+    page: Path | None,
+    all_files: bool = False,
+    reversed_files: Sequence[str] = (),
+) -> Comparison:
     """Compare runs or files of predictions with the first one, print the tables, write the page.
 
     names: of MLflow runs (names, ids or addresses), or files that end in .parquet; two or more.
     page: HTML file to write.  all_files: every name is that of a file.
-    Raises: ConfigError for fewer than two, or one named twice; TrackingError, EvaluationError.
+    reversed_files: those of the names whose vectors point the other way than their truth.
+    Raises: ConfigError for fewer than two, one named twice, or a reversed file that is not among
+    them; TrackingError, EvaluationError.
     """
     if len(names) < 2:
         raise ConfigError(
@@ -283,13 +290,25 @@ def run_compare(names: list[str], page: Path | None, all_files: bool = False) ->
             expected="two or more runs or files of predictions, the first one the reference",
             remedy="Name another one",
         )
+    for name in reversed_files:
+        if name not in names:
+            raise ConfigError(
+                "not among the files to compare",
+                where="--reversed",
+                found=name,
+                expected=" or ".join(names),
+                remedy="Name it as among the files",
+            )
     if page:
         check_target_file(page, "--page", holds("<h1>Paired comparison</h1>"))
     tables: dict[str, pd.DataFrame] = {}
     seen: set[str] = set()
     for name in names:
         is_file = all_files or name.endswith(".parquet")
-        identity, label, table = _table_of_file(Path(name)) if is_file else _table_of_run(name)
+        if is_file:
+            identity, label, table = _table_of_file(Path(name), name in reversed_files)
+        else:
+            identity, label, table = _table_of_run(name)
         if identity in seen:
             raise ConfigError(
                 f"the same {'file' if is_file else 'run'} twice",
@@ -310,8 +329,8 @@ def run_compare(names: list[str], page: Path | None, all_files: bool = False) ->
     return comparison
 
 
-def _table_of_file(path: Path) -> tuple[str, str, pd.DataFrame]:
-    read = read_predictions(path)
+def _table_of_file(path: Path, is_reversed: bool) -> tuple[str, str, pd.DataFrame]:
+    read = read_predictions(path, is_reversed)
     if not read.has_ids:
         raise EvaluationError(
             "events cannot be paired",
