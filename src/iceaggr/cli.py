@@ -412,8 +412,7 @@ def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            help="MLflow runs (names, ids or addresses) or files of predictions (.parquet); the"
-            " first is the reference"
+            help="MLflow runs (names, ids, addresses) or files (.parquet); first the reference"
         ),
     ],
     predictions: Annotated[
