@@ -350,7 +350,7 @@ def draw_displays(
     for kind, event in scored.displays:
         count[kind] = count.get(kind, 0) + 1
         name = f"event_{kind.lower()}_{count[kind]}"
-        note = f"{kind}{_true_nature(rows[event.event_id])}"
+        note = f"{kind}{true_nature(rows[event.event_id])}"
         drawn[name] = draw_event(event, detector or _detector_of(event), note)
     return drawn
 
@@ -362,11 +362,14 @@ def _rows_of(
     return events[shown].to_dict("records")
 
 
-def _true_nature(row: Mapping[Hashable, Any]) -> str:
-    """Describe an event's simulated truth: `: track, 12 TeV`, or nothing when it is not known."""
-    if not {"topology", "energy_gev"} <= set(row.keys()):
-        return ""
-    return f": {row['topology']}, {energy_words(float(row['energy_gev']))}"
+def true_nature(row: Mapping[Hashable, Any]) -> str:
+    """Describe an event's simulated truth, as `: track, 12 TeV, coincident muon`."""
+    words = [str(row["topology"])] if "topology" in row else []
+    if "energy_gev" in row:
+        words.append(energy_words(float(row["energy_gev"])))
+    if "coincident_muon" in row and bool(row["coincident_muon"]):
+        words.append("coincident muon")
+    return f": {', '.join(words)}" if words else ""
 
 
 def energy_words(energy_gev: float) -> str:

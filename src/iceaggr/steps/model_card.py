@@ -18,7 +18,7 @@ import torch
 from iceaggr.angles import unit_vector
 from iceaggr.batches import EventLoader
 from iceaggr.evaluation.calibration import coverage, width_parts
-from iceaggr.evaluation.evaluation import energy_words
+from iceaggr.evaluation.evaluation import energy_words, true_nature
 from iceaggr.evaluation.event_display import EventSnapshot, draw_event, snapshot
 from iceaggr.evaluation.event_table import angles_of, nats_of, pit_of, true_direction
 from iceaggr.events.truth import TOPOLOGIES
@@ -71,7 +71,11 @@ def make_card(
     }
     worst = worst_events(events, judges_kappa(loaded))
     found = find_events(store, manifest, loaded, worst)
-    pictures = [draw_event(event, loaded.detector, _note(worst, event)) for event in found]
+    rows = worst.set_index("event_id").to_dict("index")
+    pictures = [
+        draw_event(event, loaded.detector, f"Failure{true_nature(rows[event.event_id])}")
+        for event in found
+    ]
     title = f"Model card: {name}"
     html = render(
         "model_card.html.j2",
@@ -221,16 +225,6 @@ def find_events(
 def _direction(row: Mapping[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
     angles = (torch.tensor([row[name]], dtype=torch.float64) for name in ("azimuth", "zenith"))
     return np.asarray(unit_vector(*angles)[0].numpy(), np.float64)
-
-
-def _note(rows: pd.DataFrame, event: EventSnapshot) -> str:
-    row = rows[rows["event_id"] == event.event_id].iloc[0]
-    words = [str(row["topology"])] if "topology" in row else []
-    if "energy_gev" in row:
-        words.append(energy_words(float(row["energy_gev"])))
-    if "coincident_muon" in row and bool(row["coincident_muon"]):
-        words.append("coincident muon")
-    return "Failure" + (f": {', '.join(words)}" if words else "")
 
 
 def _markdown(table: tuple[AngleRow, ...], n_events: int, sections: Mapping[str, Facts]) -> str:
