@@ -7,13 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iceaggr.config import ExperimentConfig
+from iceaggr.batches.collation import iter_batches
+from iceaggr.config import BatchConfig, ExperimentConfig
 from iceaggr.detector import icecube86
 from iceaggr.errors import ConfigError, EvaluationError, RawDataError
+from iceaggr.evaluation.baselines import CLASSICAL_FITS, BaselineTimer
 from iceaggr.evaluation.prediction_files import facts_of, read_predictions
 from iceaggr.evaluation.published import DataOrigin
+from iceaggr.events.reading import read_raw_events
 from iceaggr.shards.split import TEST, split_idx
-from iceaggr.steps.compare import run_export
+from iceaggr.steps.compare import QUICK_FITS, run_evaluate_predictions, run_export
 from iceaggr.steps.documents import EvaluationPointer
 from iceaggr.steps.evaluate_model import origin_of, parquet_of
 from iceaggr.steps.predict import run_predict
@@ -76,6 +79,27 @@ def test_test_events_of_the_models_split_are_written_with_truth_and_label(
     assert found["zenith"].to_numpy() == pytest.approx(plain["zenith"], abs=1e-5)
     assert found["kappa"].to_numpy() == pytest.approx(plain["kappa"], rel=1e-4)
     assert read_predictions(tmp_path / "mine_direction.parquet").settings["n_bootstrap"] == 123
+
+
+def test_a_file_from_raw_events_has_the_quick_fits_as_rivals(
+    trained_uri: str, raw: Path, tmp_path: Path
+) -> None:
+    write_truth(raw)
+    output = tmp_path / "mine_direction.parquet"
+    found = exported(trained_uri, raw, output).set_index("event_id")
+    detector, store = icecube86(), open_store()
+    expected: dict[int, tuple[float, float]] = {}
+    chunks = read_raw_events(store, raw.as_uri(), "train", detector)
+    for batch in iter_batches(chunks, detector, BatchConfig(n_events=64)):
+        timer = BaselineTimer({name: CLASSICAL_FITS[name] for name in QUICK_FITS})
+        angles = timer.angles_deg(batch)
+        rows = zip(angles["line_fit"], angles["tensor_of_inertia"], strict=True)
+        expected |= dict(zip(batch.event_id.tolist(), rows, strict=True))
+    for name, k in (("line_fit", 0), ("tensor_of_inertia", 1)):
+        of_run = [expected[event_id][k] for event_id in found.index]
+        assert found[f"{name}_angle_deg"].to_numpy() == pytest.approx(of_run, abs=1e-4)
+    evaluation = run_evaluate_predictions(output)
+    assert {"line_fit", "improved_line_fit"} <= {one.name for one in evaluation.summaries}
 
 
 def test_official_test_selection_goes_before_the_split_by_id(

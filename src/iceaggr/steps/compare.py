@@ -14,16 +14,20 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from iceaggr.angles import opening_angle
+from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import DataConfig, EvaluationConfig
 from iceaggr.errors import ConfigError, EvaluationError, naming
+from iceaggr.evaluation.baselines import CLASSICAL_FITS
 from iceaggr.evaluation.comparison import Comparison, compare_runs
 from iceaggr.evaluation.evaluation import Evaluation, ScoredEvents, add_guesses, evaluate_scored
-from iceaggr.evaluation.event_table import PREDICTION_SCHEMA, join_truth
+from iceaggr.evaluation.event_table import PREDICTION_SCHEMA, directions, join_truth
 from iceaggr.evaluation.prediction_files import (
     PredictionFile,
     check_name,
@@ -97,6 +101,10 @@ def _events_of_run(run: str) -> tuple[bytes, str]:
         return file.path.read_bytes(), f"run {file.run_name}"
 
 
+QUICK_FITS = ("line_fit", "improved_line_fit", "tensor_of_inertia")
+"""Classical fits that search for nothing: a file of predictions has them as rivals."""
+
+
 class BenchmarkRows:
     """Joins predictions of raw events with their labels and truth, in the benchmark's columns.
 
@@ -130,6 +138,7 @@ class BenchmarkRows:
             }
         )
         labels = labels[self.keep(labels["event_id"].to_numpy())]
+        self._fitted: list[pd.DataFrame] = []
         self._truth = join_truth(labels, truth).set_index("event_id").sort_index()
         self._reading = reading_of_set(store, layout.raw_uri)
         origin = origin_of(store, layout.raw_uri, loaded.detector)
@@ -139,6 +148,16 @@ class BenchmarkRows:
     def keep(self, event_id: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Tell which events are test events: (B,) bool."""
         return np.isin(event_id, self._test_ids, assume_unique=True)
+
+    def watch(self, batches: Iterator[EventBatch]) -> Iterator[EventBatch]:
+        """Pass minibatches on, each fitted with QUICK_FITS, whose directions `rows` measures."""
+        for batch in batches:
+            found: dict[str, Any] = {"event_id": batch.event_id.numpy()}
+            for name in QUICK_FITS:
+                direction = CLASSICAL_FITS[name](batch).direction.to(torch.float64)
+                found |= {f"{name}_{axis}": direction[:, k].numpy() for k, axis in enumerate("xyz")}
+            self._fitted.append(pd.DataFrame(found))
+            yield batch
 
     @property
     def n_events(self) -> int:
@@ -154,8 +173,24 @@ class BenchmarkRows:
         """Lay predictions out for the file. table: of PREDICTION_SCHEMA; others are left out."""
         predicted = table.to_pandas()
         predicted = predicted[self.keep(predicted["event_id"].to_numpy())].set_index("event_id")
-        events = predicted.join(self._truth, how="left").reset_index()
+        events = self._measured(predicted.join(self._truth, how="left").reset_index())
         return nubench_table(events, self._facts, self._reading)
+
+    def _measured(self, events: pd.DataFrame) -> pd.DataFrame:
+        """Add the angles of the fits; what none has seen counts as straight down-going."""
+        columns = [f"{name}_{axis}" for name in QUICK_FITS for axis in "xyz"]
+        none = pd.DataFrame(columns=["event_id", *columns])
+        fitted = pd.concat(self._fitted) if self._fitted else none
+        fitted = fitted.set_index("event_id").reindex(events["event_id"])
+        self._fitted = []
+        true = directions(events, "true_azimuth", "true_zenith")
+        for name in QUICK_FITS:
+            found = torch.tensor(np.array(fitted[[f"{name}_{axis}" for axis in "xyz"]], np.float64))
+            found = torch.where(found.isfinite(), found, torch.tensor([0.0, 0.0, 1.0]).double())
+            found = found / torch.linalg.vector_norm(found, dim=-1, keepdim=True)
+            angle_deg = torch.rad2deg(opening_angle(found, true)).numpy()
+            events = events.assign(**{f"{name}_angle_deg": angle_deg})
+        return events
 
 
 _LABELS = {"event_id": "event_id", "true_azimuth": "azimuth", "true_zenith": "zenith"}

@@ -296,6 +296,7 @@ def run_predict(
         refiner = Refiner(loaded.detector, bright_pe) if refine else None
         chunks = refiner.watch(events.chunks()) if refiner else events.chunks()
         batches = iter_batches(chunks, loaded.detector, batches_of(loaded), keep)
+        batches = benchmark.watch(batches) if benchmark else batches
         batches = _reported(batches, events, lambda done: _say(progress, done, total))
         tables = stream_predictions(loaded.model, batches, refiner=refiner)
         rows, schema = _with_rejected(tables, events, instead), PREDICTION_SCHEMA
