@@ -53,7 +53,7 @@ the nearest of many minima."""
 TRACK_STAGES = ((30.0, 0.3, 8), (8.0, 0.1, 6), (3.0, 0.05, 8))
 SEGMENT_M = 25.0
 """Between the cascades along a track."""
-TEMPER = {"cascade": 2.25, "track": 2.5}
+TEMPER = {"cascade": 3.5, "track": 2.5}
 """By which the likelihood is divided beside the network's: the squared error is so many times the
 one that its curvature promises. Measured on simulated events in ice and in water (docs/LOG.md)."""
 FAILED_SHARE = 0.1
