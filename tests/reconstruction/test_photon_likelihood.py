@@ -363,11 +363,11 @@ def test_answer_has_the_mean_vector_of_the_posterior_with_failed_fits(off_rad: f
     )
     off = np.cos(off_rad) * line.travel + np.sin(off_rad) * across(line.travel)[0]
     prior = Prior(-off, np.array([network]))
-    direction, kappa = prior.weighed(line, value, 1.0)
+    direction, kappa = prior.weighed(line, value, 1.0, FAILED_SHARE["water"])
     sky = even_directions(400_000)
     cosine = sky @ -line.travel[0]
-    likelihood = (1 - FAILED_SHARE) * density(np.array([information]), cosine)
-    likelihood += FAILED_SHARE / (4 * np.pi)
+    likelihood = (1 - FAILED_SHARE["water"]) * density(np.array([information]), cosine)
+    likelihood += FAILED_SHARE["water"] / (4 * np.pi)
     mean = (likelihood * density(prior.kappa, sky @ prior.origin[0])) @ sky
     mean /= (likelihood * density(prior.kappa, sky @ prior.origin[0])).sum()
     want = mean_length(kappa)[0] * direction[0]

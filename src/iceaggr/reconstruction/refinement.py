@@ -56,9 +56,9 @@ SEGMENT_M = 25.0
 TEMPER = {"cascade": 3.5, "track": 2.5}
 """By which the likelihood is divided beside the network's: the squared error is so many times the
 one that its curvature promises. Measured on simulated events in ice and in water (docs/LOG.md)."""
-FAILED_SHARE = 0.1
-"""Of fits that say nothing: they followed an atmospheric muon, or ended in a wrong minimum.
-Measured likewise, with muons and without (docs/LOG.md)."""
+FAILED_SHARE = {"ice": 0.5, "water": 0.1}
+"""Of fits that say nothing, by the medium: they ended in a wrong minimum or, in IceCube's ice,
+followed an atmospheric muon. Measured with trained networks and their stand-ins (docs/LOG.md)."""
 TRACK_PENALTY = 3.0
 """Nats by which a track must be better than a cascade: it has many more sources."""
 NAMES = ("as predicted", "cascade", "track")
@@ -181,7 +181,8 @@ def _refine_rows(
     costs = np.stack([prior.cost(*fit[:2], TEMPER["cascade"]) for fit in fits])
     costs += np.array([[0.0], [TRACK_PENALTY], [TRACK_PENALTY]])
     chosen = np.nan_to_num(costs, nan=np.inf).argmin(axis=0)
-    answers = [prior.weighed(*fit) for fit in fits]
+    failed_share = FAILED_SHARE[site.medium.name]
+    answers = [prior.weighed(*fit, failed_share) for fit in fits]
     at = np.arange(len(rows))
     direction = np.stack([direction for direction, _ in answers])[chosen, at]
     kappa = np.stack([kappa for _, kappa in answers])[chosen, at]
@@ -232,10 +233,12 @@ class Prior:
         spread = np.trace(np.linalg.inv(total), axis1=1, axis2=2)
         return -travel, 2.0 / spread
 
-    def weighed(self, line: Line, value: Value, temper: float) -> tuple[Floats, Floats]:
+    def weighed(
+        self, line: Line, value: Value, temper: float, failed_share: float
+    ) -> tuple[Floats, Floats]:
         """Weigh the combined answer against the network's own: direction (M, 3), kappa (M,).
 
-        A share FAILED_SHARE of likelihoods says nothing, the others are `combined` with the prior.
+        A share failed_share of likelihoods says nothing, the others are `combined` with the prior.
         How well the prior bears out the fit tells which of the two this is, and the mean vector of
         both is the answer.  Source: Bayes' theorem; the von Mises-Fisher density nearest to another
         one has its mean vector.
@@ -244,8 +247,8 @@ class Prior:
         alone = Prior(self.origin, np.zeros_like(self.kappa)).combined(line, value, temper)[1]
         # the prior, as wide as it is seen through the errors of the fit
         seen = self.kappa * alone / (self.kappa + alone)
-        agrees = (1 - FAILED_SHARE) * density(seen, -(line.travel * self.origin).sum(axis=1))
-        weight = agrees / (agrees + FAILED_SHARE / (4 * np.pi))
+        agrees = (1 - failed_share) * density(seen, -(line.travel * self.origin).sum(axis=1))
+        weight = agrees / (agrees + failed_share / (4 * np.pi))
         mean = (weight * mean_length(kappa))[:, None] * direction
         mean += ((1 - weight) * mean_length(self.kappa))[:, None] * self.origin
         length = np.linalg.norm(mean, axis=1)
