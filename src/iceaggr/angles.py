@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -90,3 +92,15 @@ def _near(centre: Tensor, cap: float, n_points: int) -> Tensor:
         return points
     axis = axis / length
     return points - 2.0 * (points @ axis)[:, None] * axis
+
+
+def mean_cosine(kappa: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Compute the mean cosine of the angle to the mean direction: (N,) in [0, 1).
+
+    kappa: (N,) concentration >= 0. It is the length of the mean vector as well.
+    Source: coth(kappa) - 1 / kappa, of the von Mises-Fisher density on the sphere.
+    """
+    kappa = np.asarray(kappa, np.float64)
+    safe = np.maximum(kappa, 1e-3)
+    # the formula loses its digits towards 0
+    return np.where(kappa < 1e-3, kappa / 3, 1 / np.tanh(safe) - 1 / safe)

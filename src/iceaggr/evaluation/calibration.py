@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from iceaggr.angles import mean_cosine
 from iceaggr.errors import EvaluationError
 
 FloatArray = npt.NDArray[np.floating]
@@ -140,12 +141,9 @@ def claimed_width(kappa: FloatArray) -> FloatArray:
     """Give the root mean square of sin(psi / 2) that each kappa claims: (N,), at most 0.71.
 
     kappa: (N,) concentration >= 0. Large kappa: 1 / sqrt(2 kappa); zero: sqrt(1 / 2).
-    Source: 1 - cos psi = 2 sin^2(psi / 2), whose mean is 1 - coth(kappa) + 1 / kappa.
+    Source: 1 - cos psi = 2 sin^2(psi / 2), whose mean is 1 - `mean_cosine`.
     """
-    kappa = np.asarray(kappa, np.float64)
-    safe = np.maximum(kappa, 1e-3)
-    lost_cosine = np.where(kappa < 1e-3, 1 - kappa / 3, 1 - 1 / np.tanh(safe) + 1 / safe)
-    return np.sqrt(lost_cosine / 2)
+    return np.sqrt((1 - mean_cosine(kappa)) / 2)
 
 
 def width_parts(angle_rad: FloatArray, kappa: FloatArray, n_parts: int = 10) -> list[WidthPart]:

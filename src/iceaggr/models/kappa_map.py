@@ -15,6 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
+from iceaggr.angles import mean_cosine
+
 KNOT_SHARES = (0.05, 0.3, 0.6, 0.8, 0.9, 0.97)
 """Shares of the validation events below each knot: closest where few sure events err the most."""
 MIN_EVENTS = 500
@@ -101,7 +103,7 @@ def _fitted(kappa: Floats, cosine: Floats) -> KappaMap:
     factors, prior = np.zeros(len(knots)), np.eye(len(knots)) / PRIOR_WIDTH**2
     for _ in range(MAX_STEPS):
         new = kappa * np.exp(shares @ factors)
-        slope = new * (claimed_cosine(new) - cosine)
+        slope = new * (mean_cosine(new) - cosine)
         spread = new**2 * _cosine_spread(new)
         curvature = np.maximum(slope + spread, 0.3 * spread)
         hessian = (shares * curvature[:, None]).T @ shares + prior
@@ -120,12 +122,6 @@ def _risen(knots: Floats, factors: Floats) -> KappaMap:
         new[k] = max(new[k], new[k - 1] + MIN_SLOPE * (knots[k] - knots[k - 1]))
     factors = np.clip(new - knots, -MAX_LOG_FACTOR, MAX_LOG_FACTOR)  # beyond by rounding alone
     return KappaMap(log_kappa=tuple(knots), log_factor=tuple(factors))
-
-
-def claimed_cosine(kappa: Floats) -> Floats:
-    """Give the mean cosine of the opening angle that each kappa claims: coth kappa - 1 / kappa."""
-    safe = np.maximum(kappa, 1e-3)
-    return np.where(kappa < 1e-3, kappa / 3, 1 / np.tanh(safe) - 1 / safe)
 
 
 def _cosine_spread(kappa: Floats) -> Floats:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from iceaggr.angles import mean_cosine
 from iceaggr.batches.collation import collate
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import BatchConfig
@@ -249,8 +250,8 @@ class Prior:
         seen = self.kappa * alone / (self.kappa + alone)
         agrees = (1 - failed_share) * density(seen, -(line.travel * self.origin).sum(axis=1))
         weight = agrees / (agrees + failed_share / (4 * np.pi))
-        mean = (weight * mean_length(kappa))[:, None] * direction
-        mean += ((1 - weight) * mean_length(self.kappa))[:, None] * self.origin
+        mean = (weight * mean_cosine(kappa))[:, None] * direction
+        mean += ((1 - weight) * mean_cosine(np.maximum(self.kappa, TINY)))[:, None] * self.origin
         length = np.linalg.norm(mean, axis=1)
         return mean / length[:, None], kappa_of(length)
 
@@ -265,18 +266,12 @@ def density(kappa: Floats, cosine: Floats) -> Floats:
     return kappa * np.exp(-kappa * (1 - cosine)) / (-2 * np.pi * np.expm1(-2 * kappa))
 
 
-def mean_length(kappa: Floats) -> Floats:
-    """Compute the length of the mean vector of a von Mises-Fisher density, in [0, 1)."""
-    kappa = np.maximum(kappa, TINY)
-    return 1 / np.tanh(kappa) - 1 / kappa
-
-
 def kappa_of(length: Floats) -> Floats:
-    """Invert `mean_length`.  Source: Banerjee et al. 2005, then Newton's method."""
+    """Invert `mean_cosine`.  Source: Banerjee et al. 2005, then Newton's method."""
     r = np.clip(length, TINY / 3, 0.99)
     kappa = r * (3 - r**2) / (1 - r**2)
     for _ in range(3):
-        found = mean_length(kappa)
+        found = mean_cosine(kappa)
         kappa = np.maximum(kappa - (found - r) / (1 - found**2 - 2 * found / kappa), TINY)
     # above, the hyperbolic cotangent is 1 to the last digit
     return np.where(length > 0.99, 1 / (1 - np.minimum(length, 1 - 1e-12)), kappa)
