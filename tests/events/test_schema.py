@@ -1,6 +1,9 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from iceaggr.errors import RawDataError, StorageError
@@ -126,3 +129,74 @@ class FailingFile:
 
     def __getattr__(self, name):
         return getattr(self._file, name)
+
+
+def counted(path, n_rows=100, name="event_id", **columns):
+    """Write a table whose index only counts: 7, 10, 13, ...; pandas keeps it in the metadata."""
+    index = pd.RangeIndex(7, 7 + 3 * n_rows, 3, name=name)
+    pd.DataFrame(columns, index=index).to_parquet(path, row_group_size=30)
+    assert name not in pq.ParquetFile(path).schema_arrow.names
+    return path
+
+
+def test_an_index_that_only_counts_is_read_as_pandas_reads_it(tmp_path):
+    path = counted(tmp_path / "f.parquet", a=np.arange(100.0), b=np.arange(100))
+    expected = pd.read_parquet(path).reset_index()
+    with open_parquet(open_store(), path.as_uri()) as file:
+        assert file.schema_arrow.names == ["a", "b", "event_id"]
+        for columns in (None, ["event_id", "b"], ["event_id"]):
+            whole = file.read(columns).to_pandas(ignore_metadata=True)
+            rows = list(file.iter_batches(40, columns=columns))
+            assert max(part.num_rows for part in rows) <= 40
+            parts = pa.Table.from_batches(rows).to_pandas(ignore_metadata=True)
+            for found in (whole, parts):
+                pd.testing.assert_frame_equal(found, expected[list(found)])
+                assert set(found) == set(columns or expected)
+        # of groups that are not the first ones, or are left out
+        rows = file.iter_batches(1000, row_groups=[1, 3], columns=["event_id", "b"])
+        found = pa.Table.from_batches(rows).to_pandas(ignore_metadata=True)
+        wanted = expected.iloc[[*range(30, 60), *range(90, 100)]].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, wanted[list(found)])
+        assert file.read(["b"]).column_names == ["b"]
+
+
+def test_a_file_of_nothing_but_an_index_that_counts_has_its_rows(tmp_path):
+    path = counted(tmp_path / "f.parquet")
+    with open_parquet(open_store(), path.as_uri()) as file:
+        assert file.n_rows == 100
+        assert file.read(["event_id"]).column(0).to_pylist() == [*range(7, 307, 3)]
+
+
+def test_an_index_that_counts_other_rows_is_refused_where_it_is_needed(tmp_path):
+    path = counted(tmp_path / "f.parquet", a=np.arange(100.0))
+    pq.write_table(pq.read_table(path).slice(0, 60), path)
+    with open_parquet(open_store(), path.as_uri()) as file:
+        assert file.read(["a"]).num_rows == 60
+        words = r"counts other rows .*f.parquet\]: found 100 numbers.*60 rows.*column event_id"
+        with pytest.raises(RawDataError, match=words):
+            file.read()
+        with pytest.raises(RawDataError, match=words):
+            next(file.iter_batches(columns=["event_id"]))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"{", b"[]", b'{"index_columns": [{"kind": "range", "name": "n"}]}']
+    + [
+        json.dumps({"index_columns": [{"kind": "range", "start": 0} | index]}).encode()
+        for index in (
+            {"name": "n", "stop": 5, "step": 0},
+            {"name": None, "stop": 5, "step": 1},
+            {"name": "a", "stop": 5, "step": 1},
+            {"name": "n", "stop": 2**70, "step": 2**68},
+            {"name": "n", "stop": "5", "step": 1},
+        )
+    ],
+)
+def test_metadata_that_pandas_would_not_write_name_no_index(tmp_path, said):
+    path = tmp_path / "f.parquet"
+    table = pa.table({"a": [1, 2, 3, 4, 5]}).replace_schema_metadata({b"pandas": said})
+    pq.write_table(table, path)
+    with open_parquet(open_store(), path.as_uri()) as file:
+        assert file.schema_arrow.names == ["a"]
+        assert file.read().column("a").to_pylist() == [1, 2, 3, 4, 5]

@@ -219,7 +219,7 @@ def stream_pulses(
     ends = np.cumsum(table.n_pulses)
     with open_parquet(store, uri) as file, closing(_read_ahead(file, uri)) as portions:
         check_columns(file.schema_arrow, PULSE_COLUMNS, uri)
-        _check_length(file.metadata.num_rows, n_rows, uri)
+        _check_length(file.n_rows, n_rows, uri)
         done = 0
         for chunk in _whole_events(portions, ends):
             _check_event_ids(chunk, table, uri)

@@ -6,8 +6,9 @@ a kind, not a type. Foreign column names live in `sources.py` only.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -186,7 +187,7 @@ _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, RuntimeError, Overflo
 
 
 @contextmanager
-def open_parquet(store: ObjectStore, uri: str) -> Iterator[Any]:
+def open_parquet(store: ObjectStore, uri: str) -> Iterator[ParquetReader]:
     """Open a parquet file in storage; only the ranges that are read are transferred.
 
     Whatever Arrow finds wrong inside the block is raised as DamagedFileError naming the file.
@@ -196,7 +197,7 @@ def open_parquet(store: ObjectStore, uri: str) -> Iterator[Any]:
             closing(store.open_input(uri)) as stream,
             pq.ParquetFile(stream, page_checksum_verification=True) as file,
         ):
-            yield file
+            yield ParquetReader(file, uri)
     except IceaggrError:
         raise
     except _DAMAGE as error:
@@ -213,3 +214,112 @@ def damaged_file(uri: str, found: str) -> DamagedFileError:
         expected="a complete parquet file",
         remedy="Copy the file again from its source and compare the sizes",
     )
+
+
+# An index of pandas that only counts is no column on disk: the metadata have its ends and step.
+
+
+class ParquetReader:
+    """An open parquet file with the columns that pandas sees: an index that only counts is one."""
+
+    def __init__(self, file: Any, where: str) -> None:
+        """file: a pyarrow.parquet.ParquetFile.  where: its name in errors."""
+        self._file, self._where = file, where
+        self._index = _counting_index(file.schema_arrow)
+
+    @property
+    def schema_arrow(self) -> Any:
+        """Give all columns, the counting index last."""
+        schema = self._file.schema_arrow
+        return schema.append(pa.field(self._index[0], pa.int64())) if self._index else schema
+
+    @property
+    def n_rows(self) -> int:
+        """Count the rows; of a file without columns its index does."""
+        if self._index and not self._file.schema_arrow.names:
+            return len(self._index[1])
+        return int(self._file.metadata.num_rows)
+
+    def read(self, columns: Sequence[str] | None = None) -> Any:
+        """Read some columns as an Arrow table, None = all. Raises: as `iter_batches`."""
+        stored = self._stored(columns)
+        if stored is columns or self._index is None:
+            return self._file.read(columns=columns)
+        name, numbers = self._index[0], self._numbers(0, self.n_rows)
+        if not stored:
+            return pa.table({name: numbers})
+        return self._file.read(columns=stored).append_column(name, numbers)
+
+    def iter_batches(
+        self,
+        batch_size: int = 1 << 16,
+        row_groups: Sequence[int] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> Iterator[Any]:
+        """Read some columns and row groups, None = all, some rows at a time.
+
+        Raises: RawDataError if the index is asked for and counts other rows than the file has.
+        """
+        stored = self._stored(columns)
+        if stored is columns or self._index is None:
+            yield from self._file.iter_batches(batch_size, row_groups=row_groups, columns=columns)
+            return
+        for first, n_rows, group in self._parts(row_groups):
+            chosen = {"row_groups": group, "columns": stored}
+            rest = self._file.iter_batches(batch_size, **chosen) if stored else None
+            for start in range(first, first + n_rows, batch_size) if rest is None else ():
+                numbers = self._numbers(start, min(batch_size, first + n_rows - start))
+                yield pa.record_batch({self._index[0]: numbers})
+            for rows in rest or ():
+                numbers = self._numbers(first, rows.num_rows)
+                yield rows.append_column(self._index[0], numbers)
+                first += rows.num_rows
+
+    def _stored(self, columns: Sequence[str] | None) -> Sequence[str] | None:
+        """Leave the index out of the columns to read; the same object if it is not asked for."""
+        if self._index is None or (columns is not None and self._index[0] not in columns):
+            return columns
+        name, numbers = self._index
+        if len(numbers) != self.n_rows:
+            raise RawDataError(
+                f"pandas' index {name} counts other rows than the file has",
+                where=self._where,
+                found=f"{len(numbers):,} numbers, {numbers}, for {self.n_rows:,} rows",
+                expected=f"one for each row, or {name} as a column",
+                remedy=f"Rows were taken out after pandas wrote it: write it with a column {name}",
+            )
+        names = self._file.schema_arrow.names if columns is None else columns
+        return [stored for stored in names if stored != name]
+
+    def _parts(
+        self, row_groups: Sequence[int] | None
+    ) -> Iterator[tuple[int, int, list[int] | None]]:
+        """Give first row, rows and number of each row group; of all at once if all are wanted."""
+        if row_groups is None:
+            yield 0, self.n_rows, None
+            return
+        metadata = self._file.metadata
+        sizes = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
+        for group in row_groups:
+            yield sum(sizes[:group]), sizes[group], [group]
+
+    def _numbers(self, first_row: int, n_rows: int) -> Any:
+        assert self._index is not None, "only asked of a file with an index"
+        part = self._index[1][first_row : first_row + n_rows]
+        return pa.array(np.arange(part.start, part.stop, part.step, dtype=np.int64))
+
+
+def _counting_index(schema: Any) -> tuple[str, range] | None:
+    """Take name and numbers of pandas' index, if it counts, has a name and is no column.
+
+    Metadata that pandas would not have written say nothing: whoever needs the column misses it.
+    Source: pandas, "Storing pandas DataFrame objects in Apache Parquet format", index_columns.
+    """
+    try:
+        (index,) = json.loads(schema.metadata[b"pandas"])["index_columns"]
+        name, numbers = index["name"], range(index["start"], index["stop"], index["step"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    ends = (numbers.start, numbers.stop)
+    fits = all(-(2**63) <= end < 2**63 for end in ends) and index["kind"] == "range"
+    return (name, numbers) if fits and isinstance(name, str) and name not in schema.names else None

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from iceaggr.errors import RawDataError
@@ -49,6 +50,17 @@ def test_parquet_files_by_themselves(tmp_path):
     pulses, truth = frames()
     pulses.set_index("event_no").to_parquet(tmp_path / "hits.parquet")
     truth.to_parquet(tmp_path / "labels.parquet")
+    same(tmp_path / "raw", tmp_path / "hits.parquet", tmp_path / "labels.parquet")
+
+
+def test_parquet_whose_events_are_numbered_by_an_index_that_only_counts(tmp_path):
+    pulses, truth = frames()
+    pulses.to_parquet(tmp_path / "hits.parquet")
+    truth = truth.sort_values("event_no").set_index("event_no")
+    index = pd.RangeIndex(100, 112, name="event_no")
+    assert index.equals(truth.index)
+    truth.set_axis(index).to_parquet(tmp_path / "labels.parquet")
+    assert "event_no" not in pq.read_schema(tmp_path / "labels.parquet").names
     same(tmp_path / "raw", tmp_path / "hits.parquet", tmp_path / "labels.parquet")
 
 

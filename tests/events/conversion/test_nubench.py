@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -125,6 +126,36 @@ def test_shards_take_the_official_split_and_validation_from_train(
     by_hash = split_idx(ids, config.split_salt, config.validation_share, 0.0) == 1
     assert set(found["validation"]) == set(ids[by_hash].tolist())
     assert found["validation"]
+
+
+def test_event_numbers_may_be_an_index_that_only_counts(tmp_path: Path) -> None:
+    frames, outs = nubench_frames(), []
+    order = frames["tables"]["mc_truth"]["event_no"].to_numpy()
+    for table in frames["tables"].values():
+        table["event_no"] = 500 + np.searchsorted(order, table["event_no"])
+    ids = frames["tables"]["mc_truth"]["event_no"].to_numpy()
+    frames["selections"] = {"train": ids[:220], "test": ids[220:290]}
+    for kind in ("column", "index"):
+        folder = write_nubench(tmp_path / kind, frames, "parquet")
+        for path in [*folder.glob("selections/*"), *folder.glob("merged/mc_truth/*")]:
+            if kind == "index":
+                _count_instead(path)
+        outs.append(tmp_path / f"raw-{kind}")
+        convert(folder, outs[-1], "--events-per-file", "50")
+    files = [path.relative_to(outs[0]) for path in outs[0].rglob("*.parquet")]
+    assert len(files) == 2 * 7 + 1
+    for file in files:
+        assert (outs[0] / file).read_bytes() == (outs[1] / file).read_bytes(), file
+
+
+def _count_instead(path: Path) -> None:
+    """Write the event numbers as pandas does where they follow each other: not as a column."""
+    table = pd.read_parquet(path)
+    table = table if table.index.name == "event_no" else table.set_index("event_no")
+    first = int(table.index[0])
+    index = pd.RangeIndex(first, first + len(table), name="event_no")
+    table.set_axis(index).to_parquet(path)
+    assert "event_no" not in pq.read_schema(path).names
 
 
 def test_direction_of_flight_is_recognised_and_turned(layout: str, tmp_path: Path) -> None:
@@ -312,6 +343,15 @@ def broken(folder: Path, how: str) -> None:
     elif how == "part without a column":
         path = merged / "merged_photons" / "merged_photons_3.parquet"
         pd.read_parquet(path).drop(columns="charge").to_parquet(path)
+    elif how in ("no event numbers", "rows taken out"):
+        path = merged / "mc_truth" / "mc_truth_3.parquet"
+        _count_instead(path)
+        table = pq.read_table(path)
+        cut = table.slice(0, 20) if how == "rows taken out" else table.replace_schema_metadata(None)
+        pq.write_table(cut, path)
+    elif how == "selection without numbers":
+        path = selections / "test_selection.parquet"
+        pd.read_parquet(path).rename(columns={"event_no": "0"}).to_parquet(path)
     elif how == "all of one part missing":
         for name in TABLES:
             (merged / name / f"{name}_4.parquet").unlink()
@@ -354,6 +394,17 @@ def broken(folder: Path, how: str) -> None:
         ),
         ("parquet", "part without rows", r"not complete.*merged_photons\]: found no pulse of"),
         ("parquet", "part without a column", r"not complete.*merged_photons_3.*_id, charge, t"),
+        (
+            "parquet",
+            "no event numbers",
+            r"nothing names the events.*mc_truth_3.*column event_no, or",
+        ),
+        ("parquet", "rows taken out", r"counts other rows.*mc_truth_3.*60 numbers.*for 20 rows"),
+        (
+            "parquet",
+            "selection without numbers",
+            r"nothing names.*test_selection.*found columns 0,",
+        ),
         ("parquet", "parts mixed up", r"lie in another part.*merged_photons_0"),
     ],
 )

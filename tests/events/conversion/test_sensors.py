@@ -60,7 +60,7 @@ def test_a_built_in_detector_is_known_by_few_lit_sensors_whatever_their_numbers(
     assert f"3 sensors that recorded a pulse stand where those of {name}" in sentence
 
 
-@pytest.mark.parametrize("kind", ["csv", "blanks", "parquet", "pairs", "places"])
+@pytest.mark.parametrize("kind", ["csv", "blanks", "parquet", "index", "pairs", "places"])
 def test_a_geometry_gives_all_sensors(tmp_path, kind):
     sensors = sensor_frame()
     if kind == "csv":
@@ -71,6 +71,9 @@ def test_a_geometry_gives_all_sensors(tmp_path, kind):
         sensors = sensors.rename(columns={"sensor_id": "om_id"})
         for axis in "xyz":
             sensors[f"{axis.upper()} (cm)"] = sensors.pop(f"sensor_pos_{axis}") * 100
+    if kind == "index":  # which only counts: pandas keeps it in the metadata
+        assert sensors.pop("sensor_id").tolist() == list(range(len(sensors)))
+        sensors.index.name = "sensor_id"
     is_csv = kind in ("csv", "blanks")
     path = tmp_path / ("g.csv" if is_csv else "g.parquet")
     sensors.to_csv(path, index=False) if is_csv else sensors.to_parquet(path)

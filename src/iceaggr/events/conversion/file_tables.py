@@ -30,6 +30,7 @@ from iceaggr.events.conversion.tables import (
     sqlite_tables,
     unreadable,
 )
+from iceaggr.events.schema import ParquetReader
 from iceaggr.events.sources import ROW
 
 SUFFIXES = {
@@ -249,7 +250,8 @@ class _ParquetTable:
         top = list(dict.fromkeys(path[0] for path in wanted.values()))
         n_rows = _EVENTS_PER_READ if self.lists else ROWS_PER_READ
         with reading_source(self.path, *_PARQUET_DAMAGE), pq.ParquetFile(self.path) as file:
-            for rows in file.iter_batches(n_rows, columns=top or None):
+            reader = ParquetReader(file, str(self.path))
+            for rows in reader.iter_batches(n_rows, columns=top or None):
                 arrays = {name: _field(rows.column(p[0]), p[1:]) for name, p in wanted.items()}
                 arrays[ROW] = pa.array(range(first_row, first_row + rows.num_rows))
                 first_row += rows.num_rows
@@ -300,7 +302,8 @@ def parquet_tables(path: Path, name: str) -> list[SourceTable]:
     Raises: RawDataError if it cannot be read.
     """
     with reading_source(path, *_PARQUET_DAMAGE), pq.ParquetFile(path) as file:
-        schema, n_rows = file.schema_arrow, file.metadata.num_rows
+        reader = ParquetReader(file, str(path))
+        schema, n_rows = reader.schema_arrow, reader.n_rows
     flat: dict[str, _Path] = {f.name: (f.name,) for f in schema if not pa.types.is_nested(f.type)}
     groups: dict[str, tuple[dict[str, _Path], dict[str, _Path]]] = {}
     for top in schema:

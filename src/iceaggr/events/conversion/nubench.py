@@ -377,7 +377,13 @@ class ParquetSet:
 def _refuse_lacking(names: Sequence[str], uri: str, of_others: Sequence[str] = ()) -> None:
     found = f"columns {', '.join(names)}"
     if EVENT not in names:
-        raise incomplete(uri, found, f"column {EVENT}, which names the event", "Write it anew")
+        raise RawDataError(
+            "nothing names the events",
+            where=uri,
+            found=found,
+            expected=f"a column {EVENT}, or pandas' index of that name",
+            remedy=f"Write it anew with {EVENT}",
+        )
     if of_others and set(names) != set(of_others):
         raise incomplete(uri, found, f"{', '.join(of_others)}, as the part before")
 

@@ -33,6 +33,7 @@ from iceaggr.detector import (
     parse_geometry,
 )
 from iceaggr.errors import DetectorError, RawDataError
+from iceaggr.events.schema import ParquetReader
 from iceaggr.events.sources import ChosenTable, GivenNames, choose_geometry, counts_on_each_string
 
 Ints = npt.NDArray[np.int64]
@@ -74,7 +75,8 @@ def pairs(string: Ints, dom: Ints, where: str) -> Ints:
 def read_geometry(given: str) -> SensorTable:
     """Read what --geometry names: a file, or a built-in detector by its name.
 
-    Raises: DetectorError if it cannot be read or is no geometry.
+    Raises: DetectorError if it cannot be read or is no geometry; RawDataError if pandas' index
+    counts other rows.
     """
     if given in BUILT_IN_NAMES:
         table = built_in_detector(given)
@@ -87,7 +89,8 @@ def read_geometry(given: str) -> SensorTable:
         if path.suffix == ".geo":
             frame, medium = _read_geo(path)
         elif path.suffix.lower() in (".parquet", ".pq"):
-            frame = pq.read_table(path).to_pandas(ignore_metadata=True)
+            with pq.ParquetFile(path) as file:
+                frame = ParquetReader(file, given).read().to_pandas(ignore_metadata=True)
         else:
             frame = pd.read_csv(path)
     except (OSError, ValueError, pa.ArrowException) as error:
