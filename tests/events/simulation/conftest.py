@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,6 +13,13 @@ from iceaggr.storage import open_store
 SAMPLE = SimulationConfig(
     preset="easy", n_events=4_000, n_events_per_file=1_700, seed=1, n_processes=2
 )
+LEVEL = 1e-3
+"""A right draw fails a test of this level once in a thousand seeds; the seeds are fixed."""
+
+
+def near_share(share: float, n: int):
+    """Accept a count of n draws within four of its binomial errors, as a share."""
+    return pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / n))
 
 
 @pytest.fixture(scope="session")

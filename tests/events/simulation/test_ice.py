@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from iceaggr.events.simulation.ice import reference_lengths, south_pole_ice
 
@@ -6,6 +7,17 @@ from iceaggr.events.simulation.ice import reference_lengths, south_pole_ice
 def lengths(z_from: float, z_to: float) -> tuple[float, float]:
     scattering, absorption = south_pole_ice().mean_lengths(np.array([z_from]), np.array([z_to]))
     return float(scattering[0]), float(absorption[0])
+
+
+@pytest.mark.parametrize(
+    ("depth_m", "scattering_m", "absorption_m"),
+    [(1_398.4, 13.2, 45.1), (1_418.4, 14.7, 53.2), (2_048.5, 5.0, 17.9), (2_488.4, 56.7, 185.2)],
+)
+def test_layers_are_those_of_spice_mie(depth_m, scattering_m, absorption_m):
+    """Effective scattering and absorption length at 400 nm. Source: arXiv:1301.5361, p. 31."""
+    # z = 0 lies 1948.07 m deep
+    z = 1_948.07 - depth_m
+    assert lengths(z - 0.4, z + 0.4) == pytest.approx((scattering_m, absorption_m), rel=0.05)
 
 
 def test_dust_layer_is_the_worst_ice():

@@ -1,9 +1,12 @@
 import numpy as np
+import pytest
+from scipy.stats import expon, kstest, norm
 
 from iceaggr.events.simulation.ice import icecube_site
 from iceaggr.events.simulation.photons import Photons
 from iceaggr.events.simulation.pulses import Pulses, form_pulses, quantised
 from iceaggr.events.simulation.triggers import read_out, trigger_times
+from tests.events.simulation.conftest import LEVEL, near_share
 
 
 def photons(*hits: tuple[int, int, float, float]) -> Photons:
@@ -75,17 +78,84 @@ def test_slc_hit_keeps_only_its_first_samples():
     assert (np.abs(rows.time_ns - [100, 150]) < 40).all()
 
 
-def test_bright_pulses_saturate():
-    rows = pulses((0, 10, 0, 1e6), (0, 11, 0, 100))
-    assert 2_000 < rows.charge_pe[0] < 2_800
-    np.testing.assert_allclose(rows.charge_pe[1], 82, rtol=0.3)
+def late_in_a_readout(n: int, pe: float, seed: int) -> np.ndarray:
+    """Charges of n packets of light, each 3 us after the launch of a coincident readout."""
+    k = np.arange(n)
+    event, sensor = np.tile(k, 3), np.repeat([10, 11, 10], n)
+    time, light = np.repeat([0.0, 50.0, 3_000.0], n), np.repeat([50.0, 50.0, pe], n)
+    hits = Photons(event, sensor, time, light, np.zeros(3 * n, bool))
+    found = form_pulses(hits, icecube_site(), np.random.default_rng(seed))
+    charge = found.charge_pe[found.time_ns > 2_000]
+    assert len(charge) == n
+    return charge
+
+
+def charge_below(pe: np.ndarray) -> np.ndarray:
+    """30 % of single photo-electrons have an exponential charge, the rest a Gaussian about 1.
+
+    Source: arXiv:1612.05093, PMT section, with scales of 0.4 and 0.3 p.e.
+    """
+    return 0.3 * expon(scale=0.4).cdf(pe) + 0.7 * norm(1.0, 0.3).cdf(pe)
+
+
+def test_single_photo_electrons_have_the_closed_form_of_their_charge():
+    charge = late_in_a_readout(20_000, 1.0, 3)
+    # one photo-electron hardly saturates
+    assert kstest(charge / (1 - charge / 2_800), charge_below).pvalue > LEVEL
+
+
+def test_packets_of_light_have_the_mean_charge_of_their_photo_electrons():
+    n, pe = 20_000, 400.0
+    charge = late_in_a_readout(n, pe, 4)
+    linear = charge / (1 - charge / 2_800)
+    mean = 0.3 * 0.4 + 0.7
+    assert linear.mean() == pytest.approx(mean * pe, abs=4 * linear.std() / np.sqrt(n))
+    # one by one they would spread by 0.53 / sqrt(pe)
+    spread = linear.std() / linear.mean() * np.sqrt(pe)
+    assert spread == pytest.approx(0.45, abs=4 * 0.45 / np.sqrt(2 * n))
+
+
+@pytest.mark.parametrize("pe", [700.0, 2_800 / 0.82, 1e5, 1e7])
+def test_bright_pulses_saturate_below_the_largest_published_charge(pe):
+    """Half of the light is lost at 2,800 p.e., and no charge is above.
+
+    The largest of the public set is 2762 p.e. (its description); saturation leaves room for it.
+    """
+    n = 400
+    charge = late_in_a_readout(n, pe, 5)
+    light = 0.82 * pe
+    expected = light / (1 + light / 2_800)
+    error = 4 * 0.45 / np.sqrt(pe) / np.sqrt(n) * expected
+    assert charge.mean() == pytest.approx(expected, abs=error + 1e-6 * expected)
+    assert charge.max() < 2_800
+    assert pe < 1e7 or charge.min() > 2_762
 
 
 def test_weak_isolated_hits_stay_below_the_discriminator():
-    n = 4_000
+    """A quarter of a photo-electron launches a module. Source: arXiv:1612.05093."""
+    n = 20_000
     hits = Photons(np.arange(n), np.zeros(n, int), np.zeros(n), np.ones(n), np.zeros(n, bool))
-    share = len(form_pulses(hits, icecube_site(), np.random.default_rng(2)).time_ns) / n
-    assert 0.8 < share < 0.92
+    found = form_pulses(hits, icecube_site(), np.random.default_rng(2))
+    assert len(found.time_ns) / n == near_share(1 - charge_below(0.25), n)
+
+
+def test_digitisers_part_light_by_10_ns_and_after_420_by_50():
+    # a photon every nanosecond: a pulse for each sample of the fast one, then of the slow one
+    hits = [(0, 10, float(k), 9.0) for k in range(1_020)]
+    found = pulses((0, 11, 0, 9), *hits)
+    time = found.time_ns[found.sensor == 10]
+    expected = np.append(np.arange(0, 420, 10), np.arange(420, 1_020, 50))
+    np.testing.assert_allclose(time, expected, atol=0.1)
+
+
+def test_hits_without_coincidence_are_blurred():
+    """By 8 ns and 10 % in charge: three samples of 25 ns hold no more."""
+    n = 5_000
+    k = np.arange(n)
+    hits = Photons(k, np.zeros(n, int), np.zeros(n), np.full(n, 1e8), np.zeros(n, bool))
+    found = form_pulses(hits, icecube_site(), np.random.default_rng(6))
+    assert kstest(found.time_ns / 8, "norm").pvalue > LEVEL
+    assert kstest(np.log(found.charge_pe / 2_800) / 0.1, "norm").pvalue > LEVEL
 
 
 def test_no_photons_give_no_pulses():
@@ -178,9 +248,29 @@ def test_events_without_trigger_leave_nothing():
     assert (kept.event == 0).all()
 
 
-def test_few_events_are_late_parts_of_longer_readouts():
-    rng = np.random.default_rng(1)
-    kept = read_out(hits([evenly(8, 10)] * 4_000), 4_000, icecube_site(), rng)
+def test_trigger_stands_at_its_place_on_the_clock():
+    """9,855 +- 50 ns, at most 140 from it: where the published first-pulse quartiles put it."""
+    n = 20_000
+    kept = read_out(hits([evenly(8, 10)] * n), n, icecube_site(), np.random.default_rng(2))
     first = kept.time_ns[::8]
-    late = (first > 11_000).mean()
-    assert 0.015 < late < 0.04
+    share = norm(9_855, 50)
+    # whole nanoseconds, the unit of the files
+    even = first + np.random.default_rng(0).uniform(-0.5, 0.5, n)
+    low, high = share.cdf([9_855 - 138.5, 9_855 + 138.5])
+    inside = np.abs(even - 9_855) < 138.5
+    below = (share.cdf(even[inside]) - low) / (high - low)
+    assert kstest(below, "uniform").pvalue > LEVEL
+    assert first.min() >= 9_855 - 140
+
+
+def test_few_events_are_late_parts_of_longer_readouts():
+    """3 % come late by an exponential time of 15 us, at most 60: read off the published tail."""
+    n = 40_000
+    kept = read_out(hits([evenly(8, 10)] * n), n, icecube_site(), np.random.default_rng(1))
+    shift = kept.time_ns[::8] - 9_855
+    late = shift[shift > 1_000]
+    assert len(late) / n == near_share(0.03 * np.exp(-1 / 15), n)
+    inside = late[late < 59_000]
+    whole = 1 - np.exp(-58 / 15)
+    assert kstest((1 - np.exp(-(inside - 1_000) / 15_000)) / whole, "uniform").pvalue > LEVEL
+    assert late.max() <= 60_140

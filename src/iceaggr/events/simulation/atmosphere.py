@@ -165,13 +165,19 @@ def _multiplicities(cos_zenith: Floats, rng: np.random.Generator) -> Ints:
     return np.asarray(1 + (running < u[:, None]).sum(axis=1))
 
 
-def _distances(cos_zenith: Floats, n_muons: Ints, rng: np.random.Generator) -> Floats:
-    """Draw distances from the axis, (M,) m: dN/dr ~ r / (r + r0)^alpha, a beta prime density."""
+def lateral_spectrum(cos_zenith: Floats, n_muons: Ints) -> tuple[Floats, Floats]:
+    """Index alpha and mean in metres of dN/dr ~ r / (r + r0)^alpha; all (M,)."""
     h, m = TOP_DEPTH_KM_WE, np.minimum(n_muons, 4)
     shrink = 1.0 / (np.exp((np.arccos(cos_zenith) - 1.3) * 10.4) + 1.0)
     mean = (-1.786 * m + 28.26) * h**-1.06 * shrink
     alpha = (-0.448 * m + 4.969) * np.exp((0.0194 * m + 0.276) * h)
-    ratio = rng.standard_gamma(2.0, len(m)) / rng.standard_gamma(alpha - 2.0)
+    return np.asarray(alpha), np.asarray(mean)
+
+
+def _distances(cos_zenith: Floats, n_muons: Ints, rng: np.random.Generator) -> Floats:
+    """Draw distances from the axis, (M,) m, as a beta prime density; r0 is (alpha - 3) mean / 2."""
+    alpha, mean = lateral_spectrum(cos_zenith, n_muons)
+    ratio = rng.standard_gamma(2.0, len(alpha)) / rng.standard_gamma(alpha - 2.0)
     return np.maximum(ratio * 0.5 * (alpha - 3.0) * mean, _MIN_RADIUS_M)
 
 

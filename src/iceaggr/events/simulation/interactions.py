@@ -101,7 +101,8 @@ def draw_interactions(
 
 
 # Tau neutrinos: the tau decays where it was made, as its way is short below a PeV (50 m per PeV).
-# Source: Particle Data Group, branching ratios; shares of energy of a polarised tau, rounded.
+# Source: Particle Data Group, branching ratios; mean shares of energy without polarisation, which
+# would make them 0.40 and 0.59.
 _TAU_TO_MUON, _TAU_TO_ELECTRON = 0.174, 0.178
 _VISIBLE_OF_LEPTONIC, _VISIBLE_OF_HADRONIC = 0.35, 0.65
 
