@@ -106,6 +106,16 @@ def test_saved_model_carries_the_map_of_its_validation_events(
     assert load_model(angle.store, train(angle).model_uri).model.kappa_map is None
 
 
+@pytest.mark.parametrize(("kind", "last"), [("von_mises_fisher", 32), ("angle", 16)])
+def test_last_validation_goes_on_for_the_map_of_kappa(tmp_path: Path, kind: str, last: int) -> None:
+    config = small_config(
+        loss={"kind": kind}, training={"max_validation_events": 16, "max_kappa_map_events": 30}
+    )
+    tracker = RecordingTracker()
+    train(small_inputs(tmp_path, config, n_validation=48, tracker=tracker))
+    assert tracker.curve("validation/n_events") == [16, last]
+
+
 def test_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     inputs = small_inputs(tmp_path, small_config())
     first = train(inputs)

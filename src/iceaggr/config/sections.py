@@ -308,7 +308,7 @@ class TrainingConfig(Section):
     """Wall-clock limit in minutes over all restarts; 0 = none. It covers the steps, validations and
     checkpoints: training stops early enough for the last validation, as long as that takes after
     the speed so far, but keeps at most half of the limit for it. A machine that becomes slower, or
-    a longer validation (max_validation_events), ends later. Reading the inputs before and
+    a longer validation, ends later. Reading the inputs before and
     registering metrics after are not in it."""
     learning_rate: LearningRate = 3e-4
     """Peak learning rate."""
@@ -340,6 +340,8 @@ class TrainingConfig(Section):
     """Minutes between validations inside an epoch; 0 = only at its end and that of the run."""
     max_validation_events: int = Field(10_000, ge=2, le=MAX_EVENTS)
     """Validation stops after the minibatch that completes this many events, each time the same."""
+    max_kappa_map_events: int = Field(40_000, ge=2, le=MAX_EVENTS)
+    """The last validation goes on to this many events, as the map of kappa is fitted to them."""
     stop_if_not_learning_after_n_steps: int = Field(0, ge=0, le=10**9)
     """Validations from this step on stop a run that is collapsed, no better than the best constant
     prediction, worse than its seed, or more confident than it may be; 0 = only log it."""

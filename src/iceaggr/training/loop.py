@@ -111,7 +111,7 @@ class HeapTrimmer:
 
 
 VALIDATION_MARGIN = 1.3
-"""The last validation may take this much longer than the longest one so far."""
+"""The last validation may take this much longer, event by event, than the longest so far."""
 
 
 @dataclass(frozen=True)
@@ -288,18 +288,22 @@ class Loop:
         """Expect how long the last step, validation and checkpoint take."""
         event_s = self._train_s / max(1, self._n_events_here)
         last_step_s = self._train_s / max(1, self.state.step - self._first_step)
-        validation_s = VALIDATION_MARGIN * self.state.validation_s
+        validator = self.parts.validator
+        n_last = validator.n_events_planned(is_last=True)
+        share = n_last / max(1, validator.n_events_planned())
+        validation_s = VALIDATION_MARGIN * self.state.validation_s * share
         if validation_s == 0:
             # scoring an event costs less than learning from it, so this errs on the safe side
-            validation_s = self.parts.validator.n_events_planned * event_s
+            validation_s = n_last * event_s
         return last_step_s + validation_s + self._save_s
 
     def _validate(self) -> None:
         started = time.monotonic()
         self.parts.step.check_kept(f"validation of step {self.state.step}")
+        is_last = bool(self.state.stopped) or self.state.epoch >= self.settings.n_epochs
         with self.parts.step.best_weights() as model:
             result = self.parts.validator.run(
-                model, self.state.progress, lambda: self.interruption.requested
+                model, self.state.progress, lambda: self.interruption.requested, is_last
             )
         if result is None:
             self._save_and_leave()

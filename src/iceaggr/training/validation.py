@@ -97,7 +97,7 @@ class Validator:
 
     loader: batches of the validation split of this process
     n_events: events of the whole split; each process stops after the batch that completes its share
-        of max_validation_events
+        of `n_events_planned`
     """
 
     loader: BatchSource
@@ -107,16 +107,28 @@ class Validator:
     processes: Processes
     n_events: int
 
-    @property
-    def n_events_planned(self) -> int:
-        """Count the events that a validation reads at least, over all processes."""
-        return min(self.n_events, self.config.training.max_validation_events)
+    def n_events_planned(self, is_last: bool = False) -> int:
+        """Count the events that a validation reads at least, over all processes.
+
+        is_last: the weights are final. A few sure and wrong events rule the surest kappas, so that
+        the map needs more events than the curve of a training.
+        """
+        training = self.config.training
+        limit = training.max_validation_events
+        if is_last and trains_kappa(self.config.loss):
+            limit = max(limit, training.max_kappa_map_events)
+        return min(self.n_events, limit)
 
     def run(
-        self, model: nn.Module, progress: float, interrupted: Callable[[], bool]
+        self,
+        model: nn.Module,
+        progress: float,
+        interrupted: Callable[[], bool],
+        is_last: bool = False,
     ) -> ValidationResult | None:
         """Score the model; None if the run was asked to stop meanwhile.
 
+        is_last: as for `n_events_planned`
         Raises: TrainingError if there are fewer than two validation events, an input is bad, or a
         prediction is not finite.
         """
@@ -124,7 +136,7 @@ class Validator:
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            parts = self._collect(model, progress, interrupted)
+            parts = self._collect(model, progress, interrupted, is_last)
         model.train(was_training)
         if self.processes.any(interrupted()):
             return None
@@ -153,9 +165,9 @@ class Validator:
         return _score(together, time.monotonic() - started, kappa_map)
 
     def _collect(
-        self, model: nn.Module, progress: float, interrupted: Callable[[], bool]
+        self, model: nn.Module, progress: float, interrupted: Callable[[], bool], is_last: bool
     ) -> list[ValidatedBatch]:
-        limit = math.ceil(self.config.training.max_validation_events / self.processes.world_size)
+        limit = math.ceil(self.n_events_planned(is_last) / self.processes.world_size)
         parts = []
         n_events = 0
         # epoch 0 whatever the epoch of training: always the same events in the same order
