@@ -21,6 +21,7 @@ from iceaggr.steps.check_simulation import (
 )
 from iceaggr.storage import open_store
 from tests.bad_input.scene import iceaggr
+from tests.events.simulation.conftest import near_share
 
 N_HARD_EVENTS = 3_000
 
@@ -74,6 +75,20 @@ def test_figures_are_those_of_a_plain_count(hard, hard_folder):
     assert found == pytest.approx(100 * (modules < 8).sum() / N_HARD_EVENTS)
     found = values["events on one string, %"]
     assert found == pytest.approx(100 * (strings <= 1).sum() / N_HARD_EVENTS)
+
+
+def test_dim_events_are_as_frequent_as_published(hard, easy):
+    """11.2 % have at most 39 pulses, counted from first to last index: at most 40 pulses.
+
+    Source: a public notebook on the whole set; 11.0 % of 10,000 rows of its meta file, of which
+    1 % have fewer than 30 pulses.
+    """
+    assert (hard.n_pulses - 1 <= 39).mean() == near_share(0.112, N_HARD_EVENTS)
+    assert (hard.n_pulses < 30).mean() == near_share(0.01, N_HARD_EVENTS)
+    # the least trigger: three hits of DeepCore; the easy preset asks for eight
+    for sample, n_least in ((hard, 3), (easy, 8)):
+        clean = np.bincount(sample.event[~sample.auxiliary], minlength=len(sample.n_pulses))
+        assert clean[sample.n_pulses < 60].min() == n_least
 
 
 def test_error_is_that_of_the_mean(hard):
