@@ -117,6 +117,7 @@ TAKEN: dict[str, dict[float, str]] = {
     "training.ema_decay": {0: OFF},
     "training.validation_every_minutes": {0: "at the end of an epoch"},
     "training.max_validation_events": {10**9: "all"},
+    "training.max_kappa_map_events": {10**9: "all"},
     "training.stop_if_not_learning_after_n_steps": {0: OFF, 10**9: "in effect " + OFF},
     "training.seed": {0: "a seed", 10**9: "a seed"},
     "learning_check.min_loss_drop": {0: "any fall"},
