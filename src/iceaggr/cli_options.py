@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import StrEnum
 from functools import wraps
@@ -40,6 +41,15 @@ FOLDER = typer.Option(
     help="Folder that the steps of one run share", parser=named_folder, metavar="PATH"
 )
 Folder = Annotated[Path, FOLDER]
+
+
+def finite(value: float | None) -> float | None:
+    """Pass a number on, and none at all. Raises: typer.BadParameter for nan and inf."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
+
+
 MaxTrainMinutes = Annotated[
     float, typer.Option(min=0.0, help="Limit of training; 0 = as configured")
 ]
@@ -101,7 +111,9 @@ RefineAbove = Annotated[
     typer.Option(
         "--refine-above",
         min=1.0,
-        help="--refine events of at least so many triggering p.e.; without it, from where it pays",
+        callback=finite,
+        help="--refine events of at least so many triggering p.e.; else from where it pays in"
+        " the detector's medium",
         show_default=False,
     ),
 ]

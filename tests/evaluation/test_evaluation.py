@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,14 +13,14 @@ from PIL import Image
 from iceaggr.batches import EventBatch
 from iceaggr.batches.collation import collate, iter_batches, join_batches
 from iceaggr.config import BatchConfig, EvaluationConfig
-from iceaggr.detector import icecube86
+from iceaggr.detector import WATER, icecube86
 from iceaggr.evaluation.baselines import CLASSICAL_FITS, SALT, TITLES, refine_sample
 from iceaggr.evaluation.calibration import probability_inside
 from iceaggr.evaluation.evaluation import N_SPARE_SNAPSHOTS, Evaluation, evaluate, score_events
 from iceaggr.evaluation.event_table import directions
 from iceaggr.evaluation.metrics import muon_parts
 from iceaggr.evaluation.plots import draw_calibration
-from iceaggr.evaluation.report import CAPTIONS, ReportContext
+from iceaggr.evaluation.report import CAPTIONS, ReportContext, refined_words
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.simulation.ice import site_of
 from iceaggr.reconstruction.refinement import MIN_CHARGE_PE, WHOLE, refine, triggering_charge_pe
@@ -263,7 +264,7 @@ def refined() -> Evaluation:
 def test_refined_events_are_bright_and_chosen_by_hash_in_any_order(refined):
     charge = np.concatenate([triggering_charge_pe(batch) for batch in whole(CHUNKS)])
     event_id = np.concatenate([chunk.event_id for chunk in CHUNKS])
-    bright = event_id[charge >= MIN_CHARGE_PE]
+    bright = event_id[charge >= MIN_CHARGE_PE["ice"]]
     assert 3 < len(bright) < len(event_id)
     chosen = sorted(bright, key=lambda one: mixed_bits(np.array([one]), SALT)[0])[:3]
     # of events that are refined nothing is known but their id: neither order nor model matter
@@ -277,6 +278,17 @@ def test_refined_events_are_bright_and_chosen_by_hash_in_any_order(refined):
     assert sample.events["triggering_charge_pe"].to_numpy() == pytest.approx(
         triggering_charge_pe(whole_batch)[rows]
     )
+
+
+def test_events_are_bright_from_a_lower_charge_on_in_water(refined):
+    charge = np.concatenate([triggering_charge_pe(batch) for batch in whole(CHUNKS)])
+    # lowered, so that some lie between the two thresholds
+    dim = [replace(chunk, charge_pe=0.3 * chunk.charge_pe) for chunk in CHUNKS]
+    water = replace(icecube86(), stated_medium=WATER)
+    sample = refine_sample(dim, refined.events, 1, water)
+    n_in_ice = refine_sample(dim, refined.events, 1, icecube86()).n_bright
+    assert n_in_ice == (0.3 * charge >= 30).sum() < sample.n_bright == (0.3 * charge >= 6).sum()
+    assert "with at least 6 p.e. that triggered, the default in water" in refined_words(sample)
 
 
 def test_refined_answers_are_those_of_refine_with_the_predictions_as_prior(refined):
@@ -323,7 +335,8 @@ def test_report_tells_which_events_were_refined_and_what_it_cost(refined):
     assert 'id="refined"' in refined.report_html
     assert re.search(
         r"3, chosen by a hash of event_id, of the \d+ test events with at least 30 p\.e\. that"
-        r" triggered \(16 were looked at\): \d as cascade, \d as track, \d+ ms of one core",
+        r" triggered, the default in ice \(16 were looked at\): \d as cascade, \d as track,"
+        r" \d+ ms of one core",
         refined.report_html,
     )
 

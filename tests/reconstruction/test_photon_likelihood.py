@@ -9,7 +9,7 @@ from scipy import integrate, stats
 from scipy.special import polygamma
 
 from iceaggr.angles import mean_cosine
-from iceaggr.detector import C_M_PER_NS, Detector, icecube86
+from iceaggr.detector import C_M_PER_NS, WATER, Detector, icecube86
 from iceaggr.events.simulation.ice import Site, icecube_site, site_of
 from iceaggr.events.simulation.light import cascade_emission, smooth_emission
 from iceaggr.events.simulation.pairs import cascade_pairs, track_pairs
@@ -31,6 +31,7 @@ from iceaggr.reconstruction.refinement import (
     FAILED_SHARE,
     MIN_CHARGE_PE,
     Prior,
+    Refiner,
     density,
     even_directions,
     kappa_of,
@@ -309,9 +310,9 @@ def test_refinement_finds_the_hypothesis_and_the_direction(line, hypothesis, lim
 
 def test_events_that_are_too_dim_stay_as_predicted_bit_for_bit() -> None:
     batch = assemble([event_of(cascade(energy=20.0), 1), event_of(cascade(energy=1e4), 2)])
-    assert worth_refining(batch).tolist() == [False, True]
+    assert worth_refining(batch, MIN_CHARGE_PE[SITE.medium.name]).tolist() == [False, True]
     charge = triggering_charge_pe(batch)
-    assert charge[0] < MIN_CHARGE_PE < charge[1]
+    assert charge[0] < MIN_CHARGE_PE[SITE.medium.name] < charge[1]
     first = int(batch.dom_pulse_offsets[batch.event_dom_offsets[1]])
     assert charge[0] == pytest.approx(float(batch.charge_pe[:first].sum()), rel=1e-5)
     start = np.concatenate([guess(cascade(), 0.2)] * 2)
@@ -319,6 +320,25 @@ def test_events_that_are_too_dim_stay_as_predicted_bit_for_bit() -> None:
     assert np.array_equal(found.direction[0], start[0])
     assert found.kappa[0] == 2.0
     assert found.hypothesis.tolist() == [0, 1]
+
+
+def test_dim_events_are_refined_in_water_and_not_in_ice() -> None:
+    batch, start = assemble([event_of(cascade(energy=20.0), 1)]), guess(cascade(), 0.2)
+    assert triggering_charge_pe(batch) == pytest.approx(9.9)
+    waters = replace(icecube86(), stated_medium=WATER)
+    for detector, is_refined, words in (
+        (
+            icecube86(),
+            False,
+            "0 of 1 events with at least 30 p.e. that triggered, the default in ice",
+        ),
+        (waters, True, "1 of 1 events with at least 6 p.e. that triggered, the default in water"),
+    ):
+        found = refine(batch, site_of(detector), start, np.array([2.0]))
+        assert bool(found.hypothesis[0]) == is_refined
+        refiner = Refiner(detector)
+        refiner.n_events += np.bincount(found.hypothesis, minlength=3)
+        assert refiner.words().startswith(words)
 
 
 def test_event_that_no_hypothesis_describes_stays_as_predicted(monkeypatch) -> None:

@@ -183,7 +183,7 @@ def test_predict_refines_bright_events_only_and_says_so(
     pulses = pd.read_parquet(path)
     triggering = (~pulses["auxiliary"]).groupby(level=0).sum()
     bright = int(triggering.idxmax())
-    pulses.loc[bright, "charge"] = np.float32(2 * MIN_CHARGE_PE / triggering.max())
+    pulses.loc[bright, "charge"] = np.float32(2 * MIN_CHARGE_PE["ice"] / triggering.max())
     others = pulses.index != bright
     pulses.loc[others, "charge"] = pulses.loc[others, "charge"].clip(upper=0.1)
     pulses.to_parquet(path)
@@ -194,7 +194,11 @@ def test_predict_refines_bright_events_only_and_says_so(
         run_predict(model_uri, folder.as_uri(), output, accept_doubtful=True, refine=refine)
         tables.append(pd.read_parquet(output).set_index("event_id"))
     words = capsys.readouterr().out.splitlines()[-1]
-    assert re.search(r"; 1 of 50 events with at least 30 p\.e\. .* refined \(.* ms of one", words)
+    assert re.search(
+        r"; 1 of 50 .* at least 30 p\.e\. that triggered, the default in ice, are refined"
+        r" \(.* ms of one",
+        words,
+    )
     moved = (tables[0] != tables[1]).any(axis=1)
     assert moved[moved].index.tolist() == [bright]
     assert np.isfinite(tables[1].to_numpy()).all()
@@ -202,7 +206,10 @@ def test_predict_refines_bright_events_only_and_says_so(
     run_predict(
         model_uri, folder.as_uri(), output, accept_doubtful=True, refine=True, refine_above_pe=500.0
     )
-    assert "; 0 of 50 events with at least 500 p.e." in capsys.readouterr().out.splitlines()[-1]
+    assert (
+        "; 0 of 50 events with at least 500 p.e. that triggered are refined"
+        in capsys.readouterr().out.splitlines()[-1]
+    )
     pd.testing.assert_frame_equal(pd.read_parquet(output).set_index("event_id"), tables[0])
 
 

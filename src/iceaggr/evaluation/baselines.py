@@ -128,13 +128,15 @@ class RefinedSample:
     events: rows of the event table with triggering_charge_pe, refined_angle_deg, refined_kappa and
     refined_as (a hypothesis), in the order of their choice.
     n_bright: of all test events that were looked at, n_events.  seconds: of one core, for all
+    min_charge_pe: of a bright event, as pays in the medium
     """
 
     events: pd.DataFrame
     n_bright: int
     n_events: int
     seconds: float
-    min_charge_pe: float = MIN_CHARGE_PE
+    min_charge_pe: float
+    medium: str
 
 
 def refine_sample(
@@ -146,10 +148,12 @@ def refine_sample(
     A hash of event_id chooses, whatever the model says and in whatever order events come, so that
     models are compared on the same events.
     """
-    chosen, n_bright = _bright_events(chunks, events, n_refined, detector)
+    medium = detector.medium.name
+    threshold_pe = MIN_CHARGE_PE[medium]
+    chosen, n_bright = _bright_events(chunks, events, n_refined, detector, threshold_pe)
     rows = events.set_index("event_id").loc[[int(one.event_id[0]) for one in chosen]].reset_index()
     if not chosen:
-        return RefinedSample(rows, 0, len(events), 0.0)
+        return RefinedSample(rows, 0, len(events), 0.0, threshold_pe, medium)
     began = time.process_time()
     batch = join_batches([collate(one, np.zeros(1, np.int64), detector, WHOLE) for one in chosen])
     direction = directions(rows, "azimuth", "zenith").numpy()
@@ -163,11 +167,15 @@ def refine_sample(
         refined_kappa=found.kappa,
         refined_as=np.array(NAMES)[found.hypothesis],
     )
-    return RefinedSample(rows, n_bright, len(events), seconds)
+    return RefinedSample(rows, n_bright, len(events), seconds, threshold_pe, medium)
 
 
 def _bright_events(
-    chunks: Iterable[DomEvents], events: pd.DataFrame, n_chosen: int, detector: Detector
+    chunks: Iterable[DomEvents],
+    events: pd.DataFrame,
+    n_chosen: int,
+    detector: Detector,
+    min_charge_pe: float,
 ) -> tuple[list[DomEvents], int]:
     """Keep the bright events of the smallest hashes, one by one, and count all bright ones."""
     scored = events["event_id"].to_numpy()
@@ -177,7 +185,7 @@ def _bright_events(
         rows = np.flatnonzero(np.isin(chunk.event_id, scored))
         if not len(rows):
             continue
-        rows = rows[worth_refining(collate(chunk, rows, detector, WHOLE))]
+        rows = rows[worth_refining(collate(chunk, rows, detector, WHOLE), min_charge_pe)]
         n_bright += len(rows)
         lot = mixed_bits(chunk.event_id[rows], SALT)
         for place in np.argsort(lot)[:n_chosen]:

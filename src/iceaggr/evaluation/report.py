@@ -142,6 +142,7 @@ def render_report(
         reference_words=_reference_words(results["reference"]),
         has_sizes="n_pulses" in events,
         is_timed=summaries[0].seconds_per_event is not None,
+        has_failures=any(summary.failed_share is not None for summary in summaries),
         verdict=[
             *verdict,
             *_muon_sentence(summaries[0], n_of_muon),
@@ -304,8 +305,8 @@ def refined_words(sample: RefinedSample) -> str:
     as_what = ", ".join(f"{kinds.get(name, 0):,} as {name}" for name in NAMES[1:])
     return (
         f"{which} of the {sample.n_bright:,} test events with at least {sample.min_charge_pe:g}"
-        f" p.e. that triggered ({sample.n_events:,} were looked at): {as_what},"
-        f" {1e3 * sample.seconds / n:.0f} ms of one core each"
+        f" p.e. that triggered, the default in {sample.medium} ({sample.n_events:,} were looked"
+        f" at): {as_what}, {1e3 * sample.seconds / n:.0f} ms of one core each"
     )
 
 

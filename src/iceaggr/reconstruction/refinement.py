@@ -41,9 +41,9 @@ from iceaggr.reconstruction.photon_likelihood import (
 )
 from iceaggr.reconstruction.segments import in_sensor_order
 
-MIN_CHARGE_PE = 30.0
-"""Triggering charge from which an event is refined: with less, the network knows as much. Measured
-in ice and in water, with and without atmospheric muons (docs/LOG.md)."""
+MIN_CHARGE_PE = {"ice": 30.0, "water": 6.0}
+"""Triggering charge from which an event is refined, by the medium: with less, the network knows as
+much. Measured in ice (docs/LOG.md) and in Hexagon's water (docs/benchmarks.md, "Any detector")."""
 CASCADE_REACH_M, TRACK_REACH_M = 350.0, 160.0
 """Beyond these distances a source's light counts as nothing."""
 N_STARTS = 8
@@ -82,9 +82,7 @@ class Refined:
     hypothesis: Ints
 
 
-def worth_refining(
-    batch: EventBatch, min_charge_pe: float = MIN_CHARGE_PE
-) -> npt.NDArray[np.bool_]:
+def worth_refining(batch: EventBatch, min_charge_pe: float) -> npt.NDArray[np.bool_]:
     """Mark the events with enough triggering charge: (B,) bool."""
     return triggering_charge_pe(batch) >= min_charge_pe
 
@@ -101,14 +99,16 @@ def refine(
     site: Site,
     direction: Floats,
     kappa: Floats,
-    min_charge_pe: float = MIN_CHARGE_PE,
+    min_charge_pe: float | None = None,
 ) -> Refined:
     """Refine the bright events of a minibatch on the CPU, with the network's answer as a prior.
 
     site: of the batch's detector.  direction: (B, 3) float64 unit vectors to the origin, kappa:
     (B,) float64, both the network's; a kappa of 0 says nothing.
-    min_charge_pe: triggering charge of an event, at least
+    min_charge_pe: triggering charge of an event, at least; None = as pays in the medium
     """
+    if min_charge_pe is None:
+        min_charge_pe = MIN_CHARGE_PE[site.medium.name]
     batch = in_sensor_order(batch)
     found = Refined(direction.copy(), kappa.copy(), np.zeros(batch.n_events, np.int64))
     rows = np.flatnonzero(worth_refining(batch, min_charge_pe))
@@ -125,9 +125,12 @@ def refine(
 class Refiner:
     """Refines what a model predicts, batch by batch; keeps account of events and processor time."""
 
-    def __init__(self, detector: Detector, min_charge_pe: float = MIN_CHARGE_PE) -> None:
+    def __init__(self, detector: Detector, min_charge_pe: float | None = None) -> None:
+        """min_charge_pe: triggering charge of an event, at least; None = as pays in the medium."""
         self._detector, self._site = detector, site_of(detector)
-        self._min_charge_pe = min_charge_pe
+        name = detector.medium.name
+        self._min_charge_pe = MIN_CHARGE_PE[name] if min_charge_pe is None else min_charge_pe
+        self._why = f", the default in {name}," if min_charge_pe is None else ""
         self._chunk: DomEvents | None = None
         self._row_of: dict[int, int] = {}
         self.n_events = np.zeros(len(NAMES), np.int64)
@@ -160,7 +163,7 @@ class Refiner:
         each = f", {1e3 * self.seconds / n_refined:.0f} ms of one core each" if n_refined else ""
         return (
             f"{n_refined:,} of {int(self.n_events.sum()):,} events with at least"
-            f" {self._min_charge_pe:g} p.e. that triggered are refined ({kinds}{each})"
+            f" {self._min_charge_pe:g} p.e. that triggered{self._why} are refined ({kinds}{each})"
         )
 
 

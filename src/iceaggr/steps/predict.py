@@ -28,7 +28,7 @@ from iceaggr.events.reading import check_sensor_width, missing_meta_rows, read_r
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.progress import StepProgress
-from iceaggr.reconstruction.refinement import MIN_CHARGE_PE, Refiner
+from iceaggr.reconstruction.refinement import Refiner
 from iceaggr.shards.plausibility import (
     doubtful_times,
     refuse_many_rejected,
@@ -269,7 +269,8 @@ def run_predict(
     accept_doubtful: predict what `PredictionInput` would refuse, and say so in the last line.
     same_detector: raw events that bring no geometry are of the model's detector.
     refine: fit bright events photon by photon, with the prediction as a prior (`Refiner`); the last
-    line says how many, as what and for how long.  refine_above_pe: triggering charge that is bright
+    line says how many, as what and for how long.
+    refine_above_pe: triggering charge that is bright; None = as pays in the detector's medium
     layout_name: `nubench` writes the test events as the benchmark's prediction files are.
     Memory is bounded whatever the number of events; the file appears when all is well.
     Returns the number of rows.  Raises: ConfigError, ModelError, RawDataError, also for an
@@ -292,8 +293,7 @@ def run_predict(
         benchmark = BenchmarkRows(store, layout, loaded) if is_benchmark else None
         events = PredictionInput(store, layout, loaded, accept_doubtful)
         keep, total = (benchmark.keep, benchmark.n_events) if benchmark else (None, total)
-        bright_pe = MIN_CHARGE_PE if refine_above_pe is None else refine_above_pe
-        refiner = Refiner(loaded.detector, bright_pe) if refine else None
+        refiner = Refiner(loaded.detector, refine_above_pe) if refine else None
         chunks = refiner.watch(events.chunks()) if refiner else events.chunks()
         batches = iter_batches(chunks, loaded.detector, batches_of(loaded), keep)
         batches = benchmark.watch(batches) if benchmark else batches
