@@ -40,6 +40,20 @@ def test_rollback_takes_the_default_model_or_the_one_that_is_named(champions):
     assert champions() == ["2", "2"]
 
 
+@pytest.mark.parametrize("number", ["nan", "inf"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "--output", "a.parquet", "--model", "m", "--raw-uri", "r", "--refine-above"],
+        ["convert", "absent.db", "--out", "file:///absent/raw", "--time-offset"],
+    ],
+)
+def test_a_number_that_compares_with_nothing_is_refused(arguments, number):
+    result = CliRunner().invoke(cli.app, [*arguments, number])
+    assert result.exit_code == 2
+    assert "finite" in result.output
+
+
 @pytest.mark.parametrize("arguments", [[], ["iceaggr-direction"]])
 def test_promote_says_what_it_needs_when_there_is_nothing_to_promote(arguments):
     result = CliRunner().invoke(cli.app, ["promote", *arguments])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from iceaggr.cli_options import Uri
+from iceaggr.cli_options import Uri, finite
 from iceaggr.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ def convert(
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="There is no truth: write test/ for prediction")
     ] = False,
-    time_offset: Annotated[float, typer.Option(help="ns to add to all times")] = 0.0,
+    time_offset: Annotated[
+        float, typer.Option(callback=finite, help="ns to add to all times")
+    ] = 0.0,
     events_per_file: Annotated[
         int, typer.Option(min=1, max=10_000_000, help="Events per raw file")
     ] = 20_000,
