@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from functools import cache
 from importlib import resources
@@ -82,6 +83,30 @@ _BUILDERS: dict[str, Callable[[], Detector]] = {
 }
 BUILT_IN_NAMES = tuple(_BUILDERS)
 """Names that are accepted wherever a geometry is."""
+SET_TITLES = {
+    "flower-xl": "Flower XL",
+    "flower-l": "Flower L",
+    "hexagon": "Hexagon",
+    "hexagon-ice": "Hexagon Ice LE",
+    "flower-s": "Flower S",
+    "cluster": "Cluster",
+    "triangle": "Triangle",
+}
+"""Detector -> NuBench's name of its set, in the benchmark's order. Source: arXiv:2511.13111."""
+
+
+def built_in_name(given: str) -> str:
+    """Find the built-in detector that is meant by its name or by that of NuBench's set, '' if none.
+
+    Capitals, and what stands between the words, do not matter.
+    """
+    wanted = _plain(given)
+    titles = {_plain(title): name for name, title in SET_TITLES.items()}
+    return wanted if wanted in BUILT_IN_NAMES else titles.get(wanted, "")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "-", name.strip().lower())
 
 
 @cache
@@ -125,8 +150,16 @@ def rows_at(name: str, xyz_m: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 
 def detectors_table() -> str:
-    """Lay out the built-in detectors, a line each: size, medium, extent and digest."""
-    heads = ("name", "strings", "sensors", "medium", "extent x, y, z [m]", "digest")
+    """Lay out the built-in detectors, a line each: set, size, medium, extent and digest."""
+    heads = (
+        "name",
+        "set of NuBench",
+        "strings",
+        "sensors",
+        "medium",
+        "extent x, y, z [m]",
+        "digest",
+    )
     rows = [heads, *(_row(name, built_in_detector(name)) for name in BUILT_IN_NAMES)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(heads))]
     lines = (
@@ -140,6 +173,7 @@ def _row(name: str, detector: Detector) -> tuple[str, ...]:
     low_m, high_m = detector.bounds_m
     return (
         name,
+        SET_TITLES.get(name, "-"),
         f"{len(np.unique(detector.string_id)):,}",
         f"{detector.n_sensors:,}",
         detector.medium.name,

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from iceaggr.config import EvaluationConfig
-from iceaggr.errors import ConfigError, EvaluationError
+from iceaggr.errors import ConfigError, EvaluationError, RawDataError
 from iceaggr.evaluation.evaluation import Evaluation, evaluate
+from iceaggr.evaluation.event_table import facts_in, with_facts
 from iceaggr.evaluation.prediction_files import (
     DIRECTION,
     NEEDED,
@@ -41,9 +42,9 @@ def scored() -> Evaluation:
 @pytest.fixture
 def exported(scored: Evaluation, tmp_path: Path) -> Path:
     path = tmp_path / "iceaggr_direction.parquet"
-    pq.write_table(
-        nubench_table(scored.events, facts_of(ORIGIN, CONFIG.model_dump(mode="json"))), path
-    )
+    failed = {summary.name: summary.failed_share for summary in scored.summaries}
+    facts = facts_of(ORIGIN, CONFIG.model_dump(mode="json"), failed_share=failed)
+    pq.write_table(nubench_table(scored.events, facts), path)
     return path
 
 
@@ -107,12 +108,8 @@ def test_figures_of_an_exported_file_are_those_of_the_run(
     scored: Evaluation, exported: Path
 ) -> None:
     again = run_evaluate_predictions(exported)
-    timed = ("test_speed/", "test_baselines/line_fit_failed")
-    expected = {
-        name: value
-        for name, value in scored.metrics.items()
-        if not name.startswith(timed) and not name.endswith("failed_share")
-    }
+    expected = {n: v for n, v in scored.metrics.items() if not n.startswith("test_speed/")}
+    assert "test_baselines/line_fit_failed_share" in expected
     assert again.metrics == expected
     for name, text in tables_of(scored, CONFIG).items():
         assert exported.with_name(f"iceaggr_direction.{name}").read_text() == text
@@ -120,6 +117,17 @@ def test_figures_of_an_exported_file_are_those_of_the_run(
     page = exported.with_suffix(".html").read_text()
     assert "Scored are all 240 events of the official test selection." in page
     assert page.count('<tr class="published">') == 8
+    assert "Not fitted" in page
+    assert "Time per event" not in page
+    assert "A file of predictions does not say how long the methods took." in page
+
+
+@pytest.mark.parametrize("said", [{"line_fit": 1.5}, {"line_fit": "half"}, ["line_fit"]])
+def test_shares_that_cannot_be_are_a_damaged_note(exported: Path, said: object) -> None:
+    table = pq.read_table(exported)
+    pq.write_table(with_facts(table, facts_in(table.schema) | {"failed_share": said}), exported)
+    with pytest.raises(EvaluationError, match=r"note is damaged .*iceaggr_dir.* failed_share"):
+        read_predictions(exported)
 
 
 def test_order_of_rows_changes_nothing(scored: Evaluation, exported: Path, tmp_path: Path) -> None:
@@ -131,6 +139,21 @@ def test_order_of_rows_changes_nothing(scored: Evaluation, exported: Path, tmp_p
     assert found["event_id"].is_monotonic_increasing
     exact = [*found.columns[found.columns.str.startswith(("bias_", "opening_"))]]
     pd.testing.assert_frame_equal(found[exact], scored.events[exact], check_exact=True)
+
+
+def test_event_numbers_may_be_an_index_that_only_counts(exported: Path) -> None:
+    frame = pd.read_parquet(exported).drop(columns="event_no")
+    numbered = frame.set_axis(pd.RangeIndex(5, 5 + len(frame), name="event_no"))
+    path = exported.with_name("Other_direction.parquet")
+    numbered.to_parquet(path)
+    assert "event_no" not in pq.read_schema(path).names
+    assert is_prediction_file(path)
+    read = read_predictions(path)
+    assert read.has_ids
+    assert read.events["event_id"].tolist() == list(range(5, 5 + len(frame)))
+    pq.write_table(pq.read_table(path).slice(0, 100), path)
+    with pytest.raises(RawDataError, match=r"index event_no counts other rows .*Other_direction"):
+        read_predictions(path)
 
 
 def test_events_of_an_evaluation_say_what_they_are(scored: Evaluation, tmp_path: Path) -> None:
@@ -198,6 +221,7 @@ def test_file_of_another_model_has_the_same_report_without_what_it_lacks(
     assert len(same) > 50
     assert all(found.metrics[name] == scored.metrics[name] for name in same)
     assert not any(name.startswith("test_kappa/") for name in found.metrics)
+    assert "and this one not which fits failed" in path.with_suffix(".html").read_text()
     assert "calibration" not in found.figures
     assert "angle_vs_pulses" not in found.figures
     page = path.with_suffix(".html").read_text()
@@ -243,6 +267,15 @@ def test_files_of_two_models_are_compared_on_shared_events(
         ({"initial_state_energy": -1.0}, "column initial_state_energy holds .* GeV above 0"),
         ({"initial_state_type": 13}, "column initial_state_type holds"),
         ({"dir_kappa_pred": -1.0}, "column dir_kappa_pred holds .* a concentration"),
+        ({"dir_x_pred": "east"}, "column dir_x_pred holds no numbers .* found (large_)?string"),
+        ({"initial_state_energy": "1e3"}, "column initial_state_energy holds no numbers"),
+        ({"interaction": [[1]] * 240}, "column interaction holds no numbers .* found list"),
+        ({"muon_zenith": pd.Timestamp(0)}, "column muon_zenith holds no numbers .* timestamp"),
+        ({"muon_zenith": 90.0}, "column muon_zenith holds .* without a muon"),
+        ({"muon_azimuth": np.inf}, "column muon_azimuth holds .* a finite angle"),
+        ({"line_fit_angle_deg": np.nan}, "column line_fit_angle_deg holds .* 0 to 180 degrees"),
+        ({"n_pulses": -1}, "column n_pulses holds .* a number from 0 on"),
+        ({"contained": np.nan}, "column contained holds .* true or false"),
         ({"dir_x_pred": 0.0, "dir_y_pred": 0.0, "dir_z_pred": 0.0}, "vectors have no length"),
     ],
 )
@@ -311,6 +344,8 @@ def test_file_without_event_numbers_is_judged_but_not_paired(exported: Path) -> 
 def test_what_is_no_file_of_predictions_is_refused(tmp_path: Path, exported: Path) -> None:
     with pytest.raises(EvaluationError, match="no such file of predictions"):
         read_predictions(tmp_path / "absent_direction.parquet")
+    with pytest.raises(EvaluationError, match=r"no such file of predictions .* found a folder"):
+        read_predictions(tmp_path)
     broken = tmp_path / "broken_direction.parquet"
     broken.write_bytes(exported.read_bytes()[:-200])
     with pytest.raises(EvaluationError, match="file of predictions cannot be read"):
@@ -323,6 +358,13 @@ def test_what_is_no_file_of_predictions_is_refused(tmp_path: Path, exported: Pat
     pq.write_table(pa.table({"event_no": [1]}), empty)
     assert not is_prediction_file(empty)
     assert not is_prediction_file(broken)
+
+
+@pytest.mark.parametrize("name", ["hexagon-ice", "Hexagon Ice LE", "hexagon-ice-le"])
+def test_a_set_is_known_by_the_name_of_its_detector_too(exported: Path, name: str) -> None:
+    path = bare(exported)
+    run_evaluate_predictions(path, set_name=name)
+    assert "23.84" in path.with_suffix(".html").read_text()  # ParticleNeT's median there
 
 
 def test_page_never_replaces_another_file(exported: Path) -> None:

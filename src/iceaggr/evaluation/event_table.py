@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +18,10 @@ from iceaggr.angles import azimuth_zenith, opening_angle, unit_vector
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.errors import EvaluationError
 from iceaggr.evaluation.calibration import negative_log_likelihood, probability_inside
+from iceaggr.events.label_reading import WORDS, LabelReading
 from iceaggr.events.truth import TRUTH_COLUMNS
 from iceaggr.reconstruction.refinement import Refiner
+from iceaggr.validation import shown
 
 # Prediction: any number of events through a model, in bounded memory.
 
@@ -303,3 +307,53 @@ def _segment_sums(
 ) -> npt.NDArray[np.generic]:
     total = np.concatenate([np.zeros(1, values.dtype), np.cumsum(values)])
     return total[offsets[1:]] - total[offsets[:-1]]
+
+
+# What a stored table says of itself, beside its rows.
+
+_METADATA = b"iceaggr"
+
+
+def with_facts(table: pa.Table, facts: Mapping[str, Any]) -> pa.Table:
+    """Let a table say what it is, in its schema. facts: see `facts_of` of prediction files."""
+    said = {**(table.schema.metadata or {}), _METADATA: json.dumps(facts).encode()}
+    return table.replace_schema_metadata(said)
+
+
+def facts_in(schema: pa.Schema) -> dict[str, Any]:
+    """Take what a table says of itself, {} if nothing. Raises: ValueError if it is no JSON."""
+    said = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
+    return said if isinstance(said, dict) else {}
+
+
+def reading_in(facts: Mapping[str, Any], where: str) -> LabelReading:
+    """Take how the set's truth is meant; another model's file says nothing.
+
+    Raises: EvaluationError if a word is none.
+    """
+    words = facts.get("label_reading") or []
+    if not set(words) <= set(WORDS):
+        raise _damaged(where, f"label_reading {words}", f"words of {', '.join(WORDS)}")
+    return LabelReading.of(words)
+
+
+def failed_share_in(facts: Mapping[str, Any], where: str) -> dict[str, float]:
+    """Take the share of events that each fit could not reconstruct, where it is said.
+
+    Raises: EvaluationError if one is no share.
+    """
+    found = facts.get("failed_share") or {}
+    shares = found if isinstance(found, dict) else {"": None}
+    if not all(isinstance(one, int | float) and 0 <= one <= 1 for one in shares.values()):
+        raise _damaged(where, f"failed_share {shown(found)}", "a share from 0 to 1 by fit")
+    return dict(shares)
+
+
+def _damaged(where: str, found: str, expected: str) -> EvaluationError:
+    return EvaluationError(
+        "the file's own note is damaged",
+        where=where,
+        found=found,
+        expected=expected,
+        remedy="Write the file anew",
+    )

@@ -7,11 +7,10 @@ affair as long as both do the same; files of ours have them as the truth of the 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,18 @@ import torch
 from iceaggr.angles import azimuth_zenith
 from iceaggr.errors import ConfigError, EvaluationError
 from iceaggr.evaluation.baselines import CLASSICAL_FITS
-from iceaggr.evaluation.event_table import derived_truth, directions, measured
+from iceaggr.evaluation.event_table import (
+    derived_truth,
+    directions,
+    facts_in,
+    failed_share_in,
+    measured,
+    reading_in,
+    with_facts,
+)
 from iceaggr.evaluation.published import DataOrigin
-from iceaggr.events.label_reading import AS_DOCUMENTED, WORDS, LabelReading
+from iceaggr.events.label_reading import AS_DOCUMENTED, LabelReading
+from iceaggr.events.schema import NUMBER, TEXT, ParquetReader
 from iceaggr.events.truth import FLAVOURS, MAX_ENERGY_GEV, TOPOLOGIES
 
 DIRECTION = ("dir_x_pred", "dir_y_pred", "dir_z_pred")
@@ -67,7 +75,6 @@ OWN_COLUMNS = (
 _CURRENT_CODES = {"cc": 1, "nc": 2}
 _NO_MUON = -1.0
 """The benchmark's angle of a muon that is not there."""
-_METADATA = b"iceaggr"
 _FILE_NAME = re.compile(r"[^_]+_.*direction.*\.parquet")
 UNIT_TOLERANCE = 1e-3
 """Vectors whose length is off by more are told; float32 is off by 1e-7."""
@@ -85,12 +92,14 @@ class PredictionFile:
 
     events: as an evaluation's table, ascending by event_id.  origin: where the events come from
     settings: of the evaluation that exported the file, empty for other files
+    failed_share: of events that a fit could not reconstruct, as the file says, by fit
     notes: what is odd about the file, in sentences.  has_ids: False if rows had to be numbered
     """
 
     events: pd.DataFrame
     origin: DataOrigin
     settings: Mapping[str, Any] = field(default_factory=dict)
+    failed_share: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     has_ids: bool = True
 
@@ -113,7 +122,8 @@ def check_name(output: Path) -> None:
 def is_prediction_file(path: Path) -> bool:
     """Tell a file of this layout from any other."""
     try:
-        return {*DIRECTION, "event_no"} <= set(pq.read_schema(path).names)
+        with pq.ParquetFile(path) as file:
+            return {*DIRECTION, "event_no"} <= set(ParquetReader(file, "").schema_arrow.names)
     except (pa.ArrowException, OSError):
         return False
 
@@ -143,10 +153,8 @@ def nubench_table(
         for azimuth, zenith in _ANGLES:
             there = reading.undo(events[azimuth].to_numpy(), events[zenith].to_numpy())
             events = events.assign(**dict(zip((azimuth, zenith), there, strict=True)))
-    columns: dict[str, Any] = {}
-    for name, theirs in THEIR_NAMES.items():
-        if name in events:
-            columns[theirs] = events[name].to_numpy()
+    named = {ours: theirs for ours, theirs in THEIR_NAMES.items() if ours in events}
+    columns: dict[str, Any] = {theirs: events[ours].to_numpy() for ours, theirs in named.items()}
     columns["interaction"] = events["interaction"].map(_CURRENT_CODES).to_numpy(np.int64)
     columns["initial_state_type"] = events["flavour"].to_numpy(np.int64)
     for name in ("muon_zenith", "muon_azimuth"):
@@ -168,30 +176,23 @@ _ANGLES = (
 
 
 def facts_of(
-    origin: DataOrigin, settings: Mapping[str, Any], reading: LabelReading = AS_DOCUMENTED
+    origin: DataOrigin,
+    settings: Mapping[str, Any],
+    reading: LabelReading = AS_DOCUMENTED,
+    failed_share: Mapping[str, float | None] | None = None,
 ) -> dict[str, Any]:
     """List what a file says about itself.
 
     settings: of the evaluation, which can be done again to the last digit.  reading: how the
-    file's directions are meant.
+    file's directions are meant.  failed_share: by fit, None where nobody counted. Times are left
+    out: they are the machine's, and the same predictions make the same file.
     """
     return {
         "origin": vars(origin),
         "evaluation": dict(settings),
         "label_reading": list(reading.words),
+        "failed_share": {n: x for n, x in (failed_share or {}).items() if x is not None},
     }
-
-
-def with_facts(table: pa.Table, facts: Mapping[str, Any]) -> pa.Table:
-    """Let a table say what it is, in its schema. facts: see `facts_of`."""
-    said = {**(table.schema.metadata or {}), _METADATA: json.dumps(facts).encode()}
-    return table.replace_schema_metadata(said)
-
-
-def facts_in(schema: pa.Schema) -> dict[str, Any]:
-    """Take what a table says of itself, {} if nothing. Raises: ValueError if it is no JSON."""
-    said = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
-    return said if isinstance(said, dict) else {}
 
 
 # Reading, from any model.
@@ -203,7 +204,8 @@ def read_predictions(path: Path, is_reversed: bool = False) -> PredictionFile:
     Takes the benchmark's columns, or those of an evaluation's table of events.
     is_reversed: the vectors point the other way than the truth does, and are turned.
     Raises: EvaluationError if it cannot be read, lacks columns or truth, holds what is no
-    direction, an event twice, or vectors that point the other way.
+    direction, an event twice, or vectors that point the other way; RawDataError if pandas' index
+    counts other rows.
     """
     frame, facts = _read(path)
     notes: list[str] = []
@@ -232,60 +234,52 @@ def read_predictions(path: Path, is_reversed: bool = False) -> PredictionFile:
     events = derived_truth(measured(events, predicted))
     _refuse_reversed(events["opening_angle_deg"].to_numpy(), path, is_reversed)
     notes += _odd_truth(events)
-    return PredictionFile(
-        events, _origin(facts), dict(facts.get("evaluation") or {}), tuple(notes), has_ids
-    )
-
-
-def _origin(facts: Mapping[str, Any]) -> DataOrigin:
-    """Take what the file says of its events; another model's file says nothing."""
-    said = facts.get("origin")
-    known = {one.name for one in fields(DataOrigin)}
-    if isinstance(said, dict) and set(said) <= known:
-        return DataOrigin(**said)
-    return DataOrigin()
-
-
-def reading_in(facts: Mapping[str, Any], where: str) -> LabelReading:
-    """Take how the set's truth is meant; another model's file says nothing.
-
-    Raises: EvaluationError if a word is none.
-    """
-    words = facts.get("label_reading") or []
-    if not set(words) <= set(WORDS):
-        found = f"label_reading {words}"
-        expected = f"words of {', '.join(WORDS)}"
-        raise _wrong(Path(where), "the file's own note is damaged", found, expected)
-    return LabelReading.of(words)
+    settings, failed = dict(facts.get("evaluation") or {}), failed_share_in(facts, str(path))
+    origin = DataOrigin.said(facts)
+    return PredictionFile(events, origin, settings, failed, tuple(notes), has_ids)
 
 
 def _odd_truth(events: pd.DataFrame) -> list[str]:
     missing = [THEIR_NAMES[name] for name in ("energy_gev", "interaction") if name not in events]
     if "topology" not in events and "flavour" not in events:
         missing.append(THEIR_NAMES["flavour"])
-    if not missing:
-        return []
-    return [f"no {' and no '.join(missing)} in the file: nothing is told by energy and current"]
+    words = f"no {' and no '.join(missing)} in the file: nothing is told by energy and current"
+    return [words] if missing else []
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     if not path.is_file():
-        raise _wrong(path, "no such file of predictions", "nothing", "a file", "Give its name")
+        found = "a folder" if path.is_dir() else "nothing"
+        raise _wrong(path, "no such file of predictions", found, "a file", "Give its name")
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = ParquetReader(file, str(path)).read()
         facts = facts_in(table.schema)
         frame = table.replace_schema_metadata(None).to_pandas()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise EvaluationError(
-            "file of predictions cannot be read",
-            where=str(path),
-            found=" ".join(str(error).split())[:200],
-            expected="a Parquet file",
-            remedy="Give the file that `iceaggr predict --layout nubench` or another model wrote",
-        ) from error
+        what, found = "file of predictions cannot be read", " ".join(str(error).split())[:200]
+        remedy = "Give the file that `iceaggr predict --layout nubench` or another model wrote"
+        raise _wrong(path, what, found, "a Parquet file", remedy) from error
     if not len(frame):
         raise _wrong(path, "file of predictions has no event", "0 rows", "a row per event")
+    _refuse_other_kinds(table.schema, path)
     return frame, facts
+
+
+_MAY_BE_TEXT = ("event_id", "event_no", "interaction", "topology")
+
+
+def _refuse_other_kinds(schema: pa.Schema, path: Path) -> None:
+    """Refuse columns that hold no numbers and should. Raises: EvaluationError naming one."""
+    known = {"azimuth", "zenith", *DIRECTION, *THEIR_NAMES, *THEIR_NAMES.values(), *OWN_COLUMNS}
+    others = (pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
+    for column in schema:
+        is_number = NUMBER.accepts(column.type) or any(kind(column.type) for kind in others)
+        is_text = column.name in _MAY_BE_TEXT and TEXT.accepts(column.type)
+        if column.name in known and not (is_number or is_text):
+            raise _wrong(
+                path, f"column {column.name} holds no numbers", str(column.type), "numbers"
+            )
 
 
 def _renamed(frame: pd.DataFrame, path: Path) -> dict[str, Any]:
@@ -295,13 +289,8 @@ def _renamed(frame: pd.DataFrame, path: Path) -> dict[str, Any]:
     """
     ours = {"azimuth", "zenith"} <= set(frame)
     if not ours and not set(DIRECTION) <= set(frame):
-        missing = [name for name in DIRECTION if name not in frame]
-        raise _wrong(
-            path,
-            "file has no predicted directions",
-            f"no {', '.join(missing)}; columns {_some(frame)}",
-            "dir_x_pred, dir_y_pred, dir_z_pred",
-        )
+        found = f"no {', '.join(n for n in DIRECTION if n not in frame)}; columns {_some(frame)}"
+        raise _wrong(path, "file has no predicted directions", found, ", ".join(DIRECTION))
     columns = {}
     for name, theirs in THEIR_NAMES.items():
         found = theirs if theirs in frame else name
@@ -313,13 +302,10 @@ def _renamed(frame: pd.DataFrame, path: Path) -> dict[str, Any]:
         columns.setdefault("true_zenith", frame["zenith"])
     columns |= {name: frame[name] for name in OWN_COLUMNS if name in frame}
     if not {"true_azimuth", "true_zenith"} <= set(columns):
-        raise _wrong(
-            path,
-            "file has predictions but no truth",
-            f"columns {_some(frame)}",
-            "initial_state_zenith and initial_state_azimuth",
-            "Write it with `iceaggr predict --layout nubench`, or add the columns of the truth",
-        )
+        expected = "initial_state_zenith and initial_state_azimuth"
+        remedy = "Write it with `iceaggr predict --layout nubench`, or add the columns of the truth"
+        what = "file has predictions but no truth"
+        raise _wrong(path, what, f"columns {_some(frame)}", expected, remedy)
     return columns
 
 
@@ -364,25 +350,36 @@ def _vectors(frame: pd.DataFrame, events: pd.DataFrame, path: Path, notes: list[
 def _refuse_not_finite(events: pd.DataFrame, values: pd.DataFrame, path: Path) -> None:
     bad = ~np.isfinite(values.to_numpy(np.float64)).all(axis=1)
     if bad.any():
-        raise _wrong(
-            path,
+        what, event = (
             f"{' or '.join(values.columns)} is not finite",
-            f"event {events['event_id'][bad].iloc[0]}, {int(bad.sum()):,} of {len(bad):,} events",
-            "a number for every event",
-            "Leave events out that have no prediction: the report tells how many were scored",
+            events["event_id"][bad].iloc[0],
         )
+        found = f"event {event}, {int(bad.sum()):,} of {len(bad):,} events"
+        remedy = "Leave events out that have no prediction: the report tells how many were scored"
+        raise _wrong(path, what, found, "a number for every event", remedy)
 
 
 def _refuse_twice(event_id: pd.Series, path: Path) -> None:
     twice = event_id[event_id.duplicated()]
     if len(twice):
-        raise _wrong(
-            path,
-            "file lists an event twice",
-            f"event {twice.iloc[0]}, {len(twice):,} repeated rows of {len(event_id):,}",
-            "one row per event",
-            "Leave one row of each event",
-        )
+        found = f"event {twice.iloc[0]}, {len(twice):,} repeated rows of {len(event_id):,}"
+        expected, remedy = "one row per event", "Leave one row of each event"
+        raise _wrong(path, "file lists an event twice", found, expected, remedy)
+
+
+_LARGEST = float(np.finfo(np.float64).max)
+_COUNTS = ("n_pulses", "n_doms", "n_non_auxiliary", "charge_pe")
+_RANGES = {
+    "energy_gev": (math.ulp(0.0), MAX_ENERGY_GEV, "GeV above 0"),
+    "kappa": (0.0, _LARGEST, "a concentration from 0 on"),
+    **dict.fromkeys(("contained", "coincident_muon"), (0.0, 1.0, "true or false")),
+    **dict.fromkeys(_COUNTS, (0.0, _LARGEST, "a number from 0 on")),
+    "muon_zenith": (-_LARGEST, math.pi + 1e-5, "0 to pi, or below 0 without a muon"),
+    "muon_azimuth": (-_LARGEST, _LARGEST, "a finite angle"),
+    "neutrino_muon_angle": (0.0, math.pi + 1e-5, "0 to pi"),
+    **{f"{name}_angle_deg": (0.0, 180.0, "0 to 180 degrees") for name in CLASSICAL_FITS},
+}
+"""Columns whose values lie between two, both included: (least, greatest, words)."""
 
 
 def _check_truth(events: pd.DataFrame, path: Path) -> None:
@@ -393,20 +390,23 @@ def _check_truth(events: pd.DataFrame, path: Path) -> None:
         found = f"zenith {zenith.min():.4g} to {zenith.max():.4g}"
         raise _wrong(path, "truth is not in radians", found, "zenith 0 to pi")
     if "interaction" in events:
-        given = events["interaction"].map({1: "cc", 2: "nc", 0: "nc", "cc": "cc", "nc": "nc"})
+        given = (
+            events["interaction"]
+            .astype(object)
+            .map({1: "cc", 2: "nc", 0: "nc", "cc": "cc", "nc": "nc"})
+        )
         _refuse_strange(events, "interaction", given.notna().to_numpy(), "1 (charged) or 2", path)
         events["interaction"] = given
     if "flavour" in events:
         known = events["flavour"].isin(FLAVOURS).to_numpy()
         _refuse_strange(events, "flavour", known, "12, 14, 16, or negative", path)
-    if "energy_gev" in events:
-        energy_gev = events["energy_gev"].to_numpy(np.float64)
-        sound = (energy_gev > 0) & (energy_gev <= MAX_ENERGY_GEV)
-        _refuse_strange(events, "energy_gev", sound, "GeV above 0", path)
-    if "kappa" in events:
-        kappa = events["kappa"].to_numpy(np.float64)
-        sound = np.isfinite(kappa) & (kappa >= 0)
-        _refuse_strange(events, "kappa", sound, "a concentration from 0 on", path)
+    for name, (low, high, expected) in _RANGES.items():
+        if name in events:
+            values = events[name].to_numpy(np.float64)
+            # of a muon that is not there
+            is_absent = np.isnan(values) & name.startswith(("muon_", "neutrino_muon_"))
+            sound = is_absent | ((values >= low) & (values <= high))
+            _refuse_strange(events, name, sound, expected, path)
     if "topology" in events:
         known = events["topology"].isin(TOPOLOGIES).to_numpy()
         _refuse_strange(events, "topology", known, " or ".join(TOPOLOGIES), path)

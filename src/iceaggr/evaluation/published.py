@@ -8,8 +8,8 @@ direction of the muon itself is the bound that the kinematics of the interaction
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from iceaggr.built_in_detectors import built_in_detector, name_of
+from iceaggr.built_in_detectors import SET_TITLES, built_in_detector, built_in_name, name_of
 from iceaggr.config import EvaluationConfig
 from iceaggr.detector import Detector
 from iceaggr.evaluation.baselines import TITLES
@@ -88,10 +88,16 @@ class DataOrigin:
     n_events: int = 0
     azimuth_period_deg: float = 360.0
 
+    @classmethod
+    def said(cls, facts: Mapping[str, Any]) -> DataOrigin:
+        """Take what a file says of its events; another model's file says nothing."""
+        said = facts.get("origin")
+        known = {one.name for one in fields(cls)}
+        return cls(**said) if isinstance(said, dict) and set(said) <= known else cls()
+
     def named(self, set_name: str) -> DataOrigin:
         """Say that these are events of a set of the benchmark: one of `published_sets`."""
-        built_in = next(built_in for title, built_in, *_ in _SETS if title == set_name)
-        period_deg = built_in_detector(built_in).azimuth_period_deg
+        period_deg = built_in_detector(built_in_name(set_name)).azimuth_period_deg
         return replace(self, set_name=set_name, azimuth_period_deg=period_deg)
 
     @property
@@ -166,29 +172,29 @@ Triangle       | DynEdge     | 29.25 39.94  0.48 0.16  8.16  3.28 4.03 6.22  7.9
 Triangle       | GRIT        | 28.36 39.33  0.94 0.21 10.28  3.87 2.96 5.26 18.21  8.39 64.59 -
 """
 
-# name, built-in detector, medium, million events
-_SETS = (
-    ("Flower XL", "flower-xl", "water", 10.1),
-    ("Flower L", "flower-l", "water", 24.0),
-    ("Hexagon", "hexagon", "water", 20.5),
-    ("Hexagon Ice LE", "hexagon-ice", "ice", 8.6),
-    ("Flower S", "flower-s", "water", 20.5),
-    ("Cluster", "cluster", "water", 22.9),
-    ("Triangle", "triangle", "water", 23.1),
-)
+_MILLION_EVENTS = {
+    "Flower XL": 10.1,
+    "Flower L": 24.0,
+    "Hexagon": 20.5,
+    "Hexagon Ice LE": 8.6,
+    "Flower S": 20.5,
+    "Cluster": 22.9,
+    "Triangle": 23.1,
+}
 
 
 @cache
 def published_sets() -> dict[str, PublishedSet]:
     """Read the published table: name of the set -> what was published. Source: see SOURCE."""
-    rows: dict[str, dict[str, Any]] = {name: {} for name, *_ in _SETS}
+    rows: dict[str, dict[str, Any]] = {name: {} for name in SET_TITLES.values()}
     for line in _ROWS.strip().splitlines():
         name, model, figures = (part.strip() for part in line.split("|"))
         values = [math.nan if text == "-" else float(text) for text in figures.split()]
         rows[name][model] = dict(_cells(values))
+    mediums = {title: built_in_detector(name).medium.name for name, title in SET_TITLES.items()}
     return {
-        name: PublishedSet(name, medium, 1e6 * millions, rows[name])
-        for name, _, medium, millions in _SETS
+        name: PublishedSet(name, mediums[name], 1e6 * _MILLION_EVENTS[name], rows[name])
+        for name in rows
     }
 
 
@@ -202,8 +208,7 @@ def _cells(values: list[float]) -> Iterator[tuple[tuple[str, str], tuple[float, 
 
 def set_of(detector: Detector) -> str:
     """Find the set of the benchmark that has this detector in this medium, '' if none has."""
-    name = name_of(detector)
-    return next((title for title, built_in, *_ in _SETS if built_in == name), "")
+    return SET_TITLES.get(name_of(detector), "")
 
 
 # The figures of scored events.

@@ -22,23 +22,28 @@ from rich.table import Table
 
 from iceaggr.angles import opening_angle
 from iceaggr.batches.event_batch import EventBatch
+from iceaggr.built_in_detectors import SET_TITLES, built_in_name
 from iceaggr.config import DataConfig, EvaluationConfig
 from iceaggr.errors import ConfigError, EvaluationError, naming
 from iceaggr.evaluation.baselines import CLASSICAL_FITS
 from iceaggr.evaluation.comparison import Comparison, compare_runs
 from iceaggr.evaluation.evaluation import Evaluation, ScoredEvents, add_guesses, evaluate_scored
-from iceaggr.evaluation.event_table import PREDICTION_SCHEMA, directions, join_truth
+from iceaggr.evaluation.event_table import (
+    PREDICTION_SCHEMA,
+    directions,
+    facts_in,
+    join_truth,
+    reading_in,
+)
 from iceaggr.evaluation.prediction_files import (
     PredictionFile,
     check_name,
-    facts_in,
     facts_of,
     is_prediction_file,
     nubench_table,
     read_predictions,
-    reading_in,
 )
-from iceaggr.evaluation.published import benchmark_blocks, published_sets
+from iceaggr.evaluation.published import benchmark_blocks
 from iceaggr.evaluation.report import COMPARED, ReportContext, plus_minus
 from iceaggr.evaluation.slices import Estimate
 from iceaggr.events.label_reading import LabelReading
@@ -220,7 +225,8 @@ def run_evaluate_predictions(
     config = _evaluation_config(read)
     context = _context(file, read, set_name)
     events = add_guesses(read.events, config.seed)
-    evaluation = evaluate_scored(ScoredEvents(events, {}, {}, []), config, context)
+    scored = ScoredEvents(events, {}, dict(read.failed_share), [])
+    evaluation = evaluate_scored(scored, config, context)
     write_document(page, evaluation.report_html)
     for name, text in tables_of(evaluation, config).items():
         write_document(page.with_name(f"{page.stem}.{name}"), text)
@@ -240,14 +246,13 @@ def _evaluation_config(read: PredictionFile) -> EvaluationConfig:
 def _context(file: Path, read: PredictionFile, set_name: str) -> ReportContext:
     origin = read.origin
     if set_name:
-        names = {name.lower().replace(" ", "-"): name for name in published_sets()}
-        name = names.get(set_name.lower().replace(" ", "-"))
+        name = SET_TITLES.get(built_in_name(set_name))
         if name is None or (origin.set_name and name != origin.set_name):
             raise ConfigError(
                 "another set than the file's" if name else "no set of the benchmark",
                 where=f"--set {set_name}",
                 found=shown(set_name),
-                expected=origin.set_name or ", ".join(names),
+                expected=origin.set_name or ", ".join(SET_TITLES),
                 remedy="Leave --set out" if origin.set_name else "Give one of these names",
             )
         origin = origin.named(name)

@@ -18,8 +18,9 @@ from iceaggr.config import EvaluationConfig
 from iceaggr.detector import Detector
 from iceaggr.errors import EvaluationError, RawDataError
 from iceaggr.evaluation.evaluation import Evaluation, evaluate
+from iceaggr.evaluation.event_table import with_facts
 from iceaggr.evaluation.metrics import method_table, model_estimates
-from iceaggr.evaluation.prediction_files import facts_of, with_facts
+from iceaggr.evaluation.prediction_files import facts_of
 from iceaggr.evaluation.published import EASY, DataOrigin, set_of
 from iceaggr.evaluation.report import ReportContext, benchmark_markdown
 from iceaggr.events.label_reading import LabelReading
@@ -83,7 +84,9 @@ def run_evaluate_model(
         evaluation = _evaluate(context, manifest, loaded, raw_uri, report_context, progress)
         settings = context.config.evaluation.model_dump(mode="json")
         reading = reading_of_set(context.open_store(), raw_uri)
-        events = parquet_of(evaluation.events, facts_of(report_context.origin, settings, reading))
+        failed = {one.name: one.failed_share for one in evaluation.summaries}
+        facts = facts_of(report_context.origin, settings, reading, failed)
+        events = parquet_of(evaluation.events, facts)
         headline = EvaluationPointer(
             model_digest=loaded.digest,
             data_digest=manifest.digest(),

@@ -1,6 +1,7 @@
 """Every built-in detector, in its medium: where its sensors are, and that it can be simulated."""
 
 import dataclasses
+import re
 import tokenize
 from pathlib import Path
 
@@ -10,11 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from iceaggr import cli
-from iceaggr.built_in_detectors import BUILT_IN_NAMES, built_in_detector, name_of, names_around
+from iceaggr.built_in_detectors import (
+    BUILT_IN_NAMES,
+    built_in_detector,
+    built_in_name,
+    detectors_table,
+    name_of,
+    names_around,
+)
 from iceaggr.config.sections import DataConfig
 from iceaggr.detector import ICE, WATER, Detector, icecube86
 from iceaggr.errors import DetectorError
 from iceaggr.evaluation.published import set_of
+from iceaggr.events.conversion.sensors import read_geometry
 from iceaggr.events.layout import load_detector
 from iceaggr.events.simulation import SimulationConfig, block, simulate
 from iceaggr.events.simulation.ice import icecube_site, site_of
@@ -230,8 +239,36 @@ def test_dark_pulses_come_at_the_rate_of_the_medium():
     np.testing.assert_allclose(rate_hz, 1_000, rtol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("Hexagon Ice LE", "hexagon-ice"),
+        ("hexagon-ice-le", "hexagon-ice"),
+        ("hexagon_ice", "hexagon-ice"),
+        ("Flower XL", "flower-xl"),
+        ("Hexagon", "hexagon"),
+        (" IceCube86", "icecube86"),
+    ],
+)
+def test_a_detector_is_known_by_the_name_of_its_set_too(given, name):
+    assert built_in_name(given) == name
+    assert read_geometry(given).detector.digest() == built_in_detector(name).digest()
+    config = SimulationConfig(detector=given)
+    assert config == SimulationConfig(detector=name)
+    assert detector_of(config) == built_in_detector(name)
+
+
+@pytest.mark.parametrize("given", ["hexagon-le", "Hexagon Ice LE 2", "ice", ""])
+def test_other_names_are_no_built_in_detector(given):
+    assert built_in_name(given) == ""
+    with pytest.raises(DetectorError, match=r"built-in: .*hexagon-ice"):
+        detector_of(SimulationConfig(detector=given or "x"))
+
+
 def test_sets_of_the_benchmark_are_known_by_the_built_in_detectors():
     sets = [set_of(built_in_detector(name)) for name in BUILT_IN_NAMES]
     assert sets == [
         "", "Hexagon", "Hexagon Ice LE", "Cluster", "Flower S", "Flower L", "Flower XL", "Triangle"
     ]  # fmt: skip
+    for name, title in zip(BUILT_IN_NAMES[1:], sets[1:], strict=True):
+        assert re.search(rf"^{name} +{title}  ", detectors_table(), re.MULTILINE)

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from scipy.spatial import cKDTree
 
 from iceaggr.built_in_detectors import (
-    BUILT_IN_NAMES,
     built_in_detector,
+    built_in_name,
     names_around,
     names_at,
     rows_at,
@@ -78,8 +78,8 @@ def read_geometry(given: str) -> SensorTable:
     Raises: DetectorError if it cannot be read or is no geometry; RawDataError if pandas' index
     counts other rows.
     """
-    if given in BUILT_IN_NAMES:
-        table = built_in_detector(given)
+    if name := built_in_name(given):
+        table = built_in_detector(name)
         # all strings are alike, and sensors are numbered string by string
         n_per_string = table.n_sensors // len(np.unique(table.string_id))
         return SensorTable(table, pairs(table.string_id, table.sensor_id % n_per_string + 1, given))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from iceaggr.built_in_detectors import built_in_name
 from iceaggr.config import Section
 
 N_EVENTS_PER_BLOCK = 500
@@ -97,6 +98,8 @@ class SimulationConfig(Section):
     def _fill_in_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
+        if isinstance(detector := given.get("detector"), str):
+            given = given | {"detector": built_in_name(detector) or detector}
         elsewhere = given.get("detector", ICECUBE) != ICECUBE or given.get("medium") == "water"
         preset = given.get("preset", "easy" if elsewhere else DEFAULT_PRESET)
         return PRESETS.get(preset, {}) | given | {"preset": preset}
