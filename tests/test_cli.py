@@ -51,7 +51,7 @@ def test_rollback_takes_the_default_model_or_the_one_that_is_named(champions):
 def test_a_number_that_compares_with_nothing_is_refused(arguments, number):
     result = CliRunner().invoke(cli.app, [*arguments, number])
     assert result.exit_code == 2
-    assert "finite" in result.output
+    assert f"Invalid value for '{arguments[-1]}'" in result.output
 
 
 @pytest.mark.parametrize("arguments", [[], ["iceaggr-direction"]])

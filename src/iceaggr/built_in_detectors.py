@@ -150,16 +150,8 @@ def rows_at(name: str, xyz_m: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 
 def detectors_table() -> str:
-    """Lay out the built-in detectors, a line each: set, size, medium, extent and digest."""
-    heads = (
-        "name",
-        "set of NuBench",
-        "strings",
-        "sensors",
-        "medium",
-        "extent x, y, z [m]",
-        "digest",
-    )
+    """Lay out the built-in detectors, a line each: size, medium, extent, set and digest."""
+    heads = ("name", "strings", "sensors", "medium", "extent x, y, z [m]", "NuBench set", "digest")
     rows = [heads, *(_row(name, built_in_detector(name)) for name in BUILT_IN_NAMES)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(heads))]
     lines = (
@@ -173,10 +165,10 @@ def _row(name: str, detector: Detector) -> tuple[str, ...]:
     low_m, high_m = detector.bounds_m
     return (
         name,
-        SET_TITLES.get(name, "-"),
         f"{len(np.unique(detector.string_id)):,}",
         f"{detector.n_sensors:,}",
         detector.medium.name,
         ", ".join(f"{low:.0f} to {high:.0f}" for low, high in zip(low_m, high_m, strict=True)),
+        SET_TITLES.get(name, "-"),
         detector.digest()[:16],
     )

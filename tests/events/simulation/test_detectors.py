@@ -271,4 +271,4 @@ def test_sets_of_the_benchmark_are_known_by_the_built_in_detectors():
         "", "Hexagon", "Hexagon Ice LE", "Cluster", "Flower S", "Flower L", "Flower XL", "Triangle"
     ]  # fmt: skip
     for name, title in zip(BUILT_IN_NAMES[1:], sets[1:], strict=True):
-        assert re.search(rf"^{name} +{title}  ", detectors_table(), re.MULTILINE)
+        assert re.search(rf"^{name} .*  {title} +\w+$", detectors_table(), re.MULTILINE)
