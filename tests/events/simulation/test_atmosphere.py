@@ -1,11 +1,13 @@
 """Atmospheric muons against closed forms and published rates."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.stats import chi2, chisquare, kstest
 
-from iceaggr.detector import icecube86
+from iceaggr.detector import C_M_PER_NS, N_GROUP, icecube86
 from iceaggr.events.simulation.atmosphere import (
     BUNDLE_RADIUS_M,
     MAX_MUONS,
@@ -23,6 +25,7 @@ from iceaggr.events.simulation.atmosphere import (
 from iceaggr.events.simulation.block import SimulatedEvents, simulate_block
 from iceaggr.events.simulation.config import SimulationConfig
 from iceaggr.events.simulation.ice import icecube_site
+from iceaggr.events.simulation.light import muon_range_m
 from iceaggr.events.simulation.photons import draw_noise, draw_photons, join
 from iceaggr.events.simulation.pulses import form_pulses
 from iceaggr.events.simulation.triggers import (
@@ -197,6 +200,36 @@ def test_energies_of_single_muons_follow_the_closed_form_of_their_spectrum(drawn
     above = (1 + drawn.energy_gev[single] / 1_000 / scale_tev) ** (1 - gamma)
     assert kstest(above, "uniform").pvalue > LEVEL
     assert 50 < np.median(drawn.energy_gev) < 300
+
+
+def test_light_of_a_bundle_comes_by_the_cherenkov_geometry_after_its_own_time(drawn):
+    """Time of a photon that does not scatter: (along + (n_group / sin - 1 / tan) d) / c."""
+    few = drawn.event < 400
+    of_few = few[drawn.bundle]
+    bundles = replace(
+        drawn,
+        **{name: getattr(drawn, name)[few] for name in ("event", "time_ns", "origin")},
+        **{
+            name: getattr(drawn, name)[of_few]
+            for name in ("bundle", "nearest_m", "start_m", "energy_gev")
+        },
+    )
+    pairs = bundle_pairs(bundles, np.random.default_rng(8))
+    single = np.bincount(bundles.bundle) == 1
+    muon_of = np.searchsorted(bundles.bundle, np.arange(len(single)))
+    track = (pairs.shape == 0) & single[pairs.event]
+    bundle, muon = pairs.event[track], muon_of[pairs.event[track]]
+    xyz_m = icecube_site().sensors.xyz_m[pairs.sensor[track]]
+    along = ((xyz_m - bundles.nearest_m[muon]) * -bundles.origin[bundle]).sum(axis=1)
+    slope = N_GROUP / np.sqrt(1 - 1.3195**-2) - 1 / np.sqrt(1.3195**2 - 1)
+    expected = (along + slope * pairs.distance_m[track]) / C_M_PER_NS + bundles.time_ns[bundle]
+    # before the muon comes to its top, or has stopped, light leaves from the end of its way
+    emitted = along - pairs.distance_m[track] / np.sqrt(1.3195**2 - 1)
+    first = np.maximum(bundles.start_m[muon], -750)
+    last = np.minimum(bundles.start_m[muon] + muon_range_m(bundles.energy_gev[muon]), 750)
+    inside = (emitted > first) & (emitted < last)
+    assert inside.sum() > 1_000
+    np.testing.assert_allclose(pairs.arrival_ns[track][inside], expected[inside], atol=0.1)
 
 
 def test_depth_is_that_of_the_uppermost_sensors():

@@ -114,10 +114,20 @@ def test_vertices_are_even_over_the_disk_along_the_way_and_in_the_cylinder(drawn
     first = -(muon_range_m(drawn.muon_gev[up]) + 750)
     share = (drawn.vertex_along_m[up] - first) / (600 - first)
     assert kstest(share, "uniform").pvalue > LEVEL
-    margin = 25 * np.log10(drawn.energy_gev[cascade] / 30)
     x, y, z = drawn.vertex_m[cascade].T
+    margin = 25 * np.log10(drawn.energy_gev[cascade] / 30)
     assert kstest((x**2 + y**2) / (520 + margin) ** 2, "uniform").pvalue > LEVEL
     assert kstest(0.5 + 0.5 * z / (520 + margin), "uniform").pvalue > LEVEL
+
+
+def test_bright_cascades_start_in_a_wider_cylinder():
+    """25 m more for each decade of energy from 30 GeV on."""
+    config = SimulationConfig(preset="easy", min_energy_gev=1e6, cascade_share=1.0)
+    bright = draw_interactions(10_000, config, icecube_site(), np.random.default_rng(9))
+    x, y, z = bright.vertex_m.T
+    size = 520 + 25 * np.log10(bright.energy_gev / 30)
+    assert kstest((x**2 + y**2) / size**2, "uniform").pvalue > LEVEL
+    assert kstest(0.5 + 0.5 * z / size, "uniform").pvalue > LEVEL
 
 
 def test_energies_stay_in_the_configured_range():

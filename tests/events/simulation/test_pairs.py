@@ -209,3 +209,26 @@ def test_light_of_a_cascade_on_a_sphere_is_all_that_it_sends(distance_m):
     turned = 1 + 0.5 * np.maximum(COS - z, 0)
     np.testing.assert_allclose(found.xi, distance_m * turned / 47, rtol=1e-3)
     np.testing.assert_allclose(found.rho_per_ns, 1 / 450 + C_OVER_N / 98, rtol=1e-3)
+
+
+@pytest.mark.parametrize("energy_gev", [1e2, 1e3, 1e4, 1e5, 1e6])
+def test_sensors_out_of_reach_would_see_less_than_a_hundredth_of_the_light(energy_gev):
+    site = icecube_site()
+    source = cascade(energy_gev, (0.0, 0.6, 0.8))
+    n = site.sensors.n_sensors
+    every = lit_by_cascades(source, np.zeros(n, int), np.arange(n), site).expected_pe.sum()
+    found = cascade_pairs(source, site).expected_pe.sum()
+    assert 0 <= every - found < max(0.01 * every, 1.0)
+
+
+def test_sensors_beyond_160_m_would_see_less_than_a_hundredth_of_the_light_of_a_track():
+    site = icecube_site()
+    for x_m in (0.0, 60.0):
+        track = replace(vertical_track(), nearest_m=np.array([[x_m, -34.0, 0.0]]))
+        way = site.sensors.xyz_m - track.nearest_m
+        distance = np.maximum(np.hypot(way[:, 0], way[:, 1]), 0.5)
+        n = site.sensors.n_sensors
+        zero = np.zeros(n, int)
+        every = lit_by_tracks(track, zero, np.arange(n), -way[:, 2], distance, site)
+        found = track_pairs(track, site).expected_pe.sum()
+        assert 0 <= every.expected_pe.sum() - found < 0.01 * every.expected_pe.sum()
