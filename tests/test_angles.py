@@ -1,9 +1,18 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import integrate
 
-from iceaggr.angles import azimuth_zenith, opening_angle, unit_vector
+from iceaggr.angles import (
+    azimuth_zenith,
+    kappa_of_mean_cosine,
+    mean_cosine,
+    opening_angle,
+    sphere_density,
+    unit_vector,
+)
 
 
 def test_unit_vector_points_up_when_zenith_is_zero() -> None:
@@ -53,3 +62,13 @@ def test_opening_angle_is_exact_near_zero_and_pi(angle: float) -> None:
 def test_opening_angle_refuses_different_shapes() -> None:
     with pytest.raises(ValueError, match="predicted has shape"):
         opening_angle(torch.zeros(2, 3), torch.zeros(3, 3))
+
+
+def test_mean_length_is_inverted_from_a_silent_network_to_a_sharp_fit() -> None:
+    kappa = np.array([1e-3, 0.1, 1.0, 5.0, 30.0, 99.0, 101.0, 1e3, 1e8])
+    np.testing.assert_allclose(kappa_of_mean_cosine(mean_cosine(kappa)), kappa, rtol=1e-5)
+    assert kappa_of_mean_cosine(np.array([0.0, 1.0])) == pytest.approx([1e-4, 1e12], rel=1e-3)
+    inside = integrate.quad(
+        lambda c: 2 * np.pi * sphere_density(np.array([3.0]), np.array([c]))[0], -1, 1
+    )
+    assert inside[0] == pytest.approx(1.0)

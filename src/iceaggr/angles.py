@@ -104,3 +104,34 @@ def mean_cosine(kappa: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     safe = np.maximum(kappa, 1e-3)
     # the formula loses its digits towards 0
     return np.where(kappa < 1e-3, kappa / 3, 1 / np.tanh(safe) - 1 / safe)
+
+
+SILENT = 1e-4
+"""A kappa below it says nothing; the formulas lose their digits there."""
+
+
+def kappa_of_mean_cosine(
+    length: npt.NDArray[np.floating],
+) -> npt.NDArray[np.float64]:
+    """Invert `mean_cosine`: (N,) lengths of mean vectors to kappa, at least SILENT.
+
+    Source: Banerjee et al. 2005, then Newton's method.
+    """
+    r = np.clip(length, SILENT / 3, 0.99)
+    kappa = r * (3 - r**2) / (1 - r**2)
+    for _ in range(3):
+        found = mean_cosine(kappa)
+        kappa = np.maximum(kappa - (found - r) / (1 - found**2 - 2 * found / kappa), SILENT)
+    # above, the hyperbolic cotangent is 1 to the last digit
+    return np.where(length > 0.99, 1 / (1 - np.minimum(length, 1 - 1e-12)), kappa)
+
+
+def sphere_density(
+    kappa: npt.NDArray[np.floating], cosine: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float64]:
+    """Compute the von Mises-Fisher density per steradian at an angle from its mean: (N,).
+
+    kappa: (N,) concentration.  cosine: (N,) of the angle.  Source: Fisher 1953.
+    """
+    kappa = np.maximum(kappa, SILENT)
+    return kappa * np.exp(-kappa * (1 - cosine)) / (-2 * np.pi * np.expm1(-2 * kappa))

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from iceaggr.angles import mean_cosine
+from iceaggr.angles import SILENT, kappa_of_mean_cosine, mean_cosine, sphere_density
 from iceaggr.batches.collation import collate
 from iceaggr.batches.event_batch import EventBatch
 from iceaggr.config import BatchConfig
@@ -251,33 +251,12 @@ class Prior:
         alone = Prior(self.origin, np.zeros_like(self.kappa)).combined(line, value, temper)[1]
         # the prior, as wide as it is seen through the errors of the fit
         seen = self.kappa * alone / (self.kappa + alone)
-        agrees = (1 - failed_share) * density(seen, -(line.travel * self.origin).sum(axis=1))
+        agrees = (1 - failed_share) * sphere_density(seen, -(line.travel * self.origin).sum(axis=1))
         weight = agrees / (agrees + failed_share / (4 * np.pi))
         mean = (weight * mean_cosine(kappa))[:, None] * direction
-        mean += ((1 - weight) * mean_cosine(np.maximum(self.kappa, TINY)))[:, None] * self.origin
+        mean += ((1 - weight) * mean_cosine(np.maximum(self.kappa, SILENT)))[:, None] * self.origin
         length = np.linalg.norm(mean, axis=1)
-        return mean / length[:, None], kappa_of(length)
-
-
-TINY = 1e-4
-"""A kappa below it says nothing; the formulas lose their digits there."""
-
-
-def density(kappa: Floats, cosine: Floats) -> Floats:
-    """Compute the von Mises-Fisher density per steradian at an angle from its mean."""
-    kappa = np.maximum(kappa, TINY)
-    return kappa * np.exp(-kappa * (1 - cosine)) / (-2 * np.pi * np.expm1(-2 * kappa))
-
-
-def kappa_of(length: Floats) -> Floats:
-    """Invert `mean_cosine`.  Source: Banerjee et al. 2005, then Newton's method."""
-    r = np.clip(length, TINY / 3, 0.99)
-    kappa = r * (3 - r**2) / (1 - r**2)
-    for _ in range(3):
-        found = mean_cosine(kappa)
-        kappa = np.maximum(kappa - (found - r) / (1 - found**2 - 2 * found / kappa), TINY)
-    # above, the hyperbolic cotangent is 1 to the last digit
-    return np.where(length > 0.99, 1 / (1 - np.minimum(length, 1 - 1e-12)), kappa)
+        return mean / length[:, None], kappa_of_mean_cosine(length)
 
 
 # The two hypotheses.
