@@ -81,6 +81,33 @@ def test_volume_trigger_wants_four_in_the_cylinder_in_one_microsecond(places, fi
     assert (len(volume_windows(hits(*places)).event) > 0) == fires
 
 
+def test_volume_trigger_reaches_175_m_and_no_farther():
+    """Source: arXiv:1612.05093, trigger table; strings stand 125 and 216 m apart, a few between."""
+    sensors = icecube_site().sensors
+    # the two modules of each string that are nearest to one depth
+    pair_of = [
+        np.flatnonzero(sensors.string == string)[
+            np.argsort(np.abs(sensors.xyz_m[sensors.string == string, 2] + 250.0))[:2]
+        ]
+        for string in np.unique(sensors.string)
+    ]
+    checked = set()
+    for k, first in enumerate(pair_of):
+        for second in pair_of[k + 1 :]:
+            four = np.concatenate([first, second])
+            way = sensors.xyz_m[first][:, None] - sensors.xyz_m[second]
+            apart = np.hypot(way[..., 0], way[..., 1])
+            if apart.max() < 150 or apart.min() > 200 or np.abs(way[..., 2]).max() > 35:
+                continue
+            one = np.ones(4)
+            mark = one > 0
+            given = Pulses(np.zeros(4, int), four, 0 * one, one, mark, mark, ~mark)
+            fires = len(volume_windows(given).event) > 0
+            assert fires == (apart.max() < 175), apart
+            checked.add(bool(fires))
+    assert checked == {True, False}
+
+
 def test_volume_trigger_agrees_with_a_search_over_all_pairs():
     rng = np.random.default_rng(3)
     xyz_m = icecube_site().sensors.xyz_m
