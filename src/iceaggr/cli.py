@@ -13,30 +13,42 @@ import typer
 from iceaggr.cli_convert import convert
 from iceaggr.cli_options import (
     FOLDER,
-    MAX_PROCESSES,
-    MAX_SEED,
-    MAX_SIMULATED_EVENTS,
     AcceptDoubtful,
     Benchmark,
     BenchmarkSet,
+    DetectorOption,
+    Energies,
+    EventsPerFile,
+    FlavourOption,
     Folder,
     GpuCountOption,
     Layout,
     MaxTrainMinutes,
+    MediumOption,
+    ModelUri,
+    NumberOfEvents,
     PredictionFiles,
     PredictionLayout,
     PredictionOutput,
+    Preset,
+    Processes,
     Refine,
     RefineAbove,
     ReportPage,
     Reversed,
     ReversedFiles,
     SameDetector,
+    ScoredEvents,
     ScoredFolder,
+    ScoredModel,
     ScoredRun,
+    SimulatedLayout,
+    SimulationSeed,
+    SpectralIndex,
     StartFrom,
     UnpredictedEvents,
     Uri,
+    WithoutLabels,
 )
 from iceaggr.config import ExperimentConfig, PromotionConfig, load_config
 from iceaggr.errors import ConfigError, IceaggrError, as_machine_error
@@ -131,18 +143,41 @@ def train(
 
 def evaluate(
     folder: Annotated[Path | None, FOLDER] = None,
+    model: ScoredModel = "",
+    raw_uri: ScoredEvents = "",
     predictions: PredictionFiles = None,
     report: ReportPage = None,
     is_reversed: Reversed = False,
     benchmark_set: BenchmarkSet = "",
+    accept_doubtful: AcceptDoubtful = False,
+    same_detector: SameDetector = False,
 ) -> None:
     """Score the model and the baselines on the test split and write the report.
 
+    With --model and --raw-uri: on labelled raw events; of up to 50, a row for each is printed.
     With --predictions: the same report for a file of predictions, without model or events.
     """
-    if predictions or folder is None:
-        _evaluate_predictions(predictions or [], folder, report, is_reversed, benchmark_set)
+    found = {"--folder": folder, "--model": model, "--raw-uri": raw_uri}
+    named = [name for name, value in found.items() if value]
+    named += ["--predictions"] * len(predictions or [])
+    if named == ["--model", "--raw-uri"]:
+        from iceaggr.steps.predict import run_evaluate_raw
+
+        run_evaluate_raw(model, raw_uri.rstrip("/"), report, accept_doubtful, same_detector)
         return
+    if predictions and named == ["--predictions"]:
+        from iceaggr.steps.compare import run_evaluate_predictions
+
+        run_evaluate_predictions(predictions[0], report, is_reversed, benchmark_set)
+        return
+    if folder is None or named != ["--folder"]:
+        raise ConfigError(
+            "not one thing to evaluate",
+            where="iceaggr evaluate",
+            found=", ".join(named) or "neither",
+            expected="--folder FOLDER; --model and --raw-uri; or --predictions FILE once",
+            remedy="`iceaggr compare FILE FILE` judges two files, event by event",
+        )
     from iceaggr.steps.evaluate_model import run_evaluate_model
     from iceaggr.steps.run_folder import RunFolder
 
@@ -155,22 +190,6 @@ def evaluate(
             evaluation_path=run.evaluation,
             report_path=run.report,
         )
-
-
-def _evaluate_predictions(
-    files: list[Path], folder: Path | None, report: Path | None, is_reversed: bool, name: str
-) -> None:
-    if len(files) != 1 or folder:
-        raise ConfigError(
-            "not one thing to evaluate",
-            where="iceaggr evaluate",
-            found=", ".join([*(["a folder"] if folder else []), *map(str, files)]) or "neither",
-            expected="--folder FOLDER, or --predictions FILE once",
-            remedy="`iceaggr compare FILE FILE` judges two files, event by event",
-        )
-    from iceaggr.steps.compare import run_evaluate_predictions
-
-    run_evaluate_predictions(files[0], report, is_reversed, name)
 
 
 def promote(
@@ -232,38 +251,18 @@ def main() -> None:
 @app.command()
 def simulate(
     out: Uri,
-    events: Annotated[int, typer.Option(min=1, max=MAX_SIMULATED_EVENTS, help="How many events")],
-    events_per_file: Annotated[
-        int, typer.Option(min=1, max=MAX_SIMULATED_EVENTS, help="Events per raw file")
-    ] = 10_000,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same seed, same bytes")] = 0,
-    processes: Annotated[int, typer.Option(min=0, max=MAX_PROCESSES, help="0 = one per core")] = 0,
-    test: Annotated[bool, typer.Option("--test", help="Write test/ without labels")] = False,
-    detector: Annotated[
-        str, typer.Option(help="A built-in one (iceaggr detectors), or a file of its geometry")
-    ] = "icecube86",
-    medium: Annotated[str, typer.Option(help="water or ice; empty = as the geometry says")] = "",
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="competition: as hard as the public set, with atmospheric muons and all triggers;"
-            " easy: neutrinos alone, one trigger; empty = competition for icecube86, else easy"
-        ),
-    ] = "",
-    energies: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Of neutrinos, GeV: from and to; else the preset's", metavar="LO HI"),
-    ] = None,
-    spectral_index: Annotated[
-        float | None,
-        typer.Option(
-            help="Energies are drawn from E^-index, before the trigger; without it, the preset's"
-        ),
-    ] = None,
-    flavour: Annotated[str, typer.Option(help="all, or numu: muon neutrinos only")] = "all",
-    layout: Annotated[
-        str, typer.Option(help="raw; nubench-sqlite or nubench-parquet, which convert reads")
-    ] = "raw",
+    events: NumberOfEvents,
+    events_per_file: EventsPerFile = 10_000,
+    seed: SimulationSeed = 0,
+    processes: Processes = 0,
+    test: WithoutLabels = False,
+    detector: DetectorOption = "icecube86",
+    medium: MediumOption = "",
+    preset: Preset = "",
+    energies: Energies = None,
+    spectral_index: SpectralIndex = None,
+    flavour: FlavourOption = "all",
+    layout: SimulatedLayout = "raw",
 ) -> None:
     """Simulate events in the layout of the public competition set, or of NuBench's sets."""
     from iceaggr.events.simulation import SimulationConfig, simulate
@@ -308,8 +307,8 @@ def check_simulation(
     events: Annotated[
         int, typer.Option(min=100, max=1_000_000, help="Events to simulate and measure")
     ] = 10_000,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same seed, same table")] = 1,
-    processes: Annotated[int, typer.Option(min=0, max=MAX_PROCESSES, help="0 = one per core")] = 0,
+    seed: SimulationSeed = 1,
+    processes: Processes = 0,
     preset: Annotated[str, typer.Option(help="competition or easy")] = "competition",
     real_meta: Annotated[
         Path | None,
@@ -359,7 +358,7 @@ for _step in (shard, stats, check, train, evaluate, promote):
 @app.command()
 def predict(
     output: PredictionOutput,
-    model: Annotated[str, typer.Option(help="models:/NAME@champion, or a model folder's URI")] = "",
+    model: ModelUri = "",
     raw_uri: Uri = "",
     layout: Layout = PredictionLayout.iceaggr,
     folder: ScoredFolder = None,

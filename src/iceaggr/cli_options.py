@@ -65,6 +65,47 @@ StartFrom = Annotated[
 ]
 Uri = Annotated[str, typer.Option(help="file:///absolute/folder or s3://bucket/folder")]
 
+# Of a simulation.
+
+NumberOfEvents = Annotated[
+    int, typer.Option(min=1, max=MAX_SIMULATED_EVENTS, help="How many events")
+]
+EventsPerFile = Annotated[
+    int, typer.Option(min=1, max=MAX_SIMULATED_EVENTS, help="Events per raw file")
+]
+SimulationSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same seed, same bytes")]
+Processes = Annotated[int, typer.Option(min=0, max=MAX_PROCESSES, help="0 = one per core")]
+WithoutLabels = Annotated[bool, typer.Option("--test", help="Write test/ without labels")]
+DetectorOption = Annotated[
+    str, typer.Option(help="A built-in one (iceaggr detectors), or a file of its geometry")
+]
+MediumOption = Annotated[str, typer.Option(help="water or ice; empty = as the geometry says")]
+Preset = Annotated[
+    str,
+    typer.Option(
+        help="competition: as hard as the public set, with atmospheric muons and all triggers;"
+        " easy: neutrinos alone, one trigger; empty = competition for icecube86, else easy"
+    ),
+]
+Energies = Annotated[
+    tuple[float, float] | None,
+    typer.Option(help="Of neutrinos, GeV: from and to; else the preset's", metavar="LO HI"),
+]
+SpectralIndex = Annotated[
+    float | None,
+    typer.Option(
+        help="Energies are drawn from E^-index, before the trigger; without it, the preset's"
+    ),
+]
+FlavourOption = Annotated[str, typer.Option(help="all, or numu: muon neutrinos only")]
+SimulatedLayout = Annotated[
+    str, typer.Option(help="raw; nubench-sqlite or nubench-parquet, which convert reads")
+]
+
+# Of a model and what it is asked about.
+
+ModelUri = Annotated[str, typer.Option(help="models:/NAME@champion, or a model folder's URI")]
+
 
 class Unpredicted(StrEnum):
     """What the file of predictions has for an event without a valid pulse."""
@@ -143,12 +184,21 @@ ScoredFolder = Annotated[
     ),
 ]
 ScoredRun = Annotated[str, typer.Option(help="The same for an MLflow run: its name, id or address")]
+ScoredModel = Annotated[
+    str, typer.Option(help="With --raw-uri: models:/NAME@champion, or a model folder's URI")
+]
+ScoredEvents = Annotated[
+    str, typer.Option(help="With --model: labelled raw events, the folder above train/")
+]
 PredictionFiles = Annotated[
     list[Path] | None,
     typer.Option(help="Instead: a file of predictions, of any model (Parquet, as NuBench's)"),
 ]
 ReportPage = Annotated[
-    Path | None, typer.Option(help="With --predictions: page to write; else beside the file")
+    Path | None,
+    typer.Option(
+        help="Page to write, of raw events or of --predictions, which else has it beside the file"
+    ),
 ]
 Reversed = Annotated[
     bool, typer.Option("--reversed", help="With --predictions: its vectors point the other way")

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from iceaggr.errors import ConfigError
-from iceaggr.evaluation.event_table import PREDICTION_SCHEMA
-from iceaggr.steps.predict import check_output, write_predictions
+from iceaggr.evaluation.event_table import PREDICTION_SCHEMA, write_predictions
+from iceaggr.steps.predict import check_output
 
 
 @pytest.mark.parametrize("name", ["test/batch_1.parquet", "test_meta.parquet", "new/../new.csv"])

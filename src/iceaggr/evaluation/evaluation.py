@@ -206,7 +206,7 @@ class Evaluation:
     figures: name -> PNG; report_html: one self-contained page; summaries: the headline's rows.
     benchmark: one row per current, energies and method (`benchmark_table`), empty without truth.
     refined: what refinement adds on bright events (`refined_table`), empty where it was not asked
-    for or no event is bright.
+    for or no event is bright; sample: these events one by one.
     """
 
     events: pd.DataFrame
@@ -217,6 +217,7 @@ class Evaluation:
     summaries: list[MethodSummary] = field(default_factory=list)
     benchmark: pd.DataFrame = field(default_factory=pd.DataFrame)
     refined: pd.DataFrame = field(default_factory=pd.DataFrame)
+    sample: RefinedSample | None = None
 
     def headline(self) -> list[MethodSummary]:
         """Give the model and each baseline with errors and paired gain, the model first."""
@@ -291,6 +292,7 @@ def evaluate_scored(
         summaries=summaries,
         benchmark=benchmark,
         refined=refined,
+        sample=sample,
     )
 
 

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
 from iceaggr.angles import azimuth_zenith, opening_angle, unit_vector
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.errors import EvaluationError
-from iceaggr.evaluation.calibration import negative_log_likelihood, probability_inside
+from iceaggr.errors import EvaluationError, naming
+from iceaggr.evaluation.calibration import (
+    containment_angle,
+    negative_log_likelihood,
+    probability_inside,
+)
 from iceaggr.events.label_reading import WORDS, LabelReading
 from iceaggr.events.truth import TRUTH_COLUMNS
 from iceaggr.reconstruction.refinement import Refiner
+from iceaggr.storage.file_store import partial_file, replace_durably
 from iceaggr.validation import shown
 
 # Prediction: any number of events through a model, in bounded memory.
@@ -135,6 +145,54 @@ def _predictions(
         model.train(was_training)
 
 
+def write_predictions(
+    tables: Iterable[pa.Table], output: Path, schema: pa.Schema = PREDICTION_SCHEMA
+) -> int:
+    """Stream predictions to a temporary name beside the file, which appears when it is complete.
+
+    Returns the number of events.  Raises: OSError that names the file.
+    """
+    n_events = 0
+    with partial_file(output) as partial:
+        with _writer(partial, output, schema) as writer:
+            for table in tables:
+                # not around the tables: a raw file that cannot be read is another one
+                with naming(output):
+                    writer.write_table(table.select(writer.schema.names))
+                n_events += table.num_rows
+        with naming(output):
+            replace_durably(partial, output)
+    return n_events
+
+
+@contextmanager
+def _writer(partial: Path, output: Path, schema: pa.Schema) -> Iterator[Any]:
+    with naming(output):
+        if output.suffix == ".csv":
+            writer = _SubmissionWriter(partial)
+        else:
+            writer = pq.ParquetWriter(partial, schema)
+    try:
+        yield writer
+    except BaseException:
+        with suppress(OSError, pa.ArrowException):  # what it could not write is told already
+            writer.close()
+        raise
+    with naming(output):
+        writer.close()
+
+
+class _SubmissionWriter(pa.csv.CSVWriter):
+    """Writes the columns that the public competition scores, without kappa."""
+
+    schema = pa.schema([PREDICTION_SCHEMA.field(name) for name in COLUMNS[:3]])
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, self.schema)
+
+
+# Scoring: each event measured once, its truth beside it.
+
 Columns = dict[str, npt.NDArray[np.generic]]
 
 
@@ -199,10 +257,11 @@ def concatenate(parts: list[Columns]) -> pd.DataFrame:
     if not parts:
         raise EvaluationError(
             "no event to score",
-            where="test split",
+            where="test events",
             found="none",
             expected="at least one labelled event",
-            remedy="The test split is empty: use more events or a larger data.test_share",
+            remedy="The test split is empty: use more events or a larger data.test_share; of raw"
+            " events, none has both a label and a valid pulse",
         )
     events = pd.DataFrame(
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -282,6 +341,41 @@ def measured(events: pd.DataFrame, predicted: Tensor) -> pd.DataFrame:
     named = {f"bias_{axis}": bias[:, place] for place, axis in enumerate("xyz")}
     angle_deg = torch.rad2deg(opening_angle(predicted, true)).numpy()
     return events.assign(opening_angle_deg=angle_deg, **named)
+
+
+def listing(
+    events: pd.DataFrame, fits: Mapping[str, str], refined: pd.DataFrame | None = None
+) -> str:
+    """Lay few events out as a Markdown table: a row for each, all angles in degrees.
+
+    fits: name -> title, of those whose angles to the truth are shown beside the model's. refined:
+    rows of some events with refined_angle_deg, too few for a mean. Column 68 % is the radius of the
+    region in which kappa claims the truth with 68 %. The last row has means with standard errors.
+    """
+    shown = pd.DataFrame({"event": events["event_id"].map(str), "pulses": events["n_pulses"]})
+    for name in ("zenith", "azimuth"):
+        true_deg = np.rad2deg(events[f"true_{name}"].to_numpy(np.float64))
+        shown[name] = [f"{one:.1f}" for one in true_deg.tolist()]
+    angles = {title: angles_of(events, name) for name, title in fits.items()}
+    angles["model"] = angles_of(events, "model")
+    last = ["mean", "", "", ""]
+    for title, angle_deg in angles.items():
+        shown[title] = [f"{one:.1f}" for one in angle_deg.tolist()]
+        mean, n = float(angle_deg.mean()), len(angle_deg)
+        error = f" ± {float(angle_deg.std(ddof=1)) / math.sqrt(n):.1f}" if n > 1 else ""
+        last.append(f"{mean:.1f}{error}")
+    kappa = events["kappa"].to_numpy(np.float64)
+    shown["kappa"] = [f"{one:.3g}" for one in kappa.tolist()]
+    shown["68 %"] = np.rad2deg(containment_angle(kappa, 0.68)).round().astype(int)
+    if refined is not None and len(refined):
+        found = refined.set_index("event_id")["refined_angle_deg"].reindex(events["event_id"])
+        shown["refined"] = ["" if np.isnan(one) else f"{one:.1f}" for one in found]
+    last += [""] * (len(shown.columns) - len(last))
+    rows = [[str(cell) for cell in row] for row in (shown.columns, *shown.values, last)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, [f"{'-' * (width - 1)}:" for width in widths])
+    padded = ([c.rjust(width) for c, width in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
 def angles_of(events: pd.DataFrame, method: str) -> npt.NDArray[np.float64]:

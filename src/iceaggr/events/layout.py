@@ -231,6 +231,31 @@ def no_geometry(layout: RawLayout, remedy: str) -> DetectorError:
     )
 
 
+def check_same_detector(
+    store: ObjectStore, layout: RawLayout, detector: Detector, is_declared: bool
+) -> None:
+    """Refuse a model's events whose sensors stand elsewhere, or who knows where.
+
+    detector: of the model.  is_declared: a set without a geometry is said to be of this detector
+    Raises: DetectorError.
+    """
+    if not layout.geometry_uri:
+        if is_declared:
+            return
+        raise no_geometry(layout, "Put it there; --same-detector says that it is the model's")
+    found = load_detector(store, layout.geometry_uri)
+    difference = found.difference_from(detector)
+    if difference:
+        raise DetectorError(
+            "raw events are of another detector than the model",
+            where=layout.geometry_uri,
+            found=difference,
+            expected=f"the {detector.n_sensors} sensors of the model, within 1 cm,"
+            f" in {detector.medium.name}",
+            remedy="Predict with a model that was trained on this detector in this medium",
+        )
+
+
 def _names_in(store: ObjectStore, raw_uri: str) -> Iterator[str]:
     """Name files and folders of the raw folder, a folder once for each object in it."""
     for stored in store.list(f"{raw_uri}/"):

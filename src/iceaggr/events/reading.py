@@ -13,6 +13,7 @@ from iceaggr.errors import DetectorError, RawDataError
 from iceaggr.events.cleaning import Account, clean
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.grouping import group_by_dom
+from iceaggr.events.label_reading import AS_DOCUMENTED, LabelReading
 from iceaggr.events.layout import RawFile, RawLayout, find_layout, geometry_of, load_detector
 from iceaggr.events.meta import EventTable, read_event_tables
 from iceaggr.events.pulses import stream_pulses
@@ -44,20 +45,30 @@ def read_raw_events(
 
 
 def read_raw_file(
-    store: ObjectStore, layout: RawLayout, file: RawFile, detector: Detector, account: Account
+    store: ObjectStore,
+    layout: RawLayout,
+    file: RawFile,
+    detector: Detector,
+    account: Account,
+    labels: LabelReading | None = None,
 ) -> Iterator[DomEvents]:
-    """Read one file of a layout, as `read_raw_events` does."""
-    table = event_table_of(store, layout, file)
+    """Read one file of a layout, as `read_raw_events` does.
+
+    labels: how they are meant, where each event must have one; None asks nothing of them.
+    """
+    table = event_table_of(store, layout, file, labels or AS_DOCUMENTED)
     n_rows = int(table.n_pulses.sum())
     for chunk in stream_pulses(store, file.stored.uri, n_rows, table):
-        cleaned = clean(chunk, table, detector, False, account)
+        cleaned = clean(chunk, table, detector, labels is not None, account)
         if len(cleaned.events):
             yield group_by_dom(cleaned, table, detector)
 
 
-def event_table_of(store: ObjectStore, layout: RawLayout, file: RawFile) -> EventTable:
+def event_table_of(
+    store: ObjectStore, layout: RawLayout, file: RawFile, labels: LabelReading = AS_DOCUMENTED
+) -> EventTable:
     """Read the meta rows of one batch file. Raises: RawDataError if it has none."""
-    tables = read_event_tables(store, layout.meta.uri, [file.batch_id], layout.labelled)
+    tables = read_event_tables(store, layout.meta.uri, [file.batch_id], layout.labelled, labels)
     if file.batch_id not in tables:
         raise missing_meta_rows(file.stored.uri, file.batch_id, layout.meta.uri)
     return tables[file.batch_id]

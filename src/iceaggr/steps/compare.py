@@ -33,6 +33,7 @@ from iceaggr.evaluation.event_table import (
     directions,
     facts_in,
     join_truth,
+    listing,
     reading_in,
 )
 from iceaggr.evaluation.prediction_files import (
@@ -220,19 +221,49 @@ def run_evaluate_predictions(
     Raises: ConfigError; EvaluationError as `read_predictions`.
     """
     page = report or file.with_suffix(".html")
-    check_target_file(page, "--report", holds('<table id="headline">'))
+    check_page(page)
     read = read_predictions(file, is_reversed)
     config = _evaluation_config(read)
     context = _context(file, read, set_name)
     events = add_guesses(read.events, config.seed)
     scored = ScoredEvents(events, {}, dict(read.failed_share), [])
     evaluation = evaluate_scored(scored, config, context)
-    write_document(page, evaluation.report_html)
-    for name, text in tables_of(evaluation, config).items():
-        write_document(page.with_name(f"{page.stem}.{name}"), text)
-    print(_text(evaluation, context), flush=True)
-    print(f"page {page}", flush=True)
+    publish(evaluation, config, context, page)
     return evaluation
+
+
+LISTED = {"line_fit": "line fit", "ensemble_fit": "ensemble", "likelihood_fit": "likelihood"}
+"""Titles of the fits of COMPARED, short enough for a table of events."""
+
+
+def check_page(page: Path | None) -> None:
+    """Refuse a page of `publish` that could not be written. Raises: ConfigError."""
+    if page:
+        check_target_file(page, "--report", holds('<table id="headline">'))
+
+
+def publish(
+    evaluation: Evaluation,
+    config: EvaluationConfig,
+    context: ReportContext,
+    page: Path | None,
+    listed: bool = False,
+) -> None:
+    """Print the figures; write the page and its tables beside it.
+
+    page: see `check_page`, None for none.  listed: print a row for each event, too.
+    """
+    if page:
+        write_document(page, evaluation.report_html)
+        for name, text in tables_of(evaluation, config).items():
+            write_document(page.with_name(f"{page.stem}.{name}"), text)
+    print(_text(evaluation, context), flush=True)
+    if listed:
+        events, sample = evaluation.events, evaluation.sample
+        titles = {name: LISTED[name] for name in COMPARED if f"{name}_angle_deg" in events}
+        print(listing(events, titles, sample.events if sample else None), flush=True)
+    if page:
+        print(f"page {page}", flush=True)
 
 
 def _evaluation_config(read: PredictionFile) -> EvaluationConfig:
@@ -270,7 +301,7 @@ TEXT_WIDTH = 118
 
 
 def _text(evaluation: Evaluation, context: ReportContext) -> str:
-    """Write the headline and the benchmark's figures for a terminal."""
+    """Write the headline, every method and the benchmark's figures for a terminal."""
     console = Console(file=io.StringIO(), width=TEXT_WIDTH, color_system=None)
     model = evaluation.summaries[0].estimates
     console.print(
@@ -280,6 +311,15 @@ def _text(evaluation: Evaluation, context: ReportContext) -> str:
     )
     for sentence in (*context.origin.sentences(), *context.notes):
         console.print(sentence, markup=False)
+    methods = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    methods.add_column("opening angle [deg]", no_wrap=True)
+    for head in ("mean", "median", "68 %"):
+        methods.add_column(head, justify="right", no_wrap=True)
+    for one in evaluation.summaries:
+        title = context.model if one.name == "model" else one.title
+        figures = (plus_minus(one.estimates[name]) for name in ("mean", "median", "p68"))
+        methods.add_row(escape(title), *figures)
+    console.print(methods)
     blocks = benchmark_blocks(evaluation.benchmark, COMPARED) if len(evaluation.benchmark) else []
     for block in blocks:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

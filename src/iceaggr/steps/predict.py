@@ -1,30 +1,43 @@
-"""Prediction of raw events, labelled or not, by a registered model or a model folder."""
+"""Raw events and a registered model or a model folder: predicted, or scored by their labels."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from iceaggr.batches import iter_batches
 from iceaggr.batches.event_batch import EventBatch
-from iceaggr.config import DataConfig
-from iceaggr.errors import ConfigError, DetectorError, RawDataError, naming
-from iceaggr.evaluation.event_table import COLUMNS, PREDICTION_SCHEMA, stream_predictions
+from iceaggr.config import DataConfig, ExperimentConfig
+from iceaggr.errors import ConfigError, RawDataError
+from iceaggr.evaluation.evaluation import Evaluation, evaluate
+from iceaggr.evaluation.event_table import (
+    COLUMNS,
+    PREDICTION_SCHEMA,
+    stream_predictions,
+    write_predictions,
+)
 from iceaggr.evaluation.prediction_files import check_name, is_prediction_file
+from iceaggr.evaluation.report import ReportContext
 from iceaggr.events.cleaning import Account, merge_accounts
 from iceaggr.events.dom_events import DomEvents
-from iceaggr.events.layout import RawLayout, find_layout, load_detector, no_geometry
+from iceaggr.events.label_reading import LabelReading
+from iceaggr.events.layout import RawLayout, check_same_detector, find_layout
 from iceaggr.events.meta import count_events, refuse_repeated_ids
-from iceaggr.events.reading import check_sensor_width, missing_meta_rows, read_raw_file
+from iceaggr.events.reading import (
+    check_sensor_width,
+    missing_meta_rows,
+    read_raw_events,
+    read_raw_file,
+)
+from iceaggr.events.truth import read_truth
 from iceaggr.interfaces import ObjectStore
 from iceaggr.models.bundle import LoadedModel, load_model
 from iceaggr.progress import StepProgress
@@ -37,11 +50,11 @@ from iceaggr.shards.plausibility import (
 from iceaggr.shards.sketches import Sketch
 from iceaggr.shards.sketching import empty_sketch, sketch_events
 from iceaggr.shards.statistics import refuse_unlike_training
-from iceaggr.steps.champion import batches_of
-from iceaggr.steps.compare import BenchmarkRows
+from iceaggr.steps.champion import batches_of, kept_for_testing, split_of
+from iceaggr.steps.compare import BenchmarkRows, check_page, publish
 from iceaggr.steps.documents import check_target_file, refuse_other_content
+from iceaggr.steps.evaluate_model import origin_of
 from iceaggr.storage import open_folder, open_store
-from iceaggr.storage.file_store import partial_file, replace_durably
 from iceaggr.storage.uris import FILE_SCHEME, file_path
 
 # The file that `predict` writes: what cannot be written is refused before the first event.
@@ -110,52 +123,6 @@ def _among_raw_events(output: Path, found: str) -> ConfigError:
     )
 
 
-def write_predictions(
-    tables: Iterable[pa.Table], output: Path, schema: pa.Schema = PREDICTION_SCHEMA
-) -> int:
-    """Stream predictions to a temporary name beside the file, which appears when it is complete.
-
-    Returns the number of events.  Raises: OSError that names the file.
-    """
-    n_events = 0
-    with partial_file(output) as partial:
-        with _writer(partial, output, schema) as writer:
-            for table in tables:
-                # not around the tables: a raw file that cannot be read is another one
-                with naming(output):
-                    writer.write_table(table.select(writer.schema.names))
-                n_events += table.num_rows
-        with naming(output):
-            replace_durably(partial, output)
-    return n_events
-
-
-@contextmanager
-def _writer(partial: Path, output: Path, schema: pa.Schema) -> Iterator[Any]:
-    with naming(output):
-        if output.suffix == ".csv":
-            writer = _SubmissionWriter(partial)
-        else:
-            writer = pq.ParquetWriter(partial, schema)
-    try:
-        yield writer
-    except BaseException:
-        with suppress(OSError, pa.ArrowException):  # what it could not write is told already
-            writer.close()
-        raise
-    with naming(output):
-        writer.close()
-
-
-class _SubmissionWriter(pa.csv.CSVWriter):
-    """Writes the columns that the public competition scores, without kappa."""
-
-    schema = pa.schema([PREDICTION_SCHEMA.field(name) for name in COLUMNS[:3]])
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, self.schema)
-
-
 # The raw events of a prediction, judged on their way: no directions for data that are wrong.
 #
 # A model answers whatever it is asked. So each raw file is held to what sharding and statistics ask
@@ -171,11 +138,20 @@ class PredictionInput:
     """Reads the files of a layout for a model, counts what is rejected, judges what is kept."""
 
     def __init__(
-        self, store: ObjectStore, layout: RawLayout, loaded: LoadedModel, accept_doubtful: bool
+        self,
+        store: ObjectStore,
+        layout: RawLayout,
+        loaded: LoadedModel,
+        accept_doubtful: bool,
+        labels: LabelReading | None = None,
     ) -> None:
-        """accept_doubtful: what would be refused is kept in mind as a doubt."""
+        """Take what is read, by whom, and how strictly.
+
+        accept_doubtful: what would be refused is kept in mind as a doubt.  labels: how they are
+        meant, where an event without one is rejected.
+        """
         self._store, self._layout, self._loaded = store, layout, loaded
-        self._accept_doubtful = accept_doubtful
+        self._accept_doubtful, self._labels = accept_doubtful, labels
         data = loaded.experiment.data if loaded.experiment else DataConfig()
         self._max_rejected_share = data.max_rejected_share
         self._accounts: list[Account] = []
@@ -205,7 +181,8 @@ class PredictionInput:
         for file in layout.files:
             account, sketch = Account(), empty_sketch(detector)
             self._accounts.append(account)
-            for chunk in read_raw_file(self._store, layout, file, detector, account):
+            chunks = read_raw_file(self._store, layout, file, detector, account, self._labels)
+            for chunk in chunks:
                 sketch = sketch.merge(sketch_events(chunk, detector))
                 yield chunk
             self._sketch = self._sketch.merge(sketch)
@@ -288,7 +265,7 @@ def run_predict(
         layout = find_layout(store, raw_uri)
         raw_files = (layout.meta, *(file.stored for file in layout.files))
         refuse_raw_files(output, (layout.geometry_uri, *(stored.uri for stored in raw_files)))
-        _check_detector(store, layout, loaded, same_detector)
+        check_same_detector(store, layout, loaded.detector, same_detector)
         total, n_without_file = _count(store, layout)
         benchmark = BenchmarkRows(store, layout, loaded) if is_benchmark else None
         events = PredictionInput(store, layout, loaded, accept_doubtful)
@@ -336,27 +313,6 @@ def _count(store: ObjectStore, layout: RawLayout) -> tuple[int, int]:
     refuse_repeated_ids(store, layout.meta.uri, batch_ids)
     n_with_file = sum(counts[batch_id] for batch_id in batch_ids)
     return n_with_file, sum(counts.values()) - n_with_file
-
-
-def _check_detector(
-    store: ObjectStore, layout: RawLayout, loaded: LoadedModel, same_detector: bool
-) -> None:
-    """Refuse events whose sensors stand elsewhere, or who knows where. Raises: DetectorError."""
-    if not layout.geometry_uri:
-        if same_detector:
-            return
-        raise no_geometry(layout, "Put it there; --same-detector says that it is the model's")
-    found = load_detector(store, layout.geometry_uri)
-    difference = found.difference_from(loaded.detector)
-    if difference:
-        raise DetectorError(
-            "raw events are of another detector than the model",
-            where=layout.geometry_uri,
-            found=difference,
-            expected=f"the {loaded.detector.n_sensors} sensors of the model, within 1 cm,"
-            f" in {loaded.detector.medium.name}",
-            remedy="Predict with a model that was trained on this detector in this medium",
-        )
 
 
 def _reported(
@@ -412,3 +368,70 @@ def _load(store: ObjectStore, model_uri: str, folder: Path) -> LoadedModel:
 
         return load_model(open_folder(folder), ModelRegistry().fetch(model_uri, folder))
     return load_model(store, model_uri)
+
+
+# Labelled raw events scored: a model beside the fits, on whoever's events.
+
+MAX_EVENTS_LISTED = 50
+"""Of so few events each has a row of its own; more are told by their figures."""
+
+
+def run_evaluate_raw(
+    model_uri: str,
+    raw_uri: str,
+    report: Path | None = None,
+    accept_doubtful: bool = False,
+    same_detector: bool = False,
+) -> Evaluation:
+    """Score a model and the fits on labelled raw events; print the figures, of few events each.
+
+    model_uri, accept_doubtful, same_detector: as `run_predict` takes them; labels are meant as the
+    model's training was told.
+    report: HTML file to write, its tables beside it; None writes nothing.
+    Raises: ConfigError, ModelError, RawDataError, also if there are no labels; DetectorError,
+    EvaluationError, TrackingError.
+    """
+    check_page(report)
+    store = open_store()
+    with StepProgress("evaluate") as progress, TemporaryDirectory() as folder:
+        loaded = _load(store, model_uri, Path(folder))
+        layout = find_layout(store, raw_uri, "train")
+        check_same_detector(store, layout, loaded.detector, same_detector)
+        total, _ = _count(store, layout)
+        settings = loaded.experiment or ExperimentConfig()
+        labels = LabelReading.of(settings.data.label_reading)
+        events = PredictionInput(store, layout, loaded, accept_doubtful, labels)
+        batches = iter_batches(events.chunks(), loaded.detector, batches_of(loaded))
+        origin = origin_of(store, raw_uri, loaded.detector)
+        facts = {"model": model_uri, "events": raw_uri, "medium": loaded.detector.medium_words}
+        context = ReportContext(
+            f"Evaluation: {raw_uri}", facts, detector=loaded.detector, origin=origin
+        )
+        evaluation = evaluate(
+            loaded.model,
+            _reported(batches, events, lambda done: _say(progress, done, total)),
+            read_truth(store, raw_uri),
+            settings.evaluation.model_copy(update={"max_events": 0}),
+            context=context,
+            chunks=read_raw_events(store, raw_uri, "train", loaded.detector),
+        )
+        few = len(evaluation.events) <= MAX_EVENTS_LISTED
+        publish(evaluation, settings.evaluation, context, report, listed=few)
+        doubts = f"; warning: {', '.join(events.doubts())}" if events.doubts() else ""
+        progress.conclude(
+            f"{len(evaluation.events):,} events{_rejected(events.account(), LEAVE_OUT)}"
+            f"{_memory_words(loaded, evaluation.events)}{doubts}"
+        )
+        return evaluation
+
+
+def _memory_words(loaded: LoadedModel, events: pd.DataFrame) -> str:
+    """Say which of the events the model cannot have been trained with, wherever they are from."""
+    split = split_of(loaded.facts)
+    if not split or loaded.facts.get("official_split"):
+        return ""
+    n_kept = int(kept_for_testing(split, events["event_id"].to_numpy(np.int64)).sum())
+    return (
+        f"; {n_kept:,} of them fall into the test part of the model's split: if it was trained with"
+        " these files, only those are fair"
+    )
