@@ -54,7 +54,12 @@ def small_config(
     settings["model"] = {**settings["model"], "d_model": d_model, "n_event_layers": 1}
     settings["learning_check"] = {"n_steps": 20, "n_events_per_batch": 32}
     settings["evaluation"] = {"n_bootstrap": 200, "refine_events": 2}
-    settings["promotion"] = {"model_name": model_name, "min_gain_deg": min_gain_deg}
+    settings["promotion"] = {
+        "model_name": model_name,
+        "min_gain_deg": min_gain_deg,
+        # two epochs may leave it behind the fit that it starts from
+        "first_beats_fits": False,
+    }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path

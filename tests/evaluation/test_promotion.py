@@ -211,3 +211,50 @@ def test_equal_calibration_is_not_called_worse_by_nothing():
     better = champion.assign(opening_angle_deg=champion["opening_angle_deg"] - 0.02)
     reason = decide_promotion(better, champion, PromotionConfig(max_calibration_loss=1.0)).reason
     assert "by 0.0 ±" not in reason
+
+
+# A first model beside the fits that anyone can make.
+
+
+def first_table(fit_gain_deg: float, spread_deg: float = 0.5) -> pd.DataFrame:
+    """Events with a poor fit, and one that is better than the model by fit_gain_deg."""
+    events = event_table()
+    noise = np.random.default_rng(1).normal(0, spread_deg, len(events))
+    noise -= noise.mean()
+    best = events["opening_angle_deg"] - fit_gain_deg + noise
+    return events.assign(
+        line_fit_angle_deg=events["opening_angle_deg"] + 9.0, likelihood_fit_angle_deg=best
+    )
+
+
+def test_a_first_model_that_is_worse_than_the_best_fit_is_no_champion():
+    verdict = decide_promotion(first_table(0.5), None, CONFIG)
+    assert verdict.outcome == "refused"
+    assert verdict.reason.startswith(
+        "not promoted: worse than the best classical fit (Pandel likelihood fit) by 0.500 ± 0.02"
+    )
+    lead = ", which promotion.first_beats_fits allows no first model; though better than the "
+    assert f"{lead}best constant prediction (no champion yet)" in verdict.reason
+    allowed = decide_promotion(first_table(0.5), None, PromotionConfig(first_beats_fits=False))
+    assert allowed.promote
+    assert "classical fit" not in allowed.reason
+
+
+@pytest.mark.parametrize(
+    ("gain_deg", "spread_deg", "words"),
+    [
+        (-4.0, 0.5, "; better than the best classical fit (Pandel likelihood fit) by 4.000 ± 0.02"),
+        (0.5, 20.0, "; cannot be told from the best classical fit (Pandel likelihood fit) (-0.5"),
+        (0.0, 0.0, "; equal to the best classical fit (Pandel likelihood fit) on 500"),
+    ],
+)
+def test_a_first_model_that_is_no_worse_than_the_best_fit_is_promoted(gain_deg, spread_deg, words):
+    verdict = decide_promotion(first_table(gain_deg, spread_deg), None, CONFIG)
+    assert verdict.promote
+    assert words in verdict.reason
+
+
+def test_fits_are_asked_of_the_first_model_only():
+    assert decide_promotion(first_table(0.5), event_table(9.0, kappa=5.0), CONFIG).promote
+    hopeless = first_table(0.5).assign(constant_angle_deg=0.0)
+    assert "worse than the best constant" in decide_promotion(hopeless, None, CONFIG).reason

@@ -49,7 +49,7 @@ TINY: dict[str, Any] = {
         "device": "cpu",
     },
     "evaluation": {"n_bootstrap": 100, "refine_events": 0},
-    "promotion": {"model_name": "tiny-model"},
+    "promotion": {"model_name": "tiny-model", "first_beats_fits": False},
 }
 
 
@@ -71,7 +71,7 @@ class TinyRun:
         config = {
             **TINY,
             "training": {**TINY["training"], **every},
-            "promotion": {"model_name": self.model_name},
+            "promotion": {**TINY["promotion"], "model_name": self.model_name},
         }
         return make_context(self.run_id, "faults", self.work_uri, config, tracked=self.tracked)
 

@@ -428,6 +428,9 @@ class PromotionConfig(Section):
     max_calibration_gap: float = Field(0.25, gt=0, le=1)
     """No model is promoted whose coverage at 50, 68 and 90 % is off by more than this on average;
     models of loss.kind angle, which trains no kappa, are not asked."""
+    first_beats_fits: bool = True
+    """The first champion must be no worse, beyond its error, than the best classical fit of the
+    test events; false asks it to beat the best constant direction only: trials of a few steps."""
     min_shared_events: int = Field(500, ge=2, le=MAX_EVENTS)
     """Against a champion of another split: fewest events that are test events of both splits."""
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from iceaggr.config import PromotionConfig
 from iceaggr.errors import EvaluationError
+from iceaggr.evaluation.baselines import TITLES
 from iceaggr.evaluation.calibration import (
     LEVELS,
     calibration_gap,
@@ -18,6 +19,7 @@ from iceaggr.evaluation.calibration import (
     coverage,
     negative_log_likelihood,
 )
+from iceaggr.evaluation.evaluation import best_classical
 from iceaggr.evaluation.event_table import pit_of
 from iceaggr.losses import NATS_OF_IGNORANCE
 
@@ -25,6 +27,7 @@ EQUAL_WITHIN_DEG = 0.0005
 """Differences below this are shown as 0.000 deg: such models are equal, and none is better."""
 _EQUAL_WITHIN_POINTS = 0.05
 
+Degrees = np.ndarray[tuple[int], np.dtype[np.float64]]
 Outcome = Literal["promoted", "refused", "not comparable", "not compared"]
 """Refused is a decision. Of models that are not comparable (other detector, other split) none can
 be better; not compared means that the registry failed, and that the decision is still to be made.
@@ -59,6 +62,10 @@ class Comparison:
         beyond_error = self.margin_deg > limits.min_sigma * self.error_deg
         return beyond_error and self.margin_deg >= limits.min_gain_deg and not self.is_equal
 
+    def loses(self, limits: PromotionConfig) -> bool:
+        """Tell whether the challenger is worse beyond its error."""
+        return self.margin_deg < -limits.min_sigma * self.error_deg and not self.is_equal
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -78,6 +85,7 @@ class Calibration:
 class Verdict:
     """Whether to promote, and what that was decided on; `reason` words it.
 
+    fit: of a first model that beats its rival, the best classical fit, None where none was asked.
     calibration: looked at only if the angles win.  false_confidence: why kappa is not to be
     trusted, '' if it is.  obstacle, remedy: what stood in the way of a comparison.
     """
@@ -85,6 +93,7 @@ class Verdict:
     outcome: Outcome
     limits: PromotionConfig
     comparison: Comparison | None = None
+    fit: Comparison | None = None
     calibration: Calibration | None = None
     false_confidence: str = ""
     obstacle: str = ""
@@ -137,19 +146,36 @@ def decide_promotion(
     challenger, champion: event tables with event_id, opening_angle_deg, kappa; the challenger's
     also with constant_angle_deg, the rival while there is no champion. The challenger must win by
     more than min_sigma standard errors and by min_gain_deg, and against a champion must not be
-    worse calibrated by more than max_calibration_loss.
+    worse calibrated by more than max_calibration_loss. A first one must not lose against the best
+    of the fits whose angles the table has (first_beats_fits): who fits needs no model.
     Raises: EvaluationError if the two tables do not hold the same events, or fewer than two.
     """
     challenger = _by_event(challenger, "challenger")
-    rival, rival_deg = _rival(challenger, champion)
-    difference = rival_deg - challenger["opening_angle_deg"].to_numpy()
-    error = float(difference.std(ddof=1) / math.sqrt(len(difference)))
-    compared = Comparison(rival, float(difference.mean()), error, len(difference))
+    compared = _compared(challenger, *_rival(challenger, champion))
     if not compared.wins(config):
         return Verdict("refused", config, compared)
+    fit = None
+    if champion is None and config.first_beats_fits:
+        fit = _compared_with_fits(challenger)
+        if fit is not None and fit.loses(config):
+            return Verdict("refused", config, compared, fit)
     calibration = _calibration(challenger, champion)
     held = calibration.loss <= config.max_calibration_loss
-    return Verdict("promoted" if held else "refused", config, compared, calibration)
+    return Verdict("promoted" if held else "refused", config, compared, fit, calibration)
+
+
+def _compared(challenger: pd.DataFrame, rival: str, rival_deg: Degrees) -> Comparison:
+    difference = rival_deg - challenger["opening_angle_deg"].to_numpy()
+    error = float(difference.std(ddof=1) / math.sqrt(len(difference)))
+    return Comparison(rival, float(difference.mean()), error, len(difference))
+
+
+def _compared_with_fits(challenger: pd.DataFrame) -> Comparison | None:
+    """Compare with the classical fit of the smallest mean angle, None where the table has none."""
+    name = best_classical(challenger)
+    if name == "constant":
+        return None
+    return _compared(challenger, f"best classical fit ({TITLES[name]})", _angles(challenger, name))
 
 
 def _worded(verdict: Verdict) -> str:
@@ -163,6 +189,12 @@ def _worded(verdict: Verdict) -> str:
         f"required are {limits.min_sigma:g} σ and {limits.min_gain_deg:g} deg",
     ]
     lead = ""
+    if verdict.fit is not None:
+        words = _compared_words(verdict.fit)
+        if verdict.fit.loses(limits):
+            lead = f"{words}, which promotion.first_beats_fits allows no first model; though "
+        else:
+            parts.append(words)
     if verdict.calibration is not None:
         words = _calibration_words(verdict.calibration, limits.max_calibration_loss)
         if verdict.calibration.loss > limits.max_calibration_loss:
@@ -212,9 +244,7 @@ def _calibration_words(calibration: Calibration, allowed: float) -> str:
     return f"calibration is not worse beyond its error ({by}): {measured}"
 
 
-def _rival(
-    challenger: pd.DataFrame, champion: pd.DataFrame | None
-) -> tuple[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+def _rival(challenger: pd.DataFrame, champion: pd.DataFrame | None) -> tuple[str, Degrees]:
     if champion is None:
         if "constant_angle_deg" not in challenger:
             raise EvaluationError(
@@ -250,7 +280,7 @@ def _by_event(events: pd.DataFrame, who: str) -> pd.DataFrame:
     return events.set_index("event_id").sort_index()
 
 
-def _angles(events: pd.DataFrame, method: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _angles(events: pd.DataFrame, method: str) -> Degrees:
     return events[f"{method}_angle_deg"].to_numpy(np.float64)
 
 
