@@ -41,6 +41,7 @@ from iceaggr.steps.documents import (
     write_document,
 )
 from iceaggr.steps.plan_shards import raw_uri_of
+from iceaggr.steps.training_choices import chosen_words
 from iceaggr.steps.training_inputs import read_manifest
 from iceaggr.validation import read_json_object, sha256_of
 
@@ -76,7 +77,7 @@ def run_evaluate_model(
         loaded = load_model(context.open_store(), pointer.model_uri)
         medium = loaded.detector.medium_words
         report_context = replace(
-            _report_context(context, pointer, manifest, raw_uri, tracker.run_id, medium),
+            context_of_report(context, pointer, manifest, raw_uri, tracker.run_id, loaded),
             detector=loaded.detector,
             origin=origin_of(context.open_store(), raw_uri, loaded.detector),
         )
@@ -175,24 +176,30 @@ def _figures(headline: EvaluationPointer) -> dict[str, float]:
     }
 
 
-def _report_context(
+def context_of_report(
     context: RunContext,
     pointer: ModelPointer,
     manifest: ShardManifest,
     raw_uri: str,
     mlflow_run_id: str,
-    medium: str,
+    loaded: LoadedModel,
 ) -> ReportContext:
+    """Say what the report tells of its run; its settings are those that were in force."""
+    configured = context.config.model_dump(mode="json")
+    # a run may choose otherwise for its training, and the model knows what it was trained with
+    trained = loaded.experiment.training.model_dump(mode="json") if loaded.experiment else {}
+    chosen = chosen_words(configured["training"], trained)
     return ReportContext(
         title=f"Direction reconstruction: {context.run_name}",
         facts={
             "model": pointer.model_uri,
             "data": f"{raw_uri}, digest {manifest.digest()}",
             "split": f"test, {manifest.n_events('test'):,} events that training never saw",
-            "medium": medium,
+            "medium": loaded.detector.medium_words,
             "MLflow run": _run_words(context, mlflow_run_id),
+            **({"chosen for this run": chosen} if chosen else {}),
         },
-        settings=context.config.model_dump(mode="json"),
+        settings=configured | ({"training": trained} if trained else {}),
     )
 
 

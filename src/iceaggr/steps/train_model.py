@@ -117,7 +117,7 @@ def run_train_model(
     ):
         tracker.log_params(
             {
-                "max_train_minutes": choices.max_minutes,
+                "max_train_minutes": context.config.training.max_minutes,
                 "gpu_count": choices.gpu_count,
                 "start_from": context.config.training.start_from,
             }

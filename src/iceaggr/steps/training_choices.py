@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
@@ -111,3 +112,15 @@ class TrainingChoices:
                 remedy="Change one of the two: 0 GPUs mean the CPU",
             )
         return chosen
+
+
+def chosen_words(configured: Mapping[str, Any], used: Mapping[str, Any]) -> str:
+    """Say what a training had instead of its configuration, '' if it had what was configured.
+
+    configured, used: the section `training`, as given and as `applied_to` left it.
+    """
+    return ", ".join(
+        f"training.{name} {value} (configured {configured[name]})"
+        for name, value in used.items()
+        if name in configured and value != configured[name]
+    )
