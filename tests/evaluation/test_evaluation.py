@@ -291,6 +291,18 @@ def test_events_are_bright_from_a_lower_charge_on_in_water(refined):
     assert "with at least 6 p.e. that triggered, the default in water" in refined_words(sample)
 
 
+def test_only_the_chosen_events_become_minibatches(refined, monkeypatch):
+    n_collated = []
+
+    def counted(chunk, rows, *settings):
+        n_collated.append(len(rows))
+        return collate(chunk, rows, *settings)
+
+    monkeypatch.setattr("iceaggr.evaluation.baselines.collate", counted)
+    sample = refine_sample(CHUNKS, refined.events, 3, icecube86())
+    assert n_collated == [1] * len(sample.events) == [1, 1, 1]
+
+
 def test_refined_answers_are_those_of_refine_with_the_predictions_as_prior(refined):
     sample = refine_sample(CHUNKS, refined.events, 3, icecube86())
     first = sample.events.iloc[0]
