@@ -153,6 +153,13 @@ def test_of_many_events_the_figures_are_printed_and_the_page_is_written_where_it
         run_evaluate_raw(trained_uri, uri, page)
 
 
+def test_the_page_is_never_written_among_the_raw_events(trained_uri: str, raw: Path) -> None:
+    before = sorted(raw.rglob("*"))
+    with pytest.raises(ConfigError, match=r"among the raw events \[--report\]"):
+        run_evaluate_raw(trained_uri, raw.as_uri(), raw / "train" / "page.html")
+    assert sorted(raw.rglob("*")) == before
+
+
 def test_events_without_labels_cannot_be_scored(trained_uri: str, tmp_path: Path) -> None:
     uri = write_raw_layout(tmp_path / "raw", n_files=1, n_events_per_file=3, labels=False)
     with pytest.raises(RawDataError, match=r"train_meta\.parquet"):

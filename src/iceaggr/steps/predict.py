@@ -55,7 +55,7 @@ from iceaggr.steps.compare import BenchmarkRows, check_page, publish
 from iceaggr.steps.documents import check_target_file, refuse_other_content
 from iceaggr.steps.evaluate_model import origin_of
 from iceaggr.storage import open_folder, open_store
-from iceaggr.storage.uris import FILE_SCHEME, file_path
+from iceaggr.storage.uris import FILE_SCHEME, file_path, file_uri, refuse_among_raw
 
 # The file that `predict` writes: what cannot be written is refused before the first event.
 
@@ -392,6 +392,8 @@ def run_evaluate_raw(
     EvaluationError, TrackingError.
     """
     check_page(report)
+    if report:
+        refuse_among_raw(raw_uri, file_uri(report), "--report")
     store = open_store()
     with StepProgress("evaluate") as progress, TemporaryDirectory() as folder:
         loaded = _load(store, model_uri, Path(folder))
