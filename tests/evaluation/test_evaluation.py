@@ -20,7 +20,7 @@ from iceaggr.evaluation.evaluation import N_SPARE_SNAPSHOTS, Evaluation, evaluat
 from iceaggr.evaluation.event_table import directions
 from iceaggr.evaluation.metrics import muon_parts
 from iceaggr.evaluation.plots import draw_calibration
-from iceaggr.evaluation.report import CAPTIONS, ReportContext, refined_words
+from iceaggr.evaluation.report import CAPTIONS, ReportContext, refined_claim, refined_words
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.simulation.ice import site_of
 from iceaggr.reconstruction.refinement import MIN_CHARGE_PE, WHOLE, refine, triggering_charge_pe
@@ -351,6 +351,9 @@ def test_report_tells_which_events_were_refined_and_what_it_cost(refined):
         r" \d+ ms of one core",
         refined.report_html,
     )
+    claim = refined_claim(refined.refined)
+    assert claim.startswith("In their 68 % region lie ")
+    assert claim in refined.report_html
 
 
 def test_nothing_is_refined_unless_it_is_asked_for():

@@ -12,6 +12,7 @@ from iceaggr.evaluation.report import (
     _likelihood_sentence,
     coverage_rows,
     plus_minus,
+    refined_claim,
     width_rows,
 )
 from iceaggr.evaluation.slices import Estimate
@@ -119,3 +120,26 @@ def test_first_screen_claims_a_difference_only_beyond_two_errors(value, words):
     ]
     # without any fit the best constant direction is what is beaten
     assert [title for title, *_ in first_screen(summaries[:2], "Ours")] == ["Ours", "constant"]
+
+
+def refined_rows(**coverage: tuple[float, float]) -> pd.DataFrame:
+    """Make the rows of a refined table: part -> coverage of the 68 % region and its error."""
+    rows = [
+        {"part": part, "method": method, "n_events": n, "coverage_68": of, "coverage_68_error": e}
+        for n, (part, (share, e)) in enumerate(coverage.items(), 20)
+        for method, of in (("model", 0.68), ("refined", share))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_refined_answers_that_claim_too_much_where_a_muon_crosses_are_called_that():
+    table = refined_rows(all=(0.6, 0.1), nomuon=(0.7, 0.1), muon=(0.4, 0.1))
+    assert refined_claim(table) == (
+        "In their 68 % region lie 40 ± 10 % of the 22 refined events with an atmospheric muon in"
+        " the readout, 70 ± 10 % of the 21 without: where a muon crosses, a refined answer claims"
+        " too much"
+    )
+    unsure = refined_rows(all=(0.6, 0.1), nomuon=(0.7, 0.1), muon=(0.4, 0.15))
+    assert refined_claim(unsure).endswith("70 ± 10 % of the 21 without")
+    assert refined_claim(refined_rows(all=(0.6, 0.1), nomuon=(0.7, 0.1))) == ""
+    assert refined_claim(pd.DataFrame()) == ""

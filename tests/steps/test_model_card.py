@@ -80,7 +80,7 @@ def test_card_shows_the_events_it_names(tmp_path: Path, loaded: LoadedModel):
         assert event.charge_pe.sum() == pytest.approx(row["charge_pe"], rel=1e-4)
     headline = EvaluationPointer(
         model_digest="m", data_digest=manifest.digest(), events_uri="e", events_sha256="s",
-        report_uri="r", n_events=len(events), table=(row_of(events),),
+        report_uri="r", n_events=len(events), table=(row_of(events),), refined="40 of 99",
     )  # fmt: skip
     pointer = ModelPointer(
         model_uri="u", manifest_digest=manifest.digest(), mlflow_run_id="", n_steps=12,
@@ -88,7 +88,14 @@ def test_card_shows_the_events_it_names(tmp_path: Path, loaded: LoadedModel):
     )  # fmt: skip
     card = make_card(store, manifest, loaded, pointer, headline, events, "some-name")
     assert card.html.count("<img") == 3
-    for words in ("some-name", "12 steps from scratch", manifest.digest(), "in ice"):
+    assert "- predict --refine: 40 of 99\n" in card.text
+    for words in (
+        "some-name",
+        "40 of 99",
+        "12 steps from scratch",
+        manifest.digest(),
+        "in ice",
+    ):
         assert words in card.html, words
     assert f"{events['opening_angle_deg'].mean():.2f} ± " in card.text
     assert len(card.text) < 5000, "MLflow keeps no longer description"

@@ -157,6 +157,7 @@ def render_report(
         refined=refined_blocks(results["refined"]),
         refined_words=refined_words(results["sample"]) if len(results["refined"]) else "",
         refined_methods=REFINED_METHODS,
+        refined_claim=refined_claim(results["refined"]),
         muon_titles=MUON_PARTS,
         figures={name: png for name, png in figures.items() if name not in displays},
         displays=displays,
@@ -307,6 +308,29 @@ def refined_words(sample: RefinedSample) -> str:
         f"{which} of the {sample.n_bright:,} test events with at least {sample.min_charge_pe:g}"
         f" p.e. that triggered, the default in {sample.medium} ({sample.n_events:,} were looked"
         f" at): {as_what}, {1e3 * sample.seconds / n:.0f} ms of one core each"
+    )
+
+
+def refined_claim(table: pd.DataFrame) -> str:
+    """Say what the refined kappa is worth with and without an atmospheric muon in the readout.
+
+    table: see `refined_table`.  Returns '' where nothing was refined or the truth has no muons.
+    """
+    if not len(table):
+        return ""
+    rows = table[table["method"] == "refined"].set_index("part").to_dict("index")
+    if not set(MUON_PARTS) <= set(rows):
+        return ""
+    words = {}
+    for name in MUON_PARTS:
+        share, error = (100 * rows[name][f"coverage_68{suffix}"] for suffix in ("", "_error"))
+        words[name] = f"{share:.0f} ± {error:.0f} % of the {rows[name]['n_events']:,}"
+    muon = rows["muon"]
+    too_much = muon["coverage_68"] + 2 * muon["coverage_68_error"] < 0.68
+    return (
+        f"In their 68 % region lie {words['muon']} refined events with an atmospheric muon in the"
+        f" readout, {words['nomuon']} without"
+        + (": where a muon crosses, a refined answer claims too much" if too_much else "")
     )
 
 

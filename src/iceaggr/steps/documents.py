@@ -78,6 +78,8 @@ class EvaluationPointer(BaseModel):
     table: tuple[AngleRow, ...]
     benchmark: str = ""
     """Markdown: the figures beside the published ones, where the data set has such."""
+    refined: str = ""
+    """What the kappa of refined events is worth with and without an atmospheric muon, if known."""
 
     def check_subject(self, model_uri: str, model_digest: str, data_digest: str) -> None:
         """Compare what was evaluated with the model and the data that are to be judged.

@@ -22,7 +22,7 @@ from iceaggr.evaluation.event_table import with_facts
 from iceaggr.evaluation.metrics import method_table, model_estimates
 from iceaggr.evaluation.prediction_files import facts_of
 from iceaggr.evaluation.published import EASY, DataOrigin, set_of
-from iceaggr.evaluation.report import ReportContext, benchmark_markdown
+from iceaggr.evaluation.report import ReportContext, benchmark_markdown, refined_claim
 from iceaggr.events.label_reading import LabelReading
 from iceaggr.events.truth import read_truth
 from iceaggr.interfaces import ObjectStore, Tracker
@@ -99,6 +99,7 @@ def run_evaluate_model(
             benchmark=benchmark_markdown(
                 evaluation.benchmark, report_context.origin, len(evaluation.events)
             ),
+            refined=refined_claim(evaluation.refined),
         )
         tables = tables_of(evaluation, context.config.evaluation)
         context.open_store().write_bytes(headline.events_uri, events)

@@ -69,6 +69,8 @@ def make_card(
         "Confidence": confidence_facts(loaded, events),
         "Known failures": failure_facts(events),
     }
+    if headline.refined:
+        sections["Confidence"]["predict --refine"] = headline.refined
     worst = worst_events(events, judges_kappa(loaded))
     found = find_events(store, manifest, loaded, worst)
     rows = worst.set_index("event_id").to_dict("index")
