@@ -216,6 +216,29 @@ def test_energies_of_index_one_are_even_in_their_logarithm():
     np.testing.assert_allclose(shares / 20_000, 0.25, atol=0.015)
 
 
+@pytest.mark.parametrize("name", ["hexagon", "triangle"])
+def test_muons_pass_any_point_of_the_array_alike(name):
+    """Even over a cylinder of radius R and half height H, seen from everywhere.
+
+    The mean square of the distance from the centre is R^2 / 3 + 2 H^2 / 9: that of a point,
+    R^2 / 2 + H^2 / 3, without the part along an isotropic way, R^2 / 6 + H^2 / 9.
+    """
+    detector = built_in_detector(name)
+    site = site_of(detector)
+    config = SimulationConfig(preset="easy", cascade_share=0.0)
+    drawn = draw_interactions(20_000, config, site, np.random.default_rng(7))
+    middle = detector.xyz_m.min(axis=0) / 2 + detector.xyz_m.max(axis=0) / 2
+    from_centre = detector.xyz_m - middle
+    # light of muons that pass outside by an absorption length, 60 m in the sea, is still seen
+    radius = np.hypot(from_centre[:, 0], from_centre[:, 1]).max() + 60
+    half_height = from_centre[:, 2].max() + 60
+    nearest = drawn.vertex_m - middle - drawn.vertex_along_m[:, None] * drawn.travel
+    np.testing.assert_allclose((nearest * drawn.travel).sum(axis=1), 0, atol=1e-6)
+    square = (nearest**2).sum(axis=1)
+    error = square.std() / np.sqrt(len(square))
+    assert square.mean() == pytest.approx(radius**2 / 3 + 2 * half_height**2 / 9, abs=4 * error)
+
+
 def test_muon_neutrinos_alone_make_neutral_currents_of_both_signs():
     config = SimulationConfig(preset="easy", flavour="numu")
     drawn = draw_interactions(5_000, config, icecube_site(), np.random.default_rng(5))
