@@ -179,6 +179,10 @@ def test_clock_of_icecube_is_read_off_its_published_trigger():
     assert site.n_trigger_hits == 8
     windows = (site.trigger_window_ns, site.readout_before_ns, site.readout_after_ns)
     assert windows == (5_000, 4_000, 6_000)
+    # a larger array is read no longer, because the readout goes on while hits do
+    larger = site_of(built_in_detector("flower-xl"))
+    assert larger.trigger_window_ns > 6_000
+    assert (larger.readout_before_ns, larger.readout_after_ns) == (4_000, 6_000)
 
 
 def test_settings_accept_every_built_in_name():
