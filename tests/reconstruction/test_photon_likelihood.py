@@ -6,7 +6,6 @@ from functools import cache
 import numpy as np
 import pytest
 from scipy import integrate, stats
-from scipy.special import polygamma
 
 from iceaggr.angles import mean_cosine, sphere_density
 from iceaggr.detector import C_M_PER_NS, WATER, Detector, icecube86
@@ -15,7 +14,13 @@ from iceaggr.events.simulation.light import cascade_emission, smooth_emission
 from iceaggr.events.simulation.pairs import cascade_pairs, track_pairs
 from iceaggr.events.simulation.photons import draw_photons
 from iceaggr.reconstruction import photon_likelihood
-from iceaggr.reconstruction.hypotheses import N_PARAMETERS, Line, across
+from iceaggr.reconstruction.hypotheses import (
+    N_PARAMETERS,
+    Line,
+    across,
+    even_directions,
+    points_of_light,
+)
 from iceaggr.reconstruction.photon_likelihood import (
     DomPhotons,
     Links,
@@ -25,15 +30,14 @@ from iceaggr.reconstruction.photon_likelihood import (
     light_at,
     link,
     minimise,
-    timing_information,
+    typical_photons,
 )
 from iceaggr.reconstruction.refinement import (
     FAILED_SHARE,
     MIN_CHARGE_PE,
     Prior,
     Refiner,
-    even_directions,
-    points_of_light,
+    failed_share,
     refine,
     triggering_charge_pe,
     worth_refining,
@@ -88,15 +92,6 @@ def test_smooth_emission_keeps_the_light_and_loses_the_steps() -> None:
         assert (
             np.abs(np.diff(smooth)).max() < 0.01 < np.abs(np.diff(cascade_emission(cosine))).max()
         )
-
-
-def test_information_of_arrival_times_is_the_gammas_in_closed_form() -> None:
-    xi, rho = np.array([9.0, 30.0]), np.array([0.01, 0.02])
-    found = timing_information(xi, rho)
-    np.testing.assert_allclose(found[:, 0, 0], rho**2 / (xi - 2), rtol=0.1)
-    np.testing.assert_allclose(found[:, 1, 1], polygamma(1, xi), rtol=0.1)
-    np.testing.assert_allclose(found[:, 2, 2], xi / rho**2, rtol=0.1)
-    np.testing.assert_allclose(found[:, 1, 2], -1 / rho, rtol=0.1)
 
 
 # One event: its photons, drawn from the simulation's own light.
@@ -207,6 +202,38 @@ def test_bound_of_a_point_on_a_sphere_of_sensors_is_analytic(monkeypatch) -> Non
     assert found == pytest.approx(np.sqrt(2 / (2000 * photons * mean)), rel=0.01)
 
 
+def two_sources(line: Line, moved: Line, turn_ns: tuple[float, float]) -> np.ndarray:
+    """Light of two sources at one DOM, alike but for how a turn moves their arrival."""
+    turned = (moved.travel - line.travel)[0] @ across(line.travel)[0][0]
+    arrival = np.array(turn_ns) * turned
+    flat = np.ones(2)
+    return np.column_stack([np.log(50.0) * flat, arrival, 30.0 * flat, 0.01 * flat])
+
+
+@pytest.mark.parametrize("turn_ns", [(300.0, 300.0), (300.0, -300.0)])
+def test_bound_knows_arrival_times_but_not_the_source_of_a_photon(monkeypatch, turn_ns) -> None:
+    line = points_of_light(np.zeros((1, 3)), np.array([[0.0, 0.6, 0.8]]), np.zeros(1))
+    fit, none = np.zeros(1, np.int64), np.zeros(0)
+    seen = DomPhotons(fit, fit, fit + 0.0, fit + 1.0, none.astype(int), none, none, 1, SITE)
+    pair = np.zeros(2, np.int64)
+    links = Links(pair, pair, pair[:0], np.arange(2), pair, fit, fit + 2)
+    monkeypatch.setattr(
+        photon_likelihood, "light_at", lambda moved, *_: two_sources(line, moved, turn_ns)
+    )
+    monkeypatch.setattr(photon_likelihood, "STRAY_SHARE", 0.0)
+    typical = typical_photons(line, seen, links, 1e9)
+    assert (typical.photons * typical.trust[typical.dom]).sum() == pytest.approx(100.0)
+    information = evaluate(line, typical, links).curvature[0]
+    # of one photon of a Gamma of shape 30: rho^2 / (xi - 2); of time, where both move alike
+    of_time = 100.0 * 0.01**2 / 28
+    assert information[5, 5] == pytest.approx(of_time, rel=0.12)
+    alike = turn_ns[0] == turn_ns[1]
+    assert information[3, 3] == pytest.approx(of_time * 300.0**2 * alike, rel=0.12, abs=1e-6)
+    # no more than so many photons of one DOM
+    few = evaluate(line, typical_photons(line, seen, links, 10.0), links).curvature[0]
+    assert few[5, 5] == pytest.approx(of_time / 10, rel=0.12)
+
+
 def test_fit_finds_a_cascade_and_errs_by_its_bound() -> None:
     truth, seen, links = one_cascade()
     angles = []
@@ -297,13 +324,13 @@ def guess(line: Line, by_rad: float) -> np.ndarray:
 def test_refinement_finds_the_hypothesis_and_the_direction(line, hypothesis, limit_deg) -> None:
     batch = assemble([event_of(line, 3)])
     start = guess(line, 0.25)
-    found = refine(batch, SITE, start, np.array([3.0]))
+    found = refine(batch, SITE, start, np.array([20.0]))
     assert found.hypothesis[0] == hypothesis
     assert (
         angle_deg(found.direction, -line.travel)[0] < limit_deg < angle_deg(start, -line.travel)[0]
     )
     # the network's own confidence is in it, and what the photons tell beside it
-    assert found.kappa[0] > 3.0 * 5
+    assert found.kappa[0] > 20.0 * 5
 
 
 def test_events_that_are_too_dim_stay_as_predicted_bit_for_bit() -> None:
@@ -370,8 +397,11 @@ def test_confident_network_is_not_overruled_and_a_silent_one_says_nothing() -> N
     )
 
 
+@pytest.mark.parametrize("medium", ["water", "ice"])
 @pytest.mark.parametrize("off_rad", [0.1, 0.6, 2.8])
-def test_answer_has_the_mean_vector_of_the_posterior_with_failed_fits(off_rad: float) -> None:
+def test_answer_has_the_mean_cosine_of_the_posterior_with_failed_fits(
+    off_rad: float, medium: str
+) -> None:
     line, seen, links = one_cascade()
     information, network = 200.0, 8.0
     # so stiff in all else that the direction's errors are those of its own two angles
@@ -381,18 +411,32 @@ def test_answer_has_the_mean_vector_of_the_posterior_with_failed_fits(off_rad: f
     )
     off = np.cos(off_rad) * line.travel + np.sin(off_rad) * across(line.travel)[0]
     prior = Prior(-off, np.array([network]))
-    direction, kappa = prior.weighed(line, value, 1.0, FAILED_SHARE["water"])
+    direction, kappa = prior.weighed(line, value, 1.0, medium)
     sky = even_directions(400_000)
-    cosine = sky @ -line.travel[0]
-    likelihood = (1 - FAILED_SHARE["water"]) * sphere_density(np.array([information]), cosine)
-    likelihood += FAILED_SHARE["water"] / (4 * np.pi)
-    mean = (likelihood * sphere_density(prior.kappa, sky @ prior.origin[0])) @ sky
-    mean /= (likelihood * sphere_density(prior.kappa, sky @ prior.origin[0])).sum()
-    want = mean_cosine(kappa)[0] * direction[0]
-    assert np.linalg.norm(mean - want) < 0.01
+    of_fit = sphere_density(np.array([information]), sky @ -line.travel[0])
+    of_network = sphere_density(prior.kappa, sky @ prior.origin[0])
+
+    def mean(share: float) -> np.ndarray:
+        posterior = ((1 - share) * of_fit + share / (4 * np.pi)) * of_network
+        return posterior @ sky / posterior.sum()
+
+    chosen = mean(FAILED_SHARE[medium])
+    chosen /= np.linalg.norm(chosen)
+    assert np.linalg.norm(chosen - direction[0]) < 0.01
+    claimed = mean(failed_share(prior.kappa, medium)[0]) @ chosen
+    assert mean_cosine(kappa)[0] == pytest.approx(claimed, abs=0.01)
     # a fit on the other side of the sky is none, one beside the network's is told apart from it
-    assert (kappa[0] > 5 * network) == (off_rad < 1)
+    assert (kappa[0] > 1.5 * network) == (off_rad < 1)
     assert (angle_deg(direction, prior.origin)[0] < 1) == (off_rad == 2.8)
+
+
+def test_more_fits_fail_in_ice_where_the_network_is_unsure() -> None:
+    kappa = np.array([0.0, 1.0, 8.0, 1e3])
+    in_ice = failed_share(kappa, "ice")
+    assert in_ice[[0, 2]] == pytest.approx([0.9, 0.45])
+    assert (np.diff(in_ice) < 0).all()
+    assert in_ice[3] < 1e-3
+    assert set(failed_share(kappa, "water")) == {FAILED_SHARE["water"]}
 
 
 def test_faintest_event_that_can_be_asked_for_has_a_finite_answer() -> None:

@@ -291,6 +291,21 @@ class Line:
         return Tracks(fit, nearest, self.travel, vertex, first, last, self.muon_gev)
 
 
+def points_of_light(vertex_m: Floats, travel: Floats, time_ns: Floats) -> Line:
+    """Build M cascades of 10 TeV."""
+    n = len(time_ns)
+    zero, one = np.zeros(n), np.ones(n)
+    return Line(vertex_m, travel, time_ns, np.arange(n), zero, 1e4 * one, zero, zero, zero, one)
+
+
+def even_directions(n: int) -> Floats:
+    """Spread n directions evenly over the sphere, (n, 3). Source: Fibonacci lattice."""
+    k = np.arange(n) + 0.5
+    z = 1.0 - 2.0 * k / n
+    azimuth, radius = np.pi * (1.0 + np.sqrt(5.0)) * k, np.sqrt(1.0 - z * z)
+    return np.column_stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z])
+
+
 def across(travel: Floats) -> tuple[Floats, Floats]:
     """Build two unit vectors across each direction, (M, 3).
 

@@ -410,38 +410,46 @@ def _diagonal(values: Floats) -> Floats:
 
 # The bound: what the photons tell at best about the direction, whoever fits them.
 
-N_QUANTILES = 48
+N_QUANTILES, FEWEST_QUANTILES = 48, 3
+"""Photons that stand for all of a DOM, and at least for each source that lights it."""
+GOLDEN = 0.5 * (np.sqrt(5.0) - 1.0)
 
 
 def direction_bound_rad(line: Line, seen: DomPhotons, links: Links, max_photons: float) -> Floats:
     """Compute the Cramer-Rao bound on the direction: (M,) rad, root of the mean squared angle.
 
     Vertex, time and the amount of light are unknown, too. Fisher information of Poisson numbers
-    and of the times of their photons; a DOM tells no more than max_photons independent photons.
-    Only the sensors and fits of seen are looked at, not its photons.
+    and of the times of their photons, none of which tells which source it came from; a DOM tells no
+    more than max_photons independent photons. Only the sensors and fits of seen are looked at, not
+    its photons.
     """
-    state, slope = light_at(line, seen, links), slopes(line, seen, links)
-    expected = np.exp(state[:, 0])
-    total = sums(expected, links.dom, len(seen.fit))
-    used = np.minimum(total, max_photons)
-    by_dom = _sum_rows(expected[:, None] * slope[:, 0], links.dom, len(seen.fit))
-    mean = by_dom / np.maximum(total, 1e-12)[:, None]
-    information = _outer(mean, used, seen.fit, seen.n_fits)
-    share = expected / np.maximum(total, 1e-12)[links.dom]
-    values, vectors = np.linalg.eigh(timing_information(state[:, 2], state[:, 3]))
-    scores = np.einsum("kij,kip->kjp", vectors, slope[:, 1:]).reshape(-1, N_PARAMETERS)
-    weight = np.maximum(values, 0.0) * (share * used[links.dom])[:, None]
-    information += _outer(scores, weight.ravel(), np.repeat(seen.fit[links.dom], 3), seen.n_fits)
+    information = evaluate(line, typical_photons(line, seen, links, max_photons), links).curvature
     covariance = np.linalg.inv(information + np.diag(WEAK))
     return np.sqrt(covariance[:, 3, 3] + covariance[:, 4, 4])
 
 
-def timing_information(xi: Floats, rho_per_ns: Floats) -> Floats:
-    """Average the squared scores of one photon by arrival, xi and rho: (K, 3, 3)."""
-    level = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
-    s = np.maximum(gammaincinv(xi[:, None], level) / rho_per_ns[:, None], 1e-12)
+def typical_photons(line: Line, seen: DomPhotons, links: Links, max_photons: float) -> DomPhotons:
+    """Light the DOMs as the line does on average: photons at even quantiles of each source's delay.
+
+    Those of a DOM that expects more than max_photons count so much less.
+    """
+    state = light_at(line, seen, links)
+    expected = np.exp(state[:, 0])
+    total = sums(expected, links.dom, len(seen.fit))
+    n = np.maximum(N_QUANTILES // links.n[links.dom], FEWEST_QUANTILES)
+    pair = np.repeat(np.arange(len(n)), n)
+    # an offset of its own for each source: even ones would miss the tails, which tell the most
+    offset = (np.arange(len(n)) + 0.5) * GOLDEN % 1.0
+    level = (ragged_rows(np.zeros(len(n), np.int64), n) + offset[pair]) / n[pair]
+    s = np.maximum(gammaincinv(state[pair, 2], level) / state[pair, 3], 1e-12)
     # back from the softened clock
-    delay = np.where(s > 30 * RAMP_NS, s, RAMP_NS * np.log(np.expm1(np.minimum(s / RAMP_NS, 30))))
-    terms = delay_terms(delay, xi[:, None], rho_per_ns[:, None])
-    scores = np.stack([-terms.by_ns, terms.by_xi, terms.by_rho], axis=-1)
-    return np.asarray(np.einsum("kqi,kqj->kij", scores, scores) / N_QUANTILES)
+    w = seen.ramp_ns
+    delay = np.where(s > 30 * w, s, w * np.log(np.expm1(np.minimum(s / w, 30))))
+    return replace(
+        seen,
+        count=total,
+        trust=np.minimum(1.0, max_photons / np.maximum(total, 1e-12)),
+        dom=links.dom[pair],
+        time_ns=state[pair, 1] + delay,
+        photons=(expected / n)[pair],
+    )

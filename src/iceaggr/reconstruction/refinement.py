@@ -23,7 +23,7 @@ from iceaggr.config import BatchConfig
 from iceaggr.detector import Detector
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.simulation.ice import Site, site_of
-from iceaggr.reconstruction.hypotheses import Line, across
+from iceaggr.reconstruction.hypotheses import Line, across, even_directions, points_of_light
 from iceaggr.reconstruction.likelihood import CentredHits, centred_hits, fit_point, fit_track
 from iceaggr.reconstruction.line_fit import FitResult, improved_line_fit, tensor_of_inertia
 from iceaggr.reconstruction.photon_likelihood import (
@@ -59,7 +59,11 @@ TEMPER = {"cascade": 3.5, "track": 2.5}
 one that its curvature promises. Measured on simulated events in ice and in water (docs/LOG.md)."""
 FAILED_SHARE = {"ice": 0.5, "water": 0.1}
 """Of fits that say nothing, by the medium: they ended in a wrong minimum or, in IceCube's ice,
-followed an atmospheric muon. Measured with trained networks and their stand-ins (docs/LOG.md)."""
+followed an atmospheric muon. Measured with trained networks and their stand-ins (docs/LOG.md).
+It chooses the direction; the confidence in ice has a share of its own for each event."""
+UNSURE_SHARE, SURE_KAPPA = 0.9, 8.0
+"""Of fits in ice that fail where the network knows nothing, and its kappa where half as many do:
+a muon in the readout makes both unsure. Measured with trained networks (docs/LOG.md)."""
 TRACK_PENALTY = 3.0
 """Nats by which a track must be better than a cascade: it has many more sources."""
 NAMES = ("as predicted", "cascade", "track")
@@ -185,8 +189,7 @@ def _refine_rows(
     costs = np.stack([prior.cost(*fit[:2], TEMPER["cascade"]) for fit in fits])
     costs += np.array([[0.0], [TRACK_PENALTY], [TRACK_PENALTY]])
     chosen = np.nan_to_num(costs, nan=np.inf).argmin(axis=0)
-    failed_share = FAILED_SHARE[site.medium.name]
-    answers = [prior.weighed(*fit, failed_share) for fit in fits]
+    answers = [prior.weighed(*fit, site.medium.name) for fit in fits]
     at = np.arange(len(rows))
     direction = np.stack([direction for direction, _ in answers])[chosen, at]
     kappa = np.stack([kappa for _, kappa in answers])[chosen, at]
@@ -238,25 +241,43 @@ class Prior:
         return -travel, 2.0 / spread
 
     def weighed(
-        self, line: Line, value: Value, temper: float, failed_share: float
+        self, line: Line, value: Value, temper: float, medium: str
     ) -> tuple[Floats, Floats]:
         """Weigh the combined answer against the network's own: direction (M, 3), kappa (M,).
 
-        A share failed_share of likelihoods says nothing, the others are `combined` with the prior.
-        How well the prior bears out the fit tells which of the two this is, and the mean vector of
-        both is the answer.  Source: Bayes' theorem; the von Mises-Fisher density nearest to another
-        one has its mean vector.
+        A share of likelihoods says nothing, the others are `combined` with the prior. How well the
+        prior bears out the fit tells which of the two this is. The direction is that of the mean
+        vector of both for `FAILED_SHARE`. Its confidence is the mean cosine to it for
+        `failed_share`, which is higher where the network is unsure: with that share the direction,
+        too, would stay nearer to the network and err more on average.
+        Source: Bayes' theorem; the von Mises-Fisher density nearest to another one about a
+        direction has its mean cosine.
         """
         direction, kappa = self.combined(line, value, temper)
         alone = Prior(self.origin, np.zeros_like(self.kappa)).combined(line, value, temper)[1]
         # the prior, as wide as it is seen through the errors of the fit
         seen = self.kappa * alone / (self.kappa + alone)
-        agrees = (1 - failed_share) * sphere_density(seen, -(line.travel * self.origin).sum(axis=1))
-        weight = agrees / (agrees + failed_share / (4 * np.pi))
-        mean = (weight * mean_cosine(kappa))[:, None] * direction
-        mean += ((1 - weight) * mean_cosine(np.maximum(self.kappa, SILENT)))[:, None] * self.origin
-        length = np.linalg.norm(mean, axis=1)
-        return mean / length[:, None], kappa_of_mean_cosine(length)
+        agrees = sphere_density(seen, -(line.travel * self.origin).sum(axis=1))
+
+        def mean(failed: Floats) -> Floats:
+            sound = (1 - failed) * agrees
+            weight = sound / (sound + failed / (4 * np.pi))
+            of_fit = (weight * mean_cosine(kappa))[:, None] * direction
+            own = (1 - weight) * mean_cosine(np.maximum(self.kappa, SILENT))
+            return of_fit + own[:, None] * self.origin
+
+        chosen = mean(np.full_like(self.kappa, FAILED_SHARE[medium]))
+        chosen = chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
+        return chosen, kappa_of_mean_cosine(
+            (mean(failed_share(self.kappa, medium)) * chosen).sum(axis=1)
+        )
+
+
+def failed_share(kappa: Floats, medium: str) -> Floats:
+    """Give the share of fits that fail at each kappa of the network: (M,)."""
+    if medium != "ice":
+        return np.full_like(kappa, FAILED_SHARE[medium])
+    return UNSURE_SHARE / (1 + (kappa / SURE_KAPPA) ** 2)
 
 
 # The two hypotheses.
@@ -330,21 +351,6 @@ def _lit(line: Line, seen: DomPhotons, links: Links) -> Line:
     for _ in range(N_LIGHT_STEPS):
         line = rescaled(line, evaluate(line, seen, links, with_slopes=False).claimed)
     return line
-
-
-def points_of_light(vertex_m: Floats, travel: Floats, time_ns: Floats) -> Line:
-    """Build M cascades of 10 TeV."""
-    n = len(time_ns)
-    zero, one = np.zeros(n), np.ones(n)
-    return Line(vertex_m, travel, time_ns, np.arange(n), zero, 1e4 * one, zero, zero, zero, one)
-
-
-def even_directions(n: int) -> Floats:
-    """Spread n directions evenly over the sphere, (n, 3). Source: Fibonacci lattice."""
-    k = np.arange(n) + 0.5
-    z = 1.0 - 2.0 * k / n
-    azimuth, radius = np.pi * (1.0 + np.sqrt(5.0)) * k, np.sqrt(1.0 - z * z)
-    return np.column_stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z])
 
 
 def _taken(line: Line, fits: Ints) -> Line:
