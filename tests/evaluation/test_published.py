@@ -1,6 +1,7 @@
 """The benchmark's figures: counted like a loop would, every event once, published rows beside."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,6 +218,12 @@ def test_headline_of_the_tracker_has_the_published_rows_beside_ours(in_hexagon: 
     assert of["*DeepIce, published*"][2].startswith("2.53°, 20.08 %, 68.74 %")
     assert text.count("*DeepIce, published*") == 2
     assert text.count("| Direction of the muon itself") == 1
+    # MLflow sets a table right above what follows, unless there is a line of nothing
+    after = re.findall(r"(.*)\n\n(?:\*\*|Rows in italics)", text)
+    assert len(after) >= 3
+    assert set(after) == {"&nbsp;"}
+    few = in_hexagon.benchmark.assign(n_events=1)
+    assert "up to 1 TeV, 1 event&" in benchmark_markdown(few, origin, 300)
     own = in_hexagon.benchmark.query("method == 'model' and current == 'nc' and band == '100tev'")
     assert of[TITLES["model"]][2].startswith(f"{own['median_deg'].iloc[0]:.3g}"[:2])
     assert "all 300 events of the official" in text

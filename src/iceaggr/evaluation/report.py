@@ -353,6 +353,8 @@ def plus_minus(estimate: Estimate, scale: float = 1.0) -> str:
 
 MARKDOWN_GAP = "&nbsp;&nbsp;"
 """Behind a cell: MLflow sets the cells of a table side by side without one."""
+_MARKDOWN_LINE = "&nbsp;"
+"""A line of nothing: MLflow leaves no room between a table and what follows."""
 
 
 def benchmark_markdown(table: pd.DataFrame, origin: DataOrigin, n_events: int) -> str:
@@ -365,9 +367,11 @@ def benchmark_markdown(table: pd.DataFrame, origin: DataOrigin, n_events: int) -
         return ""
     lines = []
     for block in benchmark_blocks(table, ()):
-        heads = [f"{title}, {n:,} events{MARKDOWN_GAP}" for title, n in block["bands"]]
-        title = f"{block['title']}: median, within 1°, within 5°{MARKDOWN_GAP}"
-        lines.append(f"| {' | '.join((title, *heads))} |")
+        heads = [
+            f"{title}, {n:,} event{'s' * (n != 1)}{MARKDOWN_GAP}" for title, n in block["bands"]
+        ]
+        lines += [_MARKDOWN_LINE, "", f"**{block['title']}**: median, within 1°, within 5°", ""]
+        lines.append(f"| {' | '.join((MARKDOWN_GAP, *heads))} |")
         lines.append("|---" * (1 + len(heads)) + "|")
         for line in block["lines"]:
             cells = [_benchmark_cell(row) for row in line["cells"]]
@@ -378,7 +382,8 @@ def benchmark_markdown(table: pd.DataFrame, origin: DataOrigin, n_events: int) -
     said = (
         f"Rows in italics are published, of NuBench's {published.name}, without errors: {SOURCE}."
     )
-    return "\n".join([*lines, " ".join([said, origin.scored_words(n_events), *origin.sentences()])])
+    text = " ".join([said, origin.scored_words(n_events), *origin.sentences()])
+    return "\n".join([*lines, _MARKDOWN_LINE, "", text])
 
 
 def _benchmark_cell(row: Mapping[str, Any] | None) -> str:
