@@ -365,7 +365,7 @@ def listing(
         error = f" ± {float(angle_deg.std(ddof=1)) / math.sqrt(n):.1f}" if n > 1 else ""
         last.append(f"{mean:.1f}{error}")
     kappa = events["kappa"].to_numpy(np.float64)
-    shown["kappa"] = [f"{one:.3g}" for one in kappa.tolist()]
+    shown["kappa"] = [f"{one:.0f}" if one > 99.5 else f"{one:.3g}" for one in kappa.tolist()]
     shown["68 %"] = np.rad2deg(containment_angle(kappa, 0.68)).round().astype(int)
     if refined is not None and len(refined):
         found = refined.set_index("event_id")["refined_angle_deg"].reindex(events["event_id"])
