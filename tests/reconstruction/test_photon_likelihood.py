@@ -37,8 +37,10 @@ from iceaggr.reconstruction.refinement import (
     MIN_CHARGE_PE,
     Prior,
     Refiner,
+    Scatter,
     failed_share,
     refine,
+    scatter,
     triggering_charge_pe,
     worth_refining,
 )
@@ -397,10 +399,10 @@ def test_confident_network_is_not_overruled_and_a_silent_one_says_nothing() -> N
     )
 
 
-@pytest.mark.parametrize("medium", ["water", "ice"])
+@pytest.mark.parametrize(("misfit", "unexplained"), [(1.0, 0.0), (1.5, 0.4)])
 @pytest.mark.parametrize("off_rad", [0.1, 0.6, 2.8])
 def test_answer_has_the_mean_cosine_of_the_posterior_with_failed_fits(
-    off_rad: float, medium: str
+    off_rad: float, misfit: float, unexplained: float
 ) -> None:
     line, seen, links = one_cascade()
     information, network = 200.0, 8.0
@@ -411,32 +413,55 @@ def test_answer_has_the_mean_cosine_of_the_posterior_with_failed_fits(
     )
     off = np.cos(off_rad) * line.travel + np.sin(off_rad) * across(line.travel)[0]
     prior = Prior(-off, np.array([network]))
-    direction, kappa = prior.weighed(line, value, 1.0, medium)
+    about = Scatter(np.array([misfit]), np.array([unexplained]))
+    direction, kappa = prior.weighed(line, value, 1.0, about)
     sky = even_directions(400_000)
-    of_fit = sphere_density(np.array([information]), sky @ -line.travel[0])
+    of_fit = sphere_density(np.array([information / misfit**2]), sky @ -line.travel[0])
     of_network = sphere_density(prior.kappa, sky @ prior.origin[0])
 
     def mean(share: float) -> np.ndarray:
         posterior = ((1 - share) * of_fit + share / (4 * np.pi)) * of_network
         return posterior @ sky / posterior.sum()
 
-    chosen = mean(FAILED_SHARE[medium])
+    chosen = mean(FAILED_SHARE)
     chosen /= np.linalg.norm(chosen)
-    assert np.linalg.norm(chosen - direction[0]) < 0.01
-    claimed = mean(failed_share(prior.kappa, medium)[0]) @ chosen
-    assert mean_cosine(kappa)[0] == pytest.approx(claimed, abs=0.01)
+    assert np.linalg.norm(chosen - direction[0]) < 0.015
+    claimed = mean(failed_share(prior.kappa, about.unexplained)[0]) @ chosen
+    assert mean_cosine(kappa)[0] == pytest.approx(claimed, abs=0.015)
     # a fit on the other side of the sky is none, one beside the network's is told apart from it
     assert (kappa[0] > 1.5 * network) == (off_rad < 1)
     assert (angle_deg(direction, prior.origin)[0] < 1) == (off_rad == 2.8)
 
 
-def test_more_fits_fail_in_ice_where_the_network_is_unsure() -> None:
+def test_more_fits_fail_where_light_is_unexplained_and_the_network_unsure() -> None:
+    none, some, all_of_it = (np.full(4, share) for share in (0.0, 0.3, 1.0))
     kappa = np.array([0.0, 1.0, 8.0, 1e3])
-    in_ice = failed_share(kappa, "ice")
-    assert in_ice[[0, 2]] == pytest.approx([0.9, 0.45])
-    assert (np.diff(in_ice) < 0).all()
-    assert in_ice[3] < 1e-3
-    assert set(failed_share(kappa, "water")) == {FAILED_SHARE["water"]}
+    for unexplained, share in ((none, 0.1), (some, 0.6), (all_of_it, 0.98)):
+        found = failed_share(kappa, unexplained)
+        assert found[[0, 2]] == pytest.approx([share, share / 2])
+        assert (np.diff(found) < 0).all()
+        assert found[3] < 1e-3
+
+
+def test_scatter_of_chance_is_no_misfit_and_a_second_source_is_one() -> None:
+    line = cascade(energy=2e4)
+    beside = replace(line, vertex_m=line.vertex_m + np.array([[60.0, 0.0, 0.0]]))
+    seen, links = seen_by(line, 250.0)
+    own = [drawn(line, seen, links, seed).count for seed in range(20)]
+    other = drawn(beside, seen, link(beside, seen, 300.0), 50).count
+
+    def compared(count: np.ndarray, n_far: float = 0.0) -> Scatter:
+        return scatter(line, replace(seen, count=count), links, np.array([count.sum() + n_far]))
+
+    by_chance = [compared(count) for count in own]
+    # chi2 per degree of freedom, where none below 1 counts
+    assert 1.0 <= np.mean([one.misfit[0] for one in by_chance]) < 1.15
+    mixed = compared(own[0] + other)
+    assert mixed.misfit[0] > 3
+    # of what the other source sends, the first one's scatter explains little
+    share = other.sum() / (own[0] + other).sum()
+    assert mixed.unexplained[0] == pytest.approx(share, abs=0.15)
+    assert compared(own[0], n_far=own[0].sum()).unexplained[0] > 0.5
 
 
 def test_faintest_event_that_can_be_asked_for_has_a_finite_answer() -> None:

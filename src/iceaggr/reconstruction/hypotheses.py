@@ -306,6 +306,37 @@ def even_directions(n: int) -> Floats:
     return np.column_stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z])
 
 
+SEGMENT_M = 25.0
+"""Between the cascades along a track."""
+MUON_GEV = 1e4
+
+
+def cascades_along(
+    position_m: Floats, travel: Floats, time_ns: Floats, hits_m: list[Floats], reach_m: float
+) -> Line:
+    """Lay cascades along M tracks, from before the first hit to behind the last one within reach.
+
+    position_m, travel: (M, 3) a point of each track and its unit vector of flight
+    time_ns: (M,) at that point.  hits_m: M arrays (N, 3), where the event was seen
+    """
+    n_tracks = len(time_ns)
+    fits, along = [], []
+    first, last = np.zeros(n_tracks), np.zeros(n_tracks)
+    for k, hits in enumerate(hits_m):
+        way = hits - position_m[k]
+        reach = way @ travel[k]
+        near = np.linalg.norm(way - reach[:, None] * travel[k], axis=1) < reach_m
+        on = reach[near] if near.any() else reach
+        first[k], last[k] = on.min() - 2 * SEGMENT_M, on.max() + SEGMENT_M
+        places = np.arange(first[k] + 0.5 * SEGMENT_M, last[k], SEGMENT_M)
+        fits.append(np.full(len(places), k))
+        along.append(places)
+    fit, muons = np.concatenate(fits), np.full(n_tracks, MUON_GEV)
+    energy, muon_light = np.full(len(fit), 0.1 * MUON_GEV), np.full(n_tracks, 0.1)
+    places = np.concatenate(along)
+    return Line(position_m, travel, time_ns, fit, places, energy, muons, first, last, muon_light)
+
+
 def across(travel: Floats) -> tuple[Floats, Floats]:
     """Build two unit vectors across each direction, (M, 3).
 

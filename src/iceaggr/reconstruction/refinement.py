@@ -23,16 +23,25 @@ from iceaggr.config import BatchConfig
 from iceaggr.detector import Detector
 from iceaggr.events.dom_events import DomEvents
 from iceaggr.events.simulation.ice import Site, site_of
-from iceaggr.reconstruction.hypotheses import Line, across, even_directions, points_of_light
+from iceaggr.reconstruction.hypotheses import (
+    N_PARAMETERS,
+    Line,
+    across,
+    cascades_along,
+    even_directions,
+    points_of_light,
+)
 from iceaggr.reconstruction.likelihood import CentredHits, centred_hits, fit_point, fit_track
 from iceaggr.reconstruction.line_fit import FitResult, improved_line_fit, tensor_of_inertia
 from iceaggr.reconstruction.photon_likelihood import (
+    PHOTONS_PER_PE,
     DomPhotons,
     Floats,
     Ints,
     Links,
     Value,
     evaluate,
+    light_at,
     link,
     minimise,
     photons_near,
@@ -52,18 +61,18 @@ STAGES = ((30.0, 0.6, 8), (10.0, 0.2, 10), (3.0, 0.05, 10))
 """Softness of times in ns and of the emission's angle, and steps: sharp ones alone lead a fit into
 the nearest of many minima."""
 TRACK_STAGES = ((30.0, 0.3, 8), (8.0, 0.1, 6), (3.0, 0.05, 8))
-SEGMENT_M = 25.0
-"""Between the cascades along a track."""
-TEMPER = {"cascade": 3.5, "track": 2.5}
+TEMPER = {"cascade": 3.5, "track": 7.0}
 """By which the likelihood is divided beside the network's: the squared error is so many times the
-one that its curvature promises. Measured on simulated events in ice and in water (docs/LOG.md)."""
-FAILED_SHARE = {"ice": 0.5, "water": 0.1}
-"""Of fits that say nothing, by the medium: they ended in a wrong minimum or, in IceCube's ice,
-followed an atmospheric muon. Measured with trained networks and their stand-ins (docs/LOG.md).
-It chooses the direction; the confidence in ice has a share of its own for each event."""
-UNSURE_SHARE, SURE_KAPPA = 0.9, 8.0
-"""Of fits in ice that fail where the network knows nothing, and its kappa where half as many do:
-a muon in the readout makes both unsure. Measured with trained networks (docs/LOG.md)."""
+one that its curvature promises, where the photons scatter by chance only. More where they do not:
+times the square of the misfit. Measured with trained networks, ice and water (docs/LOG.md)."""
+MIN_EXPECTED = 0.5
+"""Photons that a DOM expects at least, so that its own scatter says something."""
+FAILED_SHARE = 0.3
+"""Of fits that say nothing: they ended in a wrong minimum or followed an atmospheric muon. For the
+direction; the confidence has a share of its own for each event, `failed_share`."""
+FAILED_PER_UNEXPLAINED, SURE_KAPPA = 2.0, 8.0
+"""Of fits that fail, by the share of light that they leave unexplained, and the network's kappa
+where half as many do. Measured with trained networks, with and without muons (docs/LOG.md)."""
 TRACK_PENALTY = 3.0
 """Nats by which a track must be better than a cascade: it has many more sources."""
 NAMES = ("as predicted", "cascade", "track")
@@ -182,14 +191,17 @@ def _refine_rows(
     # on the same photons and DOMs, or their likelihoods could not be compared
     seen = photons_near(batch, site, rows, lines, (CASCADE_REACH_M, TRACK_REACH_M, TRACK_REACH_M))
     seen = replace(seen, ramp_ns=STAGES[-1][0], smooth=STAGES[-1][1])
-    values = [evaluate(line, seen, link(line, seen, CASCADE_REACH_M)) for line in lines]
-    kinds = ("cascade", "track", "track")
-    fits = list(zip(lines, values, (TEMPER[kind] for kind in kinds), strict=True))
+    n_photons = triggering_charge_pe(batch)[rows] * PHOTONS_PER_PE
+    fits = []
+    for line, kind in zip(lines, ("cascade", "track", "track"), strict=True):
+        links = link(line, seen, CASCADE_REACH_M)
+        value, spread = evaluate(line, seen, links), scatter(line, seen, links, n_photons)
+        fits.append((line, value, TEMPER[kind], spread))
     # one temper for all of an event, or the hypotheses would weigh differently
     costs = np.stack([prior.cost(*fit[:2], TEMPER["cascade"]) for fit in fits])
     costs += np.array([[0.0], [TRACK_PENALTY], [TRACK_PENALTY]])
     chosen = np.nan_to_num(costs, nan=np.inf).argmin(axis=0)
-    answers = [prior.weighed(*fit, site.medium.name) for fit in fits]
+    answers = [prior.weighed(*fit) for fit in fits]
     at = np.arange(len(rows))
     direction = np.stack([direction for direction, _ in answers])[chosen, at]
     kappa = np.stack([kappa for _, kappa in answers])[chosen, at]
@@ -219,7 +231,7 @@ class Prior:
         cosine = -(line.travel * self.origin).sum(axis=1)
         return value.cost / temper + self.kappa * (1.0 - cosine)
 
-    def combined(self, line: Line, value: Value, temper: float) -> tuple[Floats, Floats]:
+    def combined(self, line: Line, value: Value, temper: float | Floats) -> tuple[Floats, Floats]:
         """Multiply the likelihood about its maximum with the prior: direction (M, 3), kappa (M,).
 
         Both are Gaussian in the plane that touches the sphere at the maximum; nuisances of the
@@ -227,7 +239,8 @@ class Prior:
         """
         first, second = across(line.travel)
         weak = np.diag([1e-6] * value.curvature.shape[1])
-        covariance = np.linalg.inv(value.curvature / temper + weak)[:, 3:5, 3:5]
+        curvature = value.curvature / np.reshape(temper, (-1, 1, 1))
+        covariance = np.linalg.inv(curvature + weak)[:, 3:5, 3:5]
         information = np.linalg.inv(covariance)
         offset = np.stack([-(self.origin * axis).sum(axis=1) for axis in (first, second)], axis=1)
         # beyond a right angle the plane ends; the prior then pulls no farther than its edge
@@ -241,43 +254,76 @@ class Prior:
         return -travel, 2.0 / spread
 
     def weighed(
-        self, line: Line, value: Value, temper: float, medium: str
+        self, line: Line, value: Value, temper: float, scatter: Scatter
     ) -> tuple[Floats, Floats]:
         """Weigh the combined answer against the network's own: direction (M, 3), kappa (M,).
 
-        A share of likelihoods says nothing, the others are `combined` with the prior. How well the
-        prior bears out the fit tells which of the two this is. The direction is that of the mean
-        vector of both for `FAILED_SHARE`. Its confidence is the mean cosine to it for
-        `failed_share`, which is higher where the network is unsure: with that share the direction,
+        A share of the likelihoods says nothing, the others are `combined` with the prior; how well
+        the prior bears out the fit tells which of the two this is. The direction is that of the
+        mean vector of both for `FAILED_SHARE`. Its confidence is the mean cosine to it for
+        `failed_share`, which is higher where light is unexplained: with that share the direction,
         too, would stay nearer to the network and err more on average.
         Source: Bayes' theorem; the von Mises-Fisher density nearest to another one about a
         direction has its mean cosine.
         """
-        direction, kappa = self.combined(line, value, temper)
-        alone = Prior(self.origin, np.zeros_like(self.kappa)).combined(line, value, temper)[1]
+        tempers = temper * scatter.misfit**2
+        direction, kappa = self.combined(line, value, tempers)
+        alone = Prior(self.origin, np.zeros_like(self.kappa)).combined(line, value, tempers)[1]
         # the prior, as wide as it is seen through the errors of the fit
         seen = self.kappa * alone / (self.kappa + alone)
         agrees = sphere_density(seen, -(line.travel * self.origin).sum(axis=1))
+        sound, own = mean_cosine(kappa), mean_cosine(np.maximum(self.kappa, SILENT))
 
         def mean(failed: Floats) -> Floats:
-            sound = (1 - failed) * agrees
-            weight = sound / (sound + failed / (4 * np.pi))
-            of_fit = (weight * mean_cosine(kappa))[:, None] * direction
-            own = (1 - weight) * mean_cosine(np.maximum(self.kappa, SILENT))
-            return of_fit + own[:, None] * self.origin
+            weight = (1 - failed) * agrees / ((1 - failed) * agrees + failed / (4 * np.pi))
+            return (weight * sound)[:, None] * direction + ((1 - weight) * own)[
+                :, None
+            ] * self.origin
 
-        chosen = mean(np.full_like(self.kappa, FAILED_SHARE[medium]))
+        chosen = mean(np.full_like(kappa, FAILED_SHARE))
         chosen = chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
-        return chosen, kappa_of_mean_cosine(
-            (mean(failed_share(self.kappa, medium)) * chosen).sum(axis=1)
-        )
+        length = (mean(failed_share(self.kappa, scatter.unexplained)) * chosen).sum(axis=1)
+        return chosen, kappa_of_mean_cosine(length)
 
 
-def failed_share(kappa: Floats, medium: str) -> Floats:
-    """Give the share of fits that fail at each kappa of the network: (M,)."""
-    if medium != "ice":
-        return np.full_like(kappa, FAILED_SHARE[medium])
-    return UNSURE_SHARE / (1 + (kappa / SURE_KAPPA) ** 2)
+def failed_share(kappa: Floats, unexplained: Floats) -> Floats:
+    """Give the share of fits that fail, (M,): much where the network is unsure and light is left.
+
+    kappa: (M,) of the network.  unexplained: (M,) share of the light
+    """
+    share = np.clip(FAILED_PER_UNEXPLAINED * unexplained, 0.1, 0.98)
+    return np.asarray(share / (1 + (kappa / SURE_KAPPA) ** 2), np.float64)
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """How the numbers of photons scatter about what M fits expect.
+
+    misfit: (M,) Pearson's chi2 per degree of freedom, at least 1: 1 = by chance only
+    unexplained: (M,) share of an event's photons that are too many in their DOM or out of reach
+    """
+
+    misfit: Floats
+    unexplained: Floats
+
+
+def scatter(line: Line, seen: DomPhotons, links: Links, n_photons: Floats) -> Scatter:
+    """Compare the photons of the DOMs with what each fit expects.
+
+    n_photons: (M,) of the whole event.
+    Source: McCullagh and Nelder 1989, section 4.5, for the dispersion of counts.
+    """
+    fit, n_fits = seen.fit, seen.n_fits
+    expected = sums(np.exp(light_at(line, seen, links)[:, 0]), links.dom, len(fit))
+    telling = expected > MIN_EXPECTED
+    square = seen.trust * (seen.count - expected) ** 2 / np.maximum(expected, MIN_EXPECTED)
+    n_free = np.maximum(np.bincount(fit[telling], minlength=n_fits) - N_PARAMETERS, 3)
+    explained = sums(np.minimum(seen.count, expected), fit, n_fits)
+    n_photons = np.maximum(n_photons, sums(seen.count, fit, n_fits))
+    return Scatter(
+        np.maximum(sums(np.where(telling, square, 0.0), fit, n_fits) / n_free, 1.0),
+        1.0 - explained / np.maximum(n_photons, 1e-9),
+    )
 
 
 # The two hypotheses.
@@ -403,38 +449,11 @@ def _along_axis(cascades: Line) -> FitResult:
     )
 
 
-MUON_GEV = 1e4
-
-
 def _tracks_through(seed: FitResult, centred: CentredHits, rows: Ints) -> Line:
-    """Lay cascades along each track, from before its first hit to behind its last."""
     travel = -seed.direction.double().numpy()
     travel = travel / np.linalg.norm(travel, axis=1, keepdims=True)
-    position = seed.position_m.double().numpy()
     event, hits = centred.hits.fit.numpy(), centred.hits
-    xyz = (hits.xyz_m + centred.centre_m[hits.fit]).double().numpy()
-    fits, along = [], []
-    first, last = np.zeros(len(rows)), np.zeros(len(rows))
-    for k, row in enumerate(rows):
-        way = xyz[event == row] - position[k]
-        reach = way @ travel[k]
-        off = np.linalg.norm(way - reach[:, None] * travel[k], axis=1)
-        on = reach[off < TRACK_REACH_M] if (off < TRACK_REACH_M).any() else reach
-        first[k], last[k] = on.min() - 2 * SEGMENT_M, on.max() + SEGMENT_M
-        places = np.arange(first[k] + 0.5 * SEGMENT_M, last[k], SEGMENT_M)
-        fits.append(np.full(len(places), k))
-        along.append(places)
-    fit = np.concatenate(fits)
-    n = len(rows)
-    return Line(
-        position,
-        travel,
-        seed.time_ns.double().numpy(),
-        fit,
-        np.concatenate(along),
-        np.full(len(fit), 0.1 * MUON_GEV),
-        np.full(n, MUON_GEV),
-        first,
-        last,
-        np.full(n, 0.1),
-    )
+    xyz_m = (hits.xyz_m + centred.centre_m[hits.fit]).double().numpy()
+    hits_m = [xyz_m[event == row] for row in rows]
+    position_m, time_ns = seed.position_m.double().numpy(), seed.time_ns.double().numpy()
+    return cascades_along(position_m, travel, time_ns, hits_m, TRACK_REACH_M)
