@@ -55,10 +55,10 @@ def test_sigterm_during_the_last_validation_repeats_only_that(
 ) -> None:
     validate = Validator.run
 
-    def interrupted(self: Validator, model: Any, progress: float, ask: Any) -> Any:
+    def interrupted(self: Validator, model: Any, progress: float, *rest: Any) -> Any:
         if progress == 1.0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return validate(self, model, progress, ask)
+        return validate(self, model, progress, *rest)
 
     training = {"n_epochs": 100_000, "max_minutes": 1 / 60, "checkpoint_every_n_epochs": 1000}
     inputs = small_inputs(tmp_path, small_config(training=training))

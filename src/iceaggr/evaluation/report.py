@@ -311,6 +311,10 @@ def refined_words(sample: RefinedSample) -> str:
     )
 
 
+MIN_CLAIMED = 10
+"""Refined events with a muon, from which on the report concludes from them."""
+
+
 def refined_claim(table: pd.DataFrame) -> str:
     """Say what the refined kappa is worth with and without an atmospheric muon in the readout.
 
@@ -326,7 +330,10 @@ def refined_claim(table: pd.DataFrame) -> str:
         share, error = (100 * rows[name][f"coverage_68{suffix}"] for suffix in ("", "_error"))
         words[name] = f"{share:.0f} ± {error:.0f} % of the {rows[name]['n_events']:,}"
     muon = rows["muon"]
-    too_much = muon["coverage_68"] + 2 * muon["coverage_68_error"] < 0.68
+    too_much = (
+        muon["n_events"] >= MIN_CLAIMED
+        and muon["coverage_68"] + 2 * muon["coverage_68_error"] < 0.68
+    )
     return (
         f"In their 68 % region lie {words['muon']} refined events with an atmospheric muon in the"
         f" readout, {words['nomuon']} without"
