@@ -79,6 +79,8 @@ class Cluster:
             "evaluate_cpu": "1",
             "evaluate_memory": "4Gi",
             "config.training.n_epochs": "1",
+            # what follows starts from its champion, however little one epoch teaches
+            "config.promotion.first_beats_fits": "false",
             **others,
         }
         return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
