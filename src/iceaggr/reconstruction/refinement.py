@@ -254,7 +254,7 @@ class Prior:
         return -travel, 2.0 / spread
 
     def weighed(
-        self, line: Line, value: Value, temper: float, scatter: Scatter
+        self, line: Line, value: Value, temper: float, spread: Scatter
     ) -> tuple[Floats, Floats]:
         """Weigh the combined answer against the network's own: direction (M, 3), kappa (M,).
 
@@ -266,7 +266,7 @@ class Prior:
         Source: Bayes' theorem; the von Mises-Fisher density nearest to another one about a
         direction has its mean cosine.
         """
-        tempers = temper * scatter.misfit**2
+        tempers = temper * spread.misfit**2
         direction, kappa = self.combined(line, value, tempers)
         alone = Prior(self.origin, np.zeros_like(self.kappa)).combined(line, value, tempers)[1]
         # the prior, as wide as it is seen through the errors of the fit
@@ -276,13 +276,12 @@ class Prior:
 
         def mean(failed: Floats) -> Floats:
             weight = (1 - failed) * agrees / ((1 - failed) * agrees + failed / (4 * np.pi))
-            return (weight * sound)[:, None] * direction + ((1 - weight) * own)[
-                :, None
-            ] * self.origin
+            of_fit = (weight * sound)[:, None] * direction
+            return of_fit + ((1 - weight) * own)[:, None] * self.origin
 
         chosen = mean(np.full_like(kappa, FAILED_SHARE))
         chosen = chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
-        length = (mean(failed_share(self.kappa, scatter.unexplained)) * chosen).sum(axis=1)
+        length = (mean(failed_share(self.kappa, spread.unexplained)) * chosen).sum(axis=1)
         return chosen, kappa_of_mean_cosine(length)
 
 
